@@ -1,0 +1,1 @@
+//! States: what `read` takes as input and what `source_state` holds.

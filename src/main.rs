@@ -1,0 +1,8 @@
+//! syncctl runs Airbyte source connectors as tasks in Kubernetes Pods.
+
+mod airbyte;
+mod failure;
+mod secret;
+mod task;
+
+fn main() {}

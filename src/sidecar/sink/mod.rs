@@ -1,0 +1,82 @@
+//! Where rows go: one trait, a file per destination.
+//!
+//! A sink knows streams, rows and checkpoints; it knows nothing of states, statuses or the connector. Adding a
+//! destination is one file here and one line in [`Destination::parse`].
+
+use crate::airbyte::message::{Record, StreamName};
+
+/// What a sink needs to know of one stream. Built from the configured catalog and the options of the read.
+#[derive(Debug, Clone)]
+pub struct StreamSpec {
+    /// The stream's identity, for messages.
+    pub name: StreamName,
+    /// Destination schema; `None` is the destination's default.
+    pub schema: Option<String>,
+    /// Table name before the destination's own cleaning of names.
+    pub table: String,
+    /// JSON Schema of a row.
+    pub json_schema: serde_json::Value,
+    /// How rows meet those that are there.
+    pub mode: WriteMode,
+    /// Paths of the key's parts; empty when there is none.
+    pub primary_key: Vec<Vec<String>>,
+    /// Path of the cursor: of two rows with one key in a batch, the one with the higher cursor wins.
+    pub cursor: Vec<String>,
+    /// Lower-case names.
+    pub to_same_case: bool,
+    /// Add a column `_jitsu_timestamp`.
+    pub add_meta: bool,
+}
+
+/// How rows meet those that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteMode {
+    /// The rows of this run take the place of all others when the stream is finished.
+    Replace,
+    /// Rows are added.
+    Append,
+    /// Rows are merged by primary key; the last of a key wins.
+    Merge,
+}
+
+/// What a commit achieved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committed {
+    /// The rows so far are in the table: the state after them may be stored.
+    Durable,
+    /// They will be when the stream is finished: the state has to wait until then.
+    Deferred,
+}
+
+/// Why rows did not get in.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct SinkError {
+    /// One sentence that names the destination, never its credentials.
+    pub text: String,
+    /// Whether the same rows may get in at a later try (a lost connection), or never will.
+    pub transient: bool,
+}
+
+/// Names one open stream within a sink.
+pub type StreamIndex = usize;
+
+/// A destination for rows. Used from one thread. Dropping a sink without [`finish`](Sink::finish) leaves the tables as
+/// the last commit left them and removes what was staged.
+pub trait Sink: Send {
+    /// Makes ready for a stream; index `i` is the `i`-th call's. Creates or widens tables no later than the first commit.
+    fn open(&mut self, stream: StreamSpec) -> Result<StreamIndex, SinkError>;
+
+    /// Takes one row. May buffer; blocks while the destination is slow.
+    fn write(&mut self, stream: StreamIndex, record: &Record<'_>) -> Result<(), SinkError>;
+
+    /// Makes the stream's rows so far durable.
+    fn commit(&mut self, stream: StreamIndex) -> Result<Committed, SinkError>;
+
+    /// The source says that the stream is complete: commits, and replaces the table in [`WriteMode::Replace`].
+    /// A full refresh with zero rows empties the table.
+    fn finish(&mut self, stream: StreamIndex) -> Result<(), SinkError>;
+
+    /// Gives up the rows since the last commit and removes what was staged.
+    fn abort(&mut self, stream: StreamIndex);
+}

@@ -1,0 +1,442 @@
+//! The domain, pure: what a task is, what its statuses are called, and how it is written into Pod annotations.
+//!
+//! Names and values are the wire contract's: other programs read them. Knows nothing of clap, Kubernetes or Postgres.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// What the connector is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskKind {
+    /// Print the connector's specification.
+    Spec,
+    /// Test a configuration.
+    Check,
+    /// List the streams that a configuration gives access to.
+    Discover,
+    /// Read rows and load them into the destination.
+    Read,
+}
+
+impl TaskKind {
+    /// The Airbyte command word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Spec => "spec",
+            Self::Check => "check",
+            Self::Discover => "discover",
+            Self::Read => "read",
+        }
+    }
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for TaskKind {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Spec, Self::Check, Self::Discover, Self::Read]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or_else(|| format!("unknown command {text:?}: expected spec, check, discover or read"))
+    }
+}
+
+/// `source_task.status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum TaskStatus {
+    /// The task has a Pod, or is about to.
+    Running,
+    /// Every stream arrived.
+    Success,
+    /// Some streams arrived.
+    Partial,
+    /// No stream arrived, or the task failed as a whole.
+    Failed,
+    /// The user cancelled.
+    Cancelled,
+    /// The task ran longer than it may.
+    TimeExceeded,
+    /// The task was not run at all.
+    Skipped,
+}
+
+impl TaskStatus {
+    /// The value in the tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "RUNNING",
+            Self::Success => "SUCCESS",
+            Self::Partial => "PARTIAL",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+            Self::TimeExceeded => "TIME_EXCEEDED",
+            Self::Skipped => "SKIPPED",
+        }
+    }
+}
+
+impl fmt::Display for TaskStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for TaskStatus {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Running, Self::Success, Self::Partial, Self::Failed, Self::Cancelled, Self::TimeExceeded, Self::Skipped]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| format!("unknown task status {text:?}"))
+    }
+}
+
+/// The status of one stream in the per-stream map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum StreamStatus {
+    /// Nothing of it was seen yet.
+    Pending,
+    /// The source has started it.
+    Running,
+    /// Complete, and its rows are committed.
+    Success,
+    /// Some of its rows are committed, then the source failed.
+    Partial,
+    /// None of its rows are committed.
+    Failed,
+    /// The task was cancelled before it was complete.
+    Cancelled,
+    /// The task ran out of time before it was complete.
+    TimeExceeded,
+}
+
+/// One stream in `source_task.description`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// Records that the source sent.
+    pub events: u64,
+    /// Bytes of JSON of those records.
+    pub bytes: u64,
+    /// How far it is.
+    pub status: StreamStatus,
+    /// Why it is not SUCCESS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl StreamReport {
+    /// A stream of which nothing was seen yet.
+    pub fn pending() -> Self {
+        Self { events: 0, bytes: 0, status: StreamStatus::Pending, error: None }
+    }
+}
+
+/// `source_task.description` of a read: stream name → report, in catalog order.
+pub type StreamReports = IndexMap<String, StreamReport>;
+
+/// A connector image: package and version as the tables hold them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The repository, e.g. `airbyte/source-faker`.
+    pub package: String,
+    /// The tag, or a digest (`sha256:…`).
+    pub version: String,
+}
+
+impl Image {
+    /// What the Pod's `image` field takes.
+    pub fn reference(&self) -> String {
+        let separator = if self.version.contains(':') { '@' } else { ':' };
+        format!("{}{separator}{}", self.package, self.version)
+    }
+
+    /// Checks both parts against the grammar of image references, so that a typing error is told before a Pod exists.
+    pub fn new(package: &str, version: &str) -> Result<Self, String> {
+        let package_ok = !package.is_empty()
+            && package.len() <= 255
+            && package.split('/').enumerate().all(|(index, part)| {
+                !part.is_empty()
+                    && part.chars().all(|c| {
+                        c.is_ascii_lowercase()
+                            || c.is_ascii_digit()
+                            || "._-".contains(c)
+                            // A registry host may have capitals and a port.
+                            || (index == 0 && (c == ':' || c.is_ascii_uppercase()))
+                    })
+                    && part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            });
+        if !package_ok {
+            return Err(format!(
+                "{package:?} is not the name of an image: expected something like airbyte/source-faker"
+            ));
+        }
+        let digest = version.strip_prefix("sha256:");
+        let version_ok = match digest {
+            Some(hex) => hex.len() == 64 && hex.chars().all(|c| c.is_ascii_hexdigit()),
+            None => {
+                !version.is_empty()
+                    && version.len() <= 128
+                    && version.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+                    && !version.starts_with(['.', '-'])
+            }
+        };
+        if !version_ok {
+            return Err(format!(
+                "{version:?} is not the version of an image: expected a tag such as 7.2.1, or sha256:…"
+            ));
+        }
+        Ok(Self { package: package.to_owned(), version: version.to_owned() })
+    }
+}
+
+impl FromStr for Image {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((package, digest)) = text.split_once('@') {
+            return Self::new(package, digest);
+        }
+        match text.rsplit_once(':') {
+            // `localhost:5000/source` has a port and no tag.
+            Some((package, version)) if !version.contains('/') => Self::new(package, version),
+            _ => Err(format!("{text:?} has no version: expected PACKAGE:VERSION such as airbyte/source-faker:7.2.1")),
+        }
+    }
+}
+
+impl fmt::Display for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reference())
+    }
+}
+
+/// The options of a read, as the successor of the seed's contract names them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReadOptions {
+    /// Destination schema; `${SOURCE_NAMESPACE}` and `${LEGACY}` are placeholders.
+    pub namespace: Option<String>,
+    /// Put before every table name.
+    pub table_name_prefix: String,
+    /// Lower-case table and column names.
+    pub to_same_case: bool,
+    /// Add a column `_jitsu_timestamp`.
+    pub add_meta: bool,
+    /// Merge by primary key where the catalog asks for it.
+    pub deduplicate: bool,
+    /// Start from scratch and replace the tables.
+    pub full_sync: bool,
+    /// Ask the connector for debug messages.
+    pub debug: bool,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self {
+            namespace: None,
+            table_name_prefix: String::new(),
+            to_same_case: false,
+            add_meta: false,
+            deduplicate: true,
+            full_sync: false,
+            debug: false,
+        }
+    }
+}
+
+/// The only connector type there is; the column exists because the seed keys specs by it.
+pub const CONNECTOR_TYPE_AIRBYTE: &str = "airbyte";
+
+/// One task: what is run, for whom, since when. Holds no configuration and no credentials.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// The command.
+    pub kind: TaskKind,
+    /// The connector.
+    pub image: Image,
+    /// `airbyte`.
+    pub connector_type: String,
+    /// Unique among all tasks; made by us for spec, check and discover.
+    pub task_id: String,
+    /// The sync that a read belongs to; empty for the others.
+    pub sync_id: String,
+    /// The key under which check and discover store their result; empty for the others.
+    pub storage_key: String,
+    /// When the task was accepted, in milliseconds: the `timestamp` of its result rows.
+    pub started_at: Timestamp,
+    /// Who asked for it, as the caller put it.
+    pub started_by: Option<Value>,
+    /// The options of a read.
+    pub options: ReadOptions,
+    /// How long it may run, counted from `started_at`.
+    pub timeout: Duration,
+}
+
+/// Rounds down to what the tables hold (`TIMESTAMPTZ(3)`), so that a stored time equals the one in memory.
+pub fn to_millis(time: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
+}
+
+/// The names of Kubernetes objects end here (RFC 1123 labels, which Pod host names have to be).
+const LONGEST_NAME: usize = 63;
+/// Hex digits of the hash in a Pod's name: 80 bits, so that no two tasks ever share one.
+const NAME_HASH: usize = 20;
+/// Room for the suffixes `-config-NN` of the Secrets.
+const NAME_SUFFIX: usize = 10;
+
+impl Task {
+    /// The name of the task's Pod: readable, valid for any input, and the same for the same task.
+    ///
+    /// `source-faker-read-0c3f…`: raw ids may hold anything and be of any length, so only their hash is in the name.
+    pub fn pod_name(&self) -> String {
+        let mut hasher = Sha256::new();
+        for part in [self.kind.as_str(), &self.sync_id, &self.task_id] {
+            // The length keeps ("ab", "c") and ("a", "bc") apart.
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        let hash: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let tail = format!("-{}-{}", self.kind, &hash[..NAME_HASH]);
+        let last = self.image.package.rsplit('/').next().unwrap_or_default();
+        let slug: String = last
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+            .take(LONGEST_NAME - NAME_SUFFIX - tail.len())
+            .collect();
+        let slug = slug.trim_matches('-');
+        // A name must not begin with a digit to be usable as a DNS label everywhere.
+        let slug = if slug.starts_with(|c: char| c.is_ascii_lowercase()) { slug } else { "sync" };
+        format!("{slug}{tail}")
+    }
+
+    /// The task as Pod annotations: raw values, of any length and content.
+    pub fn to_annotations(&self) -> BTreeMap<String, String> {
+        let mut map = BTreeMap::from([
+            ("TaskID".to_owned(), self.task_id.clone()),
+            ("TaskType".to_owned(), self.kind.to_string()),
+            ("SyncID".to_owned(), self.sync_id.clone()),
+            ("StorageKey".to_owned(), self.storage_key.clone()),
+            ("Package".to_owned(), self.image.package.clone()),
+            ("PackageVersion".to_owned(), self.image.version.clone()),
+            ("ConnectorType".to_owned(), self.connector_type.clone()),
+            ("StartedAt".to_owned(), self.started_at.to_string()),
+            ("TimeoutSeconds".to_owned(), self.timeout.as_secs().to_string()),
+        ]);
+        if let Some(by) = &self.started_by {
+            map.insert("StartedBy".to_owned(), by.to_string());
+        }
+        if self.kind == TaskKind::Read {
+            let options = serde_json::to_string(&self.options).expect("plain fields always serialize");
+            map.insert("Options".to_owned(), options);
+        }
+        map
+    }
+
+    /// Reads what [`to_annotations`](Self::to_annotations) wrote; the error names the annotation that does not fit.
+    pub fn from_annotations(map: &BTreeMap<String, String>) -> Result<Self, String> {
+        let text = |key: &str| map.get(key).cloned().ok_or_else(|| format!("annotation {key} is missing"));
+        let or_empty = |key: &str| map.get(key).cloned().unwrap_or_default();
+        let seconds = match map.get("TimeoutSeconds") {
+            Some(seconds) => seconds.parse().map_err(|_| format!("annotation TimeoutSeconds is {seconds:?}"))?,
+            None => DEFAULT_TIMEOUT_HOURS * 3600,
+        };
+        Ok(Self {
+            kind: text("TaskType")?.parse()?,
+            image: Image { package: text("Package")?, version: text("PackageVersion")? },
+            connector_type: map.get("ConnectorType").cloned().unwrap_or_else(|| CONNECTOR_TYPE_AIRBYTE.to_owned()),
+            task_id: text("TaskID")?,
+            sync_id: or_empty("SyncID"),
+            storage_key: or_empty("StorageKey"),
+            started_at: text("StartedAt")?.parse().map_err(|error| format!("annotation StartedAt: {error}"))?,
+            started_by: map.get("StartedBy").and_then(|by| serde_json::from_str(by).ok()),
+            options: map.get("Options").and_then(|options| serde_json::from_str(options).ok()).unwrap_or_default(),
+            timeout: Duration::from_secs(seconds),
+        })
+    }
+}
+
+/// `SYNCCTL_TASK_TIMEOUT_HOURS` where nothing else is said.
+pub const DEFAULT_TIMEOUT_HOURS: u64 = 48;
+
+#[cfg(test)]
+mod tests {
+    use super::{Image, ReadOptions, Task, TaskKind};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn task(package: &str, sync_id: &str, task_id: &str) -> Task {
+        Task {
+            kind: TaskKind::Read,
+            image: Image { package: package.to_owned(), version: "1".to_owned() },
+            connector_type: "airbyte".to_owned(),
+            task_id: task_id.to_owned(),
+            sync_id: sync_id.to_owned(),
+            storage_key: String::new(),
+            started_at: "2026-01-02T03:04:05.678Z".parse().expect("a valid time"),
+            started_by: Some(serde_json::json!({"type": "manual"})),
+            options: ReadOptions { table_name_prefix: "p_".to_owned(), ..ReadOptions::default() },
+            timeout: Duration::from_secs(90),
+        }
+    }
+
+    #[test]
+    fn image_references_split_at_the_tag_and_not_at_the_port() {
+        for (label, text, expected) in [
+            ("tag", "airbyte/source-faker:7.2.1", Some(("airbyte/source-faker", "7.2.1"))),
+            ("port and tag", "localhost:5000/source:1", Some(("localhost:5000/source", "1"))),
+            ("port only", "localhost:5000/source", None),
+            ("no tag", "airbyte/source-faker", None),
+            ("empty tag", "airbyte/source-faker:", None),
+            ("capitals", "Airbyte/Source:1", None),
+            ("space", "airbyte/source faker:1", None),
+            ("shell", "airbyte/x;rm:1", None),
+        ] {
+            let parsed = text.parse::<Image>().ok();
+            let parsed = parsed.as_ref().map(|image| (image.package.as_str(), image.version.as_str()));
+            assert_eq!(parsed, expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_joined_with_an_at_sign() {
+        let text = format!("airbyte/source-faker@sha256:{}", "ab".repeat(32));
+        assert_eq!(text.parse::<Image>().expect("a digest").reference(), text);
+    }
+
+    #[test]
+    fn a_task_survives_its_annotations() {
+        let task = task("airbyte/source-faker", "sync:1", "täsk / 1");
+        assert_eq!(Task::from_annotations(&task.to_annotations()), Ok(task));
+    }
+
+    #[test]
+    fn parts_of_an_id_do_not_run_into_each_other() {
+        assert_ne!(task("p", "ab", "c").pod_name(), task("p", "a", "bc").pod_name());
+    }
+
+    proptest! {
+        #[test]
+        fn pod_names_are_valid_for_any_input(package in ".*", sync_id in ".*", task_id in ".*") {
+            let name = task(&package, &sync_id, &task_id).pod_name();
+            prop_assert!(name.len() + super::NAME_SUFFIX <= 63);
+            prop_assert!(name.starts_with(|c: char| c.is_ascii_lowercase()));
+            prop_assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'));
+            prop_assert!(!name.ends_with('-'));
+        }
+    }
+}
