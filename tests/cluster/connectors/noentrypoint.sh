@@ -1,0 +1,6 @@
+#!/bin/sh
+# Is in an image that does not say how to start it: AIRBYTE_ENTRYPOINT is not set.
+# no-entrypoint
+
+echo 'this must never run: nobody was told of it' >&2
+exit 3

@@ -1,0 +1,167 @@
+# shellcheck shell=bash
+# Owns the components of the one-node cluster: how each is configured, started, and known to be ready.
+# Each ensure_* returns at once when its component is alive.
+
+ensure_etcd() {
+    alive etcd && return
+    launch etcd etcd --name syncctl-test --data-dir "$STATE/etcd" \
+        --listen-client-urls "http://127.0.0.1:$ETCD_PORT" --advertise-client-urls "http://127.0.0.1:$ETCD_PORT" \
+        --listen-peer-urls "http://127.0.0.1:$ETCD_PEER_PORT" \
+        --initial-advertise-peer-urls "http://127.0.0.1:$ETCD_PEER_PORT" \
+        --initial-cluster "syncctl-test=http://127.0.0.1:$ETCD_PEER_PORT"
+    wait_until etcd 30 curl --silent --fail --noproxy '*' "http://127.0.0.1:$ETCD_PORT/health"
+}
+
+ensure_containerd() {
+    alive containerd && return
+    mkdir -p "$RUN"
+    # restrict_oom_score_adj: without CAP_SYS_RESOURCE every sandbox would fail to lower its score.
+    # netns_mounts_under_state_dir: so that the namespaces of a killed cluster can be told from those of others.
+    cat >"$STATE/containerd.toml" <<TOML
+version = 2
+root = "$STATE/containerd"
+state = "$RUN/containerd"
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+[grpc]
+address = "$CONTAINERD_SOCKET"
+[plugins."io.containerd.grpc.v1.cri"]
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+sandbox_image = "docker.io/$PAUSE_IMAGE"
+stream_server_port = "0"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "$STATE/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+TOML
+    launch containerd containerd --config "$STATE/containerd.toml"
+    wait_until containerd 30 ctr --address "$CONTAINERD_SOCKET" --connect-timeout 1s version
+}
+
+has_image() {
+    [[ -n $(ctr --address "$CONTAINERD_SOCKET" --namespace k8s.io images ls --quiet "name==docker.io/$1") ]]
+}
+
+# NodeRestriction stays on as in a usual cluster. TaintNodesByCondition (and below the node lifecycle controller) are
+# off: with one node they only delay the first Pod, and evict everything when a busy machine misses heartbeats.
+ensure_apiserver() {
+    alive kube-apiserver && return
+    launch kube-apiserver "$KUBERNETES/kube-apiserver" \
+        --etcd-servers "http://127.0.0.1:$ETCD_PORT" --secure-port "$API_PORT" --bind-address 127.0.0.1 \
+        --advertise-address "$BRIDGE_ADDRESS" --cert-dir "$STATE/apiserver" \
+        --client-ca-file "$PKI/ca.crt" --tls-cert-file "$PKI/apiserver.crt" --tls-private-key-file "$PKI/apiserver.key" \
+        --kubelet-client-certificate "$PKI/admin.crt" --kubelet-client-key "$PKI/admin.key" \
+        --kubelet-preferred-address-types InternalIP \
+        --service-account-key-file "$PKI/service-account.pub" \
+        --service-account-signing-key-file "$PKI/service-account.key" \
+        --service-account-issuer https://kubernetes.default.svc \
+        --service-cluster-ip-range "${API_SERVICE_ADDRESS%.*}.0/24" \
+        --authorization-mode Node,RBAC --allow-privileged \
+        --enable-admission-plugins NodeRestriction --disable-admission-plugins TaintNodesByCondition
+}
+
+apiserver_ready() { [[ $(api /readyz) == ok ]]; }
+
+ensure_controller_manager() {
+    alive kube-controller-manager && return
+    launch kube-controller-manager "$KUBERNETES/kube-controller-manager" \
+        --kubeconfig "$STATE/admin.kubeconfig" --leader-elect=false --port 0 --bind-address 127.0.0.1 \
+        --cert-dir "$STATE/controller-manager" --controllers '*,-nodelifecycle' \
+        --service-account-private-key-file "$PKI/service-account.key" --root-ca-file "$PKI/ca.crt" \
+        --concurrent-gc-syncs 5 --kube-api-qps 100 --kube-api-burst 200
+}
+
+ensure_scheduler() {
+    alive kube-scheduler && return
+    launch kube-scheduler "$KUBERNETES/kube-scheduler" --kubeconfig "$STATE/admin.kubeconfig" \
+        --leader-elect=false --port 0 --bind-address 127.0.0.1 --cert-dir "$STATE/scheduler"
+}
+
+# The kubelet wants the root of its control groups to exist in every hierarchy.
+ensure_cgroups() {
+    local root
+    for root in "${CGROUP_ROOTS[@]}"; do mkdir -p "$root/$CGROUP"; done
+    if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
+        sed 's/[^ ]*/+&/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true
+    else # an empty set of processors would refuse every process
+        cat /sys/fs/cgroup/cpuset/cpuset.cpus >"/sys/fs/cgroup/cpuset/$CGROUP/cpuset.cpus"
+        cat /sys/fs/cgroup/cpuset/cpuset.mems >"/sys/fs/cgroup/cpuset/$CGROUP/cpuset.mems"
+    fi
+}
+
+ensure_kubelet() {
+    local resolver=/etc/resolv.conf
+    alive kubelet && return
+    ensure_cgroups
+    [[ -r $resolver ]] || resolver=''
+    # The image collector would throw the tests' images away on a full disk, and they cannot be pulled again;
+    # the eviction limits are for machines that are nearly full anyway.
+    cat >"$STATE/kubelet.yaml" <<YAML
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+address: $BRIDGE_ADDRESS
+authentication:
+  x509: {clientCAFile: $PKI/ca.crt}
+  webhook: {enabled: true}
+  anonymous: {enabled: false}
+authorization: {mode: Webhook}
+cgroupDriver: cgroupfs
+cgroupRoot: /$CGROUP
+enforceNodeAllocatable: []
+evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}
+eventBurst: 200
+eventRecordQPS: 100
+failSwapOn: false
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
+kubeAPIBurst: 200
+kubeAPIQPS: 100
+makeIPTablesUtilChains: false
+oomScoreAdj: 0
+resolvConf: "$resolver"
+volumePluginDir: $STATE/kubelet/volume-plugins
+YAML
+    launch kubelet "$KUBERNETES/kubelet" --config "$STATE/kubelet.yaml" --kubeconfig "$STATE/node.kubeconfig" \
+        --container-runtime remote --container-runtime-endpoint "unix://$CONTAINERD_SOCKET" \
+        --hostname-override "$NODE" --node-ip "$BRIDGE_ADDRESS" \
+        --root-dir "$STATE/kubelet" --cert-dir "$STATE/kubelet/pki"
+}
+
+node_ready() {
+    api "/api/v1/nodes/$NODE" \
+        | jq --exit-status '.status.conditions | any(.type == "Ready" and .status == "True")'
+}
+
+KUBERNETES_PROCESSES=(kubelet kube-scheduler kube-controller-manager kube-apiserver containerd etcd)
+
+any_kubernetes_alive() {
+    local name
+    for name in "${KUBERNETES_PROCESSES[@]}"; do
+        if alive "$name"; then return 0; fi
+    done
+    return 1
+}
+
+ensure_kubernetes() {
+    KUBERNETES=$("$CLUSTER_DIR/lib/build-kubernetes")
+    # When all of it is dead, what is in etcd describes Pods that are dead too: the next cluster begins empty.
+    # Images stay.
+    if ! any_kubernetes_alive; then
+        clean_leftovers
+        rm -rf --one-file-system "$STATE/etcd"
+    fi
+    ensure_network
+    ensure_containerd
+    has_image "$PAUSE_IMAGE" || "$CLUSTER_DIR/images" pause # which may have to wait for another build to end
+    ensure_etcd
+    ensure_apiserver
+    wait_until kube-apiserver 120 apiserver_ready
+    ensure_controller_manager
+    ensure_scheduler
+    ensure_kubelet
+    wait_until kubelet 120 node_ready
+    wait_until kube-controller-manager 60 api /api/v1/namespaces/default/serviceaccounts/default
+    alive kube-scheduler || wait_until kube-scheduler 0 false
+}

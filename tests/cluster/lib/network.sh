@@ -1,0 +1,54 @@
+# shellcheck shell=bash
+# Owns the Pods' network: the bridge, its address, and the firewall rules. The bridge is there before the first Pod,
+# because PostgreSQL and the kubelet listen on its address.
+
+# Without ipMasq in the CNI plugin these few rules are all there is to remove. The last one stands in for kube-proxy:
+# the API server is the only Service that a Pod may want here.
+NETWORK_RULES=(
+    "filter INPUT -i $BRIDGE -j ACCEPT"
+    "filter FORWARD -i $BRIDGE -j ACCEPT"
+    "filter FORWARD -o $BRIDGE -j ACCEPT"
+    "nat POSTROUTING -s $POD_NETWORK ! -d $POD_NETWORK -j MASQUERADE"
+    "nat PREROUTING -i $BRIDGE -d $API_SERVICE_ADDRESS/32 -p tcp --dport 443 -j DNAT --to-destination 127.0.0.1:$API_PORT"
+)
+
+ensure_network() {
+    local rule table chain match
+    if [[ ! -d /sys/class/net/$BRIDGE ]]; then
+        ip link add "$BRIDGE" type bridge
+        ip address add "$BRIDGE_ADDRESS/${POD_NETWORK#*/}" dev "$BRIDGE"
+        ip link set "$BRIDGE" up
+    fi
+    echo 1 >/proc/sys/net/ipv4/ip_forward
+    echo 1 >"/proc/sys/net/ipv4/conf/$BRIDGE/route_localnet" # for the redirection to 127.0.0.1
+    for rule in "${NETWORK_RULES[@]}"; do
+        read -r table chain match <<<"$rule"
+        # shellcheck disable=SC2086 # the words of a rule are words
+        iptables -w -t "$table" -C "$chain" $match 2>/dev/null || iptables -w -t "$table" -I "$chain" $match
+    done
+    mkdir -p "$STATE/cni"
+    cat >"$STATE/cni/10-syncctl-test.conflist" <<JSON
+{
+  "cniVersion": "0.4.0",
+  "name": "syncctl-test",
+  "plugins": [{
+    "type": "bridge", "bridge": "$BRIDGE", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+    "ipam": {
+      "type": "host-local", "dataDir": "$RUN/ipam",
+      "ranges": [[{"subnet": "$POD_NETWORK"}]], "routes": [{"dst": "0.0.0.0/0"}]
+    }
+  }]
+}
+JSON
+}
+
+remove_network() {
+    local rule table chain match
+    for rule in "${NETWORK_RULES[@]}"; do
+        read -r table chain match <<<"$rule"
+        # shellcheck disable=SC2086
+        while iptables -w -t "$table" -D "$chain" $match 2>/dev/null; do :; done
+    done
+    [[ ! -d /sys/class/net/$BRIDGE ]] || ip link delete "$BRIDGE"
+    rm -f /var/lib/cni/results/syncctl-test-*
+}

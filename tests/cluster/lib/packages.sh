@@ -1,0 +1,53 @@
+# shellcheck shell=bash
+# Owns what is installed on the machine: Debian packages, and only those whose files are missing.
+
+# package=a file that it brings; kubectl may also come from elsewhere, and two packages of it do not go together.
+# shellcheck disable=SC2034 # these lists are for those who source this file
+CLUSTER_PACKAGES=(
+    etcd-server=/usr/bin/etcd
+    containerd=/usr/bin/containerd
+    runc=/usr/sbin/runc
+    containernetworking-plugins=/usr/lib/cni/bridge
+    iptables=/usr/sbin/iptables
+    iproute2=/usr/bin/ip
+    conntrack=/usr/sbin/conntrack
+    socat=/usr/bin/socat
+    ethtool=/usr/sbin/ethtool
+    curl=/usr/bin/curl
+    openssl=/usr/bin/openssl
+    jq=/usr/bin/jq
+    gcc=/usr/bin/gcc
+    libc6-dev=/usr/include/stdlib.h
+)
+# shellcheck disable=SC2034
+BUILD_PACKAGES=(dpkg-dev=/usr/bin/dpkg-source golang-go=/usr/bin/go patch=/usr/bin/patch)
+# shellcheck disable=SC2034
+IMAGE_PACKAGES=(busybox-static=/bin/busybox jq=/usr/bin/jq)
+# shellcheck disable=SC2034
+PYTHON_IMAGE_PACKAGES=(mmdebstrap=/usr/bin/mmdebstrap python3-pip=/usr/bin/pip3)
+
+need_packages() {
+    local entry missing=()
+    for entry in "$@"; do
+        [[ -e ${entry#*=} ]] || missing+=("${entry%%=*}")
+    done
+    ((${#missing[@]})) || return 0
+    is_debian_root || die "these packages are missing and can only be installed as root on Debian: ${missing[*]}"
+    say "installing ${missing[*]}"
+    mkdir -p "$STATE/log"
+    logged "$STATE/log/apt.log" "Debian packages could not be installed: ${missing[*]}" apt_install "${missing[@]}"
+}
+
+# A list of packages that is out of date names files that are gone: then it is fetched anew.
+apt_install() {
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install --yes --no-install-recommends "$@" \
+        || { apt-get update && apt-get install --yes --no-install-recommends "$@"; }
+}
+
+need_kubectl() { command -v kubectl >/dev/null || need_packages kubernetes-client=/usr/bin/kubectl; }
+
+# Any version does; "postgresql" names the one of this Debian release.
+need_postgres() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || need_packages postgresql=/nowhere; }
+
+is_debian_root() { ((EUID == 0)) && grep -q '^ID=debian$' /etc/os-release 2>/dev/null; }
