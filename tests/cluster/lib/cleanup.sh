@@ -29,7 +29,7 @@ kill_pods() {
 shim_pids() {
     local file command
     for file in /proc/[0-9]*/cmdline; do
-        command=$(tr '\0' ' ' <"$file" 2>/dev/null) || continue
+        { command=$(tr '\0' ' ' <"$file"); } 2>/dev/null || continue # ended meanwhile
         [[ $command == *containerd-shim*" -address $CONTAINERD_SOCKET"* ]] || continue
         file=${file#/proc/}
         process_start_time "${file%/cmdline}" >/dev/null && echo "${file%/cmdline}"

@@ -15,8 +15,9 @@ export CLUSTER_DIR STATE CACHE RUN
 ETCD_PORT=12379
 ETCD_PEER_PORT=12380
 API_PORT=16443
+KUBELET_HEALTH_PORT=10248
 POSTGRES_PORT=54329
-export ETCD_PORT ETCD_PEER_PORT API_PORT POSTGRES_PORT
+export ETCD_PORT ETCD_PEER_PORT API_PORT KUBELET_HEALTH_PORT POSTGRES_PORT
 
 NODE=syncctl-test
 BRIDGE=syncctl-cni0 # at most 15 characters
@@ -43,7 +44,7 @@ die() {
 brought_cluster() { [[ -n ${SYNCCTL_TEST_KUBECONFIG:-} && $SYNCCTL_TEST_KUBECONFIG != "$STATE/admin.kubeconfig" ]]; }
 
 brought_database() {
-    [[ -n ${SYNCCTL_TEST_DATABASE_URL:-} && $SYNCCTL_TEST_DATABASE_URL != *":$POSTGRES_PORT/"* ]]
+    [[ -n ${SYNCCTL_TEST_DATABASE_URL:-} && $SYNCCTL_TEST_DATABASE_URL != *"@127.0.0.1:$POSTGRES_PORT/"* ]]
 }
 
 # One bring-up or tear-down at a time. Beside the state folder, because a purge removes that.

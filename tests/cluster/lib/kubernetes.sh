@@ -92,10 +92,14 @@ ensure_cgroups() {
 }
 
 ensure_kubelet() {
-    local resolver=/etc/resolv.conf
+    local resolver=/etc/resolv.conf name_servers
     alive kubelet && return
     ensure_cgroups
     [[ -r $resolver ]] || resolver=''
+    # There is no cluster DNS: Pods ask the host's resolver. Named as the cluster's, it spares each Pod a warning event.
+    name_servers=$(sed -nE 's/^nameserver +([0-9.]+) *$/\1/p' "$resolver" 2>/dev/null | grep -v '^127\.' | paste -sd, || true)
+    # Get, not Watch: a Secret that was just made is often not yet in the watch's cache, and the Pod waits a second more.
+    # The second status update is the first that can say Ready, so the next one must not be ten seconds away.
     # The image collector would throw the tests' images away on a full disk, and they cannot be pulled again;
     # the eviction limits are for machines that are nearly full anyway.
     cat >"$STATE/kubelet.yaml" <<YAML
@@ -109,16 +113,21 @@ authentication:
 authorization: {mode: Webhook}
 cgroupDriver: cgroupfs
 cgroupRoot: /$CGROUP
+clusterDNS: [$name_servers]
+configMapAndSecretChangeDetectionStrategy: Get
 enforceNodeAllocatable: []
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}
 eventBurst: 200
 eventRecordQPS: 100
 failSwapOn: false
+healthzPort: $KUBELET_HEALTH_PORT
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 kubeAPIBurst: 200
 kubeAPIQPS: 100
 makeIPTablesUtilChains: false
+nodeStatusReportFrequency: 5m
+nodeStatusUpdateFrequency: 1s
 oomScoreAdj: 0
 resolvConf: "$resolver"
 volumePluginDir: $STATE/kubelet/volume-plugins
@@ -129,7 +138,9 @@ YAML
         --root-dir "$STATE/kubelet" --cert-dir "$STATE/kubelet/pki"
 }
 
+# The kubelet is asked too: after its restart the API server still tells what it said before.
 node_ready() {
+    [[ $(curl --silent --noproxy '*' "http://127.0.0.1:$KUBELET_HEALTH_PORT/healthz") == ok ]] || return
     api "/api/v1/nodes/$NODE" \
         | jq --exit-status '.status.conditions | any(.type == "Ready" and .status == "True")'
 }
@@ -144,7 +155,21 @@ any_kubernetes_alive() {
     return 1
 }
 
+# Ports, bridge and control groups are there once a machine, so a second state folder has to wait for the first.
+claim_machine() {
+    local owner=$STATE
+    [[ ! -e $RUN/owner ]] || owner=$(<"$RUN/owner")
+    if [[ $owner != "$STATE" ]] && STATE=$owner any_kubernetes_alive; then
+        die "a cluster is up already: SYNCCTL_TEST_STATE=$owner tests/cluster/down stops it"
+    fi
+    mkdir -p "$RUN"
+    echo "$STATE" >"$RUN/owner"
+}
+
+owns_machine() { [[ -e $RUN/owner && $(<"$RUN/owner") == "$STATE" ]]; }
+
 ensure_kubernetes() {
+    claim_machine
     KUBERNETES=$("$CLUSTER_DIR/lib/build-kubernetes")
     # When all of it is dead, what is in etcd describes Pods that are dead too: the next cluster begins empty.
     # Images stay.
@@ -157,10 +182,10 @@ ensure_kubernetes() {
     has_image "$PAUSE_IMAGE" || "$CLUSTER_DIR/images" pause # which may have to wait for another build to end
     ensure_etcd
     ensure_apiserver
+    ensure_kubelet # its first five seconds go into looking for Docker, while the API server gets ready
     wait_until kube-apiserver 120 apiserver_ready
     ensure_controller_manager
     ensure_scheduler
-    ensure_kubelet
     wait_until kubelet 120 node_ready
     wait_until kube-controller-manager 60 api /api/v1/namespaces/default/serviceaccounts/default
     alive kube-scheduler || wait_until kube-scheduler 0 false

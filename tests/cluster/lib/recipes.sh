@@ -111,7 +111,7 @@ python_layer() {
         # No hook may clean up in here: the machine's own /dev is mounted into the folder while hooks run.
         # The dpkg option keeps what no connector reads out of the image.
         # shellcheck disable=SC2016 # $1 is for the hook's own shell
-        gently mmdebstrap --quiet --mode root --variant essential --include python3,ca-certificates,tzdata \
+        gently mmdebstrap --quiet --mode root --variant essential --include python3,libstdc++6,ca-certificates,tzdata \
             --dpkgopt 'path-exclude=/usr/share/{doc,man,info,locale,lintian}/*' \
             --customize-hook 'ln -s python3 "$1/usr/bin/python"' \
             "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$work" "$work.list" >&2
