@@ -1,1 +1,208 @@
-//! States: what `read` takes as input and what `source_state` holds.
+//! States: what `read` takes as input, and what `source_state` holds of them.
+//!
+//! States are opaque. A row holds the `stream_state` of a STREAM state under the stream's key, the `global` object of a
+//! GLOBAL state under [`GLOBAL_KEY`], and the `data` of a legacy one under [`LEGACY_KEY`].
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::catalog::{ConfiguredCatalog, SyncMode};
+use super::message::{StreamName, stream_name};
+
+/// The row of a GLOBAL state.
+pub const GLOBAL_KEY: &str = "_GLOBAL_STATE";
+/// The row of a legacy state.
+pub const LEGACY_KEY: &str = "_LEGACY_STATE";
+
+/// A state message, taken apart.
+#[derive(Debug, Clone, PartialEq)]
+pub enum State {
+    /// One stream's progress.
+    Stream {
+        /// Which.
+        stream: StreamName,
+        /// Its `stream_state` as text; `null` when there is none.
+        state: String,
+    },
+    /// The progress of all streams together: the `global` object as text.
+    Global(String),
+    /// The progress of an old connector: the `data` as text.
+    Legacy(String),
+}
+
+#[derive(Deserialize)]
+struct RawState<'a> {
+    #[serde(default)]
+    stream: Option<RawStream<'a>>,
+    #[serde(borrow, default)]
+    global: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct RawStream<'a> {
+    #[serde(default)]
+    stream_descriptor: Value,
+    #[serde(borrow, default)]
+    stream_state: Option<&'a RawValue>,
+}
+
+impl State {
+    /// Takes the payload of a STATE message apart; `None` when nothing in it is a state.
+    pub fn parse(payload: &str) -> Option<Self> {
+        let raw: RawState<'_> = serde_json::from_str(payload).ok()?;
+        // The type is told by what is there: some sources leave `type` out, or spell it LEGACY beside a stream.
+        if let Some(stream) = raw.stream {
+            let name = stream_name(&stream.stream_descriptor)?;
+            let state = stream.stream_state.map_or("null", RawValue::get).to_owned();
+            return Some(Self::Stream { stream: name, state });
+        }
+        if let Some(global) = raw.global.filter(|global| global.get() != "null") {
+            return Some(Self::Global(global.get().to_owned()));
+        }
+        raw.data.map(|data| Self::Legacy(data.get().to_owned()))
+    }
+
+    /// The row in `source_state`: key and document.
+    pub fn row(self) -> (String, String) {
+        match self {
+            Self::Stream { stream, state } => (stream.key(), state),
+            Self::Global(state) => (GLOBAL_KEY.to_owned(), state),
+            Self::Legacy(state) => (LEGACY_KEY.to_owned(), state),
+        }
+    }
+}
+
+/// What a state file has to look like, for messages.
+pub const EXPECTED: &str = r#"expected a list of Airbyte state messages such as [{"type":"STREAM","stream":{…}}]"#;
+
+/// Checks the state that a caller gives and drops what must not reach the connector. `None` means from scratch: absent,
+/// `null`, `{}` and `[]` do.
+///
+/// The state of a stream that is read with `full_refresh` is left out, as Airbyte's platform does: a connector would
+/// take "complete" from it, send nothing, and the table would be emptied.
+pub fn for_connector(document: &str, catalog: &ConfiguredCatalog) -> Result<Option<String>, String> {
+    let value: Value = serde_json::from_str(document).map_err(|error| error.to_string())?;
+    match value {
+        Value::Null => Ok(None),
+        Value::Object(legacy) if legacy.is_empty() => Ok(None),
+        // Only very old connectors take it, and only they can tell.
+        Value::Object(_) => Ok(Some(document.to_owned())),
+        Value::Array(states) => {
+            let mut kept = Vec::new();
+            for (index, state) in states.into_iter().enumerate() {
+                let known = ["stream", "global", "data"].iter().any(|key| state.get(key).is_some());
+                if !known {
+                    return Err(format!("entry {} is not a state message: {EXPECTED}", index + 1));
+                }
+                let name = state.get("stream").and_then(|stream| stream_name(stream.get("stream_descriptor")?));
+                if !name.is_some_and(|name| is_full_refresh(catalog, &name)) {
+                    kept.push(state);
+                }
+            }
+            Ok(if kept.is_empty() { None } else { Some(Value::Array(kept).to_string()) })
+        }
+        _ => Err(EXPECTED.to_owned()),
+    }
+}
+
+fn is_full_refresh(catalog: &ConfiguredCatalog, name: &StreamName) -> bool {
+    catalog.streams.iter().any(|stream| stream.name() == *name && stream.sync_mode == SyncMode::FullRefresh)
+}
+
+/// Builds the state document from the rows of `source_state`. Rows of streams that the catalog does not select any
+/// more are left out.
+pub fn from_rows(rows: &[(String, String)], catalog: &ConfiguredCatalog) -> Result<Option<String>, String> {
+    let parse = |key: &str, text: &str| {
+        serde_json::from_str::<Value>(text).map_err(|error| format!("the stored state of {key}: {error}"))
+    };
+    let row = |key: &str| rows.iter().find(|(stored, _)| stored == key);
+    if let Some((key, global)) = row(GLOBAL_KEY) {
+        let document = json!([{"type": "GLOBAL", "global": parse(key, global)?}]);
+        return Ok(Some(document.to_string()));
+    }
+    let mut states = Vec::new();
+    for stream in &catalog.streams {
+        let name = stream.name();
+        if let Some((key, state)) = row(&name.key()) {
+            let mut descriptor = json!({"name": name.name});
+            if let Some(namespace) = &name.namespace {
+                descriptor["namespace"] = json!(namespace);
+            }
+            let stream = json!({"stream_descriptor": descriptor, "stream_state": parse(key, state)?});
+            states.push(json!({"type": "STREAM", "stream": stream}));
+        }
+    }
+    if states.is_empty()
+        && let Some((_, legacy)) = row(LEGACY_KEY)
+    {
+        return Ok(Some(legacy.clone()));
+    }
+    for_connector(&Value::Array(states).to_string(), catalog)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{State, for_connector, from_rows};
+    use crate::airbyte::catalog::ConfiguredCatalog;
+
+    fn catalog() -> ConfiguredCatalog {
+        serde_json::from_str(
+            r#"{"streams":[{"stream":{"name":"a.b","namespace":"n"},"sync_mode":"incremental"},{"stream":{"name":"full"}}]}"#,
+        )
+        .expect("a catalog")
+    }
+
+    #[test]
+    fn the_row_of_a_state_is_told_by_what_is_in_it() {
+        for (label, payload, expected) in [
+            (
+                "stream",
+                r#"{"type":"STREAM","stream":{"stream_descriptor":{"name":"s","namespace":"n"},"stream_state":{"z": 1.0,"a":2}},"sourceStats":{"recordCount":1.0}}"#,
+                Some(("n.s", r#"{"z": 1.0,"a":2}"#)),
+            ),
+            ("no stream_state", r#"{"stream":{"stream_descriptor":{"name":"s"}}}"#, Some(("s", "null"))),
+            ("global", r#"{"type":"GLOBAL","global":{"stream_states":[]}}"#, Some(("_GLOBAL_STATE", r#"{"stream_states":[]}"#))),
+            ("legacy without a type", r#"{"data":{"c":1}}"#, Some(("_LEGACY_STATE", r#"{"c":1}"#))),
+            ("nothing", r#"{"type":"STREAM"}"#, None),
+        ] {
+            let row = State::parse(payload).map(State::row);
+            let row = row.as_ref().map(|(key, state)| (key.as_str(), state.as_str()));
+            assert_eq!(row, expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn rows_become_states_of_the_selected_streams() {
+        let rows = [
+            ("n.a.b".to_owned(), r#"{"c":1}"#.to_owned()),
+            ("full".to_owned(), "{}".to_owned()),
+            ("gone".to_owned(), "{}".to_owned()),
+        ];
+        let expected = r#"[{"type":"STREAM","stream":{"stream_descriptor":{"name":"a.b","namespace":"n"},"stream_state":{"c":1}}}]"#;
+        assert_eq!(from_rows(&rows, &catalog()), Ok(Some(expected.to_owned())));
+        assert_eq!(from_rows(&[], &catalog()), Ok(None));
+    }
+
+    #[test]
+    fn what_a_caller_gives_is_checked() {
+        for (label, text, expected) in [
+            ("null", "null", Ok(None)),
+            ("empty object", "{}", Ok(None)),
+            ("empty list", "[]", Ok(None)),
+            ("legacy", r#"{"c":1}"#, Ok(Some(r#"{"c":1}"#))),
+            ("only a full refresh", r#"[{"stream":{"stream_descriptor":{"name":"full"},"stream_state":{}}}]"#, Ok(None)),
+            ("a number", "12", Err("expected a list")),
+            ("not a state", r#"[{"foo":1}]"#, Err("entry 1 is not a state message")),
+        ] {
+            let got = for_connector(text, &catalog());
+            match (got, expected) {
+                (Ok(got), Ok(expected)) => assert_eq!(got.as_deref(), expected, "{label}"),
+                (Err(got), Err(expected)) => assert!(got.contains(expected), "{label}: {got}"),
+                (got, expected) => panic!("{label}: {got:?} instead of {expected:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The command line: one file a command, each with its arguments and `run`; nothing else knows clap's commands.
+
+mod cancel;
+mod check;
+mod discover;
+mod image;
+mod input;
+mod owner;
+mod read;
+mod record;
+mod run;
+mod sidecar;
+mod spec;
+mod sweep;
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::config::SettingsArgs;
+use crate::failure::{Class, Failure};
+use crate::output::{Format, Output};
+use crate::task::{self, Image, ReadOptions, Task, TaskKind};
+
+/// Run Airbyte source connectors as tasks in Kubernetes Pods
+///
+/// Results go to stdout, everything else to stderr. Results, states, statuses and logs are kept in Postgres.
+///
+/// Exit codes: 0 done; 1 the connector said no; 2 bad usage or input; 3 cluster, image or database;
+/// 4 time exceeded; 130 cancelled.
+#[derive(Debug, Parser)]
+#[command(name = "syncctl", version, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Spec(spec::SpecArgs),
+    Check(check::CheckArgs),
+    Discover(discover::DiscoverArgs),
+    Read(Box<read::ReadArgs>),
+    Image(image::ImageFileArgs),
+    Sidecar(sidecar::SidecarArgs),
+}
+
+/// What all commands that run a task take.
+#[derive(Debug, Args)]
+pub struct TaskArgs {
+    /// Print the result (and a failure) in this form [default: text on a terminal, else json]
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    output: Option<Format>,
+    /// How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    timeout: Option<Duration>,
+    /// No progress on stderr
+    #[arg(short, long)]
+    quiet: bool,
+    /// More on stderr; twice for all of it
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// Which connector.
+#[derive(Debug, Args)]
+pub struct ConnectorArgs {
+    /// Connector image with its version, e.g. airbyte/source-faker:7.2.1
+    #[arg(required_unless_present = "package", conflicts_with = "package", value_name = "IMAGE")]
+    image: Option<String>,
+    /// Connector image without its version
+    #[arg(long, requires = "version", value_name = "PACKAGE")]
+    package: Option<String>,
+    /// The version of --package
+    #[arg(long, id = "version", requires = "package", value_name = "VERSION")]
+    version: Option<String>,
+}
+
+impl ConnectorArgs {
+    fn image(&self) -> Result<Image, Failure> {
+        let image = match (&self.image, &self.package, &self.version) {
+            (Some(image), _, _) => image.parse(),
+            (None, Some(package), Some(version)) => Image::new(package, version),
+            _ => Err("no connector named: give IMAGE, or --package and --version".to_owned()),
+        };
+        image.map_err(|error| Failure::new(Class::Usage, error))
+    }
+}
+
+/// How long spec, check and discover may take: connectors answer within seconds, large databases are discovered in
+/// minutes, and an image has to be pulled.
+const SHORT_TASK: Duration = Duration::from_secs(600);
+
+/// A duration such as `90s`, `10m`, `1h 30m`, or plain seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || format!("{text:?} is not a duration: expected something like 90s, 10m or 2h");
+    let seconds = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let span: jiff::SignedDuration = text.parse().map_err(|_| expected())?;
+            Duration::try_from(span).map_err(|_| expected())?
+        }
+    };
+    if seconds.is_zero() { Err("a timeout of nothing would end every task: expected at least 1s".to_owned()) } else { Ok(seconds) }
+}
+
+impl Cli {
+    /// Runs the command and returns the exit code. Everything that can be said has been said then.
+    pub fn run(self) -> u8 {
+        match self.command {
+            Command::Spec(args) => spec::run(args),
+            Command::Check(args) => check::run(args),
+            Command::Discover(args) => discover::run(args),
+            Command::Read(args) => read::run(*args),
+            Command::Image(args) => image::run(&args),
+            Command::Sidecar(args) => sidecar::run(args),
+        }
+    }
+}
+
+/// Sets up the log, runs the task, prints what came of it.
+fn run_task(
+    args: TaskArgs,
+    request: impl FnOnce(&crate::config::Settings, Option<Duration>) -> Result<run::Request, Failure>,
+) -> u8 {
+    let TaskArgs { output: format, timeout, quiet, verbose, settings } = args;
+    let output = Output::new(format, quiet);
+    let result = settings.resolve().and_then(|settings| {
+        start_log(&settings.pod.log_level, quiet, verbose);
+        let request = request(&settings, timeout)?;
+        run::run(&settings, &output, request)
+    });
+    finish(&output, result)
+}
+
+/// Prints the outcome and turns it into the exit code.
+fn finish(output: &Output, result: Result<run::Outcome, Failure>) -> u8 {
+    let (printed, code) = match result {
+        Ok(outcome) => {
+            let code = outcome.failure().map_or(0, |failure| {
+                output.explain(&failure);
+                failure.class.exit_code()
+            });
+            (output.result(&outcome.document()), code)
+        }
+        Err(failure) => (output.failure(&failure), failure.class.exit_code()),
+    };
+    match printed {
+        Ok(()) => code,
+        Err(error) => {
+            output.explain(&Failure::new(Class::Internal, format!("writing the result to stdout: {error}")));
+            3
+        }
+    }
+}
+
+/// The program's own log goes to stderr; one-off commands only tell what went wrong unless asked for more.
+fn start_log(level: &str, quiet: bool, verbose: u8) {
+    let ours = match (quiet, verbose) {
+        (true, _) => "error".to_owned(),
+        (false, 0) if level == "INFO" => "warn".to_owned(),
+        (false, 0) => level.to_ascii_lowercase(),
+        (false, 1) => "info".to_owned(),
+        (false, _) => "debug".to_owned(),
+    };
+    init_log(&ours, verbose);
+}
+
+/// Other crates are asked for more than warnings only with -vvv.
+fn init_log(ours: &str, verbose: u8) {
+    let others = if verbose > 2 { "debug" } else { "error" };
+    let ours = if ours == "fatal" { "error" } else { ours };
+    let filter = tracing_subscriber::EnvFilter::new(format!("{others},syncctl={ours}"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// A task of a one-off command; for spec, check and discover the id only has to be new.
+fn new_task(kind: TaskKind, image: Image, timeout: Option<Duration>) -> Task {
+    Task {
+        kind,
+        image,
+        connector_type: task::CONNECTOR_TYPE_AIRBYTE.to_owned(),
+        task_id: Uuid::new_v4().to_string(),
+        sync_id: String::new(),
+        storage_key: String::new(),
+        started_at: task::to_millis(Timestamp::now()),
+        started_by: Some(Value::from_iter([("type", "cli")])),
+        options: ReadOptions::default(),
+        timeout: timeout.unwrap_or(SHORT_TASK),
+    }
+}

@@ -1,0 +1,150 @@
+//! `syncctl read`.
+
+use super::input::Document;
+use super::{ConnectorArgs, TaskArgs, new_task, run, run_task};
+use crate::airbyte::catalog::ConfiguredCatalog;
+use crate::airbyte::state;
+use crate::config::Settings;
+use crate::db::{Db, Options, Target};
+use crate::failure::{Class, Failure};
+use crate::pod::payload::Payload;
+use crate::sidecar::sink::Destination;
+use crate::task::{ReadOptions, Task, TaskKind};
+
+/// Read rows from a connector and load them into the destination
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub struct ReadArgs {
+    #[command(flatten)]
+    connector: ConnectorArgs,
+    /// The connector's configuration: a JSON or YAML file, or - for stdin
+    #[arg(long, value_name = "FILE")]
+    config: String,
+    /// The configured catalog: the streams to read, and how
+    #[arg(long, value_name = "FILE")]
+    catalog: String,
+    /// Where the rows go: a file with "destinationType" and its credentials
+    #[arg(long, value_name = "FILE")]
+    destination_config: String,
+    /// The sync that this task belongs to: states are kept under it
+    #[arg(long, value_name = "ID")]
+    sync_id: String,
+    /// Where to resume: a file with Airbyte state messages, or `db` for the state stored for the sync [default: from
+    /// scratch]
+    #[arg(long, value_name = "FILE|db")]
+    state: Option<String>,
+    /// Id of this task, unique among all tasks [default: a new UUID]
+    #[arg(long, value_name = "ID")]
+    task_id: Option<String>,
+    /// Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream's own
+    #[arg(long, value_name = "NAMESPACE")]
+    target_namespace: Option<String>,
+    /// Put this before every table name
+    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
+    table_name_prefix: String,
+    /// Lower-case table and column names
+    #[arg(long)]
+    to_same_case: bool,
+    /// Add a column _jitsu_timestamp
+    #[arg(long)]
+    add_meta: bool,
+    /// Append rows where the catalog asks for a merge by primary key
+    #[arg(long)]
+    no_deduplicate: bool,
+    /// Start from scratch and replace the tables
+    #[arg(long)]
+    full_sync: bool,
+    /// Ask the connector for debug messages
+    #[arg(long)]
+    debug: bool,
+    #[command(flatten)]
+    task: TaskArgs,
+}
+
+pub(super) fn run(args: ReadArgs) -> u8 {
+    let ReadArgs {
+        connector,
+        config,
+        catalog,
+        destination_config,
+        sync_id,
+        state,
+        task_id,
+        target_namespace,
+        table_name_prefix,
+        to_same_case,
+        add_meta,
+        no_deduplicate,
+        full_sync,
+        debug,
+        task: task_args,
+    } = args;
+    let options = ReadOptions {
+        namespace: target_namespace,
+        table_name_prefix,
+        to_same_case,
+        add_meta,
+        deduplicate: !no_deduplicate,
+        full_sync,
+        debug,
+    };
+    run_task(task_args, |settings, timeout| {
+        let mut task = new_task(TaskKind::Read, connector.image()?, Some(timeout.unwrap_or(settings.task_timeout)));
+        task.sync_id = identifier(sync_id, "--sync-id")?;
+        if let Some(id) = task_id {
+            task.task_id = identifier(id, "--task-id")?;
+        }
+        task.options = options;
+        let config = Document::read(&config, "the configuration")?.object("the connector's configuration")?;
+        let catalog_file = Document::read(&catalog, "the catalog")?;
+        let (catalog, catalog_text): (ConfiguredCatalog, _) =
+            catalog_file.typed(r#"a configured catalog such as {"streams":[{"stream":{…},"sync_mode":"full_refresh"}]}"#)?;
+        catalog.validate().map_err(|error| catalog_file.error(&error))?;
+        let destination_file = Document::read(&destination_config, "the destination's configuration")?;
+        let destination = destination_file.object("the destination's credentials")?;
+        let value = serde_json::from_str(&destination).map_err(|error| destination_file.error(&error.to_string()))?;
+        Destination::parse(&value).map_err(|error| destination_file.error(&error.text))?;
+        let state = load_state(state.as_deref(), settings, &task, &catalog)?;
+        let payload = Payload {
+            config: Some(config),
+            catalog: Some(catalog_text),
+            state,
+            destination_config: Some(destination),
+        };
+        Ok(run::Request { task, payload })
+    })
+}
+
+/// Ids end up in rows and annotations; nothing but an empty one is refused.
+fn identifier(id: String, flag: &str) -> Result<String, Failure> {
+    if id.trim().is_empty() || id.contains('\0') {
+        return Err(Failure::new(Class::Usage, format!("{flag} is empty: expected an id such as orders-to-warehouse")));
+    }
+    Ok(id)
+}
+
+fn load_state(
+    source: Option<&str>,
+    settings: &Settings,
+    task: &Task,
+    catalog: &ConfiguredCatalog,
+) -> Result<Option<String>, Failure> {
+    match source {
+        None => Ok(None),
+        // A full sync is from scratch, whatever is stored or given.
+        Some(_) if task.options.full_sync => Ok(None),
+        Some("db") => {
+            let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
+            let options = Options { application_name: "syncctl".to_owned(), pool_size: 1, patience: run::PATIENCE };
+            let db = Db::open(target, options)?;
+            db.ensure_schema()?;
+            let rows = db.states(&task.sync_id)?;
+            state::from_rows(&rows, catalog).map_err(|error| Failure::new(Class::DatabaseError, error))
+        }
+        Some(path) => {
+            let file = Document::read(path, "the state")?;
+            let (_, text): (serde_json::Value, _) = file.typed("a list of Airbyte state messages")?;
+            state::for_connector(&text, catalog).map_err(|error| file.error(&error))
+        }
+    }
+}

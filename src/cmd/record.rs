@@ -1,0 +1,171 @@
+//! From a task to its rows and back: the only place that knows which table holds the result of which command.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::run::Outcome;
+use crate::db::{Db, DbError, ResultKey, SpecKey, Started, Writer};
+use crate::failure::{Class, Failure};
+use crate::task::{Task, TaskKind, TaskStatus};
+
+/// The key of a task's spec.
+pub fn spec_key(task: &Task) -> SpecKey {
+    SpecKey {
+        connector_type: task.connector_type.clone(),
+        package: task.image.package.clone(),
+        version: task.image.version.clone(),
+    }
+}
+
+/// The key of a task's check or catalog.
+pub fn result_key(task: &Task) -> ResultKey {
+    ResultKey {
+        package: task.image.package.clone(),
+        version: task.image.version.clone(),
+        key: task.storage_key.clone(),
+    }
+}
+
+/// Records that the task runs, before its Pod exists.
+pub fn begin(db: &Db, task: &Task) -> Result<(), Failure> {
+    match task.kind {
+        TaskKind::Spec | TaskKind::Check => Ok(()),
+        TaskKind::Discover => Ok(db.start_catalog(&result_key(task), task.started_at)?),
+        TaskKind::Read => match db.start_task(task)? {
+            Started::New => Ok(()),
+            Started::Exists(row) => {
+                let text = format!("task {} was started before and is {}", task.task_id, row.status);
+                Err(Failure::new(Class::TaskExists, text))
+            }
+        },
+    }
+}
+
+/// Records a failure that the controller found. What the sidecar wrote stays.
+pub fn failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
+    let text = failure.to_string();
+    match task.kind {
+        TaskKind::Spec => db.save_spec(&spec_key(task), task.started_at, Err(&text)),
+        TaskKind::Check => db.fail_check(&result_key(task), task.started_at, &text),
+        TaskKind::Discover => db.fail_catalog(&result_key(task), task.started_at, &text, Writer::Controller),
+        TaskKind::Read => {
+            let status = match failure.class {
+                Class::Cancelled => TaskStatus::Cancelled,
+                Class::TimeExceeded => TaskStatus::TimeExceeded,
+                _ => TaskStatus::Failed,
+            };
+            db.finish_task(task, Writer::Controller, status, None, Some(&text)).map(|_| ())
+        }
+    }
+}
+
+/// What the rows say of this very task; `None` while they say nothing final.
+pub fn outcome(db: &Db, task: &Task) -> Result<Option<Outcome>, Failure> {
+    match task.kind {
+        TaskKind::Spec => {
+            let Some(row) = db.spec(&spec_key(task))?.filter(|row| row.timestamp >= task.started_at) else {
+                return Ok(None);
+            };
+            match (row.error, row.specs) {
+                (Some(error), _) => Err(Failure::from_stored(&error)),
+                (None, Some(specs)) => Ok(Some(Outcome::Spec(document(&specs)?))),
+                (None, None) => Ok(None),
+            }
+        }
+        TaskKind::Check => {
+            let row = db.check(&task.storage_key)?.filter(|row| row.timestamp >= task.started_at);
+            row.map(|row| check_outcome(&row.status, row.description)).transpose()
+        }
+        TaskKind::Discover => {
+            let Some(row) = db.catalog(&result_key(task))?.filter(|row| row.timestamp >= task.started_at) else {
+                return Ok(None);
+            };
+            match (row.status.as_str(), row.catalog) {
+                ("SUCCESS", Some(catalog)) => Ok(Some(Outcome::Discover(document(&catalog)?))),
+                ("FAILED", _) => Err(Failure::from_stored(row.description.as_deref().unwrap_or("no reason given"))),
+                _ => Ok(None),
+            }
+        }
+        TaskKind::Read => {
+            let row = db.task(&task.task_id)?.filter(|row| row.status != TaskStatus::Running.as_str());
+            row.map(|row| {
+                let status = row.status.parse().map_err(|error: String| Failure::new(Class::DatabaseError, error))?;
+                Ok(Outcome::Read {
+                    task_id: row.task_id,
+                    sync_id: row.sync_id,
+                    status,
+                    streams: row.streams,
+                    error: row.error,
+                })
+            })
+            .transpose()
+        }
+    }
+}
+
+/// A failure of ours is told by its class; the connector's own verdict has none.
+fn check_outcome(status: &str, description: Option<String>) -> Result<Outcome, Failure> {
+    let succeeded = status == "SUCCESS";
+    let stored = description.as_deref().map(Failure::from_stored).filter(|_| !succeeded);
+    match stored {
+        Some(failure) if Some(&failure.to_string()) == description.as_ref() => Err(failure),
+        _ => Ok(Outcome::Check { succeeded, message: description }),
+    }
+}
+
+fn document(text: &str) -> Result<Value, Failure> {
+    serde_json::from_str(text)
+        .map_err(|error| Failure::new(Class::DatabaseError, format!("reading the stored result: {error}")))
+}
+
+/// Waits in a thread for the sidecar's word that a row is final. Without it (behind a connection pooler) the end of the
+/// Pod tells the same, only later.
+pub struct Listener {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How long a listener that is no longer needed may go on.
+const LISTEN: Duration = Duration::from_millis(200);
+
+impl Listener {
+    /// Calls `tell` at each word about the task.
+    pub fn start(db: &Db, task_id: &str, tell: impl Fn() + Send + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (db, task_id, stopped) = (db.clone(), task_id.to_owned(), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let mut listener = match db.listen(&task_id) {
+                Ok(listener) => listener,
+                Err(error) => {
+                    tracing::debug!(%error, "results will be seen when the pod ends");
+                    return;
+                }
+            };
+            // It may have been written while we connected.
+            tell();
+            while !stopped.load(Ordering::Relaxed) {
+                match listener.wait(LISTEN) {
+                    Ok(true) => tell(),
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::debug!(%error, "results will be seen when the pod ends");
+                        return;
+                    }
+                }
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Not joined: it ends by itself within its wait, and nobody has to wait for that.
+        drop(self.thread.take());
+    }
+}

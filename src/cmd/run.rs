@@ -1,0 +1,408 @@
+//! The shared way of one task: record, launch, follow, record the outcome, clean up.
+//!
+//! Everything that can happen arrives as an [`Event`] in one channel: the Pod has changed, the sidecar has written a
+//! row, the user has cancelled. The outcome goes to the database first, then the Pod and its Secrets go.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::cancel::Cancel;
+use super::owner::Owner;
+use super::record;
+use super::sweep;
+use crate::config::Settings;
+use crate::db::{Db, Options, Target};
+use crate::failure::{Class, Failure};
+use crate::output::{Output, Progress};
+use crate::pod::manifest::Launch;
+use crate::pod::payload::Payload;
+use crate::pod::status::{Ended, Observation, Phase};
+use crate::pod::{Cluster, Update};
+use crate::task::{StreamReports, Task, TaskKind, TaskStatus};
+
+/// A validated task and its documents.
+pub struct Request {
+    /// What to do.
+    pub task: Task,
+    /// With what.
+    pub payload: Payload,
+}
+
+/// What came of a task that ran to an end of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The ConnectorSpecification.
+    Spec(Value),
+    /// The connector's verdict on a configuration.
+    Check {
+        /// Whether it works.
+        succeeded: bool,
+        /// The connector's explanation.
+        message: Option<String>,
+    },
+    /// The catalog.
+    Discover(Value),
+    /// The row of a read, also of one that failed.
+    Read {
+        /// `source_task.task_id`.
+        task_id: String,
+        /// `source_task.sync_id`.
+        sync_id: String,
+        /// `source_task.status`.
+        status: TaskStatus,
+        /// `source_task.description`.
+        streams: StreamReports,
+        /// `source_task.error`.
+        error: Option<String>,
+    },
+}
+
+impl Outcome {
+    /// What is printed.
+    pub fn document(&self) -> Value {
+        match self {
+            Self::Spec(document) | Self::Discover(document) => document.clone(),
+            Self::Check { succeeded, message } => {
+                json!({"status": if *succeeded { "SUCCEEDED" } else { "FAILED" }, "message": message})
+            }
+            Self::Read { task_id, sync_id, status, streams, error } => {
+                let mut document = json!({
+                    "taskId": task_id,
+                    "syncId": sync_id,
+                    "status": status,
+                    "streams": streams,
+                    "error": error,
+                });
+                if let Some(failure) = self.failure() {
+                    document["class"] = json!(failure.class.code());
+                    document["hint"] = json!(failure.hint());
+                }
+                document
+            }
+        }
+    }
+
+    /// Why the exit code is not 0.
+    pub fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Spec(_) | Self::Discover(_) | Self::Check { succeeded: true, .. } => None,
+            Self::Check { message, .. } => {
+                let text = message.clone().unwrap_or_else(|| "the connector gave no reason".to_owned());
+                Some(Failure::new(Class::ConnectorFailed, text))
+            }
+            Self::Read { status, error, .. } => {
+                let stored = error.as_deref().map(Failure::from_stored);
+                let or = |class, text: &str| stored.clone().unwrap_or_else(|| Failure::new(class, text));
+                match status {
+                    TaskStatus::Success => None,
+                    TaskStatus::Cancelled => Some(Failure::new(Class::Cancelled, "the task was cancelled")),
+                    TaskStatus::TimeExceeded => Some(or(Class::TimeExceeded, "the task ran out of time")),
+                    TaskStatus::Partial => Some(or(Class::ConnectorFailed, "some streams are incomplete")),
+                    TaskStatus::Failed | TaskStatus::Running | TaskStatus::Skipped => {
+                        Some(or(Class::ConnectorFailed, "the read failed"))
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What can happen while a task runs.
+enum Event {
+    Pod(Update),
+    /// The sidecar has written a final row.
+    Row,
+    Cancelled,
+}
+
+/// How long an outage of the database may last before a one-off command gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// An image that cannot be pulled for a reason that may pass has this long to heal.
+const PULL_GRACE: Duration = Duration::from_secs(60);
+/// How long a sidecar in a Pod that somebody deletes may take to write what it knows.
+const SETTLE: Duration = Duration::from_secs(5);
+/// Beyond the Pod's own grace period; then it is removed without its node's word.
+const GONE_SLACK: Duration = Duration::from_secs(30);
+
+/// Runs one task from its record to its last trace.
+pub fn run(settings: &Settings, output: &Output, request: Request) -> Result<Outcome, Failure> {
+    let (events, inbox) = mpsc::channel();
+    let cancel = Cancel::install({
+        let events = events.clone();
+        move || drop(events.send(Event::Cancelled))
+    })?;
+    let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
+    let options = Options { application_name: "syncctl".to_owned(), pool_size: 2, patience: PATIENCE };
+    let db = Db::open(target, options)?;
+    db.ensure_schema()?;
+    let cluster = Cluster::connect(&settings.client)?;
+    let run = Run { settings, db: &db, cluster: &cluster, request: &request, progress: output.progress() };
+    let outcome = run.whole_way(&events, &inbox, &cancel);
+    drop(cancel);
+    outcome
+}
+
+struct Run<'a> {
+    settings: &'a Settings,
+    db: &'a Db,
+    cluster: &'a Cluster,
+    request: &'a Request,
+    progress: Progress,
+}
+
+impl Run<'_> {
+    fn whole_way(mut self, events: &Sender<Event>, inbox: &Receiver<Event>, cancel: &Cancel) -> Result<Outcome, Failure> {
+        let task = &self.request.task;
+        record::begin(self.db, task)?;
+        let swept = match self.start(cancel) {
+            Ok(swept) => swept,
+            Err(failure) => return self.close(failure, None),
+        };
+        let pod = task.pod_name();
+        let follower = {
+            let events = events.clone();
+            self.cluster.follow(&pod, self.settings.status_check, move |update| drop(events.send(Event::Pod(update))))
+        };
+        let listener = record::Listener::start(self.db, &task.task_id, {
+            let events = events.clone();
+            move || drop(events.send(Event::Row))
+        });
+        let end = self.follow(inbox);
+        drop(listener);
+        // From here on the deletion is ours.
+        drop(follower);
+        let outcome = match end {
+            Ok(End::Result(outcome)) => {
+                self.clean_up(&pod, Some(Duration::ZERO));
+                Ok(outcome)
+            }
+            Ok(End::Failed { failure, grace }) => self.close(failure, Some((&pod, grace))),
+            Err(failure) => {
+                self.clean_up(&pod, None);
+                Err(failure)
+            }
+        };
+        sweep::wait(self.cluster, &swept);
+        outcome
+    }
+
+    /// Sweeps what killed commands left, then launches. Returns the swept Pods.
+    fn start(&mut self, cancel: &Cancel) -> Result<Vec<String>, Failure> {
+        self.progress.say("looking for what killed commands left behind");
+        let swept = sweep::sweep(self.cluster, self.db)?;
+        if cancel.is_set() {
+            return Err(Failure::new(Class::Cancelled, "cancelled before the pod was created"));
+        }
+        let Request { task, payload } = self.request;
+        self.progress.say(&format!("creating pod {} in namespace {}", task.pod_name(), self.cluster.namespace()));
+        let owner = Owner::me().map(|owner| owner.to_string());
+        let attempt = Uuid::new_v4().to_string();
+        let launch =
+            Launch { task, payload, settings: &self.settings.pod, attempt: &attempt, owner: owner.as_deref() };
+        self.cluster.launch(&launch)?;
+        Ok(swept)
+    }
+
+    /// Waits until the task has ended, one way or another.
+    fn follow(&mut self, inbox: &Receiver<Event>) -> Result<End, Failure> {
+        let task = &self.request.task;
+        let mut watch = Watch::new(Instant::now(), task.timeout, self.settings.init_timeout);
+        loop {
+            let wait = watch.next_deadline().saturating_duration_since(Instant::now());
+            match inbox.recv_timeout(wait) {
+                Ok(Event::Cancelled) => {
+                    self.progress.say("cancelling");
+                    return Ok(End::Failed { failure: Failure::new(Class::Cancelled, "the task was cancelled"), grace: None });
+                }
+                Ok(Event::Row) => {
+                    if let Some(outcome) = record::outcome(self.db, task)? {
+                        return Ok(End::Result(outcome));
+                    }
+                }
+                Ok(Event::Pod(Update::Gone)) => {
+                    let failure = Failure::new(Class::PodDeleted, "somebody else deleted the pod");
+                    return self.settle(failure, Duration::ZERO);
+                }
+                Ok(Event::Pod(Update::Seen(observation))) => {
+                    if let Some(end) = self.seen(&observation, &mut watch)? {
+                        return Ok(end);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Failure::new(Class::Internal, "nobody watches the pod any more"));
+                }
+            }
+            if let Some(failure) = watch.expired(Instant::now(), || self.cluster.warnings(&task.pod_name())) {
+                let grace = if watch.started { None } else { Some(Duration::ZERO) };
+                return Ok(End::Failed { failure, grace });
+            }
+        }
+    }
+
+    fn seen(&mut self, observation: &Observation, watch: &mut Watch) -> Result<Option<End>, Failure> {
+        match &observation.phase {
+            Phase::Waiting(what) => self.progress.say(what),
+            Phase::Running => {
+                watch.started = true;
+                self.progress.say("the connector runs");
+            }
+            Phase::Trouble { failure, permanent: true } => {
+                return Ok(Some(End::Failed { failure: failure.clone(), grace: Some(Duration::ZERO) }));
+            }
+            Phase::Trouble { failure, permanent: false } => {
+                self.progress.say(&failure.text);
+                watch.trouble(failure.clone(), Instant::now());
+            }
+            Phase::Ended(ended) => return self.settle(ended.failure(), settle_time(ended)).map(Some),
+        }
+        Ok(None)
+    }
+
+    /// The Pod has ended: what the sidecar wrote counts, else the failure. A sidecar that still runs has a moment.
+    fn settle(&self, failure: Failure, limit: Duration) -> Result<End, Failure> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(outcome) = record::outcome(self.db, &self.request.task)? {
+                return Ok(End::Result(outcome));
+            }
+            if Instant::now() >= deadline {
+                return Ok(End::Failed { failure, grace: Some(Duration::ZERO) });
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Records a failure, then removes the Pod.
+    fn close(&mut self, failure: Failure, pod: Option<(&str, Option<Duration>)>) -> Result<Outcome, Failure> {
+        let recorded = record::failure(self.db, &self.request.task, &failure);
+        if let Some((pod, grace)) = pod {
+            self.clean_up(pod, grace);
+        }
+        if let Err(error) = recorded {
+            // The user is told what happened all the same: the first cause is the one to act on.
+            tracing::error!(%error, "the outcome could not be recorded");
+        }
+        if self.request.task.kind == TaskKind::Read {
+            if let Ok(Some(outcome)) = record::outcome(self.db, &self.request.task) {
+                return Ok(outcome);
+            }
+        }
+        Err(failure)
+    }
+
+    fn clean_up(&mut self, pod: &str, grace: Option<Duration>) {
+        self.progress.say("removing the pod");
+        let patience = grace.unwrap_or(Duration::from_secs(u64::from(self.settings.pod.grace_seconds))) + GONE_SLACK;
+        let removed = self.cluster.delete(pod, grace).and_then(|()| self.cluster.wait_gone(pod, patience));
+        if let Err(error) = removed {
+            tracing::error!(%error, "the pod could not be removed; the next command will try again");
+        }
+    }
+}
+
+/// How following ended.
+enum End {
+    Result(Outcome),
+    Failed {
+        failure: Failure,
+        /// `None`: containers may still run, and get their time to end.
+        grace: Option<Duration>,
+    },
+}
+
+/// A sidecar that has ended has said what it had to say; one that is being ended may be about to.
+fn settle_time(ended: &Ended) -> Duration {
+    let deleted = ended.pod.as_ref().is_some_and(|failure| failure.class == Class::PodDeleted);
+    if ended.sidecar.is_none() && deleted { SETTLE } else { Duration::ZERO }
+}
+
+/// The deadlines of one task.
+struct Watch {
+    launched: Instant,
+    timeout: Duration,
+    init_timeout: Duration,
+    started: bool,
+    trouble: Option<(Failure, Instant)>,
+}
+
+impl Watch {
+    fn new(launched: Instant, timeout: Duration, init_timeout: Duration) -> Self {
+        Self { launched, timeout, init_timeout, started: false, trouble: None }
+    }
+
+    /// Trouble that comes and goes (two reasons for one failing pull alternate) counts from its first sight.
+    fn trouble(&mut self, failure: Failure, now: Instant) {
+        let since = self.trouble.as_ref().map_or(now, |(_, since)| *since);
+        self.trouble = Some((failure, since));
+    }
+
+    fn pull_deadline(&self) -> Option<Instant> {
+        let (failure, since) = self.trouble.as_ref()?;
+        (!self.started && failure.class == Class::ImagePull).then(|| *since + PULL_GRACE)
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let mut next = self.launched + self.timeout;
+        if !self.started {
+            next = next.min(self.launched + self.init_timeout);
+        }
+        self.pull_deadline().map_or(next, |pull| next.min(pull))
+    }
+
+    fn expired(&self, now: Instant, warnings: impl FnOnce() -> Vec<String>) -> Option<Failure> {
+        if now >= self.launched + self.timeout {
+            let text = format!("the task did not end within {} s", self.timeout.as_secs());
+            return Some(Failure::new(Class::TimeExceeded, text));
+        }
+        if self.started {
+            return None;
+        }
+        if self.pull_deadline().is_some_and(|deadline| now >= deadline) || now >= self.launched + self.init_timeout {
+            // What the cluster said is the cause; the timeout is only when it counts.
+            if let Some((failure, _)) = &self.trouble {
+                return Some(failure.clone());
+            }
+            let mut text = format!("the pod did not start within {} s", self.init_timeout.as_secs());
+            if let Some(warning) = warnings().last() {
+                text = format!("{text}: {warning}");
+            }
+            return Some(Failure::new(Class::InitTimeout, text));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Class, Failure, Instant, PULL_GRACE, Watch};
+    use std::time::Duration;
+
+    #[test]
+    fn deadlines_count_from_the_launch_and_trouble_from_its_first_sight() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut watch = Watch::new(start, Duration::from_secs(600), Duration::from_secs(180));
+        let class = |watch: &Watch, now| watch.expired(now, Vec::new).map(|failure| failure.class);
+        assert_eq!(class(&watch, at(179)), None);
+        assert_eq!(class(&watch, at(180)), Some(Class::InitTimeout));
+        let pull = || Failure::new(Class::ImagePull, "back-off");
+        watch.trouble(pull(), at(10));
+        watch.trouble(pull(), at(60));
+        assert_eq!(class(&watch, at(9) + PULL_GRACE), None);
+        assert_eq!(class(&watch, at(10) + PULL_GRACE), Some(Class::ImagePull));
+        watch.started = true;
+        assert_eq!(class(&watch, at(599)), None);
+        assert_eq!(class(&watch, at(600)), Some(Class::TimeExceeded));
+    }
+
+    #[test]
+    fn the_last_warning_of_the_cluster_explains_a_pod_that_did_not_start() {
+        let watch = Watch::new(Instant::now(), Duration::from_secs(9), Duration::ZERO);
+        let failure = watch.expired(Instant::now(), || vec!["a".to_owned(), "FailedMount: b".to_owned()]);
+        assert!(failure.is_some_and(|failure| failure.text.ends_with("FailedMount: b")));
+    }
+}

@@ -1,0 +1,22 @@
+//! `syncctl spec`.
+
+use super::{ConnectorArgs, TaskArgs, new_task, run, run_task};
+use crate::pod::payload::Payload;
+use crate::task::TaskKind;
+
+/// Print a connector's specification
+#[derive(Debug, clap::Args)]
+pub struct SpecArgs {
+    #[command(flatten)]
+    connector: ConnectorArgs,
+    #[command(flatten)]
+    task: TaskArgs,
+}
+
+pub(super) fn run(args: SpecArgs) -> u8 {
+    let SpecArgs { connector, task } = args;
+    run_task(task, |_, timeout| {
+        let task = new_task(TaskKind::Spec, connector.image()?, timeout);
+        Ok(run::Request { task, payload: Payload::default() })
+    })
+}

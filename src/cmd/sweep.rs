@@ -1,0 +1,103 @@
+//! Cleaning up after one-off commands that were killed.
+//!
+//! Only what a one-off command made is touched, and only when it is certain that nobody follows it: its process on this
+//! machine is dead, or the Pod ended long ago and nobody came. Pods of `serve` belong to `serve`.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::owner::{Life, Owner};
+use super::record;
+use crate::db::Db;
+use crate::failure::{Class, Failure};
+use crate::pod::status::Phase;
+use crate::pod::{Cluster, Owned, PodError};
+
+/// A Pod of another machine's command: that command would have removed it within seconds.
+const UNATTENDED: SignedDuration = SignedDuration::from_mins(10);
+/// How long the containers of an abandoned Pod get.
+const GRACE: Duration = Duration::from_secs(10);
+/// Beyond that.
+const GONE: Duration = Duration::from_secs(40);
+
+/// Records and deletes what nobody follows; returns the Pods whose end is still to be waited for.
+///
+/// A missing right is no reason to refuse a task; a cluster that does not answer is.
+pub fn sweep(cluster: &Cluster, db: &Db) -> Result<Vec<String>, Failure> {
+    match try_sweep(cluster, db) {
+        Ok(swept) => Ok(swept),
+        Err(error @ (PodError::Unreachable { .. } | PodError::Kubeconfig(_))) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "what killed commands left behind could not be looked for");
+            Ok(Vec::new())
+        }
+    }
+}
+
+fn try_sweep(cluster: &Cluster, db: &Db) -> Result<Vec<String>, PodError> {
+    let now = Timestamp::now();
+    let pods = cluster.pods()?;
+    let mut swept = Vec::new();
+    for pod in pods.iter().filter(|pod| !pod.deleting && is_abandoned(pod, now)) {
+        tracing::info!(pod = %pod.name, "removing a pod whose command was killed");
+        close(db, pod);
+        cluster.delete(&pod.name, Some(GRACE))?;
+        swept.push(pod.name.clone());
+    }
+    let names: HashSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
+    for secret in cluster.secrets()? {
+        let pod = secret.name.rsplit_once("-config").map_or("", |(pod, _)| pod);
+        if !secret.has_controller && !names.contains(pod) && is_abandoned(&secret, now) {
+            tracing::info!(secret = %secret.name, "removing a secret whose command was killed");
+            cluster.delete_secret(&secret.name)?;
+        }
+    }
+    Ok(swept)
+}
+
+fn is_abandoned(object: &Owned, now: Timestamp) -> bool {
+    let Some(owner) = object.owner.as_deref().and_then(|owner| owner.parse::<Owner>().ok()) else { return false };
+    match owner.life() {
+        Life::Alive => false,
+        Life::Dead => true,
+        Life::Elsewhere => {
+            let old = object.created_at.is_some_and(|created| now.duration_since(created) > UNATTENDED);
+            let ended = object.observation.as_ref().is_none_or(|seen| {
+                matches!(&seen.phase, Phase::Ended(ended) if ended.at.is_some_and(|at| now.duration_since(at) > UNATTENDED))
+            });
+            old && ended
+        }
+    }
+}
+
+/// A terminal row, unless the sidecar has written one.
+fn close(db: &Db, pod: &Owned) {
+    let task = match &pod.task {
+        Ok(task) => task,
+        Err(error) => {
+            tracing::warn!(pod = %pod.name, error, "the annotations of the pod tell no task");
+            return;
+        }
+    };
+    if matches!(record::outcome(db, task), Ok(Some(_)) | Err(_)) {
+        return;
+    }
+    let failure = match pod.observation.as_ref().map(|seen| &seen.phase) {
+        Some(Phase::Ended(ended)) => ended.failure(),
+        _ => Failure::new(Class::Abandoned, "the syncctl that followed this task was killed"),
+    };
+    if let Err(error) = record::failure(db, task, &failure) {
+        tracing::warn!(%error, task = task.task_id, "the outcome could not be recorded");
+    }
+}
+
+/// Waits until what was swept is gone.
+pub fn wait(cluster: &Cluster, swept: &[String]) {
+    for pod in swept {
+        if let Err(error) = cluster.wait_gone(pod, GONE) {
+            tracing::warn!(%error, "an abandoned pod is still there");
+        }
+    }
+}

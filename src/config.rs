@@ -1,0 +1,281 @@
+//! Settings: flag > environment > default, resolved once into types. The `SYNCCTL_` names live here.
+//!
+//! Every value arrives as text, so that an empty variable counts as absent (manifests often carry such) and all that is
+//! missing or malformed is reported at once. Nothing else in the program reads the environment, but for the sidecar's
+//! own contract.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::failure::{Class, Failure};
+use crate::pod::client::{ClientSettings, Source};
+use crate::pod::manifest::{PodSettings, Resources};
+use crate::secret::Secret;
+use crate::task::DEFAULT_TIMEOUT_HOURS;
+
+/// Where the cluster and the database are, and how Pods are made.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Settings (each is also an environment variable)")]
+pub struct SettingsArgs {
+    /// Postgres database of results, logs and states; give it in the environment, where other users do not see it
+    #[arg(long, env = "SYNCCTL_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    database_url: Option<String>,
+    /// The same database as Pods reach it [default: the database URL]
+    #[arg(long, env = "SYNCCTL_SIDECAR_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    sidecar_database_url: Option<String>,
+    /// Image with the sidecar, e.g. the one that `syncctl image` writes
+    #[arg(long, env = "SYNCCTL_SIDECAR_IMAGE", value_name = "IMAGE")]
+    sidecar_image: Option<String>,
+    /// Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar
+    #[arg(long, env = "SYNCCTL_INIT_IMAGE", value_name = "IMAGE")]
+    init_image: Option<String>,
+    /// Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod
+    #[arg(long, env = "SYNCCTL_KUBERNETES_CLIENT_CONFIG", hide_env_values = true, value_name = "CONFIG")]
+    kubernetes_client_config: Option<String>,
+    /// Kubeconfig file [default: what kubectl would use]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig
+    #[arg(long, alias = "kubernetes-context", env = "SYNCCTL_KUBERNETES_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
+    /// Namespace of the tasks' Pods [default: the context's, else default]
+    #[arg(long, alias = "kubernetes-namespace", env = "SYNCCTL_KUBERNETES_NAMESPACE", value_name = "NAME")]
+    namespace: Option<String>,
+    /// Nodes for the Pods, as a JSON object of labels
+    #[arg(long, env = "SYNCCTL_KUBERNETES_NODE_SELECTOR", value_name = "JSON")]
+    kubernetes_node_selector: Option<String>,
+    /// Service account of the Pods; its token is not mounted
+    #[arg(long, env = "SYNCCTL_PODS_SERVICE_ACCOUNT", value_name = "NAME")]
+    pods_service_account: Option<String>,
+    /// How often Pods are listed, besides the watch [default: 10]
+    #[arg(long, env = "SYNCCTL_CONTAINER_STATUS_CHECK_SECONDS", value_name = "SECONDS")]
+    container_status_check_seconds: Option<String>,
+    /// How long a Pod may take to start, from its creation [default: 180]
+    #[arg(long, env = "SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", value_name = "SECONDS")]
+    container_init_timeout_seconds: Option<String>,
+    /// How long a container may take to end after TERM [default: 60]
+    #[arg(long, env = "SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", value_name = "SECONDS")]
+    container_grace_shutdown_seconds: Option<String>,
+    /// How long a read may take [default: 48]
+    #[arg(long, env = "SYNCCTL_TASK_TIMEOUT_HOURS", value_name = "HOURS")]
+    task_timeout_hours: Option<String>,
+    /// CPU reserved for the connector [default: 100]
+    #[arg(long, env = "SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", value_name = "MILLICORES")]
+    source_cpu_request_millicores: Option<String>,
+    /// CPU limit of the connector; 0 is none [default: 1000]
+    #[arg(long, env = "SYNCCTL_SOURCE_CPU_LIMIT_MILLICORES", value_name = "MILLICORES")]
+    source_cpu_limit_millicores: Option<String>,
+    /// Memory reserved for the connector [default: 256]
+    #[arg(long, env = "SYNCCTL_SOURCE_MEMORY_REQUEST_MI", value_name = "MI")]
+    source_memory_request_mi: Option<String>,
+    /// Memory limit of the connector; 0 is none [default: 8192]
+    #[arg(long, env = "SYNCCTL_SOURCE_MEMORY_LIMIT_MI", value_name = "MI")]
+    source_memory_limit_mi: Option<String>,
+    /// CPU reserved for the sidecar [default: 0]
+    #[arg(long, env = "SYNCCTL_SIDECAR_CPU_REQUEST_MILLICORES", value_name = "MILLICORES")]
+    sidecar_cpu_request_millicores: Option<String>,
+    /// CPU limit of the sidecar; 0 is none [default: 500]
+    #[arg(long, env = "SYNCCTL_SIDECAR_CPU_LIMIT_MILLICORES", value_name = "MILLICORES")]
+    sidecar_cpu_limit_millicores: Option<String>,
+    /// Memory reserved for the sidecar [default: 0]
+    #[arg(long, env = "SYNCCTL_SIDECAR_MEMORY_REQUEST_MI", value_name = "MI")]
+    sidecar_memory_request_mi: Option<String>,
+    /// Memory limit of the sidecar; 0 is none [default: 4096]
+    #[arg(long, env = "SYNCCTL_SIDECAR_MEMORY_LIMIT_MI", value_name = "MI")]
+    sidecar_memory_limit_mi: Option<String>,
+    /// Options for connectors that run on a JVM [default: -Xmx7000m]
+    #[arg(long, env = "SYNCCTL_SOURCE_JAVA_OPTS", value_name = "OPTIONS", allow_hyphen_values = true)]
+    source_java_opts: Option<String>,
+    /// Least level of the program's own log: DEBUG, INFO, WARN, ERROR [default: INFO]
+    #[arg(long, env = "SYNCCTL_LOG_LEVEL", value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Least level in the table task_log [default: INFO]
+    #[arg(long, env = "SYNCCTL_DB_LOG_LEVEL", value_name = "LEVEL")]
+    db_log_level: Option<String>,
+}
+
+/// The settings, typed.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The database of results as this process reaches it.
+    pub database_url: Secret,
+    /// The cluster.
+    pub client: ClientSettings,
+    /// How Pods are made.
+    pub pod: PodSettings,
+    /// How often Pods are listed, besides the watch.
+    pub status_check: Duration,
+    /// How long a Pod may take to start.
+    pub init_timeout: Duration,
+    /// How long a read may take.
+    pub task_timeout: Duration,
+}
+
+/// One setting that is not there, as it is reported.
+struct Wanted {
+    variable: &'static str,
+    flag: &'static str,
+    example: &'static str,
+}
+
+const DATABASE_URL: Wanted = Wanted {
+    variable: "SYNCCTL_DATABASE_URL",
+    flag: "--database-url",
+    example: "postgresql://user:pass@localhost:5432/postgres?sslmode=disable&search_path=bulker",
+};
+const SIDECAR_IMAGE: Wanted =
+    Wanted { variable: "SYNCCTL_SIDECAR_IMAGE", flag: "--sidecar-image", example: "syncctl:0.1.0" };
+
+/// Collects what is wrong, so that all of it is told at once.
+#[derive(Default)]
+struct Problems {
+    missing: Vec<String>,
+    malformed: Vec<String>,
+}
+
+impl Problems {
+    fn required(&mut self, value: Option<String>, wanted: &Wanted) -> String {
+        present(value).unwrap_or_else(|| {
+            self.missing.push(format!("  {} (or {}), e.g. {}", wanted.variable, wanted.flag, wanted.example));
+            String::new()
+        })
+    }
+
+    fn number(&mut self, value: Option<String>, variable: &str, default: u32) -> u32 {
+        let Some(text) = present(value) else { return default };
+        text.parse().unwrap_or_else(|_| {
+            self.malformed.push(format!("  {variable} is {text:?}: expected a whole number such as {default}"));
+            default
+        })
+    }
+
+    fn seconds(&mut self, value: Option<String>, variable: &str, default: u32) -> Duration {
+        let seconds = self.number(value, variable, default);
+        if seconds == 0 {
+            self.malformed.push(format!("  {variable} is 0: expected at least 1"));
+        }
+        Duration::from_secs(u64::from(seconds))
+    }
+
+    fn level(&mut self, value: Option<String>, variable: &str) -> String {
+        let Some(text) = present(value) else { return "INFO".to_owned() };
+        let upper = text.to_ascii_uppercase();
+        if !["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"].contains(&upper.as_str()) {
+            self.malformed.push(format!("  {variable} is {text:?}: expected DEBUG, INFO, WARN or ERROR"));
+        }
+        upper
+    }
+
+    fn labels(&mut self, value: Option<String>, variable: &str) -> BTreeMap<String, String> {
+        let Some(text) = present(value) else { return BTreeMap::new() };
+        serde_json::from_str(&text).unwrap_or_else(|_| {
+            self.malformed.push(format!(r#"  {variable} is {text:?}: expected JSON such as {{"disktype":"ssd"}}"#));
+            BTreeMap::new()
+        })
+    }
+
+    fn into_result(self) -> Result<(), Failure> {
+        let mut parts = Vec::new();
+        if !self.missing.is_empty() {
+            parts.push(format!("missing settings:\n{}", self.missing.join("\n")));
+        }
+        if !self.malformed.is_empty() {
+            parts.push(format!("malformed settings:\n{}", self.malformed.join("\n")));
+        }
+        if parts.is_empty() { Ok(()) } else { Err(Failure::new(Class::Usage, parts.join("\n"))) }
+    }
+}
+
+/// An empty value counts as absent.
+fn present(value: Option<String>) -> Option<String> {
+    value.filter(|value| !value.trim().is_empty())
+}
+
+impl SettingsArgs {
+    /// Checks and types everything, or says all that is wrong.
+    #[expect(clippy::too_many_lines, reason = "a flat list, destructured in full so that no flag can be forgotten")]
+    pub fn resolve(self) -> Result<Settings, Failure> {
+        let Self {
+            database_url,
+            sidecar_database_url,
+            sidecar_image,
+            init_image,
+            kubernetes_client_config,
+            kubeconfig,
+            context,
+            namespace,
+            kubernetes_node_selector,
+            pods_service_account,
+            container_status_check_seconds,
+            container_init_timeout_seconds,
+            container_grace_shutdown_seconds,
+            task_timeout_hours,
+            source_cpu_request_millicores,
+            source_cpu_limit_millicores,
+            source_memory_request_mi,
+            source_memory_limit_mi,
+            sidecar_cpu_request_millicores,
+            sidecar_cpu_limit_millicores,
+            sidecar_memory_request_mi,
+            sidecar_memory_limit_mi,
+            source_java_opts,
+            log_level,
+            db_log_level,
+        } = self;
+        let mut problems = Problems::default();
+        let database_url = problems.required(database_url, &DATABASE_URL);
+        let sidecar_image = problems.required(sidecar_image, &SIDECAR_IMAGE);
+        let source = match (kubeconfig, present(kubernetes_client_config)) {
+            (Some(path), _) => Source::Path(path),
+            (None, Some(config)) => Source::parse(&config),
+            (None, None) => Source::Kubectl,
+        };
+        let init_timeout =
+            problems.seconds(container_init_timeout_seconds, "SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", 180);
+        let grace =
+            problems.number(container_grace_shutdown_seconds, "SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", 60);
+        let default_hours = u32::try_from(DEFAULT_TIMEOUT_HOURS).expect("a small constant");
+        let hours = problems.seconds(task_timeout_hours, "SYNCCTL_TASK_TIMEOUT_HOURS", default_hours);
+        let source_resources = Resources {
+            cpu_request: problems.number(source_cpu_request_millicores, "SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", 100),
+            cpu_limit: problems.number(source_cpu_limit_millicores, "SYNCCTL_SOURCE_CPU_LIMIT_MILLICORES", 1000),
+            memory_request: problems.number(source_memory_request_mi, "SYNCCTL_SOURCE_MEMORY_REQUEST_MI", 256),
+            memory_limit: problems.number(source_memory_limit_mi, "SYNCCTL_SOURCE_MEMORY_LIMIT_MI", 8192),
+        };
+        let sidecar_resources = Resources {
+            cpu_request: problems.number(sidecar_cpu_request_millicores, "SYNCCTL_SIDECAR_CPU_REQUEST_MILLICORES", 0),
+            cpu_limit: problems.number(sidecar_cpu_limit_millicores, "SYNCCTL_SIDECAR_CPU_LIMIT_MILLICORES", 500),
+            memory_request: problems.number(sidecar_memory_request_mi, "SYNCCTL_SIDECAR_MEMORY_REQUEST_MI", 0),
+            memory_limit: problems.number(sidecar_memory_limit_mi, "SYNCCTL_SIDECAR_MEMORY_LIMIT_MI", 4096),
+        };
+        let sidecar_database_url = present(sidecar_database_url).unwrap_or_else(|| database_url.clone());
+        let settings = Settings {
+            database_url: Secret::from(database_url),
+            client: ClientSettings { source, context: present(context), namespace: present(namespace) },
+            status_check: problems.seconds(
+                container_status_check_seconds,
+                "SYNCCTL_CONTAINER_STATUS_CHECK_SECONDS",
+                10,
+            ),
+            init_timeout,
+            task_timeout: hours * 3600,
+            pod: PodSettings {
+                sidecar_image,
+                init_image: present(init_image),
+                sidecar_database_url: Secret::from(sidecar_database_url),
+                node_selector: problems.labels(kubernetes_node_selector, "SYNCCTL_KUBERNETES_NODE_SELECTOR"),
+                service_account: present(pods_service_account),
+                grace_seconds: grace,
+                init_timeout_seconds: u32::try_from(init_timeout.as_secs()).unwrap_or(u32::MAX),
+                source_resources,
+                sidecar_resources,
+                java_opts: present(source_java_opts).unwrap_or_else(|| "-Xmx7000m".to_owned()),
+                log_level: problems.level(log_level, "SYNCCTL_LOG_LEVEL"),
+                db_log_level: problems.level(db_log_level, "SYNCCTL_DB_LOG_LEVEL"),
+            },
+        };
+        problems.into_result()?;
+        Ok(settings)
+    }
+}

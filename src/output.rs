@@ -1,0 +1,124 @@
+//! stdout = the result and nothing else; stderr = progress and errors. A broken pipe is no error.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+
+/// How the result is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Indented JSON, for reading
+    Text,
+    /// One line of JSON, for programs; failures are also printed as JSON
+    Json,
+    /// YAML; failures are also printed as YAML
+    Yaml,
+}
+
+/// What is printed, and where.
+#[derive(Debug, Clone)]
+pub struct Output {
+    format: Option<Format>,
+    quiet: bool,
+}
+
+impl Output {
+    /// `format` is what the user asked for; without it a terminal gets text and a pipe gets JSON.
+    pub fn new(format: Option<Format>, quiet: bool) -> Self {
+        Self { format, quiet }
+    }
+
+    /// Prints a result.
+    pub fn result(&self, document: &Value) -> std::io::Result<()> {
+        let default = if std::io::stdout().is_terminal() { Format::Text } else { Format::Json };
+        print(self.format.unwrap_or(default), document)
+    }
+
+    /// Prints a failure: one sentence and what to change on stderr, and on stdout a document if one was asked for.
+    pub fn failure(&self, failure: &Failure) -> std::io::Result<()> {
+        self.explain(failure);
+        match self.format {
+            Some(format @ (Format::Json | Format::Yaml)) => print(format, &failure_document(failure)),
+            Some(Format::Text) | None => Ok(()),
+        }
+    }
+
+    /// Only the part on stderr.
+    #[expect(clippy::unused_self, reason = "all output goes through this type")]
+    pub fn explain(&self, failure: &Failure) {
+        // Nobody is told when stderr is closed.
+        let mut stderr = std::io::stderr().lock();
+        writeln!(stderr, "error: {failure}").ok();
+        if let Some(hint) = failure.hint() {
+            writeln!(stderr, "hint: {hint}").ok();
+        }
+    }
+
+    /// A line about what is going on.
+    pub fn progress(&self) -> Progress {
+        let bar = if self.quiet || !std::io::stderr().is_terminal() {
+            ProgressBar::hidden()
+        } else {
+            let bar = ProgressBar::new_spinner();
+            bar.set_style(ProgressStyle::with_template("{spinner} {msg} ({elapsed})").expect("a constant template"));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        };
+        Progress { bar, quiet: self.quiet, last: String::new() }
+    }
+}
+
+/// What a failure looks like to a program.
+pub fn failure_document(failure: &Failure) -> Value {
+    json!({
+        "status": "FAILED",
+        "class": failure.class.code(),
+        "error": failure.text,
+        "hint": failure.hint(),
+    })
+}
+
+fn print(format: Format, document: &Value) -> std::io::Result<()> {
+    let text = match format {
+        Format::Text => serde_json::to_string_pretty(document).map_err(std::io::Error::other)?,
+        Format::Json => document.to_string(),
+        Format::Yaml => serde_yaml::to_string(document).map_err(std::io::Error::other)?.trim_end().to_owned(),
+    };
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// A spinner on a terminal, plain lines elsewhere.
+pub struct Progress {
+    bar: ProgressBar,
+    quiet: bool,
+    last: String,
+}
+
+impl Progress {
+    /// What is going on now; the same text again is not repeated.
+    pub fn say(&mut self, text: &str) {
+        if text == self.last {
+            return;
+        }
+        text.clone_into(&mut self.last);
+        if !self.bar.is_hidden() {
+            self.bar.set_message(text.to_owned());
+        } else if !self.quiet {
+            writeln!(std::io::stderr(), "{text}").ok();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,358 @@
+//! Task → Pod and Secrets, pure. The names, paths and variables are the wire contract's.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{Pod, Secret as KubeSecret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
+use super::PodError;
+use super::payload::Payload;
+use super::status::{INIT, SIDECAR, SOURCE};
+use crate::contract;
+use crate::secret::Secret;
+use crate::task::{Task, TaskKind};
+
+/// Everything that we make carries it; the value is the existing implementation's, so that both see the same Pods.
+pub const CREATOR_LABEL: (&str, &str) = ("jitsu.com/creator", "bulker-sync-controller");
+/// Which launch made an object: tells our own retried create from somebody else's Pod.
+pub const ATTEMPT: &str = "syncctl/attempt";
+/// Which process follows the Pod; absent when `serve` does.
+pub const OWNER: &str = "syncctl/owner";
+/// The user of the sidecar: any but root; this is the one that distroless images use.
+const SIDECAR_USER: i64 = 65532;
+/// The key of the database URL in the first Secret.
+const DATABASE_URL_KEY: &str = "DATABASE_URL";
+/// How long after the task's own timeout the cluster ends a Pod that nobody follows any more.
+const DEADLINE_SLACK_SECONDS: u64 = 300;
+
+const SOURCE_SCRIPT: &str = include_str!("source.sh");
+
+/// Makes FIFOs and unpacks the documents for a sidecar that expects to find them: what our own does by itself.
+const INIT_SCRIPT: &str = r#"set -e
+mkfifo /pipes/stdout /pipes/stderr
+chmod 666 /pipes/stdout /pipes/stderr
+unpack() {
+  for piece in /secrets/"$1".gz.*; do
+    [ -e "$piece" ] || return 0
+    cat "$piece"
+  done | gunzip >"$2/$1"
+  [ -s "$2/$1" ] || rm -f "$2/$1"
+  [ ! -e "$2/$1" ] || chmod 444 "$2/$1"
+}
+for name in config.json catalog.json state.json; do unpack "$name" /source-config; done
+for name in catalog.json state.json destinationConfig.json; do unpack "$name" /sidecar-config; done
+: >/pipes/ready
+echo OK
+"#;
+
+/// CPU and memory of one container. Millicores and MiB; 0 means none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    /// Reserved CPU in millicores.
+    pub cpu_request: u32,
+    /// CPU limit in millicores.
+    pub cpu_limit: u32,
+    /// Reserved memory in MiB.
+    pub memory_request: u32,
+    /// Memory limit in MiB.
+    pub memory_limit: u32,
+}
+
+/// What all Pods of a configuration have in common.
+#[derive(Debug, Clone)]
+pub struct PodSettings {
+    /// The image with the sidecar.
+    pub sidecar_image: String,
+    /// Set for a foreign sidecar: an image with a shell, gunzip and mkfifo.
+    pub init_image: Option<String>,
+    /// How the sidecar reaches the database of results.
+    pub sidecar_database_url: Secret,
+    /// The nodes that tasks may run on.
+    pub node_selector: BTreeMap<String, String>,
+    /// The service account of the Pods; its token is not mounted.
+    pub service_account: Option<String>,
+    /// How long a container may take to end after TERM.
+    pub grace_seconds: u32,
+    /// After this the sidecar, too, gives up waiting for a connector that never starts.
+    pub init_timeout_seconds: u32,
+    /// The connector's share.
+    pub source_resources: Resources,
+    /// The sidecar's share.
+    pub sidecar_resources: Resources,
+    /// For connectors that run on a JVM.
+    pub java_opts: String,
+    /// The least level of the sidecar's own log.
+    pub log_level: String,
+    /// The least level in `task_log`.
+    pub db_log_level: String,
+}
+
+/// The objects of one task.
+pub struct Objects {
+    /// In the order of their creation: the first holds the database URL.
+    pub secrets: Vec<KubeSecret>,
+    /// The Pod.
+    pub pod: Pod,
+}
+
+/// Who launches, and how often the same task may be launched.
+pub struct Launch<'a> {
+    /// The task.
+    pub task: &'a Task,
+    /// Its documents.
+    pub payload: &'a Payload,
+    /// The settings of all Pods.
+    pub settings: &'a PodSettings,
+    /// A new random id of this launch.
+    pub attempt: &'a str,
+    /// The following process, if it is a one-off command.
+    pub owner: Option<&'a str>,
+}
+
+impl Launch<'_> {
+    /// Builds the objects; fails only when the payload is too large.
+    pub fn objects(&self) -> Result<Objects, PodError> {
+        let pieces = self.payload.pieces()?;
+        let keys: Vec<Vec<String>> = pieces.iter().map(|data| data.keys().cloned().collect()).collect();
+        let secrets = pieces.into_iter().enumerate().map(|(index, data)| self.secret(index, data)).collect();
+        let pod = serde_json::from_value(self.pod(&keys)).expect("the document is a Pod by construction");
+        Ok(Objects { secrets, pod })
+    }
+
+    fn metadata(&self, name: String) -> ObjectMeta {
+        let mut annotations = self.task.to_annotations();
+        annotations.insert(ATTEMPT.to_owned(), self.attempt.to_owned());
+        annotations.insert("sidecar.istio.io/inject".to_owned(), "false".to_owned());
+        annotations.insert("cluster-autoscaler.kubernetes.io/safe-to-evict".to_owned(), "false".to_owned());
+        annotations.insert("karpenter.sh/do-not-disrupt".to_owned(), "true".to_owned());
+        if let Some(owner) = self.owner {
+            annotations.insert(OWNER.to_owned(), owner.to_owned());
+        }
+        let labels = BTreeMap::from([
+            (CREATOR_LABEL.0.to_owned(), CREATOR_LABEL.1.to_owned()),
+            ("app.kubernetes.io/managed-by".to_owned(), "syncctl".to_owned()),
+            ("syncctl/kind".to_owned(), self.task.kind.to_string()),
+        ]);
+        ObjectMeta { name: Some(name), annotations: Some(annotations), labels: Some(labels), ..ObjectMeta::default() }
+    }
+
+    fn secret(&self, index: usize, data: BTreeMap<String, Vec<u8>>) -> KubeSecret {
+        let mut data: BTreeMap<_, _> = data.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect();
+        if index == 0 {
+            let url = self.settings.sidecar_database_url.expose_secret().as_bytes().to_vec();
+            data.insert(DATABASE_URL_KEY.to_owned(), ByteString(url));
+        }
+        let metadata = self.metadata(secret_name(&self.task.pod_name(), index));
+        KubeSecret { metadata, data: Some(data), type_: Some("Opaque".to_owned()), ..KubeSecret::default() }
+    }
+
+    fn pod(&self, keys: &[Vec<String>]) -> Value {
+        let settings = self.settings;
+        let metadata = self.metadata(self.task.pod_name());
+        let foreign = settings.init_image.is_some();
+        let has_files = keys.iter().any(|keys| !keys.is_empty());
+        let mut volumes = vec![json!({"name": "pipes", "emptyDir": {}})];
+        if has_files {
+            volumes.push(json!({"name": "config", "emptyDir": {"medium": "Memory"}}));
+            volumes.push(json!({"name": "secrets", "projected": {"sources": self.secret_sources(keys)}}));
+            if foreign {
+                volumes.push(json!({"name": "sidecar-config", "emptyDir": {"medium": "Memory"}}));
+            }
+        }
+        let mut spec = json!({
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": settings.grace_seconds,
+            "activeDeadlineSeconds": self.task.timeout.as_secs() + DEADLINE_SLACK_SECONDS,
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+            // The kubelet starts them in this order, and the pipes should be there when the connector starts.
+            "containers": [self.sidecar(has_files), self.source(has_files)],
+            "volumes": volumes,
+        });
+        if let Some(account) = &settings.service_account {
+            spec["serviceAccountName"] = json!(account);
+        }
+        if !settings.node_selector.is_empty() {
+            spec["nodeSelector"] = json!(settings.node_selector);
+        }
+        if let Some(image) = &settings.init_image {
+            spec["initContainers"] = json!([init(image, has_files)]);
+        }
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    }
+
+    fn secret_sources(&self, keys: &[Vec<String>]) -> Vec<Value> {
+        let name = self.task.pod_name();
+        keys.iter()
+            .enumerate()
+            .filter(|(_, keys)| !keys.is_empty())
+            .map(|(index, keys)| {
+                let items: Vec<Value> = keys.iter().map(|key| json!({"key": key, "path": key})).collect();
+                json!({"secret": {"name": secret_name(&name, index), "items": items}})
+            })
+            .collect()
+    }
+
+    fn source(&self, has_files: bool) -> Value {
+        let mut mounts = vec![json!({"name": "pipes", "mountPath": "/pipes"})];
+        if has_files {
+            mounts.push(json!({"name": "config", "mountPath": "/config", "readOnly": true}));
+        }
+        let mut command = vec!["sh".to_owned(), "-c".to_owned(), SOURCE_SCRIPT.to_owned(), "sh".to_owned()];
+        command.extend(self.connector_arguments());
+        json!({
+            "name": SOURCE,
+            "image": self.task.image.reference(),
+            "imagePullPolicy": "IfNotPresent",
+            "command": command,
+            "env": environment(&[
+                ("USE_STREAM_CAPABLE_STATE", "true"),
+                ("AUTO_DETECT_SCHEMA", "true"),
+                ("JAVA_OPTS", &self.settings.java_opts),
+            ]),
+            "resources": resources(self.settings.source_resources),
+            "securityContext": {"allowPrivilegeEscalation": false},
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": mounts,
+        })
+    }
+
+    /// What follows `AIRBYTE_ENTRYPOINT`.
+    fn connector_arguments(&self) -> Vec<String> {
+        let mut arguments = vec![self.task.kind.to_string()];
+        if self.task.kind == TaskKind::Read && self.task.options.debug {
+            arguments.push("--debug".to_owned());
+        }
+        let documents = [
+            ("--config", "config.json", &self.payload.config),
+            ("--catalog", "catalog.json", &self.payload.catalog),
+            ("--state", "state.json", &self.payload.state),
+        ];
+        for (option, file, document) in documents {
+            if document.is_some() {
+                arguments.extend([option.to_owned(), format!("/config/{file}")]);
+            }
+        }
+        arguments
+    }
+
+    fn sidecar(&self, has_files: bool) -> Value {
+        let settings = self.settings;
+        let mut mounts = vec![json!({"name": "pipes", "mountPath": "/pipes"})];
+        let mut container = json!({
+            "name": SIDECAR,
+            "image": settings.sidecar_image,
+            "imagePullPolicy": "IfNotPresent",
+            "env": self.sidecar_environment(),
+            "resources": resources(settings.sidecar_resources),
+        });
+        if settings.init_image.is_some() {
+            if has_files {
+                mounts.push(json!({"name": "sidecar-config", "mountPath": "/config", "readOnly": true}));
+            }
+        } else {
+            if has_files {
+                mounts.push(json!({"name": "config", "mountPath": "/config"}));
+                mounts.push(json!({"name": "secrets", "mountPath": "/secrets", "readOnly": true}));
+            }
+            container["command"] = json!(["/syncctl", "sidecar"]);
+            container["securityContext"] = json!({
+                "runAsNonRoot": true,
+                "runAsUser": SIDECAR_USER,
+                "runAsGroup": SIDECAR_USER,
+                "readOnlyRootFilesystem": true,
+                "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]},
+            });
+        }
+        container["volumeMounts"] = json!(mounts);
+        container
+    }
+
+    fn sidecar_environment(&self) -> Vec<Value> {
+        let task = self.task;
+        let options = &task.options;
+        let started_at = task.started_at.to_string();
+        let timeout_hours = task.timeout.as_secs().div_ceil(3600).to_string();
+        let timeout_seconds = task.timeout.as_secs().to_string();
+        let init_timeout = self.settings.init_timeout_seconds.to_string();
+        let started_by = task.started_by.as_ref().map(ToString::to_string).unwrap_or_default();
+        let flag = |on: bool| if on { "true" } else { "false" };
+        let mut variables = environment(&[
+            ("STDOUT_PIPE_FILE", "/pipes/stdout"),
+            ("STDERR_PIPE_FILE", "/pipes/stderr"),
+            ("COMMAND", task.kind.as_str()),
+            ("STARTED_AT", &started_at),
+            ("PACKAGE", &task.image.package),
+            ("PACKAGE_VERSION", &task.image.version),
+            ("CONNECTOR_TYPE", &task.connector_type),
+            ("STORAGE_KEY", &task.storage_key),
+            ("SYNC_ID", &task.sync_id),
+            ("TASK_ID", &task.task_id),
+            ("STARTED_BY", &started_by),
+            ("NAMESPACE", options.namespace.as_deref().unwrap_or_default()),
+            ("TABLE_NAME_PREFIX", &options.table_name_prefix),
+            ("TO_SAME_CASE", flag(options.to_same_case)),
+            ("ADD_META", flag(options.add_meta)),
+            ("DEDUPLICATE", flag(options.deduplicate)),
+            ("FULL_SYNC", flag(options.full_sync)),
+            ("LOG_LEVEL", &self.settings.log_level),
+            ("DB_LOG_LEVEL", &self.settings.db_log_level),
+            ("TASK_TIMEOUT_HOURS", &timeout_hours),
+            ("SYNCCTL_TASK_TIMEOUT_SECONDS", &timeout_seconds),
+            ("SYNCCTL_INIT_TIMEOUT_SECONDS", &init_timeout),
+            ("SYNCCTL_CONTRACT", contract::VERSION),
+        ]);
+        let secret = secret_name(&task.pod_name(), 0);
+        variables.push(json!({
+            "name": DATABASE_URL_KEY,
+            "valueFrom": {"secretKeyRef": {"name": secret, "key": DATABASE_URL_KEY}},
+        }));
+        variables
+    }
+}
+
+/// `<pod>-config`, and for what does not fit into it `<pod>-config-1` and so on.
+pub fn secret_name(pod: &str, index: usize) -> String {
+    if index == 0 { format!("{pod}-config") } else { format!("{pod}-config-{index}") }
+}
+
+fn init(image: &str, has_files: bool) -> Value {
+    let mut mounts = vec![json!({"name": "pipes", "mountPath": "/pipes"})];
+    if has_files {
+        mounts.push(json!({"name": "config", "mountPath": "/source-config"}));
+        mounts.push(json!({"name": "sidecar-config", "mountPath": "/sidecar-config"}));
+        mounts.push(json!({"name": "secrets", "mountPath": "/secrets", "readOnly": true}));
+    }
+    json!({
+        "name": INIT,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", INIT_SCRIPT],
+        "volumeMounts": mounts,
+    })
+}
+
+fn environment(variables: &[(&str, &str)]) -> Vec<Value> {
+    // `$(NAME)` would be expanded by the kubelet: a doubled dollar sign is a plain one.
+    variables.iter().map(|(name, value)| json!({"name": name, "value": value.replace("$(", "$$(")})).collect()
+}
+
+fn resources(resources: Resources) -> Value {
+    let Resources { cpu_request, cpu_limit, memory_request, memory_limit } = resources;
+    let side = |cpu: u32, memory: u32| {
+        let mut map = serde_json::Map::new();
+        if cpu > 0 {
+            map.insert("cpu".to_owned(), json!(format!("{cpu}m")));
+        }
+        if memory > 0 {
+            map.insert("memory".to_owned(), json!(format!("{memory}Mi")));
+        }
+        Value::Object(map)
+    };
+    json!({"requests": side(cpu_request, memory_request), "limits": side(cpu_limit, memory_limit)})
+}

@@ -1,0 +1,121 @@
+//! What a task carries that nobody else may see, as Kubernetes Secrets: compressed, split, and measured first.
+//!
+//! A Secret holds at most 1 MiB and catalogs of tens of megabytes exist, so every document is compressed and, when it
+//! is still too large for one Secret, cut over several. The Pod sees one folder with the pieces in order.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use super::PodError;
+
+/// The documents of a task, as JSON text. Deliberately without `Debug`.
+#[derive(Clone, Default)]
+pub struct Payload {
+    /// The connector's configuration.
+    pub config: Option<String>,
+    /// The configured catalog of a read.
+    pub catalog: Option<String>,
+    /// The state of a read; absent when it starts from scratch.
+    pub state: Option<String>,
+    /// The destination's credentials: for the sidecar alone.
+    pub destination_config: Option<String>,
+}
+
+/// The bytes of one Secret: 1 MiB is the API's limit for all values together, the rest is room for the database URL.
+const SECRET_BYTES: usize = 960 * 1024;
+/// The most Secrets of one task. Beyond it the kubelet's memory-backed volume and etcd are what suffers.
+const MOST_SECRETS: usize = 32;
+
+impl Payload {
+    /// The documents by the names that the contract gives their files.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [
+            ("config.json", &self.config),
+            ("catalog.json", &self.catalog),
+            ("state.json", &self.state),
+            ("destinationConfig.json", &self.destination_config),
+        ]
+        .into_iter()
+        .filter_map(|(name, document)| Some((name, document.as_deref()?)))
+    }
+
+    /// The data of each Secret: `config.json.gz.000`, … at most [`MOST_SECRETS`]; at least one, maybe empty.
+    pub(super) fn pieces(&self) -> Result<Vec<BTreeMap<String, Vec<u8>>>, PodError> {
+        let mut secrets = vec![BTreeMap::new()];
+        let mut free = SECRET_BYTES;
+        let mut total = 0;
+        for (name, document) in self.files() {
+            let compressed = gzip(document.as_bytes());
+            total += compressed.len();
+            let mut rest = compressed.as_slice();
+            for index in 0.. {
+                if free == 0 {
+                    secrets.push(BTreeMap::new());
+                    free = SECRET_BYTES;
+                }
+                let (piece, others) = rest.split_at(rest.len().min(free));
+                let last = secrets.last_mut().expect("it begins with one");
+                last.insert(format!("{name}.gz.{index:03}"), piece.to_vec());
+                free -= piece.len();
+                rest = others;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+        }
+        if secrets.len() > MOST_SECRETS {
+            return Err(PodError::TooLarge { bytes: total, limit: MOST_SECRETS * SECRET_BYTES });
+        }
+        Ok(secrets)
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("writing to memory does not fail")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Payload, SECRET_BYTES};
+    use flate2::read::MultiGzDecoder;
+    use std::io::Read;
+
+    /// Text that does not compress.
+    fn noise(bytes: usize) -> String {
+        let mut seed = 1_u64;
+        std::iter::repeat_with(|| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b' ' + u8::try_from(seed >> 58).expect("six bits"))
+        })
+        .take(bytes)
+        .collect()
+    }
+
+    #[test]
+    fn a_large_document_is_cut_and_comes_back_whole() {
+        let payload = Payload {
+            config: Some("{}".to_owned()),
+            catalog: Some(noise(4_000_000)),
+            ..Payload::default()
+        };
+        let secrets = payload.pieces().expect("it fits");
+        assert!(secrets.len() > 1);
+        let mut pieces: Vec<_> = secrets.iter().flatten().filter(|(key, _)| key.starts_with("catalog")).collect();
+        pieces.sort();
+        let joined: Vec<u8> = pieces.into_iter().flat_map(|(_, bytes)| bytes.clone()).collect();
+        let mut text = String::new();
+        MultiGzDecoder::new(joined.as_slice()).read_to_string(&mut text).expect("gzip");
+        assert_eq!(Some(text), payload.catalog);
+        assert!(secrets.iter().all(|data| data.values().map(Vec::len).sum::<usize>() <= SECRET_BYTES));
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_with_both_numbers() {
+        let payload = Payload { catalog: Some(noise(60_000_000)), ..Payload::default() };
+        assert!(payload.pieces().is_err_and(|error| error.to_string().contains("MiB")));
+    }
+}

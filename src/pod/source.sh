@@ -1,0 +1,34 @@
+# Runs the connector: waits for the pipes, redirects itself into them, forwards TERM, leaves the exit code behind.
+# Arguments: $1 = the command word, the rest = its options. Must work in dash, busybox and bash.
+pipes=/pipes
+tries=0
+while [ ! -e $pipes/ready ]; do
+  tries=$((tries + 1))
+  if [ $tries -gt 6000 ]; then echo "the sidecar did not make the pipes" >&2; exit 125; fi
+  sleep 0.05 2>/dev/null || sleep 1
+done
+# The order matters to a reader that opens the pipes one after the other: stderr first.
+exec 2>$pipes/stderr >$pipes/stdout
+finish() {
+  echo "$1" >$pipes/exit_code.new && chmod 644 $pipes/exit_code.new && mv $pipes/exit_code.new $pipes/exit_code
+  exit "$1"
+}
+if [ -z "$AIRBYTE_ENTRYPOINT" ]; then
+  echo "AIRBYTE_ENTRYPOINT is not set in this image" >&2
+  finish 127
+fi
+# PID 1 has no default action for TERM, and a shell in the foreground would not pass it on: so a child, a trap, a wait.
+trap 'trap : TERM; kill -TERM 0' TERM
+(
+  trap : TERM
+  eval "$AIRBYTE_ENTRYPOINT \"\$@\""
+) &
+child=$!
+code=0
+wait $child || code=$?
+# A trapped signal ends the first wait; the connector may need a moment longer.
+while kill -0 $child 2>/dev/null; do
+  code=0
+  wait $child || code=$?
+done
+finish $code

@@ -1,0 +1,305 @@
+//! Pod status → [`Observation`], pure: what the cluster says, in the words that it uses.
+//!
+//! Judged by our two containers and never by the Pod's phase alone: an injected service mesh container keeps the phase
+//! at Running for ever.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
+use serde::Deserialize;
+
+use crate::contract::LEAVES_VERDICT;
+use crate::failure::{Class, Failure};
+
+/// The container that runs the connector.
+pub const SOURCE: &str = "source";
+/// The container that runs the sidecar.
+pub const SIDECAR: &str = "sidecar";
+/// The container that prepares the files for a foreign sidecar.
+pub const INIT: &str = "init";
+
+/// What a Pod looks like at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// When the API server accepted the Pod.
+    pub created_at: Option<Timestamp>,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// How far a Pod is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Phase {
+    /// Not started yet, and that is in order: scheduling, pulling, creating. The text says which.
+    Waiting(String),
+    /// Not started, and it does not look well. Some of it heals by itself.
+    Trouble {
+        /// What would be recorded if it stayed so.
+        failure: Failure,
+        /// It will not heal.
+        permanent: bool,
+    },
+    /// Both containers have started, and the sidecar is not done.
+    Running,
+    /// Nothing more will come from this Pod.
+    Ended(Ended),
+}
+
+/// How the containers ended.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ended {
+    /// The connector's end; `None` while it still runs or when it never started.
+    pub source: Option<Exit>,
+    /// The sidecar's end.
+    pub sidecar: Option<Exit>,
+    /// What ended the Pod as a whole: eviction, deadline, a lost node.
+    pub pod: Option<Failure>,
+    /// When the last container ended.
+    pub at: Option<Timestamp>,
+    /// The memory limits in force, for the text of an OOM kill: (source, sidecar).
+    pub memory_limits: (Option<String>, Option<String>),
+}
+
+/// One container's end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code.
+    pub code: i32,
+    /// The cluster's word for it: Completed, Error, OOMKilled, StartError, …
+    pub reason: String,
+    /// The termination message.
+    pub message: String,
+}
+
+/// What our sidecar writes into its termination message when it cannot write to the database.
+#[derive(Deserialize)]
+struct LastWords {
+    class: String,
+    error: String,
+}
+
+/// Waiting reasons that say: the image reference itself is wrong.
+const HOPELESS_REASONS: [&str; 5] =
+    ["InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"];
+
+/// What registries say of an image that is not there or not for us. In lower case.
+const NOT_THERE: [&str; 7] = [
+    "manifest unknown",
+    "not found",
+    "unauthorized",
+    "authorization failed",
+    "pull access denied",
+    "repository does not exist",
+    "denied",
+];
+
+/// What looks like the above and is not: the registry's trouble, not the image's.
+const MAY_PASS: [&str; 6] = ["429", "toomanyrequests", "timeout", "no such host", "pull qps exceeded", "connection refused"];
+
+impl Observation {
+    /// Reads a Pod.
+    pub fn of(pod: &Pod) -> Self {
+        Self { created_at: pod.metadata.creation_timestamp.as_ref().map(|time| time.0), phase: phase(pod) }
+    }
+}
+
+fn phase(pod: &Pod) -> Phase {
+    let Some(status) = &pod.status else { return Phase::Waiting("accepted by the API server".to_owned()) };
+    let containers = status.container_statuses.as_deref().unwrap_or_default();
+    let inits = status.init_container_statuses.as_deref().unwrap_or_default();
+    let source = terminated(containers, SOURCE);
+    let sidecar = terminated(containers, SIDECAR);
+    let whole = deleted(pod).or_else(|| whole_pod(pod));
+    let init_failed = terminated(inits, INIT).filter(|exit| exit.exit_code != 0);
+    let never_started = source.filter(|exit| is_start_error(exit));
+    if sidecar.is_some() || whole.is_some() || init_failed.is_some() || never_started.is_some() {
+        let pod_failure = whole.or_else(|| {
+            init_failed.map(|exit| {
+                let exit = Exit::from(exit);
+                Failure::new(Class::StartError, format!("the init container ended with code {}: {}", exit.code, exit.text()))
+            })
+        });
+        return Phase::Ended(Ended {
+            source: source.map(Exit::from),
+            sidecar: sidecar.map(Exit::from),
+            pod: pod_failure,
+            at: containers.iter().filter_map(finished_at).max(),
+            memory_limits: (memory_limit(pod, SOURCE), memory_limit(pod, SIDECAR)),
+        });
+    }
+    for container in inits.iter().chain(containers) {
+        if let Some(trouble) = container_trouble(container) {
+            return trouble;
+        }
+    }
+    let started = |name: &str| {
+        containers.iter().any(|container| {
+            container.name == name
+                && container.state.as_ref().is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+        })
+    };
+    if started(SOURCE) && started(SIDECAR) {
+        return Phase::Running;
+    }
+    unscheduled(pod).unwrap_or_else(|| Phase::Waiting(waiting_for(containers)))
+}
+
+fn terminated<'a>(containers: &'a [ContainerStatus], name: &str) -> Option<&'a ContainerStateTerminated> {
+    containers.iter().find(|container| container.name == name)?.state.as_ref()?.terminated.as_ref()
+}
+
+fn finished_at(container: &ContainerStatus) -> Option<Timestamp> {
+    Some(container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0)
+}
+
+fn is_start_error(exit: &ContainerStateTerminated) -> bool {
+    matches!(exit.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))
+}
+
+/// Who follows a Pod stops following before deleting it: so a deletion that is seen is somebody else's.
+fn deleted(pod: &Pod) -> Option<Failure> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    Some(Failure::new(Class::PodDeleted, "somebody else deleted the pod"))
+}
+
+/// Evictions and deadlines are the Pod's, not a container's.
+fn whole_pod(pod: &Pod) -> Option<Failure> {
+    let status = pod.status.as_ref()?;
+    if status.phase.as_deref() != Some("Failed") {
+        return None;
+    }
+    let message = status.message.clone().unwrap_or_default();
+    match status.reason.as_deref()? {
+        "DeadlineExceeded" => Some(Failure::new(Class::TimeExceeded, message)),
+        "Evicted" => Some(
+            Failure::new(Class::Evicted, message)
+                .with_hint("raise the memory and ephemeral storage that the node can give, or lower what the connector uses"),
+        ),
+        reason => Some(Failure::new(Class::Evicted, format!("the node ended the pod: {reason}: {message}"))),
+    }
+}
+
+fn container_trouble(container: &ContainerStatus) -> Option<Phase> {
+    let ContainerState { waiting: Some(waiting), .. } = container.state.as_ref()? else { return None };
+    let reason = waiting.reason.as_deref().unwrap_or_default();
+    let message = waiting.message.clone().unwrap_or_default();
+    let said = if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") };
+    let lower = message.to_lowercase();
+    let image_is_missing =
+        NOT_THERE.iter().any(|word| lower.contains(word)) && !MAY_PASS.iter().any(|word| lower.contains(word));
+    let (class, permanent) = match reason {
+        "InvalidImageName" | "ErrImageNeverPull" => (Class::ImageNotFound, true),
+        "ErrImagePull" | "ImagePullBackOff" if image_is_missing => (Class::ImageNotFound, true),
+        "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" | "ImageInspectError" => (Class::ImagePull, false),
+        reason if HOPELESS_REASONS.contains(&reason) => (Class::StartError, true),
+        _ => return None,
+    };
+    let whose = if container.name == SIDECAR { "the sidecar's image (SYNCCTL_SIDECAR_IMAGE)" } else { "the image" };
+    let text = match class {
+        Class::StartError => format!("container {} cannot be started: {said}", container.name),
+        _ => format!("{whose} {} cannot be pulled: {said}", container.image),
+    };
+    Some(Phase::Trouble { failure: Failure::new(class, text), permanent })
+}
+
+fn unscheduled(pod: &Pod) -> Option<Phase> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
+    let condition = conditions.iter().find(|c| {
+        c.type_ == "PodScheduled" && c.status == "False" && c.reason.as_deref() == Some("Unschedulable")
+    })?;
+    let message = condition.message.clone().unwrap_or_default();
+    // A cluster autoscaler may be adding a node: never permanent.
+    let failure = Failure::new(Class::Unschedulable, format!("no node takes the pod: {message}"));
+    Some(Phase::Trouble { failure, permanent: false })
+}
+
+fn waiting_for(containers: &[ContainerStatus]) -> String {
+    let reasons: Vec<String> = containers
+        .iter()
+        .filter_map(|container| {
+            let waiting = container.state.as_ref()?.waiting.as_ref()?;
+            Some(format!("{} is {}", container.name, waiting.reason.as_deref()?))
+        })
+        .collect();
+    if reasons.is_empty() { "waiting for a node".to_owned() } else { reasons.join(", ") }
+}
+
+fn memory_limit(pod: &Pod, name: &str) -> Option<String> {
+    let containers = &pod.spec.as_ref()?.containers;
+    let limits = containers.iter().find(|container| container.name == name)?.resources.as_ref()?.limits.as_ref()?;
+    Some(limits.get("memory")?.0.clone())
+}
+
+impl From<&ContainerStateTerminated> for Exit {
+    fn from(state: &ContainerStateTerminated) -> Self {
+        Self {
+            code: state.exit_code,
+            reason: state.reason.clone().unwrap_or_default(),
+            message: state.message.clone().unwrap_or_default().trim().to_owned(),
+        }
+    }
+}
+
+impl Exit {
+    fn text(&self) -> &str {
+        if self.message.is_empty() { &self.reason } else { &self.message }
+    }
+}
+
+impl Ended {
+    /// Why there is no result, when the sidecar has left none: the cause nearest to the root first.
+    pub fn failure(&self) -> Failure {
+        if let Some(failure) = &self.pod {
+            return failure.clone();
+        }
+        let oom = |exit: &Option<Exit>| exit.as_ref().is_some_and(|exit| exit.reason == "OOMKilled");
+        let limit = |limit: &Option<String>| limit.clone().unwrap_or_else(|| "not set".to_owned());
+        if oom(&self.source) {
+            let text = format!("the connector used more memory than its limit ({})", limit(&self.memory_limits.0));
+            return Failure::new(Class::OomKilled, text);
+        }
+        if oom(&self.sidecar) {
+            let text = format!("the sidecar used more memory than its limit ({})", limit(&self.memory_limits.1));
+            return Failure::new(Class::OomKilled, text).with_hint("raise SYNCCTL_SIDECAR_MEMORY_LIMIT_MI");
+        }
+        self.sidecar_failure().or_else(|| self.source_failure()).unwrap_or_else(|| {
+            Failure::new(Class::SidecarFailed, "the pod ended without a result and without an error")
+        })
+    }
+
+    fn sidecar_failure(&self) -> Option<Failure> {
+        let exit = self.sidecar.as_ref()?;
+        if exit.code == 0 {
+            return None;
+        }
+        if let Ok(LastWords { class, error }) = serde_json::from_str(&exit.message) {
+            return Some(Failure::from_stored(&format!("{class}: {error}")));
+        }
+        // With 137 of the source the sidecar leaves the verdict to whoever sees the container's status.
+        if exit.code == i32::from(LEAVES_VERDICT)
+            && let Some(failure) = self.source_failure()
+        {
+            return Some(failure);
+        }
+        let text = format!("the sidecar ended with code {}: {}", exit.code, exit.text());
+        Some(Failure::new(Class::SidecarFailed, text))
+    }
+
+    fn source_failure(&self) -> Option<Failure> {
+        let exit = self.source.as_ref()?;
+        if matches!(exit.reason.as_str(), "StartError" | "ContainerCannotRun") {
+            let text = format!("the connector's container cannot be started: {}", exit.text());
+            return Some(Failure::new(Class::StartError, text));
+        }
+        match exit.code {
+            0 => None,
+            137 => Some(
+                Failure::new(Class::ConnectorFailed, "the connector was killed (exit code 137)")
+                    .with_hint("if it ran out of memory, raise SYNCCTL_SOURCE_MEMORY_LIMIT_MI"),
+            ),
+            code => {
+                let text = format!("the connector ended with code {code}: {}", exit.text());
+                Some(Failure::new(Class::ConnectorFailed, text))
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What runs beside the connector: it captures what the connector prints and writes it where it belongs.
+//!
+//! The environment and the files are the wire contract's. Knows nothing of Kubernetes: the same program runs wherever
+//! the pipes and the documents are.
+
+mod documents;
+mod log;
+pub mod pipes;
+mod result;
+mod session;
+pub mod sink;
+mod source;
+mod streams;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use documents::Documents;
+use log::TaskLog;
+use source::Source;
+
+use crate::contract;
+use crate::db::{Db, Options, Target};
+use crate::failure::{Class, Failure};
+use crate::secret::Secret;
+use crate::task::{Task, TaskKind};
+
+/// How long the database may be away in the middle of a task. Meanwhile the connector waits at a full pipe.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// How long it may be away before anything has begun: then a wrong address is more likely than an outage.
+const FIRST_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The sidecar's side of the contract.
+pub struct Sidecar {
+    /// The task, as the environment tells it.
+    pub task: Task,
+    /// The database of results.
+    pub database_url: Secret,
+    /// The FIFO of the connector's stdout.
+    pub stdout: PathBuf,
+    /// The FIFO of its stderr.
+    pub stderr: PathBuf,
+    /// Where the documents are mounted.
+    pub secrets: PathBuf,
+    /// Where the connector looks for what it may see.
+    pub config: PathBuf,
+    /// The least level in `task_log`.
+    pub db_log_level: String,
+    /// How long to wait for a connector that does not start.
+    pub init_timeout: Duration,
+    /// How long the connector may be silent.
+    pub silence: Duration,
+    /// The controller's version of the contract; absent when the controller is not ours.
+    pub contract: Option<String>,
+}
+
+/// How the sidecar ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The rows tell everything.
+    Done,
+    /// The connector was killed from outside: the controller knows more.
+    LeavesVerdict,
+}
+
+/// Says whether to stop, and why.
+#[derive(Clone)]
+pub struct Stop {
+    terminated: Arc<AtomicBool>,
+    deadline: Instant,
+}
+
+/// Why a task stops before the connector has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// TERM: somebody cancels, or deletes the Pod.
+    Cancelled,
+    /// The task ran longer than it may.
+    TimeExceeded,
+}
+
+impl Stop {
+    /// `terminated` is set by the signal handler.
+    pub fn new(terminated: Arc<AtomicBool>, timeout: Duration) -> Self {
+        let now = Instant::now();
+        // A timeout beyond what the clock can hold is none.
+        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(10 * 365 * 24 * 3600));
+        Self { terminated, deadline }
+    }
+
+    /// Whether to stop now.
+    pub fn reason(&self) -> Option<Stopped> {
+        if self.terminated.load(Ordering::Relaxed) {
+            return Some(Stopped::Cancelled);
+        }
+        (Instant::now() >= self.deadline).then_some(Stopped::TimeExceeded)
+    }
+}
+
+impl Sidecar {
+    /// Runs beside the connector until the task has ended. An error is what could not be written into any row.
+    pub fn run(self, terminated: &Arc<AtomicBool>) -> Result<End, Failure> {
+        if let Some(theirs) = self.contract.as_deref().filter(|theirs| *theirs != contract::VERSION) {
+            let text = format!("the controller speaks contract {theirs}, this sidecar {}", contract::VERSION);
+            return Err(Failure::new(Class::VersionMismatch, text));
+        }
+        // The pipes come first: the connector starts while we connect.
+        let documents = Documents::read(&self.secrets)?;
+        let source = Source::prepare(&self, &documents)?;
+        let target = Target::parse(&self.database_url, "DATABASE_URL")?;
+        let name = format!("syncctl {}", self.task.kind);
+        let options = |patience| Options { application_name: name.clone(), pool_size: 3, patience };
+        let db = Db::open(target, options(FIRST_PATIENCE))?.with_patience(PATIENCE);
+        let stop = Stop::new(Arc::clone(terminated), self.task.timeout);
+        let log = TaskLog::start(db.clone(), &self.task, documents.masker(), &self.db_log_level);
+        let end = match self.task.kind {
+            TaskKind::Spec | TaskKind::Check | TaskKind::Discover => result::run(&self.task, source, &db, &log, &stop),
+            TaskKind::Read => session::run(&self.task, source, &documents, &db, &log, &stop),
+        };
+        log.finish();
+        if end.is_ok() {
+            // Only a hint to whoever waits: the rows are the truth.
+            if let Err(error) = db.notify(&self.task.task_id) {
+                tracing::debug!(%error, "nobody is told that the task has ended");
+            }
+        }
+        end
+    }
+}

@@ -1,0 +1,106 @@
+//! spec, check and discover: the first result message decides, and goes to its table.
+
+use super::log::{Level, TaskLog};
+use super::source::{Input, Source};
+use super::{End, Stop, Stopped};
+use crate::airbyte::message::{Message, TraceError};
+use crate::db::{Db, ResultKey, SpecKey, Writer};
+use crate::failure::{Class, Failure};
+use crate::task::{Task, TaskKind};
+
+/// What came of it.
+enum Found {
+    /// The document, for spec and discover.
+    Document(String),
+    /// The verdict, for check.
+    Verdict { succeeded: bool, message: Option<String> },
+}
+
+/// Waits for the result and stores it, or why there is none.
+pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog, stop: &Stop) -> Result<End, Failure> {
+    source.log_stderr(log);
+    let mut reported = None;
+    let found = loop {
+        match source.next(stop)? {
+            Input::Line(line) => match Message::parse(&line) {
+                Message::Spec(spec) if task.kind == TaskKind::Spec => break Ok(Found::Document(spec.0)),
+                Message::Catalog(catalog) if task.kind == TaskKind::Discover => break Ok(Found::Document(catalog.0)),
+                Message::ConnectionStatus { succeeded, message } if task.kind == TaskKind::Check => {
+                    break Ok(Found::Verdict { succeeded, message });
+                }
+                Message::TraceError(error) => {
+                    log.write(Level::Error, "source", error.text());
+                    reported.get_or_insert(error);
+                }
+                Message::Log { level, text } => log.write(Level::parse(&level), "source", &text),
+                Message::Text => {
+                    log.write(Level::Info, "source", &line);
+                    let line = line.into_owned();
+                    source.remember(&line);
+                }
+                _ => {}
+            },
+            Input::Lost(head, length) => {
+                let text = format!("a line of {length} bytes was dropped; it began: {head}");
+                log.write(Level::Warn, "syncctl", &text);
+            }
+            Input::Quiet => {}
+            Input::Silent(failure) => break Err(failure),
+            Input::Stopped(Stopped::Cancelled) => break Err(Failure::new(Class::Cancelled, "the task was cancelled")),
+            Input::Stopped(Stopped::TimeExceeded) => {
+                break Err(Failure::new(Class::TimeExceeded, "the task ran longer than it may"));
+            }
+            Input::End => match source.exit_code() {
+                // The container's status tells more than 137 does.
+                None | Some(137) => return Ok(End::LeavesVerdict),
+                code => break Err(no_result(task, &source, code, reported.as_ref())),
+            },
+        }
+    };
+    store(task, db, log, found)?;
+    Ok(End::Done)
+}
+
+fn no_result(task: &Task, source: &Source, code: Option<i32>, reported: Option<&TraceError>) -> Failure {
+    let missing = match task.kind {
+        TaskKind::Spec => "a SPEC message",
+        TaskKind::Check => "a CONNECTION_STATUS message",
+        TaskKind::Discover | TaskKind::Read => "a CATALOG message",
+    };
+    match reported {
+        Some(error) => Failure::new(Class::ConnectorFailed, error.text()),
+        None => source.failure(code, missing),
+    }
+}
+
+fn store(task: &Task, db: &Db, log: &TaskLog, found: Result<Found, Failure>) -> Result<(), Failure> {
+    let at = task.started_at;
+    let spec_key = SpecKey {
+        connector_type: task.connector_type.clone(),
+        package: task.image.package.clone(),
+        version: task.image.version.clone(),
+    };
+    let key = ResultKey {
+        package: task.image.package.clone(),
+        version: task.image.version.clone(),
+        key: task.storage_key.clone(),
+    };
+    match found {
+        Ok(Found::Document(spec)) if task.kind == TaskKind::Spec => db.save_spec(&spec_key, at, Ok(&spec))?,
+        Ok(Found::Document(catalog)) => db.save_catalog(&key, at, &catalog)?,
+        Ok(Found::Verdict { succeeded, message }) => {
+            let message = message.map(|message| log.mask(&message));
+            db.save_check(&key, at, if succeeded { "SUCCESS" } else { "FAILED" }, message.as_deref())?;
+        }
+        Err(failure) => {
+            let text = log.mask(&failure.to_string());
+            log.write(Level::Error, "syncctl", &text);
+            match task.kind {
+                TaskKind::Spec => db.save_spec(&spec_key, at, Err(&text))?,
+                TaskKind::Check => db.save_check(&key, at, "FAILED", Some(&text))?,
+                TaskKind::Discover | TaskKind::Read => db.fail_catalog(&key, at, &text, Writer::Sidecar)?,
+            }
+        }
+    }
+    Ok(())
+}

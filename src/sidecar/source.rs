@@ -1,0 +1,216 @@
+//! The connector as the sidecar sees it: two pipes and, at the end, an exit code.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::documents::Documents;
+use super::log::{Level, TaskLog};
+use super::pipes::{self, Line, Lines};
+use super::{Sidecar, Stop, Stopped};
+use crate::contract::{EXIT_CODE_FILE, READY_FILE};
+use crate::failure::{Class, Failure};
+
+/// The longest line of stdout that is understood: a row with a document in it. Memory grows only when one comes.
+const LONGEST_STDOUT: usize = 128 * 1024 * 1024;
+/// The longest line of stderr that is kept.
+const LONGEST_STDERR: usize = 10 * 1024 * 1024;
+/// How long one wait for data lasts: then it is looked whether to stop.
+const TICK: Duration = Duration::from_millis(250);
+/// How long after the end of stdout the exit code may come: the wrapper writes it before it closes the pipes.
+const EXIT_CODE_WAIT: Duration = Duration::from_secs(10);
+/// How many of the last lines explain a failure.
+const LAST_LINES: usize = 10;
+/// And how much of each.
+const LAST_LINE_BYTES: usize = 500;
+
+/// The connector's pipes.
+pub struct Source {
+    stdout: Lines,
+    stderr: Option<Lines>,
+    pipes: PathBuf,
+    silence: Duration,
+    init_timeout: Duration,
+    /// The last thing that was a sign of life.
+    last_sign: Arc<Mutex<Instant>>,
+    started: bool,
+    last_lines: Arc<Mutex<VecDeque<String>>>,
+    stderr_thread: Option<JoinHandle<()>>,
+}
+
+/// What came from stdout.
+pub enum Input<'a> {
+    /// A line, maybe repaired to be UTF-8.
+    Line(std::borrow::Cow<'a, str>),
+    /// A line that was too long to be understood: its beginning and its length.
+    Lost(String, u64),
+    /// Nothing for the moment: time to look after other things.
+    Quiet,
+    /// The connector has closed its stdout.
+    End,
+    /// The task has to stop.
+    Stopped(Stopped),
+    /// The connector does not start, or has said nothing for too long.
+    Silent(Failure),
+}
+
+impl Source {
+    /// Makes the pipes and the connector's files, then says so.
+    pub fn prepare(sidecar: &Sidecar, documents: &Documents) -> Result<Self, Failure> {
+        let fail = |what: &str, path: &Path, error: &std::io::Error| {
+            Failure::new(Class::SidecarFailed, format!("{what} {}: {error}", path.display()))
+        };
+        let mut opened = Vec::new();
+        for (path, limit) in [(&sidecar.stderr, LONGEST_STDERR), (&sidecar.stdout, LONGEST_STDOUT)] {
+            pipes::make(path).map_err(|error| fail("making the pipe", path, &error))?;
+            opened.push(Lines::open(path, limit).map_err(|error| fail("opening the pipe", path, &error))?);
+        }
+        for (name, content) in documents.for_connector() {
+            let path = sidecar.config.join(name);
+            pipes::write_readable(&path, content.as_bytes()).map_err(|error| fail("writing", &path, &error))?;
+        }
+        let pipes = sidecar.stdout.parent().map(Path::to_owned).unwrap_or_default();
+        let ready = pipes.join(READY_FILE);
+        std::fs::write(&ready, "").map_err(|error| fail("writing", &ready, &error))?;
+        let stdout = opened.pop().expect("two were opened");
+        Ok(Self {
+            stdout,
+            stderr: opened.pop(),
+            pipes,
+            silence: sidecar.silence,
+            init_timeout: sidecar.init_timeout,
+            last_sign: Arc::new(Mutex::new(Instant::now())),
+            started: false,
+            last_lines: Arc::default(),
+            stderr_thread: None,
+        })
+    }
+
+    /// Logs stderr from now on, in a thread of its own.
+    pub fn log_stderr(&mut self, log: &TaskLog) {
+        let Some(mut lines) = self.stderr.take() else { return };
+        let (log, sign, last) = (log.clone(), Arc::clone(&self.last_sign), Arc::clone(&self.last_lines));
+        self.stderr_thread = Some(std::thread::spawn(move || {
+            loop {
+                let text = match lines.next(TICK) {
+                    Ok(Line::Text(text)) => String::from_utf8_lossy(text).into_owned(),
+                    Ok(Line::TooLong(head, length)) => {
+                        format!("{}… ({length} bytes)", String::from_utf8_lossy(head))
+                    }
+                    Ok(Line::Quiet) => continue,
+                    Ok(Line::End) | Err(_) => return,
+                };
+                *sign.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                remember(&last, &text);
+                log.write(Level::Info, "stderr", &text);
+            }
+        }));
+    }
+
+    /// A sign of life that is not the connector's own: a commit that took its time.
+    pub fn alive(&self) {
+        *self.last_sign.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// A line that explains a failure if nothing better does.
+    pub fn remember(&self, text: &str) {
+        remember(&self.last_lines, text);
+    }
+
+    /// What comes next from stdout.
+    pub fn next(&mut self, stop: &Stop) -> Result<Input<'_>, Failure> {
+        if let Some(stopped) = stop.reason() {
+            return Ok(Input::Stopped(stopped));
+        }
+        let line = self
+            .stdout
+            .next(TICK)
+            .map_err(|error| Failure::new(Class::SidecarFailed, format!("reading the connector's stdout: {error}")))?;
+        if line != Line::Quiet {
+            self.started = true;
+        }
+        Ok(match line {
+            Line::Text(text) => Input::Line(match std::str::from_utf8(text) {
+                Ok(text) => text.into(),
+                Err(_) => String::from_utf8_lossy(text).into_owned().into(),
+            }),
+            Line::TooLong(head, length) => Input::Lost(String::from_utf8_lossy(head).into_owned(), length),
+            Line::End => Input::End,
+            Line::Quiet => {
+                let quiet_for = self.last_sign.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+                match self.silent(quiet_for) {
+                    Some(failure) => Input::Silent(failure),
+                    None => Input::Quiet,
+                }
+            }
+        })
+    }
+
+    fn silent(&self, quiet_for: Duration) -> Option<Failure> {
+        let heard = self.started || !self.last_lines.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        // A connector that runs may compute for long before its first word; one that has not opened its pipes within
+        // the time that a Pod may take to start never will. Either way the silence limit is the last word.
+        let limit = if heard { self.silence } else { self.silence.max(self.init_timeout) };
+        (quiet_for >= limit).then(|| {
+            Failure::new(Class::Silence, format!("the connector wrote nothing for {} s", limit.as_secs()))
+        })
+    }
+
+    /// After the end of stdout: how the connector ended. `None` when nobody says.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        let path = self.pipes.join(EXIT_CODE_FILE);
+        let deadline = Instant::now() + EXIT_CODE_WAIT;
+        let code = loop {
+            if let Some(code) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
+                break Some(code);
+            }
+            if Instant::now() >= deadline {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        // Both pipes end together; its last lines are the ones that explain.
+        if let Some(thread) = self.stderr_thread.take() {
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        code
+    }
+
+    /// The last lines that are not messages, for the text of a failure. Not masked.
+    pub fn last_words(&self) -> Option<String> {
+        let lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        (!lines.is_empty()).then(|| lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Why there is no result, told by the exit code and the last lines.
+    pub fn failure(&self, code: Option<i32>, missing: &str) -> Failure {
+        let words = self.last_words();
+        let said = words.as_deref().map(|words| format!("; its last lines: {words}")).unwrap_or_default();
+        match code {
+            Some(127) if said.contains("AIRBYTE_ENTRYPOINT is not set") => {
+                Failure::new(Class::NoEntrypoint, "the image does not set AIRBYTE_ENTRYPOINT")
+            }
+            Some(0) => Failure::new(Class::NoResult, format!("the connector ended without {missing}{said}")),
+            Some(code) => Failure::new(Class::ConnectorFailed, format!("the connector ended with code {code}{said}")),
+            None => Failure::new(Class::ConnectorFailed, format!("the connector ended, nobody knows how{said}")),
+        }
+    }
+}
+
+fn remember(last: &Mutex<VecDeque<String>>, text: &str) {
+    let text = text.trim_end();
+    if text.is_empty() {
+        return;
+    }
+    let end = text.floor_char_boundary(LAST_LINE_BYTES);
+    let mut lines = last.lock().unwrap_or_else(PoisonError::into_inner);
+    if lines.len() == LAST_LINES {
+        lines.pop_front();
+    }
+    lines.push_back(text[..end].to_owned());
+}

@@ -1,0 +1,323 @@
+//! The streams of a read: which there are, how far each is, which states wait for which rows.
+//!
+//! The rules: rows first, then the state that stands for them; never the state of a failed stream; a stream is a
+//! success when the source says COMPLETE and its rows are committed.
+
+use std::collections::HashMap;
+
+use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream, DestinationSyncMode, SyncMode};
+use crate::airbyte::message::{Record, StreamName};
+use crate::sidecar::sink::{Committed, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
+use crate::task::{ReadOptions, StreamReport, StreamReports, StreamStatus};
+
+/// One selected stream.
+struct Stream {
+    key: String,
+    spec: StreamSpec,
+    /// Set at the first row or status: a stream of which nothing comes leaves no trace.
+    open: Option<StreamIndex>,
+    events: u64,
+    bytes: u64,
+    /// Of `events`, those that are in the table for good.
+    committed: u64,
+    status: StreamStatus,
+    error: Option<String>,
+    /// The state that waits for the stream's end, when rows only count then.
+    waiting: Option<String>,
+}
+
+/// All streams of a read, over one sink.
+pub struct Streams {
+    sink: Box<dyn Sink>,
+    streams: Vec<Stream>,
+    index: HashMap<StreamName, usize>,
+    /// Records come in runs of one stream: the one of the last record.
+    last: Option<(StreamName, usize)>,
+    /// The state of all streams together that waits for the end of some.
+    waiting_global: Option<(String, String)>,
+    /// Set once the source has sent any stream status: from then on only COMPLETE counts.
+    has_statuses: bool,
+}
+
+/// States that may be stored now: (key, document).
+pub type Storable = Vec<(String, String)>;
+
+impl Streams {
+    /// Prepares for the catalog's streams.
+    pub fn new(catalog: &ConfiguredCatalog, options: &ReadOptions, sink: Box<dyn Sink>) -> Self {
+        let streams: Vec<Stream> = catalog.streams.iter().map(|stream| Stream::new(stream, options)).collect();
+        let mut index: HashMap<_, _> =
+            streams.iter().enumerate().map(|(at, stream)| (stream.spec.name.clone(), at)).collect();
+        // Some sources leave the namespace out of their records: the bare name finds the stream if it is the only one.
+        for (at, stream) in streams.iter().enumerate() {
+            let name = &stream.spec.name.name;
+            let alone = streams.iter().filter(|other| other.spec.name.name == *name).count() == 1;
+            if alone {
+                index.entry(StreamName::new(None, name)).or_insert(at);
+            }
+        }
+        Self { sink, streams, index, last: None, waiting_global: None, has_statuses: false }
+    }
+
+    /// The per-stream map.
+    pub fn reports(&self) -> StreamReports {
+        let report = |stream: &Stream| StreamReport {
+            events: stream.events,
+            bytes: stream.bytes,
+            status: stream.status,
+            error: stream.error.clone(),
+        };
+        self.streams.iter().map(|stream| (stream.key.clone(), report(stream))).collect()
+    }
+
+    /// Takes a row. Returns whether the stream's status has changed; `Err` when no such stream is selected.
+    pub fn record(&mut self, record: &Record<'_>) -> Result<bool, StreamName> {
+        let at = self.find(record)?;
+        let stream = &mut self.streams[at];
+        if !matches!(stream.status, StreamStatus::Pending | StreamStatus::Running) {
+            return Ok(false);
+        }
+        stream.events += 1;
+        stream.bytes += record.data.len() as u64;
+        let changed = self.start(at);
+        if let Some(index) = self.streams[at].open
+            && let Err(error) = self.sink.write(index, record)
+        {
+            self.fail(at, &error.text);
+            return Ok(true);
+        }
+        Ok(changed)
+    }
+
+    fn find(&mut self, record: &Record<'_>) -> Result<usize, StreamName> {
+        if let Some((name, at)) = &self.last
+            && name.name == record.stream
+            && name.namespace.as_deref() == record.namespace.as_deref()
+        {
+            return Ok(*at);
+        }
+        let name = StreamName::new(record.namespace.as_deref(), &record.stream);
+        let Some(&at) = self.index.get(&name) else { return Err(name) };
+        self.last = Some((name, at));
+        Ok(at)
+    }
+
+    /// Opens a stream at its first sign; returns whether that changed anything.
+    fn start(&mut self, at: usize) -> bool {
+        if self.streams[at].open.is_some() || self.streams[at].status == StreamStatus::Failed {
+            return false;
+        }
+        self.streams[at].status = StreamStatus::Running;
+        match self.sink.open(self.streams[at].spec.clone()) {
+            Ok(index) => self.streams[at].open = Some(index),
+            Err(error) => self.fail(at, &error.text),
+        }
+        true
+    }
+
+    /// Gives a stream up: its rows since the last commit go, and so does its waiting state.
+    fn fail(&mut self, at: usize, error: &str) {
+        let stream = &mut self.streams[at];
+        if let Some(index) = stream.open {
+            self.sink.abort(index);
+        }
+        stream.status = if stream.committed > 0 { StreamStatus::Partial } else { StreamStatus::Failed };
+        stream.error.get_or_insert_with(|| error.to_owned());
+        stream.waiting = None;
+    }
+
+    /// The source speaks of a stream: STARTED, RUNNING, COMPLETE or INCOMPLETE.
+    pub fn status(&mut self, name: &StreamName, status: &str) -> Storable {
+        self.has_statuses = true;
+        let Some(&at) = self.index.get(name) else { return Vec::new() };
+        if !matches!(self.streams[at].status, StreamStatus::Pending | StreamStatus::Running) {
+            return Vec::new();
+        }
+        match status {
+            "COMPLETE" => return self.complete(at),
+            "INCOMPLETE" => self.fail(at, "the source gave the stream up"),
+            _ => {
+                self.start(at);
+            }
+        }
+        Vec::new()
+    }
+
+    /// The source's error for one stream: kept as its reason.
+    pub fn error(&mut self, name: &StreamName, text: &str) {
+        if let Some(&at) = self.index.get(name) {
+            self.streams[at].error = Some(text.to_owned());
+        }
+    }
+
+    fn complete(&mut self, at: usize) -> Storable {
+        self.start(at);
+        let Some(index) = self.streams[at].open else { return Vec::new() };
+        if let Err(error) = self.sink.finish(index) {
+            self.fail(at, &error.text);
+            return Vec::new();
+        }
+        let stream = &mut self.streams[at];
+        stream.status = StreamStatus::Success;
+        stream.committed = stream.events;
+        stream.error = None;
+        let mut storable: Storable = stream.waiting.take().map(|state| (stream.key.clone(), state)).into_iter().collect();
+        storable.extend(self.global_if_ready());
+        storable
+    }
+
+    /// A stream's state: commits its rows, and returns the state when they are in for good.
+    pub fn state(&mut self, name: &StreamName, state: String) -> Storable {
+        let Some(&at) = self.index.get(name) else { return Vec::new() };
+        let key = self.streams[at].key.clone();
+        match self.streams[at].status {
+            StreamStatus::Success => return vec![(key, state)],
+            StreamStatus::Pending | StreamStatus::Running => {}
+            _ => return Vec::new(),
+        }
+        match self.commit(at) {
+            Ok(Committed::Durable) => vec![(key, state)],
+            Ok(Committed::Deferred) => {
+                self.streams[at].waiting = Some(state);
+                Vec::new()
+            }
+            Err(error) => {
+                self.fail(at, &error.text);
+                Vec::new()
+            }
+        }
+    }
+
+    /// The state of all streams together: only when none of them has failed.
+    pub fn global_state(&mut self, key: String, state: String) -> Storable {
+        for at in 0..self.streams.len() {
+            if self.streams[at].status == StreamStatus::Running
+                && let Err(error) = self.commit(at)
+            {
+                self.fail(at, &error.text);
+            }
+        }
+        self.waiting_global = Some((key, state));
+        self.global_if_ready()
+    }
+
+    fn global_if_ready(&mut self) -> Storable {
+        let failed = |stream: &Stream| !matches!(stream.status, StreamStatus::Pending | StreamStatus::Running | StreamStatus::Success);
+        if self.streams.iter().any(failed) {
+            self.waiting_global = None;
+        }
+        let deferred = self.streams.iter().any(|s| s.status == StreamStatus::Running && s.committed < s.events);
+        if deferred { Vec::new() } else { self.waiting_global.take().into_iter().collect() }
+    }
+
+    fn commit(&mut self, at: usize) -> Result<Committed, SinkError> {
+        let Some(index) = self.streams[at].open else { return Ok(Committed::Durable) };
+        let committed = self.sink.commit(index)?;
+        if committed == Committed::Durable {
+            self.streams[at].committed = self.streams[at].events;
+        }
+        Ok(committed)
+    }
+
+    /// The source has ended. A source that never sent a status is complete by its exit code alone.
+    pub fn end(&mut self, clean: bool, reason: &str) -> Storable {
+        let mut storable = Vec::new();
+        for at in 0..self.streams.len() {
+            if matches!(self.streams[at].status, StreamStatus::Pending | StreamStatus::Running) {
+                if clean && !self.has_statuses {
+                    storable.extend(self.complete(at));
+                } else {
+                    self.fail(at, reason);
+                }
+            }
+        }
+        storable
+    }
+
+    /// The task stops: what is not complete gets this status.
+    pub fn stop(&mut self, status: StreamStatus) {
+        for at in 0..self.streams.len() {
+            if matches!(self.streams[at].status, StreamStatus::Pending | StreamStatus::Running) {
+                self.fail(at, "");
+                self.streams[at].status = status;
+                self.streams[at].error = None;
+            }
+        }
+    }
+
+    /// How many streams arrived whole, in part, and how many there are.
+    pub fn tally(&self) -> (usize, usize, usize) {
+        let count = |status| self.streams.iter().filter(|stream| stream.status == status).count();
+        (count(StreamStatus::Success), count(StreamStatus::Partial), self.streams.len())
+    }
+
+    /// The first stream's error, for the error of the whole.
+    pub fn first_error(&self) -> Option<String> {
+        self.streams.iter().find_map(|stream| Some(format!("{}: {}", stream.key, stream.error.as_deref()?)))
+    }
+}
+
+impl Stream {
+    fn new(configured: &ConfiguredStream, options: &ReadOptions) -> Self {
+        let name = configured.name();
+        Self {
+            key: name.key(),
+            spec: spec(configured, options),
+            open: None,
+            events: 0,
+            bytes: 0,
+            committed: 0,
+            status: StreamStatus::Pending,
+            error: None,
+            waiting: None,
+        }
+    }
+}
+
+/// The configured catalog and the options, put together.
+fn spec(configured: &ConfiguredStream, options: &ReadOptions) -> StreamSpec {
+    let stream = &configured.stream;
+    let name = configured.name();
+    let primary_key = if configured.primary_key.is_empty() {
+        stream.source_defined_primary_key.clone()
+    } else {
+        configured.primary_key.clone()
+    };
+    let cursor =
+        if configured.cursor_field.is_empty() { stream.default_cursor_field.clone() } else { configured.cursor_field.clone() };
+    let table = stream.table_name.clone().filter(|table| !table.is_empty()).unwrap_or_else(|| stream.name.clone());
+    StreamSpec {
+        schema: schema(options.namespace.as_deref(), name.namespace.as_deref()),
+        table: format!("{}{table}", options.table_name_prefix),
+        json_schema: stream.json_schema.clone(),
+        mode: write_mode(configured, options, !primary_key.is_empty()),
+        primary_key,
+        cursor,
+        to_same_case: options.to_same_case,
+        add_meta: options.add_meta,
+        name,
+    }
+}
+
+/// `${SOURCE_NAMESPACE}` is the stream's own; `${LEGACY}` and nothing are the destination's default.
+fn schema(wanted: Option<&str>, own: Option<&str>) -> Option<String> {
+    let wanted = wanted.filter(|wanted| !wanted.is_empty())?;
+    let schema = wanted.replace("${SOURCE_NAMESPACE}", own.unwrap_or_default()).replace("${LEGACY}", "");
+    Some(schema).filter(|schema| !schema.is_empty())
+}
+
+fn write_mode(configured: &ConfiguredStream, options: &ReadOptions, has_key: bool) -> WriteMode {
+    use DestinationSyncMode as Mode;
+    if options.full_sync {
+        return WriteMode::Replace;
+    }
+    let merge = if has_key && options.deduplicate { WriteMode::Merge } else { WriteMode::Append };
+    match (configured.destination_sync_mode, configured.sync_mode) {
+        (Some(Mode::Overwrite | Mode::OverwriteDedup), SyncMode::FullRefresh) => WriteMode::Replace,
+        (Some(Mode::AppendDedup | Mode::Update | Mode::SoftDelete | Mode::OverwriteDedup), _) => merge,
+        (Some(Mode::Append), _) => WriteMode::Append,
+        // Overwriting with only what is new would lose what is not: then it is merged.
+        (Some(Mode::Overwrite), SyncMode::Incremental) | (None, SyncMode::Incremental) => merge,
+        (None, SyncMode::FullRefresh) => WriteMode::Replace,
+    }
+}
