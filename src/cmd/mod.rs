@@ -32,7 +32,7 @@ use crate::task::{self, Image, ReadOptions, Task, TaskKind};
 /// Exit codes: 0 done; 1 the connector said no; 2 bad usage or input; 3 cluster, image or database;
 /// 4 time exceeded; 130 cancelled.
 #[derive(Debug, Parser)]
-#[command(name = "syncctl", version, max_term_width = 100, propagate_version = true)]
+#[command(name = "syncctl", version, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::run::Outcome;
 use crate::db::{Db, DbError, ResultKey, SpecKey, Started, Writer};
 use crate::failure::{Class, Failure};
-use crate::task::{Task, TaskKind, TaskStatus};
+use crate::task::{StreamStatus, Task, TaskKind, TaskStatus};
 
 /// The key of a task's spec.
 pub fn spec_key(task: &Task) -> SpecKey {
@@ -38,7 +38,7 @@ pub fn begin(db: &Db, task: &Task) -> Result<(), Failure> {
         TaskKind::Read => match db.start_task(task)? {
             Started::New => Ok(()),
             Started::Exists(row) => {
-                let text = format!("task {} was started before and is {}", task.task_id, row.status);
+                let text = format!("task {} was started before and is {}", task.task_id, row.status_text);
                 Err(Failure::new(Class::TaskExists, text))
             }
         },
@@ -56,11 +56,19 @@ pub fn failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
             let status = match failure.class {
                 Class::Cancelled => TaskStatus::Cancelled,
                 Class::TimeExceeded => TaskStatus::TimeExceeded,
+                _ if arrived_in_part(db, task)? => TaskStatus::Partial,
                 _ => TaskStatus::Failed,
             };
             db.finish_task(task, Writer::Controller, status, None, Some(&text)).map(|_| ())
         }
     }
+}
+
+/// Whether the sidecar has reported rows that are in the tables for good.
+fn arrived_in_part(db: &Db, task: &Task) -> Result<bool, DbError> {
+    let row = db.task(&task.task_id)?;
+    let good = |status| matches!(status, StreamStatus::Success | StreamStatus::Partial);
+    Ok(row.is_some_and(|row| row.streams.values().any(|report| good(report.status))))
 }
 
 /// What the rows say of this very task; `None` while they say nothing final.
@@ -91,18 +99,21 @@ pub fn outcome(db: &Db, task: &Task) -> Result<Option<Outcome>, Failure> {
             }
         }
         TaskKind::Read => {
-            let row = db.task(&task.task_id)?.filter(|row| row.status != TaskStatus::Running.as_str());
-            row.map(|row| {
-                let status = row.status.parse().map_err(|error: String| Failure::new(Class::DatabaseError, error))?;
-                Ok(Outcome::Read {
-                    task_id: row.task_id,
-                    sync_id: row.sync_id,
-                    status,
-                    streams: row.streams,
-                    error: row.error,
-                })
-            })
-            .transpose()
+            let Some(row) = db.task(&task.task_id)? else { return Ok(None) };
+            let status = row.status.ok_or_else(|| {
+                let text = format!("the row of task {} has the unknown status {:?}", row.task_id, row.status_text);
+                Failure::new(Class::DatabaseError, text)
+            })?;
+            if status == TaskStatus::Running {
+                return Ok(None);
+            }
+            Ok(Some(Outcome::Read {
+                task_id: row.task_id,
+                sync_id: row.sync_id,
+                status,
+                streams: row.streams,
+                error: row.error,
+            }))
         }
     }
 }
@@ -148,13 +159,8 @@ impl Listener {
             // It may have been written while we connected.
             tell();
             while !stopped.load(Ordering::Relaxed) {
-                match listener.wait(LISTEN) {
-                    Ok(true) => tell(),
-                    Ok(false) => {}
-                    Err(error) => {
-                        tracing::debug!(%error, "results will be seen when the pod ends");
-                        return;
-                    }
+                if listener.wait(LISTEN) {
+                    tell();
                 }
             }
         });

@@ -111,8 +111,7 @@ impl Sidecar {
         let source = Source::prepare(&self, &documents)?;
         let target = Target::parse(&self.database_url, "DATABASE_URL")?;
         let name = format!("syncctl {}", self.task.kind);
-        let options = |patience| Options { application_name: name.clone(), pool_size: 3, patience };
-        let db = Db::open(target, options(FIRST_PATIENCE))?.with_patience(PATIENCE);
+        let db = open(&target, &Options { application_name: name, pool_size: 3, patience: PATIENCE })?;
         let stop = Stop::new(Arc::clone(terminated), self.task.timeout);
         let log = TaskLog::start(db.clone(), &self.task, documents.masker(), &self.db_log_level);
         let end = match self.task.kind {
@@ -127,5 +126,20 @@ impl Sidecar {
             }
         }
         end
+    }
+}
+
+/// Opens the database; one that is just starting has a moment.
+fn open(target: &Target, options: &Options) -> Result<Db, Failure> {
+    let deadline = Instant::now() + FIRST_PATIENCE;
+    loop {
+        match Db::open(target.clone(), options.clone()) {
+            Ok(db) => return Ok(db),
+            Err(error) if error.is_transient() && Instant::now() < deadline => {
+                tracing::warn!(%error, "the database will be tried again");
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -31,13 +32,21 @@ pub struct Source {
     stdout: Lines,
     stderr: Option<Lines>,
     pipes: PathBuf,
+    life: Life,
+    /// Lines have come since the last sign of life was noted.
+    unsigned: bool,
+    stderr_thread: Option<JoinHandle<()>>,
+}
+
+/// Whether the connector lives, and its last words. Clones share both.
+#[derive(Clone)]
+struct Life {
     silence: Duration,
     init_timeout: Duration,
     /// The last thing that was a sign of life.
     last_sign: Arc<Mutex<Instant>>,
-    started: bool,
     last_lines: Arc<Mutex<VecDeque<String>>>,
-    stderr_thread: Option<JoinHandle<()>>,
+    heard: Arc<AtomicBool>,
 }
 
 /// What came from stdout.
@@ -79,11 +88,14 @@ impl Source {
             stdout,
             stderr: opened.pop(),
             pipes,
-            silence: sidecar.silence,
-            init_timeout: sidecar.init_timeout,
-            last_sign: Arc::new(Mutex::new(Instant::now())),
-            started: false,
-            last_lines: Arc::default(),
+            life: Life {
+                silence: sidecar.silence,
+                init_timeout: sidecar.init_timeout,
+                last_sign: Arc::new(Mutex::new(Instant::now())),
+                last_lines: Arc::default(),
+                heard: Arc::default(),
+            },
+            unsigned: false,
             stderr_thread: None,
         })
     }
@@ -91,7 +103,7 @@ impl Source {
     /// Logs stderr from now on, in a thread of its own.
     pub fn log_stderr(&mut self, log: &TaskLog) {
         let Some(mut lines) = self.stderr.take() else { return };
-        let (log, sign, last) = (log.clone(), Arc::clone(&self.last_sign), Arc::clone(&self.last_lines));
+        let (log, life) = (log.clone(), self.life.clone());
         self.stderr_thread = Some(std::thread::spawn(move || {
             loop {
                 let text = match lines.next(TICK) {
@@ -102,8 +114,8 @@ impl Source {
                     Ok(Line::Quiet) => continue,
                     Ok(Line::End) | Err(_) => return,
                 };
-                *sign.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                remember(&last, &text);
+                life.sign();
+                life.remember(&text);
                 log.write(Level::Info, "stderr", &text);
             }
         }));
@@ -111,12 +123,12 @@ impl Source {
 
     /// A sign of life that is not the connector's own: a commit that took its time.
     pub fn alive(&self) {
-        *self.last_sign.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.life.sign();
     }
 
     /// A line that explains a failure if nothing better does.
     pub fn remember(&self, text: &str) {
-        remember(&self.last_lines, text);
+        self.life.remember(text);
     }
 
     /// What comes next from stdout.
@@ -128,8 +140,11 @@ impl Source {
             .stdout
             .next(TICK)
             .map_err(|error| Failure::new(Class::SidecarFailed, format!("reading the connector's stdout: {error}")))?;
+        // Noted once at the end of a run of lines: the clock is not asked at each of them.
         if line != Line::Quiet {
-            self.started = true;
+            self.unsigned = true;
+        } else if std::mem::take(&mut self.unsigned) {
+            self.life.sign();
         }
         Ok(match line {
             Line::Text(text) => Input::Line(match std::str::from_utf8(text) {
@@ -138,23 +153,7 @@ impl Source {
             }),
             Line::TooLong(head, length) => Input::Lost(String::from_utf8_lossy(head).into_owned(), length),
             Line::End => Input::End,
-            Line::Quiet => {
-                let quiet_for = self.last_sign.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
-                match self.silent(quiet_for) {
-                    Some(failure) => Input::Silent(failure),
-                    None => Input::Quiet,
-                }
-            }
-        })
-    }
-
-    fn silent(&self, quiet_for: Duration) -> Option<Failure> {
-        let heard = self.started || !self.last_lines.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        // A connector that runs may compute for long before its first word; one that has not opened its pipes within
-        // the time that a Pod may take to start never will. Either way the silence limit is the last word.
-        let limit = if heard { self.silence } else { self.silence.max(self.init_timeout) };
-        (quiet_for >= limit).then(|| {
-            Failure::new(Class::Silence, format!("the connector wrote nothing for {} s", limit.as_secs()))
+            Line::Quiet => self.life.silent().map_or(Input::Quiet, Input::Silent),
         })
     }
 
@@ -183,7 +182,7 @@ impl Source {
 
     /// The last lines that are not messages, for the text of a failure. Not masked.
     pub fn last_words(&self) -> Option<String> {
-        let lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.life.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
         (!lines.is_empty()).then(|| lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n"))
     }
 
@@ -202,15 +201,31 @@ impl Source {
     }
 }
 
-fn remember(last: &Mutex<VecDeque<String>>, text: &str) {
-    let text = text.trim_end();
-    if text.is_empty() {
-        return;
+impl Life {
+    fn sign(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+        *self.last_sign.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
-    let end = text.floor_char_boundary(LAST_LINE_BYTES);
-    let mut lines = last.lock().unwrap_or_else(PoisonError::into_inner);
-    if lines.len() == LAST_LINES {
-        lines.pop_front();
+
+    fn remember(&self, text: &str) {
+        let text = text.trim_end();
+        if text.is_empty() {
+            return;
+        }
+        let end = text.floor_char_boundary(LAST_LINE_BYTES);
+        let mut lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == LAST_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(text[..end].to_owned());
     }
-    lines.push_back(text[..end].to_owned());
+
+    /// A connector that has not started has at least the time that a Pod may take to start.
+    fn silent(&self) -> Option<Failure> {
+        let heard = self.heard.load(Ordering::Relaxed);
+        let limit = if heard { self.silence } else { self.silence.max(self.init_timeout) };
+        let quiet_for = self.last_sign.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        let text = || format!("the connector wrote nothing for {} s", limit.as_secs());
+        (quiet_for >= limit).then(|| Failure::new(Class::Silence, text()))
+    }
 }
