@@ -233,8 +233,7 @@ impl SettingsArgs {
         };
         let init_timeout =
             problems.seconds(container_init_timeout_seconds, "SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", 180);
-        let grace =
-            problems.number(container_grace_shutdown_seconds, "SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", 60);
+        let grace = problems.number(container_grace_shutdown_seconds, "SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", 60);
         let default_hours = u32::try_from(DEFAULT_TIMEOUT_HOURS).expect("a small constant");
         let hours = problems.seconds(task_timeout_hours, "SYNCCTL_TASK_TIMEOUT_HOURS", default_hours);
         let source_resources = Resources {

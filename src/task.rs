@@ -310,7 +310,7 @@ impl Task {
             hasher.update((part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
-        let hash: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex::encode(hasher.finalize());
         let tail = format!("-{}-{}", self.kind, &hash[..NAME_HASH]);
         let last = self.image.package.rsplit('/').next().unwrap_or_default();
         let slug: String = last

@@ -164,7 +164,11 @@ mod tests {
                 Some(("n.s", r#"{"z": 1.0,"a":2}"#)),
             ),
             ("no stream_state", r#"{"stream":{"stream_descriptor":{"name":"s"}}}"#, Some(("s", "null"))),
-            ("global", r#"{"type":"GLOBAL","global":{"stream_states":[]}}"#, Some(("_GLOBAL_STATE", r#"{"stream_states":[]}"#))),
+            (
+                "global",
+                r#"{"type":"GLOBAL","global":{"stream_states":[]}}"#,
+                Some(("_GLOBAL_STATE", r#"{"stream_states":[]}"#)),
+            ),
             ("legacy without a type", r#"{"data":{"c":1}}"#, Some(("_LEGACY_STATE", r#"{"c":1}"#))),
             ("nothing", r#"{"type":"STREAM"}"#, None),
         ] {
@@ -193,7 +197,11 @@ mod tests {
             ("empty object", "{}", Ok(None)),
             ("empty list", "[]", Ok(None)),
             ("legacy", r#"{"c":1}"#, Ok(Some(r#"{"c":1}"#))),
-            ("only a full refresh", r#"[{"stream":{"stream_descriptor":{"name":"full"},"stream_state":{}}}]"#, Ok(None)),
+            (
+                "only a full refresh",
+                r#"[{"stream":{"stream_descriptor":{"name":"full"},"stream_state":{}}}]"#,
+                Ok(None),
+            ),
             ("a number", "12", Err("expected a list")),
             ("not a state", r#"[{"foo":1}]"#, Err("entry 1 is not a state message")),
         ] {

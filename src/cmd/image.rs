@@ -42,15 +42,21 @@ fn write(name: &str) -> Result<(), Failure> {
     name.parse::<crate::task::Image>().map_err(|error| Failure::new(Class::Usage, format!("--name: {error}")))?;
     let mut stdout = std::io::stdout().lock();
     if stdout.is_terminal() {
-        return Err(Failure::new(Class::Usage, "an image archive is no text: redirect stdout, e.g. syncctl image > syncctl.tar"));
+        return Err(Failure::new(
+            Class::Usage,
+            "an image archive is no text: redirect stdout, e.g. syncctl image > syncctl.tar",
+        ));
     }
-    let internal = |what: &str, error: &dyn std::fmt::Display| Failure::new(Class::Internal, format!("{what}: {error}"));
+    let internal =
+        |what: &str, error: &dyn std::fmt::Display| Failure::new(Class::Internal, format!("{what}: {error}"));
     let program = std::env::current_exe()
         .and_then(std::fs::read)
         .map_err(|error| internal("reading this program's own file", &error))?;
     if needs_loader(&program) {
         let text = "this syncctl is linked dynamically and cannot run from an image that holds nothing else";
-        return Err(Failure::new(Class::Usage, text).with_hint("build it with the settings of .cargo/config.toml: make build"));
+        return Err(
+            Failure::new(Class::Usage, text).with_hint("build it with the settings of .cargo/config.toml: make build")
+        );
     }
     let archive = archive(name, &program).map_err(|error| internal("making the archive", &error))?;
     stdout
@@ -95,7 +101,7 @@ fn tar_of(files: &[(&str, &[u8], u32)]) -> std::io::Result<Vec<u8>> {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(bytes))
 }
 
 /// Whether an ELF file names a dynamic loader (a program header of type `PT_INTERP`), 64 bit little endian.

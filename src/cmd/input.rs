@@ -114,8 +114,7 @@ fn invalid(text: String) -> Failure {
 /// nothing about it.
 pub fn storage_key(image: &Image, config: &str) -> String {
     let digest = Sha256::digest(format!("{image}\n{config}").as_bytes());
-    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    format!("cli-{hex}")
+    format!("cli-{}", hex::encode(&digest[..16]))
 }
 
 #[cfg(test)]

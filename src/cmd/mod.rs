@@ -106,7 +106,11 @@ fn duration(text: &str) -> Result<Duration, String> {
             Duration::try_from(span).map_err(|_| expected())?
         }
     };
-    if seconds.is_zero() { Err("a timeout of nothing would end every task: expected at least 1s".to_owned()) } else { Ok(seconds) }
+    if seconds.is_zero() {
+        Err("a timeout of nothing would end every task: expected at least 1s".to_owned())
+    } else {
+        Ok(seconds)
+    }
 }
 
 impl Cli {

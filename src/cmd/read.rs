@@ -97,20 +97,16 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         task.options = options;
         let config = Document::read(&config, "the configuration")?.object("the connector's configuration")?;
         let catalog_file = Document::read(&catalog, "the catalog")?;
-        let (catalog, catalog_text): (ConfiguredCatalog, _) =
-            catalog_file.typed(r#"a configured catalog such as {"streams":[{"stream":{…},"sync_mode":"full_refresh"}]}"#)?;
+        let (catalog, catalog_text): (ConfiguredCatalog, _) = catalog_file
+            .typed(r#"a configured catalog such as {"streams":[{"stream":{…},"sync_mode":"full_refresh"}]}"#)?;
         catalog.validate().map_err(|error| catalog_file.error(&error))?;
         let destination_file = Document::read(&destination_config, "the destination's configuration")?;
         let destination = destination_file.object("the destination's credentials")?;
         let value = serde_json::from_str(&destination).map_err(|error| destination_file.error(&error.to_string()))?;
         Destination::parse(&value).map_err(|error| destination_file.error(&error.text))?;
         let state = load_state(state.as_deref(), settings, &task, &catalog)?;
-        let payload = Payload {
-            config: Some(config),
-            catalog: Some(catalog_text),
-            state,
-            destination_config: Some(destination),
-        };
+        let payload =
+            Payload { config: Some(config), catalog: Some(catalog_text), state, destination_config: Some(destination) };
         Ok(run::Request { task, payload })
     })
 }

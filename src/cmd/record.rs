@@ -12,6 +12,9 @@ use crate::db::{Db, DbError, ResultKey, SpecKey, Started, Writer};
 use crate::failure::{Class, Failure};
 use crate::task::{StreamStatus, Task, TaskKind, TaskStatus};
 
+/// What became of a task: its own end, or the failure that is recorded.
+pub type Verdict = Result<Outcome, Failure>;
+
 /// The key of a task's spec.
 pub fn spec_key(task: &Task) -> SpecKey {
     SpecKey {
@@ -71,49 +74,51 @@ fn arrived_in_part(db: &Db, task: &Task) -> Result<bool, DbError> {
     Ok(row.is_some_and(|row| row.streams.values().any(|report| good(report.status))))
 }
 
-/// What the rows say of this very task; `None` while they say nothing final.
-pub fn outcome(db: &Db, task: &Task) -> Result<Option<Outcome>, Failure> {
+/// What the rows say of this very task; `None` while they say nothing final. The outer error is the database's.
+pub fn outcome(db: &Db, task: &Task) -> Result<Option<Verdict>, DbError> {
     match task.kind {
         TaskKind::Spec => {
             let Some(row) = db.spec(&spec_key(task))?.filter(|row| row.timestamp >= task.started_at) else {
                 return Ok(None);
             };
             match (row.error, row.specs) {
-                (Some(error), _) => Err(Failure::from_stored(&error)),
-                (None, Some(specs)) => Ok(Some(Outcome::Spec(document(&specs)?))),
+                (Some(error), _) => Ok(Some(Err(Failure::from_stored(&error)))),
+                (None, Some(specs)) => Ok(Some(document(&specs).map(Outcome::Spec))),
                 (None, None) => Ok(None),
             }
         }
         TaskKind::Check => {
             let row = db.check(&task.storage_key)?.filter(|row| row.timestamp >= task.started_at);
-            row.map(|row| check_outcome(&row.status, row.description)).transpose()
+            Ok(row.map(|row| check_outcome(&row.status, row.description)))
         }
         TaskKind::Discover => {
             let Some(row) = db.catalog(&result_key(task))?.filter(|row| row.timestamp >= task.started_at) else {
                 return Ok(None);
             };
             match (row.status.as_str(), row.catalog) {
-                ("SUCCESS", Some(catalog)) => Ok(Some(Outcome::Discover(document(&catalog)?))),
-                ("FAILED", _) => Err(Failure::from_stored(row.description.as_deref().unwrap_or("no reason given"))),
+                ("SUCCESS", Some(catalog)) => Ok(Some(document(&catalog).map(Outcome::Discover))),
+                ("FAILED", _) => {
+                    Ok(Some(Err(Failure::from_stored(row.description.as_deref().unwrap_or("no reason given")))))
+                }
                 _ => Ok(None),
             }
         }
         TaskKind::Read => {
             let Some(row) = db.task(&task.task_id)? else { return Ok(None) };
-            let status = row.status.ok_or_else(|| {
+            let Some(status) = row.status else {
                 let text = format!("the row of task {} has the unknown status {:?}", row.task_id, row.status_text);
-                Failure::new(Class::DatabaseError, text)
-            })?;
+                return Ok(Some(Err(Failure::new(Class::DatabaseError, text))));
+            };
             if status == TaskStatus::Running {
                 return Ok(None);
             }
-            Ok(Some(Outcome::Read {
+            Ok(Some(Ok(Outcome::Read {
                 task_id: row.task_id,
                 sync_id: row.sync_id,
                 status,
                 streams: row.streams,
                 error: row.error,
-            }))
+            })))
         }
     }
 }

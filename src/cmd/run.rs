@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::cancel::Cancel;
 use super::owner::Owner;
-use super::record;
+use super::record::{self, Verdict};
 use super::sweep;
 use crate::config::Settings;
 use crate::db::{Db, Options, Target};
@@ -154,7 +154,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn whole_way(mut self, events: &Sender<Event>, inbox: &Receiver<Event>, cancel: &Cancel) -> Result<Outcome, Failure> {
+    fn whole_way(
+        mut self,
+        events: &Sender<Event>,
+        inbox: &Receiver<Event>,
+        cancel: &Cancel,
+    ) -> Result<Outcome, Failure> {
         let task = &self.request.task;
         record::begin(self.db, task)?;
         let swept = match self.start(cancel) {
@@ -177,7 +182,7 @@ impl Run<'_> {
         let outcome = match end {
             Ok(End::Result(outcome)) => {
                 self.clean_up(&pod, Some(Duration::ZERO));
-                Ok(outcome)
+                outcome
             }
             Ok(End::Failed { failure, grace }) => self.close(failure, Some((&pod, grace))),
             Err(failure) => {
@@ -200,8 +205,7 @@ impl Run<'_> {
         self.progress.say(&format!("creating pod {} in namespace {}", task.pod_name(), self.cluster.namespace()));
         let owner = Owner::me().map(|owner| owner.to_string());
         let attempt = Uuid::new_v4().to_string();
-        let launch =
-            Launch { task, payload, settings: &self.settings.pod, attempt: &attempt, owner: owner.as_deref() };
+        let launch = Launch { task, payload, settings: &self.settings.pod, attempt: &attempt, owner: owner.as_deref() };
         self.cluster.launch(&launch)?;
         Ok(swept)
     }
@@ -215,7 +219,10 @@ impl Run<'_> {
             match inbox.recv_timeout(wait) {
                 Ok(Event::Cancelled) => {
                     self.progress.say("cancelling");
-                    return Ok(End::Failed { failure: Failure::new(Class::Cancelled, "the task was cancelled"), grace: None });
+                    return Ok(End::Failed {
+                        failure: Failure::new(Class::Cancelled, "the task was cancelled"),
+                        grace: None,
+                    });
                 }
                 Ok(Event::Row) => {
                     if let Some(outcome) = record::outcome(self.db, task)? {
@@ -286,10 +293,10 @@ impl Run<'_> {
             // The user is told what happened all the same: the first cause is the one to act on.
             tracing::error!(%error, "the outcome could not be recorded");
         }
-        if self.request.task.kind == TaskKind::Read {
-            if let Ok(Some(outcome)) = record::outcome(self.db, &self.request.task) {
-                return Ok(outcome);
-            }
+        if self.request.task.kind == TaskKind::Read
+            && let Ok(Some(verdict)) = record::outcome(self.db, &self.request.task)
+        {
+            return verdict;
         }
         Err(failure)
     }
@@ -306,7 +313,9 @@ impl Run<'_> {
 
 /// How following ended.
 enum End {
-    Result(Outcome),
+    /// The rows tell what became of it.
+    Result(Verdict),
+    /// We found a failure, and have to record it.
     Failed {
         failure: Failure,
         /// `None`: containers may still run, and get their time to end.

@@ -169,9 +169,9 @@ impl SidecarArgs {
             .parse()
             .map_err(|error: String| Failure::new(Class::Usage, format!("COMMAND: {error}")))?;
         let started_at = match started_at.filter(|text| !text.is_empty()) {
-            Some(text) => text
-                .parse()
-                .map_err(|error| Failure::new(Class::Usage, format!("STARTED_AT is {text:?}: {error}")))?,
+            Some(text) => {
+                text.parse().map_err(|error| Failure::new(Class::Usage, format!("STARTED_AT is {text:?}: {error}")))?
+            }
             None => Timestamp::now(),
         };
         let hours = number(&task_timeout_hours, "TASK_TIMEOUT_HOURS", task::DEFAULT_TIMEOUT_HOURS)?;
@@ -204,7 +204,11 @@ impl SidecarArgs {
             secrets: secrets_dir,
             config: config_dir,
             db_log_level,
-            init_timeout: Duration::from_secs(number(&init_timeout_seconds, "SYNCCTL_INIT_TIMEOUT_SECONDS", INIT_SECONDS)?),
+            init_timeout: Duration::from_secs(number(
+                &init_timeout_seconds,
+                "SYNCCTL_INIT_TIMEOUT_SECONDS",
+                INIT_SECONDS,
+            )?),
             silence: Duration::from_secs(number(&silence_seconds, "SYNCCTL_SILENCE_SECONDS", SILENCE_SECONDS)?),
             contract: contract.filter(|contract| !contract.is_empty()),
         })
@@ -212,17 +216,16 @@ impl SidecarArgs {
 }
 
 fn required(value: Option<String>, variable: &str) -> Result<String, Failure> {
-    value
-        .filter(|value| !value.is_empty())
-        .ok_or_else(|| Failure::new(Class::Usage, format!("{variable} is not set: the sidecar runs in a Pod that syncctl makes")))
+    value.filter(|value| !value.is_empty()).ok_or_else(|| {
+        Failure::new(Class::Usage, format!("{variable} is not set: the sidecar runs in a Pod that syncctl makes"))
+    })
 }
 
 fn number(text: &str, variable: &str, default: u64) -> Result<u64, Failure> {
     if text.is_empty() {
         return Ok(default);
     }
-    text.parse()
-        .map_err(|_| Failure::new(Class::Usage, format!("{variable} is {text:?}: expected a whole number")))
+    text.parse().map_err(|_| Failure::new(Class::Usage, format!("{variable} is {text:?}: expected a whole number")))
 }
 
 /// The existing implementation writes `true`, `1` or leaves the variable out.

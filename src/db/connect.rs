@@ -13,8 +13,8 @@ use secrecy::ExposeSecret;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{self, DbError};
-use super::url::{self, Parts, quote_literal};
 use super::tls;
+use super::url::{self, Parts, quote_literal};
 use crate::secret::Secret;
 
 /// How long one attempt may take, from the look-up of the name to the server's "ready", where the URL has no
@@ -145,9 +145,8 @@ impl Target {
 
     /// `database "x" at host:port`, for messages.
     pub fn place(&self) -> String {
-        let database = self.config.get_dbname().map_or("the default database".to_owned(), |name| {
-            format!("database {name:?}")
-        });
+        let database =
+            self.config.get_dbname().map_or("the default database".to_owned(), |name| format!("database {name:?}"));
         let ports = self.config.get_ports();
         let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
         let mut hosts: Vec<String> = self
@@ -223,7 +222,9 @@ impl Target {
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 Err(transient(format!("no answer within {} s", limit.as_secs_f32())))
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(transient("the attempt ended without a result".to_owned())),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                Err(transient("the attempt ended without a result".to_owned()))
+            }
         }
     }
 

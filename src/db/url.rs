@@ -85,7 +85,8 @@ fn parse_url(text: &str) -> Result<Parts, String> {
 }
 
 fn parse_pairs(text: &str) -> Result<Parts, String> {
-    let malformed = || "cannot be read: expected key=value pairs with values that hold spaces in single quotes".to_owned();
+    let malformed =
+        || "cannot be read: expected key=value pairs with values that hold spaces in single quotes".to_owned();
     let mut parts = Parts::default();
     let mut rest = text.trim_start();
     while !rest.is_empty() {

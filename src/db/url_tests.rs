@@ -38,7 +38,12 @@ fn every_form_of_url_leads_to_its_place_and_search_path() {
         ("IPv6", "postgres://u@[::1]:6000/d", r#"database "d" at [::1]:6000"#, None),
         ("two hosts", "postgres://u@a:1,b:2/d", r#"database "d" at a:1,b:2"#, None),
         ("socket", "postgres:///d?host=/run/pg&user=u", r#"database "d" at /run/pg:5432"#, None),
-        ("pairs", "host=h port=7 dbname=d user=u password='a b\\'c' search_path=s", r#"database "d" at h:7"#, Some("s")),
+        (
+            "pairs",
+            "host=h port=7 dbname=d user=u password='a b\\'c' search_path=s",
+            r#"database "d" at h:7"#,
+            Some("s"),
+        ),
         ("allow", "postgres://u@h/d?sslmode=allow", r#"database "d" at h:5432"#, None),
         ("verify-ca", "postgres://u@h/d?sslmode=verify-ca", r#"database "d" at h:5432"#, None),
         ("verify-full", "postgres://u@h/d?sslmode=verify-full", r#"database "d" at h:5432"#, None),

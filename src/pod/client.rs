@@ -78,9 +78,8 @@ async fn load(settings: &ClientSettings) -> Result<Config, PodError> {
             }
             Err(error) => return Err(bad("reading the kubeconfig that KUBECONFIG names", &error)),
         },
-        Source::Inline(text) => {
-            Kubeconfig::from_yaml(text).map_err(|error| bad("reading the kubeconfig given as text", &shortened(&error)))?
-        }
+        Source::Inline(text) => Kubeconfig::from_yaml(text)
+            .map_err(|error| bad("reading the kubeconfig given as text", &shortened(&error)))?,
         Source::Path(path) => Kubeconfig::read_from(path)
             .map_err(|error| bad(&format!("reading the kubeconfig {}", path.display()), &shortened(&error)))?,
     };
@@ -99,7 +98,10 @@ mod tests {
     #[test]
     fn the_setting_is_local_or_text_or_a_path() {
         assert_eq!(Source::parse("local"), Source::InCluster);
-        assert_eq!(Source::parse("apiVersion: v1\nkind: Config"), Source::Inline("apiVersion: v1\nkind: Config".into()));
+        assert_eq!(
+            Source::parse("apiVersion: v1\nkind: Config"),
+            Source::Inline("apiVersion: v1\nkind: Config".into())
+        );
         assert_eq!(Source::parse("/etc/kube.yaml"), Source::Path("/etc/kube.yaml".into()));
     }
 }

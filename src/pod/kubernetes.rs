@@ -67,9 +67,10 @@ impl Api {
             kube::Error::Api(status) if status.code == 403 && !status.message.contains("exceeded quota") => {
                 PodError::Forbidden { action: place, message: status.message.clone() }
             }
-            kube::Error::Api(status) if status.code == 401 => {
-                PodError::Forbidden { action: place, message: "the API server does not accept the credentials".to_owned() }
-            }
+            kube::Error::Api(status) if status.code == 401 => PodError::Forbidden {
+                action: place,
+                message: "the API server does not accept the credentials".to_owned(),
+            },
             kube::Error::Api(status) if status.code >= 500 => self.unreachable(action, status.message.clone()),
             kube::Error::Api(status) => PodError::Refused { action: place, message: status.message.clone() },
             other => self.unreachable(action, root_cause(other)),
@@ -99,7 +100,12 @@ impl Api {
     }
 
     /// Secrets, then the Pod. Returns the Pod's uid.
-    async fn create_all(&self, objects: &Objects, attempt: &str, created: &mut Vec<String>) -> Result<String, PodError> {
+    async fn create_all(
+        &self,
+        objects: &Objects,
+        attempt: &str,
+        created: &mut Vec<String>,
+    ) -> Result<String, PodError> {
         let name = objects.pod.metadata.name.clone().unwrap_or_default();
         let params = PostParams::default();
         for secret in &objects.secrets {
@@ -148,7 +154,13 @@ impl Api {
     }
 
     /// A Secret of that name is there: our own after a retried create, a crashed launch's, or a running task's.
-    async fn replace_secret(&self, pod: &str, secret: &Secret, attempt: &str, params: &PostParams) -> Result<(), PodError> {
+    async fn replace_secret(
+        &self,
+        pod: &str,
+        secret: &Secret,
+        attempt: &str,
+        params: &PostParams,
+    ) -> Result<(), PodError> {
         let name = secret.metadata.name.clone().unwrap_or_default();
         let action = format!("creating secret {name}");
         let existing = self.call(&action, self.secrets.get_opt(&name)).await?;
@@ -246,9 +258,8 @@ impl Api {
 
     pub(super) async fn secrets(&self) -> Result<Vec<Owned>, PodError> {
         // Only the metadata: nobody needs to see what is in them.
-        let secrets = self
-            .list("listing secrets", |params| async move { self.secrets.list_metadata(&params).await })
-            .await?;
+        let secrets =
+            self.list("listing secrets", |params| async move { self.secrets.list_metadata(&params).await }).await?;
         Ok(secrets.iter().map(|secret| Owned::of(&secret.metadata, None)).collect())
     }
 

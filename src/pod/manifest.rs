@@ -202,7 +202,8 @@ impl Launch<'_> {
         if has_files {
             mounts.push(json!({"name": "config", "mountPath": "/config", "readOnly": true}));
         }
-        let mut command = vec!["sh".to_owned(), "-c".to_owned(), SOURCE_SCRIPT.to_owned(), "sh".to_owned()];
+        let mut command =
+            vec!["sh".to_owned(), "-c".to_owned(), SOURCE_SCRIPT.to_owned(), "sh".to_owned(), "/pipes".to_owned()];
         command.extend(self.connector_arguments());
         json!({
             "name": SOURCE,
@@ -344,6 +345,9 @@ fn environment(variables: &[(&str, &str)]) -> Vec<Value> {
 
 fn resources(resources: Resources) -> Value {
     let Resources { cpu_request, cpu_limit, memory_request, memory_limit } = resources;
+    // Who lowers a limit below the default request means the limit: the API server would refuse the Pod.
+    let within = |request: u32, limit: u32| if limit > 0 { request.min(limit) } else { request };
+    let (cpu_request, memory_request) = (within(cpu_request, cpu_limit), within(memory_request, memory_limit));
     let side = |cpu: u32, memory: u32| {
         let mut map = serde_json::Map::new();
         if cpu > 0 {
@@ -355,4 +359,163 @@ fn resources(resources: Resources) -> Value {
         Value::Object(map)
     };
     json!({"requests": side(cpu_request, memory_request), "limits": side(cpu_limit, memory_limit)})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Launch, Objects, PodSettings, Resources, SOURCE_SCRIPT};
+    use crate::pod::payload::Payload;
+    use crate::secret::Secret;
+    use crate::task::{Image, ReadOptions, Task, TaskKind};
+    use std::collections::BTreeMap;
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    fn settings() -> PodSettings {
+        PodSettings {
+            sidecar_image: "syncctl:1".to_owned(),
+            init_image: None,
+            sidecar_database_url: Secret::from("postgresql://u:hunter2@db/x"),
+            node_selector: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
+            service_account: None,
+            grace_seconds: 60,
+            init_timeout_seconds: 180,
+            source_resources: Resources { cpu_request: 100, cpu_limit: 1000, memory_request: 256, memory_limit: 128 },
+            sidecar_resources: Resources { cpu_request: 0, cpu_limit: 500, memory_request: 0, memory_limit: 0 },
+            java_opts: "-Xmx7000m".to_owned(),
+            log_level: "INFO".to_owned(),
+            db_log_level: "INFO".to_owned(),
+        }
+    }
+
+    fn task(kind: TaskKind) -> Task {
+        Task {
+            kind,
+            image: Image { package: "airbyte/source-faker".to_owned(), version: "7.2.1".to_owned() },
+            connector_type: "airbyte".to_owned(),
+            task_id: "task $(HOME)".to_owned(),
+            sync_id: "sync".to_owned(),
+            storage_key: String::new(),
+            started_at: "2026-01-02T03:04:05.678Z".parse().expect("a time"),
+            started_by: None,
+            options: ReadOptions { debug: true, ..ReadOptions::default() },
+            timeout: Duration::from_secs(90),
+        }
+    }
+
+    fn objects(kind: TaskKind, payload: &Payload, settings: &PodSettings) -> Objects {
+        let launch = Launch { task: &task(kind), payload, settings, attempt: "attempt", owner: Some("me") };
+        launch.objects().expect("it fits")
+    }
+
+    fn everything() -> Payload {
+        let document = |name: &str| Some(format!(r#"{{"{name}":"hunter3"}}"#));
+        Payload {
+            config: document("config"),
+            catalog: document("catalog"),
+            state: document("state"),
+            destination_config: document("destination"),
+        }
+    }
+
+    fn yaml(pod: &impl serde::Serialize) -> String {
+        // The script has a test of its own and would fill the snapshot.
+        serde_yaml::to_string(pod)
+            .expect("YAML")
+            .replace(&serde_yaml::to_string(SOURCE_SCRIPT).expect("YAML"), "SCRIPT")
+    }
+
+    #[test]
+    fn the_pod_of_a_read_is_as_it_was() {
+        insta::assert_snapshot!(yaml(&objects(TaskKind::Read, &everything(), &settings()).pod.spec));
+    }
+
+    #[test]
+    fn the_pod_of_a_spec_for_a_foreign_sidecar_is_as_it_was() {
+        let settings = PodSettings { init_image: Some("alpine:3".to_owned()), ..settings() };
+        insta::assert_snapshot!(yaml(&objects(TaskKind::Spec, &Payload::default(), &settings).pod.spec));
+    }
+
+    #[test]
+    fn no_secret_is_in_the_pod_and_the_source_mounts_none() {
+        let foreign = PodSettings { init_image: Some("alpine:3".to_owned()), ..settings() };
+        for (label, settings) in [("own sidecar", settings()), ("foreign sidecar", foreign)] {
+            let objects = objects(TaskKind::Read, &everything(), &settings);
+            let text = serde_json::to_string(&objects.pod).expect("JSON");
+            assert!(!text.contains("hunter"), "{label}: {text}");
+            let spec = objects.pod.spec.expect("a spec");
+            let source = spec.containers.iter().find(|container| container.name == "source").expect("a source");
+            let mounts: Vec<&str> = source.volume_mounts.iter().flatten().map(|mount| mount.name.as_str()).collect();
+            assert_eq!(mounts, ["pipes", "config"], "{label}");
+            assert!(source.env.iter().flatten().all(|variable| variable.value_from.is_none()), "{label}");
+        }
+    }
+
+    /// Runs the source container's script with the pipes replaced by files.
+    fn source(shell: &[&str], entrypoint: Option<&str>, folder: &std::path::Path) -> Command {
+        std::fs::write(folder.join("ready"), "").expect("a file");
+        let mut command = Command::new(shell[0]);
+        command.args(&shell[1..]).arg("-c").arg(SOURCE_SCRIPT).arg("sh").arg(folder);
+        command.args(["check", "--config", "/a b"]).env_remove("AIRBYTE_ENTRYPOINT").stdin(Stdio::null());
+        // TERM goes to the whole process group: it must not be the test's own.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        if let Some(entrypoint) = entrypoint {
+            command.env("AIRBYTE_ENTRYPOINT", entrypoint);
+        }
+        command
+    }
+
+    fn shells() -> Vec<Vec<&'static str>> {
+        let all = [vec!["dash"], vec!["bash"], vec!["busybox", "sh"]];
+        let there = |shell: &Vec<&str>| Command::new(shell[0]).arg("-c").arg("true").output().is_ok();
+        let found: Vec<_> = all.into_iter().filter(there).collect();
+        assert!(!found.is_empty(), "no shell to test with");
+        found
+    }
+
+    #[test]
+    fn the_script_passes_on_arguments_output_and_the_exit_code() {
+        for shell in shells() {
+            for (label, entrypoint, code, stdout) in [
+                ("several words", Some("printf '%s|' one"), 0, "one|check|--config|/a b|"),
+                ("a failure", Some("sh -c 'exit 7'"), 7, ""),
+                ("a variable before it", Some("X=1 sh -c 'echo $X'"), 0, "1\n"),
+                ("none", None, 127, ""),
+            ] {
+                let folder = tempfile::tempdir().expect("a folder");
+                let status = source(&shell, entrypoint, folder.path()).status().expect("a shell");
+                assert_eq!(status.code(), Some(code), "{shell:?}: {label}");
+                let file = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("a file");
+                assert_eq!(file("stdout"), stdout, "{shell:?}: {label}");
+                assert_eq!(file("exit_code").trim(), code.to_string(), "{shell:?}: {label}");
+                let said = file("stderr").contains("AIRBYTE_ENTRYPOINT is not set");
+                assert_eq!(said, entrypoint.is_none(), "{shell:?}: {label}");
+            }
+        }
+    }
+
+    #[test]
+    fn term_reaches_the_connector_which_may_take_its_time() {
+        for shell in shells() {
+            let folder = tempfile::tempdir().expect("a folder");
+            let connector = "trap 'sleep 0.3; echo bye; exit 3' TERM; echo hello; while :; do sleep 0.05; done";
+            let entrypoint = format!("sh -c \"{connector}\"");
+            let mut child = source(&shell, Some(&entrypoint), folder.path()).spawn().expect("a shell");
+            let stdout = || {
+                let mut text = String::new();
+                let file = std::fs::File::open(folder.path().join("stdout"));
+                file.and_then(|mut file| file.read_to_string(&mut text)).map_or(String::new(), |_| text)
+            };
+            let begin = Instant::now();
+            while stdout().is_empty() && begin.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let pid = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a process");
+            let status = child.wait().expect("it ends");
+            assert_eq!((status.code(), stdout().as_str()), (Some(3), "hello\nbye\n"), "{shell:?}");
+            assert!(begin.elapsed() < Duration::from_secs(8), "{shell:?}");
+        }
+    }
 }

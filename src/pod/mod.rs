@@ -85,9 +85,8 @@ impl From<PodError> for Failure {
         };
         let failure = Self::new(class, error.to_string());
         match error {
-            PodError::Kubeconfig(_) => {
-                failure.with_hint("set SYNCCTL_KUBERNETES_CLIENT_CONFIG or --kubeconfig to a kubeconfig that can be read")
-            }
+            PodError::Kubeconfig(_) => failure
+                .with_hint("set SYNCCTL_KUBERNETES_CLIENT_CONFIG or --kubeconfig to a kubeconfig that can be read"),
             _ => failure,
         }
     }
@@ -188,7 +187,10 @@ impl Cluster {
 }
 
 impl Owned {
-    fn of(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta, observation: Option<Observation>) -> Self {
+    fn of(
+        metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+        observation: Option<Observation>,
+    ) -> Self {
         let annotations = metadata.annotations.clone().unwrap_or_default();
         Self {
             name: metadata.name.clone().unwrap_or_default(),

@@ -97,11 +97,7 @@ mod tests {
 
     #[test]
     fn a_large_document_is_cut_and_comes_back_whole() {
-        let payload = Payload {
-            config: Some("{}".to_owned()),
-            catalog: Some(noise(4_000_000)),
-            ..Payload::default()
-        };
+        let payload = Payload { config: Some("{}".to_owned()), catalog: Some(noise(4_000_000)), ..Payload::default() };
         let secrets = payload.pieces().expect("it fits");
         assert!(secrets.len() > 1);
         let mut pieces: Vec<_> = secrets.iter().flatten().filter(|(key, _)| key.starts_with("catalog")).collect();

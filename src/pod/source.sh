@@ -1,6 +1,7 @@
 # Runs the connector: waits for the pipes, redirects itself into them, forwards TERM, leaves the exit code behind.
-# Arguments: $1 = the command word, the rest = its options. Must work in dash, busybox and bash.
-pipes=/pipes
+# Arguments: the folder of the pipes, then the command word and its options. Must work in dash, busybox and bash.
+pipes=$1
+shift
 tries=0
 while [ ! -e $pipes/ready ]; do
   tries=$((tries + 1))

@@ -78,8 +78,13 @@ struct LastWords {
 }
 
 /// Waiting reasons that say: the image reference itself is wrong.
-const HOPELESS_REASONS: [&str; 5] =
-    ["InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"];
+const HOPELESS_REASONS: [&str; 5] = [
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+];
 
 /// What registries say of an image that is not there or not for us. In lower case.
 const NOT_THERE: [&str; 7] = [
@@ -93,7 +98,8 @@ const NOT_THERE: [&str; 7] = [
 ];
 
 /// What looks like the above and is not: the registry's trouble, not the image's.
-const MAY_PASS: [&str; 6] = ["429", "toomanyrequests", "timeout", "no such host", "pull qps exceeded", "connection refused"];
+const MAY_PASS: [&str; 6] =
+    ["429", "toomanyrequests", "timeout", "no such host", "pull qps exceeded", "connection refused"];
 
 impl Observation {
     /// Reads a Pod.
@@ -115,7 +121,10 @@ fn phase(pod: &Pod) -> Phase {
         let pod_failure = whole.or_else(|| {
             init_failed.map(|exit| {
                 let exit = Exit::from(exit);
-                Failure::new(Class::StartError, format!("the init container ended with code {}: {}", exit.code, exit.text()))
+                Failure::new(
+                    Class::StartError,
+                    format!("the init container ended with code {}: {}", exit.code, exit.text()),
+                )
             })
         });
         return Phase::Ended(Ended {
@@ -170,10 +179,9 @@ fn whole_pod(pod: &Pod) -> Option<Failure> {
     let message = status.message.clone().unwrap_or_default();
     match status.reason.as_deref()? {
         "DeadlineExceeded" => Some(Failure::new(Class::TimeExceeded, message)),
-        "Evicted" => Some(
-            Failure::new(Class::Evicted, message)
-                .with_hint("raise the memory and ephemeral storage that the node can give, or lower what the connector uses"),
-        ),
+        "Evicted" => Some(Failure::new(Class::Evicted, message).with_hint(
+            "raise the memory and ephemeral storage that the node can give, or lower what the connector uses",
+        )),
         reason => Some(Failure::new(Class::Evicted, format!("the node ended the pod: {reason}: {message}"))),
     }
 }
@@ -203,9 +211,9 @@ fn container_trouble(container: &ContainerStatus) -> Option<Phase> {
 
 fn unscheduled(pod: &Pod) -> Option<Phase> {
     let conditions = pod.status.as_ref()?.conditions.as_deref()?;
-    let condition = conditions.iter().find(|c| {
-        c.type_ == "PodScheduled" && c.status == "False" && c.reason.as_deref() == Some("Unschedulable")
-    })?;
+    let condition = conditions
+        .iter()
+        .find(|c| c.type_ == "PodScheduled" && c.status == "False" && c.reason.as_deref() == Some("Unschedulable"))?;
     let message = condition.message.clone().unwrap_or_default();
     // A cluster autoscaler may be adding a node: never permanent.
     let failure = Failure::new(Class::Unschedulable, format!("no node takes the pod: {message}"));
@@ -301,5 +309,136 @@ impl Ended {
                 Some(Failure::new(Class::ConnectorFailed, text))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Observation, Phase};
+    use crate::failure::Class;
+    use serde_json::{Value, json};
+
+    fn observe(status: &Value) -> Phase {
+        let pod = json!({
+            "metadata": {"name": "p", "deletionTimestamp": status.get("deletion")},
+            "spec": {"containers": [
+                {"name": "sidecar"},
+                {"name": "source", "resources": {"limits": {"memory": "64Mi"}}},
+            ]},
+            "status": status,
+        });
+        Observation::of(&serde_json::from_value(pod).expect("a pod")).phase
+    }
+
+    fn container(name: &str, state: &Value) -> Value {
+        json!({"name": name, "image": "img:1", "imageID": "", "ready": false, "restartCount": 0, "state": state})
+    }
+
+    fn both(sidecar: &Value, source: &Value) -> Value {
+        json!({"phase": "Pending", "containerStatuses": [container("sidecar", sidecar), container("source", source)]})
+    }
+
+    fn waiting(reason: &str, message: &str) -> Value {
+        json!({"waiting": {"reason": reason, "message": message}})
+    }
+
+    fn ended(code: i32, reason: &str, message: &str) -> Value {
+        json!({"terminated": {"exitCode": code, "reason": reason, "message": message}})
+    }
+
+    #[test]
+    fn a_pod_that_does_not_start_is_in_order_or_in_trouble() {
+        let running = json!({"running": {}});
+        for (label, status, expected) in [
+            ("no status", json!({}), None),
+            ("creating", both(&waiting("ContainerCreating", ""), &waiting("ContainerCreating", "")), None),
+            ("pulling beside a running sidecar", both(&running, &waiting("PodInitializing", "")), None),
+            (
+                "not found",
+                both(&running, &waiting("ErrImagePull", "manifest unknown")),
+                Some((Class::ImageNotFound, true)),
+            ),
+            (
+                "back-off without a cause",
+                both(&running, &waiting("ImagePullBackOff", "Back-off")),
+                Some((Class::ImagePull, false)),
+            ),
+            (
+                "throttled",
+                both(&running, &waiting("ErrImagePull", "429 Too Many: denied")),
+                Some((Class::ImagePull, false)),
+            ),
+            (
+                "no DNS",
+                both(&running, &waiting("ErrImagePull", "dial tcp: lookup r.example: no such host: not found")),
+                Some((Class::ImagePull, false)),
+            ),
+            ("bad name", both(&running, &waiting("InvalidImageName", "x")), Some((Class::ImageNotFound, true))),
+            ("no key", both(&running, &waiting("CreateContainerConfigError", "x")), Some((Class::StartError, true))),
+            (
+                "no node",
+                json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1"}]}),
+                Some((Class::Unschedulable, false)),
+            ),
+        ] {
+            let got = match observe(&status) {
+                Phase::Trouble { failure, permanent } => Some((failure.class, permanent)),
+                Phase::Waiting(_) => None,
+                other => panic!("{label}: {other:?}"),
+            };
+            assert_eq!(got, expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn a_pod_has_ended_when_its_sidecar_has_or_can_do_nothing() {
+        let running = json!({"running": {}});
+        let last_words = r#"{"class":"DATABASE_UNREACHABLE","error":"no x"}"#;
+        for (label, status, expected) in [
+            ("both run", both(&running, &running), None),
+            ("the sidecar finishes", both(&running, &ended(0, "Completed", "")), None),
+            ("oom", both(&ended(75, "Error", ""), &ended(137, "OOMKilled", "")), Some((Class::OomKilled, "64Mi"))),
+            ("killed", both(&ended(75, "Error", ""), &ended(137, "Error", "")), Some((Class::ConnectorFailed, "137"))),
+            ("last words", both(&ended(3, "Error", last_words), &running), Some((Class::DatabaseUnreachable, "no x"))),
+            ("a crash", both(&ended(101, "Error", "panicked"), &running), Some((Class::SidecarFailed, "panicked"))),
+            ("no shell", both(&running, &ended(128, "StartError", "no sh")), Some((Class::StartError, "no sh"))),
+            (
+                "nothing at all",
+                both(&ended(0, "", ""), &ended(0, "", "")),
+                Some((Class::SidecarFailed, "without a result")),
+            ),
+            (
+                "evicted",
+                json!({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}),
+                Some((Class::Evicted, "low on memory")),
+            ),
+            (
+                "deadline",
+                json!({"phase": "Failed", "reason": "DeadlineExceeded", "message": "active"}),
+                Some((Class::TimeExceeded, "active")),
+            ),
+            ("deleted", json!({"deletion": "2026-01-01T00:00:00Z"}), Some((Class::PodDeleted, "somebody else"))),
+        ] {
+            match (observe(&status), expected) {
+                (Phase::Running, None) => {}
+                (Phase::Ended(ended), Some((class, part))) => {
+                    let failure = ended.failure();
+                    assert_eq!(failure.class, class, "{label}");
+                    assert!(failure.text.contains(part), "{label}: {failure}");
+                }
+                (got, expected) => panic!("{label}: {got:?} instead of {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_service_mesh_container_does_not_keep_a_task_running() {
+        let mut status = both(&ended(0, "Completed", ""), &ended(0, "Completed", ""));
+        status["phase"] = json!("Running");
+        status["containerStatuses"]
+            .as_array_mut()
+            .expect("a list")
+            .push(container("istio-proxy", &json!({"running": {}})));
+        assert!(matches!(observe(&status), Phase::Ended(_)));
     }
 }

@@ -60,11 +60,12 @@ impl Documents {
 
     /// One document, parsed.
     pub fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
-        let text = self
-            .get(name)
-            .ok_or_else(|| Failure::new(Class::SidecarFailed, format!("{name} is missing from the task's documents")))?;
-        serde_json::from_str(text)
-            .map_err(|error| Failure::new(Class::InvalidInput, format!("{name}: line {}: not what was expected", error.line())))
+        let text = self.get(name).ok_or_else(|| {
+            Failure::new(Class::SidecarFailed, format!("{name} is missing from the task's documents"))
+        })?;
+        serde_json::from_str(text).map_err(|error| {
+            Failure::new(Class::InvalidInput, format!("{name}: line {}: not what was expected", error.line()))
+        })
     }
 
     /// What the connector may see.
@@ -75,8 +76,7 @@ impl Documents {
     /// Masks what is secret in any of them. A catalog is not, and it holds every column's name.
     pub fn masker(&self) -> Masker {
         let secret = ["config.json", "state.json", "destinationConfig.json"];
-        let values: Vec<Value> =
-            secret.iter().filter_map(|name| serde_json::from_str(self.get(name)?).ok()).collect();
+        let values: Vec<Value> = secret.iter().filter_map(|name| serde_json::from_str(self.get(name)?).ok()).collect();
         Masker::of(&values)
     }
 }

@@ -122,7 +122,9 @@ impl Lines {
         let (start, end) = (self.start, self.buffer.len());
         self.consumed = end;
         match self.skipped.take() {
-            Some(skipped) => Line::TooLong(&self.buffer[start..end.min(start + TOO_LONG_HEAD)], skipped + (end - start) as u64),
+            Some(skipped) => {
+                Line::TooLong(&self.buffer[start..end.min(start + TOO_LONG_HEAD)], skipped + (end - start) as u64)
+            }
             None if start == end => Line::End,
             None => Line::Text(&self.buffer[start..end]),
         }
@@ -198,13 +200,15 @@ mod tests {
 
     #[test]
     fn lines_come_as_they_were_written() {
-        for (label, writes, expected) in [
-            ("two", &[b"ab\ncd\n".as_slice()][..], &["ab", "cd"][..]),
+        type Case = (&'static str, &'static [&'static [u8]], &'static [&'static str]);
+        const CASES: [Case; 5] = [
+            ("two", &[b"ab\ncd\n"], &["ab", "cd"]),
             ("cut anywhere", &[b"a", b"b\nc", b"d\n"], &["ab", "cd"]),
             ("no newline at the end", &[b"ab\ncd"], &["ab", "cd"]),
             ("empty lines", &[b"\n\na\n"], &["", "", "a"]),
             ("nothing", &[], &[]),
-        ] {
+        ];
+        for (label, writes, expected) in CASES {
             let got: Vec<String> = read_all(100, writes).into_iter().map(|(text, _)| text).collect();
             assert_eq!(got, expected, "{label}");
         }

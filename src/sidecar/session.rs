@@ -116,7 +116,8 @@ impl<'a> Session<'a> {
                     let text = format!("a line of {length} bytes is too long to be understood; it began: {head}");
                     self.log.write(Level::Error, "syncctl", &text);
                     if !head.contains(r#""LOG""#) {
-                        self.lost.get_or_insert(format!("a line of {length} bytes was dropped, and rows may be missing"));
+                        self.lost
+                            .get_or_insert(format!("a line of {length} bytes was dropped, and rows may be missing"));
                     }
                 }
                 Input::Quiet => self.reporter.publish(&self.streams.reports(), false),

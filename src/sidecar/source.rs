@@ -38,6 +38,13 @@ pub struct Source {
     stderr_thread: Option<JoinHandle<()>>,
 }
 
+/// The last lines that are not messages. Those of stderr explain more.
+#[derive(Default)]
+struct LastLines {
+    stderr: VecDeque<String>,
+    stdout: VecDeque<String>,
+}
+
 /// Whether the connector lives, and its last words. Clones share both.
 #[derive(Clone)]
 struct Life {
@@ -45,7 +52,7 @@ struct Life {
     init_timeout: Duration,
     /// The last thing that was a sign of life.
     last_sign: Arc<Mutex<Instant>>,
-    last_lines: Arc<Mutex<VecDeque<String>>>,
+    last_lines: Arc<Mutex<LastLines>>,
     heard: Arc<AtomicBool>,
 }
 
@@ -115,7 +122,7 @@ impl Source {
                     Ok(Line::End) | Err(_) => return,
                 };
                 life.sign();
-                life.remember(&text);
+                life.remember(&text, |lines| &mut lines.stderr);
                 log.write(Level::Info, "stderr", &text);
             }
         }));
@@ -128,7 +135,7 @@ impl Source {
 
     /// A line that explains a failure if nothing better does.
     pub fn remember(&self, text: &str) {
-        self.life.remember(text);
+        self.life.remember(text, |lines| &mut lines.stdout);
     }
 
     /// What comes next from stdout.
@@ -183,6 +190,7 @@ impl Source {
     /// The last lines that are not messages, for the text of a failure. Not masked.
     pub fn last_words(&self) -> Option<String> {
         let lines = self.life.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = if lines.stderr.is_empty() { &lines.stdout } else { &lines.stderr };
         (!lines.is_empty()).then(|| lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n"))
     }
 
@@ -207,17 +215,20 @@ impl Life {
         *self.last_sign.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    fn remember(&self, text: &str) {
+    fn remember(&self, text: &str, which: impl FnOnce(&mut LastLines) -> &mut VecDeque<String>) {
         let text = text.trim_end();
         if text.is_empty() {
             return;
         }
         let end = text.floor_char_boundary(LAST_LINE_BYTES);
+        // It will be shown on terminals: nothing in it may colour or move them.
+        let text = text[..end].replace(|c: char| c.is_control() && c != '\t', "");
         let mut lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = which(&mut lines);
         if lines.len() == LAST_LINES {
             lines.pop_front();
         }
-        lines.push_back(text[..end].to_owned());
+        lines.push_back(text);
     }
 
     /// A connector that has not started has at least the time that a Pod may take to start.

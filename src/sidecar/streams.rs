@@ -161,7 +161,8 @@ impl Streams {
         stream.status = StreamStatus::Success;
         stream.committed = stream.events;
         stream.error = None;
-        let mut storable: Storable = stream.waiting.take().map(|state| (stream.key.clone(), state)).into_iter().collect();
+        let mut storable: Storable =
+            stream.waiting.take().map(|state| (stream.key.clone(), state)).into_iter().collect();
         storable.extend(self.global_if_ready());
         storable
     }
@@ -202,7 +203,9 @@ impl Streams {
     }
 
     fn global_if_ready(&mut self) -> Storable {
-        let failed = |stream: &Stream| !matches!(stream.status, StreamStatus::Pending | StreamStatus::Running | StreamStatus::Success);
+        let failed = |stream: &Stream| {
+            !matches!(stream.status, StreamStatus::Pending | StreamStatus::Running | StreamStatus::Success)
+        };
         if self.streams.iter().any(failed) {
             self.waiting_global = None;
         }
@@ -283,8 +286,11 @@ fn spec(configured: &ConfiguredStream, options: &ReadOptions) -> StreamSpec {
     } else {
         configured.primary_key.clone()
     };
-    let cursor =
-        if configured.cursor_field.is_empty() { stream.default_cursor_field.clone() } else { configured.cursor_field.clone() };
+    let cursor = if configured.cursor_field.is_empty() {
+        stream.default_cursor_field.clone()
+    } else {
+        configured.cursor_field.clone()
+    };
     let table = stream.table_name.clone().filter(|table| !table.is_empty()).unwrap_or_else(|| stream.name.clone());
     StreamSpec {
         schema: schema(options.namespace.as_deref(), name.namespace.as_deref()),

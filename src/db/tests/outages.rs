@@ -132,7 +132,8 @@ fn an_error_of_the_statement_is_not_repeated_and_leaves_the_connection_usable() 
         .expect_err("no such column");
     assert_eq!((attempts, error.class()), (1, Class::DatabaseError));
     assert!(error.to_string().contains("SQLSTATE 42703"), "{error}");
-    let pid = || db.run("asking", |session| Ok(session.query("SELECT pg_backend_pid()", &[])?[0].try_get::<_, i32>(0)?));
+    let pid =
+        || db.run("asking", |session| Ok(session.query("SELECT pg_backend_pid()", &[])?[0].try_get::<_, i32>(0)?));
     assert_eq!(pid(), pid());
 }
 

@@ -29,7 +29,8 @@ pub(super) fn url_with(parameters: &str) -> String {
     let url = base_url();
     let (base, query) = url.split_once('?').unwrap_or((&url, ""));
     let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
-    let kept = query.split('&').filter(|old| !old.is_empty() && !parameters.split('&').any(|new| name(new) == name(old)));
+    let kept =
+        query.split('&').filter(|old| !old.is_empty() && !parameters.split('&').any(|new| name(new) == name(old)));
     let pairs: Vec<&str> = kept.chain(parameters.split('&')).collect();
     format!("{base}?{}", pairs.join("&"))
 }

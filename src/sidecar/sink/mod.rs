@@ -84,6 +84,10 @@ pub trait Sink: Send {
 /// Placeholder until the sinks land.
 pub struct Destination;
 impl Destination {
-    pub fn parse(_: &serde_json::Value) -> Result<Self, crate::failure::Failure> { Ok(Self) }
-    pub fn connect(&self) -> Result<Box<dyn Sink>, SinkError> { Err(SinkError { text: String::new(), transient: false }) }
+    pub fn parse(_: &serde_json::Value) -> Result<Self, crate::failure::Failure> {
+        Ok(Self)
+    }
+    pub fn connect(&self) -> Result<Box<dyn Sink>, SinkError> {
+        Err(SinkError { text: String::new(), transient: false })
+    }
 }
