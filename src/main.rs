@@ -3,6 +3,7 @@
 mod airbyte;
 mod failure;
 mod secret;
+mod sidecar;
 mod task;
 
 fn main() {}

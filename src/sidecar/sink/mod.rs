@@ -3,6 +3,8 @@
 //! A sink knows streams, rows and checkpoints; it knows nothing of states, statuses or the connector. Adding a
 //! destination is one file here and one line in [`Destination::parse`].
 
+mod postgres;
+
 use crate::airbyte::message::{Record, StreamName};
 
 /// What a sink needs to know of one stream. Built from the configured catalog and the options of the read.

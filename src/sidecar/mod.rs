@@ -1,0 +1,3 @@
+//! What runs beside the connector.
+
+pub mod sink;
