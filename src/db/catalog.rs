@@ -35,13 +35,7 @@ impl Db {
 
     /// Stores that a refresh failed; keeps a stored catalog. Never overwrites a success of the same refresh or any
     /// outcome of a later one; the controller's word does not overwrite the sidecar's either.
-    pub fn fail_catalog(
-        &self,
-        key: &ResultKey,
-        at: Timestamp,
-        description: &str,
-        by: Writer,
-    ) -> Result<(), DbError> {
+    pub fn fail_catalog(&self, key: &ResultKey, at: Timestamp, description: &str, by: Writer) -> Result<(), DbError> {
         let condition = match by {
             Writer::Sidecar => {
                 "stored.timestamp < excluded.timestamp

@@ -93,9 +93,7 @@ impl Listener {
 
     fn connect(&mut self) -> Result<(), DbError> {
         let mut client = self.target.connect_bare(&self.application_name)?;
-        client
-            .batch_execute(&format!("LISTEN {}", self.channel))
-            .map_err(|error| self.target.unreachable(&error))?;
+        client.batch_execute(&format!("LISTEN {}", self.channel)).map_err(|error| self.target.unreachable(&error))?;
         self.client = Some(client);
         Ok(())
     }

@@ -168,9 +168,7 @@ impl Db {
         let mut attempt = 1;
         loop {
             match self.run("preparing the tables", |session| ensure(session)) {
-                Err(DbError::Refused { code: Some(code), .. })
-                    if attempt < CREATE_ATTEMPTS && is_duplicate(&code) =>
-                {
+                Err(DbError::Refused { code: Some(code), .. }) if attempt < CREATE_ATTEMPTS && is_duplicate(&code) => {
                     attempt += 1;
                 }
                 result => return result,
@@ -231,7 +229,8 @@ fn ensure_schema_of_path(session: &mut Session<'_>) -> Result<(), Fault> {
         return Ok(());
     };
     // Asked for first: CREATE SCHEMA IF NOT EXISTS needs the right to create even if there is nothing to create.
-    let found = session.query_opt("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1", &[(&schema, Type::TEXT)])?;
+    let found =
+        session.query_opt("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1", &[(&schema, Type::TEXT)])?;
     if found.is_none() {
         let sql = format!("CREATE SCHEMA {}", quote_ident(&schema));
         create(session, &sql, &format!("schema {schema:?}"))?;
@@ -278,9 +277,9 @@ fn look_over(session: &mut Session<'_>, table: &Table, problems: &mut Vec<String
     problems.extend(compare_columns(table, &found));
     let typed = found.iter().any(|column| column.name == CONNECTOR_TYPE);
     let key: Vec<&str> = table.key.iter().copied().filter(|column| typed || *column != CONNECTOR_TYPE).collect();
-    let unique = indexes(session, table)?.into_iter().any(|index| {
-        index.unique && index.columns.len() == key.len() && key.iter().all(|column| index.has(column))
-    });
+    let unique = indexes(session, table)?
+        .into_iter()
+        .any(|index| index.unique && index.columns.len() == key.len() && key.iter().all(|column| index.has(column)));
     if !unique {
         problems.push(format!("table {name} has no primary key over {}", key.join(", ")));
     }

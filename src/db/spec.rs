@@ -97,10 +97,8 @@ impl Db {
                 (&key.connector_type as _, Type::TEXT),
             ];
             let row = session.query_opt(&sql, &params[..if typed { 3 } else { 2 }])?;
-            row.map(|row| {
-                Ok(StoredSpec { specs: row.try_get(0)?, error: row.try_get(1)?, timestamp: row.try_get(2)? })
-            })
-            .transpose()
+            row.map(|row| Ok(StoredSpec { specs: row.try_get(0)?, error: row.try_get(1)?, timestamp: row.try_get(2)? }))
+                .transpose()
         })
     }
 }

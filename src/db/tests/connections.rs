@@ -16,9 +16,8 @@ fn options() -> Options {
 fn is_encrypted(parameters: &str) -> Result<bool, DbError> {
     let url = url_with(parameters);
     let mut client = Target::parse(&Secret::from(url), "URL")?.connect("test")?;
-    let row = client
-        .query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[])
-        .expect("the view is there");
+    let row =
+        client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).expect("the view is there");
     Ok(row.get(0))
 }
 

@@ -70,13 +70,21 @@ fn a_schema_with_capitals_is_found_by_the_name_of_prisma() {
 #[test]
 fn what_does_not_fit_is_told_with_table_and_column_and_nothing_is_changed() {
     for (label, change, expected) in [
-        ("missing column", "ALTER TABLE source_task DROP COLUMN metrics", "table source_task lacks column metrics JSONB"),
+        (
+            "missing column",
+            "ALTER TABLE source_task DROP COLUMN metrics",
+            "table source_task lacks column metrics JSONB",
+        ),
         (
             "other type",
             "ALTER TABLE source_state ALTER state TYPE text",
             "column source_state.state is of type text instead of JSONB",
         ),
-        ("not null", "ALTER TABLE source_task ALTER error SET NOT NULL", "column source_task.error does not allow NULL"),
+        (
+            "not null",
+            "ALTER TABLE source_task ALTER error SET NOT NULL",
+            "column source_task.error does not allow NULL",
+        ),
         ("no key", "ALTER TABLE source_check DROP CONSTRAINT source_check_pkey", "no primary key over key"),
         (
             "unknown column",
@@ -139,7 +147,10 @@ fn a_role_without_the_right_to_create_can_use_what_is_there_and_is_told_what_is_
     let without_schema = text(without_schema);
     assert!(without_schema.contains(&format!("schema {name:?} is missing and may not be created")), "{without_schema}");
     let without_rights = text(without_rights);
-    assert!(without_rights.contains("table source_task does not allow this role to SELECT, INSERT"), "{without_rights}");
+    assert!(
+        without_rights.contains("table source_task does not allow this role to SELECT, INSERT"),
+        "{without_rights}"
+    );
     assert_eq!(with_rights, Ok(()));
     let without_table = text(without_table);
     assert!(without_table.contains("table source_check is missing and may not be created"), "{without_table}");
