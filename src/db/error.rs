@@ -1,0 +1,212 @@
+//! What can go wrong with the database, and which of it passes by itself.
+//!
+//! Messages name host, port and database. User, password and URL never get in: servers put user names into some of
+//! their messages, and values of rows into the detail field, so both are taken out here.
+
+use std::error::Error as _;
+
+use postgres::error::SqlState;
+
+use crate::failure::{Class, Failure};
+
+/// A failure of this layer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DbError {
+    /// The settings of the connection are wrong; nothing was tried.
+    #[error("{variable}: {problem}")]
+    InvalidSettings {
+        /// The variable, flag or document that holds them.
+        variable: String,
+        /// What is wrong with them, without their values.
+        problem: String,
+    },
+    /// No connection came about.
+    #[error("connecting to {place}: {reason}")]
+    Unreachable {
+        /// Database, host and port.
+        place: String,
+        /// What the system or the server said.
+        reason: String,
+        /// Whether it may work at a later try.
+        transient: bool,
+    },
+    /// The connection was lost and did not come back while we were willing to wait.
+    #[error("{doing} in {place}: gave up after {waited_seconds} s: {reason}")]
+    Lost {
+        /// What was tried, as a gerund.
+        doing: &'static str,
+        /// Database, host and port.
+        place: String,
+        /// The last failure.
+        reason: String,
+        /// How long it was tried.
+        waited_seconds: u64,
+    },
+    /// The server answered with an error.
+    #[error("{doing} in {place}: {reason}")]
+    Refused {
+        /// What was tried, as a gerund.
+        doing: &'static str,
+        /// Database, host and port.
+        place: String,
+        /// What the server said.
+        reason: String,
+        /// SQLSTATE, where there is one.
+        code: Option<String>,
+    },
+    /// The tables are not what they have to be.
+    #[error("the schema of {place} does not fit: {problems}")]
+    Misfit {
+        /// Database, host and port.
+        place: String,
+        /// Each table and column, and what is wrong with it.
+        problems: String,
+    },
+}
+
+impl DbError {
+    /// The class of failure.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::InvalidSettings { .. } => Class::InvalidInput,
+            Self::Unreachable { .. } | Self::Lost { .. } => Class::DatabaseUnreachable,
+            Self::Refused { .. } | Self::Misfit { .. } => Class::DatabaseError,
+        }
+    }
+
+    /// Whether the same may work at a later try.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { transient: true, .. } | Self::Lost { .. })
+    }
+}
+
+impl From<DbError> for Failure {
+    fn from(error: DbError) -> Self {
+        Self::new(error.class(), error.to_string())
+    }
+}
+
+/// Whether an error is one of the connection (or of two transactions in each other's way), so that the same statements
+/// may succeed on a new connection.
+pub fn is_transient(error: &postgres::Error) -> bool {
+    if let Some(code) = error.code() {
+        return is_transient_code(code);
+    }
+    if error.is_closed() {
+        return true;
+    }
+    // rustls wraps its errors in I/O errors; a certificate that is refused now is refused in a minute, too.
+    sources(error).any(|source| source.is::<std::io::Error>()) && !is_tls(error)
+}
+
+/// Whether the TLS handshake is what failed.
+pub(super) fn is_tls(error: &postgres::Error) -> bool {
+    sources(error).any(is_rustls)
+}
+
+fn is_transient_code(code: &SqlState) -> bool {
+    code.code().starts_with("08")
+        || [
+            SqlState::ADMIN_SHUTDOWN,
+            SqlState::CRASH_SHUTDOWN,
+            SqlState::CANNOT_CONNECT_NOW,
+            SqlState::TOO_MANY_CONNECTIONS,
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+        ]
+        .contains(code)
+        // idle_session_timeout and idle_in_transaction_session_timeout end the connection.
+        || ["57P05", "25P03"].contains(&code.code())
+}
+
+fn is_rustls(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<rustls::Error>()
+        || error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
+fn sources(error: &postgres::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |error: &&(dyn std::error::Error + 'static)| (*error).source())
+}
+
+/// The text of an error for people, without the name and the password of the user.
+///
+/// Only the server's message is used: its detail may quote the values of a row.
+pub(super) fn describe(error: &postgres::Error, user: Option<&str>, password: Option<&[u8]>) -> String {
+    let text = match error.as_db_error() {
+        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+        None => {
+            let mut text = error.to_string();
+            for source in sources(error) {
+                let source = source.to_string();
+                if !text.contains(&source) {
+                    text = format!("{text}: {source}");
+                }
+            }
+            text
+        }
+    };
+    redact(&text, user, password)
+}
+
+/// Shorter passwords would turn the text into asterisks and are no secret anyway.
+const SHORTEST_PASSWORD: usize = 4;
+
+fn redact(text: &str, user: Option<&str>, password: Option<&[u8]>) -> String {
+    let mut text = text.to_owned();
+    if let Some(user) = user {
+        // Only where it is named as the user: a database is often called like its owner.
+        for word in ["user", "role"] {
+            text = text.replace(&format!("{word} \"{user}\""), &format!("{word} ***"));
+        }
+    }
+    let password = password.and_then(|bytes| std::str::from_utf8(bytes).ok());
+    if let Some(password) = password.filter(|password| password.len() >= SHORTEST_PASSWORD) {
+        text = text.replace(password, "***");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_transient_code, redact};
+    use postgres::error::SqlState;
+
+    #[test]
+    fn the_user_is_taken_out_of_messages_and_the_database_stays() {
+        for (label, text, expected) in [
+            (
+                "password",
+                r#"password authentication failed for user "app""#,
+                "password authentication failed for user ***",
+            ),
+            ("role", r#"role "app" does not exist"#, "role *** does not exist"),
+            ("database", r#"database "app" does not exist"#, r#"database "app" does not exist"#),
+            ("password in text", "bad value s3cret!", "bad value ***"),
+        ] {
+            assert_eq!(redact(text, Some("app"), Some(b"s3cret!")), expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn errors_of_the_connection_are_transient_and_others_are_not() {
+        for (code, expected) in [
+            ("57P01", true),
+            ("57P02", true),
+            ("57P03", true),
+            ("08006", true),
+            ("08P01", true),
+            ("53300", true),
+            ("40P01", true),
+            ("28P01", false),
+            ("3D000", false),
+            ("57014", false),
+            ("42P01", false),
+            ("22P02", false),
+        ] {
+            assert_eq!(is_transient_code(&SqlState::from_code(code)), expected, "{code}");
+        }
+    }
+}

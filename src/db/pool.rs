@@ -1,0 +1,292 @@
+//! The pool and the one way by which every statement reaches the server: a transaction that is repeated while the
+//! connection, not the statement, is what fails.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postgres::types::{ToSql, Type};
+use postgres::{Client, Row};
+use r2d2::{ManageConnection, NopErrorHandler};
+
+use super::connect::Target;
+use super::error::{DbError, is_transient};
+use super::{Db, Options};
+
+/// No statement of ours takes longer unless it waits for a lock that nobody will release.
+const STATEMENT_TIMEOUT: &str = "30s";
+/// How often a wait for a connection looks at why there is none yet.
+const CHECKOUT_SLICE: Duration = Duration::from_secs(1);
+/// The first pause before a repetition; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause: a database that is back is noticed within this time.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What all clones of a [`Db`] share.
+pub(super) struct Shared {
+    pool: r2d2::Pool<Manager>,
+    target: Target,
+    application_name: String,
+    patience: Duration,
+    state: Arc<State>,
+}
+
+/// What the pool's threads and the operations tell each other.
+#[derive(Default)]
+struct State {
+    /// Why the last attempt to connect failed; r2d2 keeps the text alone.
+    last_error: Mutex<Option<DbError>>,
+    /// Raised with every lost connection: the others of that time are most probably dead, too.
+    generation: AtomicU64,
+    /// Whether an outage was reported.
+    down: AtomicBool,
+}
+
+/// Opens connections for r2d2, which does so on threads of its own.
+struct Manager {
+    target: Target,
+    application_name: String,
+    state: Arc<State>,
+    /// The connection by which [`Db::open`] found out that the database answers.
+    first: Mutex<Option<Client>>,
+}
+
+/// A pooled connection.
+struct Pooled {
+    client: Client,
+    generation: u64,
+    /// Also set while a transaction runs, so that a panic in the middle of one does not return it to the pool.
+    broken: bool,
+}
+
+impl ManageConnection for Manager {
+    type Connection = Pooled;
+    type Error = DbError;
+
+    fn connect(&self) -> Result<Pooled, DbError> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let generation = self.state.generation.load(Ordering::Relaxed);
+        let result = match first {
+            Some(client) => Ok(client),
+            None => self.target.connect_bare(&self.application_name),
+        };
+        *self.state.last_error.lock().unwrap_or_else(PoisonError::into_inner) = result.as_ref().err().cloned();
+        Ok(Pooled { client: result?, generation, broken: false })
+    }
+
+    fn is_valid(&self, _: &mut Pooled) -> Result<(), DbError> {
+        // Not asked for: it would cost a round trip per operation, and the repetition covers what it would find.
+        Ok(())
+    }
+
+    fn has_broken(&self, connection: &mut Pooled) -> bool {
+        connection.broken || connection.client.is_closed()
+    }
+}
+
+/// Why one attempt failed.
+pub(super) enum Fault {
+    /// The server's answer, or the lack of one.
+    Postgres(postgres::Error),
+    /// No connection could be had.
+    NoConnection(DbError),
+    /// Our own verdict; final.
+    Own(DbError),
+}
+
+impl From<postgres::Error> for Fault {
+    fn from(error: postgres::Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+/// A parameter and its type. With the types known, one round trip does, and no statement stays behind on the server
+/// (which a `PgBouncer` that pools transactions could not cope with).
+pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// One attempt at an operation: statements of one transaction.
+pub(super) struct Session<'a> {
+    client: &'a mut Client,
+    target: &'a Target,
+    /// Whether an earlier attempt may have been committed without our knowing.
+    pub(super) repeated: bool,
+}
+
+impl Session<'_> {
+    pub(super) fn query(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, postgres::Error> {
+        self.client.query_typed(sql, params)
+    }
+
+    pub(super) fn query_opt(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, postgres::Error> {
+        Ok(self.client.query_typed(sql, params)?.into_iter().next())
+    }
+
+    pub(super) fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<u64, postgres::Error> {
+        self.client.execute_typed(sql, params)
+    }
+
+    /// Runs statements without parameters.
+    pub(super) fn batch(&mut self, sql: &str) -> Result<(), postgres::Error> {
+        self.client.batch_execute(sql)
+    }
+
+    pub(super) fn target(&self) -> &Target {
+        self.target
+    }
+}
+
+impl Db {
+    /// Connects once, so that a database that does not answer is told at once and not after [`Options::patience`].
+    pub fn open(target: Target, options: Options) -> Result<Self, DbError> {
+        let Options { application_name, pool_size, patience } = options;
+        let target = target.with_default("statement_timeout", STATEMENT_TIMEOUT);
+        let state = Arc::new(State::default());
+        // With the settings applied, so that a setting that the server does not know is told here, too.
+        let first = Mutex::new(Some(target.connect(&application_name)?));
+        let manager =
+            Manager { target: target.clone(), application_name: application_name.clone(), state: state.clone(), first };
+        let pool = r2d2::Pool::builder()
+            .max_size(pool_size.max(1))
+            .min_idle(Some(0))
+            .test_on_check_out(false)
+            // The default handler logs each failed attempt; ours are logged once per outage, without secrets.
+            .error_handler(Box::new(NopErrorHandler))
+            .build_unchecked(manager);
+        Ok(Self { shared: Arc::new(Shared { pool, target, application_name, patience, state }) })
+    }
+
+    pub(super) fn target(&self) -> &Target {
+        &self.shared.target
+    }
+
+    pub(super) fn application_name(&self) -> &str {
+        &self.shared.application_name
+    }
+
+    /// Runs an operation in a transaction until it succeeds, fails for good, or patience is over.
+    ///
+    /// `doing` is a gerund with its object, for messages. `work` may run more than once, also when it succeeded.
+    pub(super) fn run<T>(
+        &self,
+        doing: &'static str,
+        mut work: impl FnMut(&mut Session<'_>) -> Result<T, Fault>,
+    ) -> Result<T, DbError> {
+        let started = Instant::now();
+        let deadline = started + self.shared.patience;
+        let mut pause = FIRST_PAUSE;
+        let mut repeated = false;
+        loop {
+            let reason = match self.attempt(deadline, repeated, &mut work) {
+                Ok(value) => {
+                    self.answered();
+                    return Ok(value);
+                }
+                Err(Fault::Own(error)) => return Err(error),
+                Err(Fault::NoConnection(error)) if !error.is_transient() => return Err(error),
+                Err(Fault::NoConnection(error)) => error.to_string(),
+                Err(Fault::Postgres(error)) if is_transient(&error) => self.target().describe(&error),
+                Err(Fault::Postgres(error)) => return Err(self.refused(doing, &error)),
+            };
+            // A connection that was cut off while it was idle is no outage yet.
+            if repeated {
+                self.silent(doing, &reason);
+            } else {
+                tracing::debug!(doing, reason, "the connection was lost");
+            }
+            let wait = jitter(pause);
+            if Instant::now() + wait >= deadline {
+                let waited_seconds = started.elapsed().as_secs();
+                return Err(DbError::Lost { doing, place: self.target().place(), reason, waited_seconds });
+            }
+            thread::sleep(wait);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            repeated = true;
+        }
+    }
+
+    fn attempt<T>(
+        &self,
+        deadline: Instant,
+        repeated: bool,
+        work: &mut impl FnMut(&mut Session<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let mut pooled = self.checkout(deadline)?;
+        pooled.broken = true;
+        // Set in each transaction: behind a PgBouncer the next one may run on another connection.
+        let settings = self.target().settings_sql(true).unwrap_or_default();
+        let result = pooled.client.batch_execute(&format!("BEGIN; {settings}")).map_err(Fault::from).and_then(|()| {
+            let mut session = Session { client: &mut pooled.client, target: self.target(), repeated };
+            let value = work(&mut session)?;
+            pooled.client.batch_execute("COMMIT")?;
+            Ok(value)
+        });
+        match &result {
+            Ok(_) => pooled.broken = false,
+            Err(Fault::Postgres(error)) if is_transient(error) => {
+                // Deadlocks leave the connection as it is, but are too rare to be told apart.
+                self.shared.state.generation.fetch_max(pooled.generation + 1, Ordering::Relaxed);
+            }
+            Err(_) => pooled.broken = pooled.client.batch_execute("ROLLBACK").is_err(),
+        }
+        result
+    }
+
+    fn checkout(&self, deadline: Instant) -> Result<r2d2::PooledConnection<Manager>, Fault> {
+        let state = &self.shared.state;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.shared.pool.get_timeout(left.clamp(FIRST_PAUSE, CHECKOUT_SLICE)) {
+                Ok(mut pooled) if pooled.generation < state.generation.load(Ordering::Relaxed) => pooled.broken = true,
+                Ok(pooled) => return Ok(pooled),
+                Err(_) => {
+                    let error = state.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    match error {
+                        Some(error) if error.is_transient() && Instant::now() < deadline => {
+                            self.silent("opening a connection", &error.to_string());
+                        }
+                        Some(error) => return Err(Fault::NoConnection(error)),
+                        None if Instant::now() < deadline => {}
+                        None => {
+                            return Err(Fault::NoConnection(DbError::Unreachable {
+                                place: self.target().place(),
+                                reason: format!("all {} connections are busy", self.shared.pool.max_size()),
+                                transient: true,
+                            }));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn refused(&self, doing: &'static str, error: &postgres::Error) -> DbError {
+        DbError::Refused {
+            doing,
+            place: self.target().place(),
+            reason: self.target().describe(error),
+            code: error.code().map(|code| code.code().to_owned()),
+        }
+    }
+
+    fn silent(&self, doing: &str, reason: &str) {
+        if !self.shared.state.down.swap(true, Ordering::Relaxed) {
+            let (place, patience) = (self.target().place(), self.shared.patience);
+            tracing::warn!(%place, doing, reason, ?patience, "the database does not answer; trying again");
+        }
+    }
+
+    fn answered(&self) {
+        if self.shared.state.down.swap(false, Ordering::Relaxed) {
+            tracing::info!(place = %self.target().place(), "the database answers again");
+        }
+    }
+}
+
+/// Between half and all of a pause: programs that lost the same database do not come back in step.
+fn jitter(pause: Duration) -> Duration {
+    // Each state is seeded anew, which is all the randomness that is needed.
+    let random = RandomState::new().hash_one(0u8) % 1000;
+    pause / 2 + (pause / 2).mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / 1000.0)
+}

@@ -1,0 +1,145 @@
+//! TLS modes, limits of time, and errors that hold no secrets.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use super::support::{Schema, base_url, ca_file, target, url_with};
+use crate::db::{Certificates, Db, DbError, Options, SslMode, Target};
+use crate::failure::{Class, Failure};
+use crate::secret::Secret;
+
+fn options() -> Options {
+    Options { application_name: "test".to_owned(), pool_size: 1, patience: Duration::from_secs(60) }
+}
+
+/// Whether a connection came about, and whether it is encrypted.
+fn is_encrypted(parameters: &str) -> Result<bool, DbError> {
+    let url = url_with(parameters);
+    let mut client = Target::parse(&Secret::from(url), "URL")?.connect("test")?;
+    let row =
+        client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).expect("the view is there");
+    Ok(row.get(0))
+}
+
+#[test]
+fn each_ssl_mode_means_what_libpq_says() {
+    let ca = format!("sslrootcert={}", ca_file());
+    for (label, parameters, expected) in [
+        ("disable", "sslmode=disable".to_owned(), Some(false)),
+        ("allow", "sslmode=allow".to_owned(), Some(true)),
+        ("prefer", "sslmode=prefer".to_owned(), Some(true)),
+        ("require takes any certificate", "sslmode=require".to_owned(), Some(true)),
+        ("require with the right root", format!("sslmode=require&{ca}"), Some(true)),
+        ("verify-ca with the right root", format!("sslmode=verify-ca&{ca}"), Some(true)),
+        ("verify-ca with the usual roots", "sslmode=verify-ca".to_owned(), None),
+        ("verify-full with the right root", format!("sslmode=verify-full&{ca}"), Some(true)),
+        ("verify-full with the usual roots", "sslmode=verify-full".to_owned(), None),
+    ] {
+        let result = is_encrypted(&parameters);
+        assert_eq!(result.as_ref().ok().copied(), expected, "{label}: {result:?}");
+        if let Err(error) = result {
+            assert!(matches!(error, DbError::Unreachable { transient: false, .. }), "{label}: {error:?}");
+            assert!(error.to_string().contains("certificate"), "{label}: {error}");
+        }
+    }
+}
+
+#[test]
+fn the_name_of_the_host_matters_to_verify_full_alone() {
+    // The certificate is made out to localhost and 127.0.0.1, and to no other address of this machine.
+    let url = base_url();
+    let (before, after) = url.split_once('@').map_or(("", url.as_str()), |(before, after)| (before, after));
+    let host = after.split([':', '/', '?']).next().unwrap_or_default().to_owned();
+    let ca = ca_file();
+    // The address goes to the socket, the name to the verification.
+    let connect = |mode: &str| {
+        let parameters = format!("sslmode={mode}&sslrootcert={ca}&hostaddr=127.0.0.1");
+        let url = url_with(&parameters).replacen(&format!("{before}@{host}"), &format!("{before}@db.example"), 1);
+        Target::parse(&Secret::from(url), "URL").and_then(|target| target.connect("test")).map(|_| ())
+    };
+    assert_eq!(connect("verify-ca"), Ok(()));
+    assert_eq!(connect("require"), Ok(()));
+    let error = connect("verify-full").expect_err("the name does not fit");
+    assert!(error.to_string().contains("db.example"), "{error}");
+}
+
+#[test]
+fn certificates_may_be_given_as_text() {
+    let pem = std::fs::read_to_string(ca_file()).expect("a readable file");
+    let mut client = connect_parts(SslMode::VerifyCa, Certificates { server_ca: Some(pem), ..Certificates::default() });
+    assert_eq!(client.query_one("SELECT current_setting('search_path')", &[]).expect("SQL").get::<_, &str>(0), "x, y");
+}
+
+fn connect_parts(ssl: SslMode, certificates: Certificates) -> postgres::Client {
+    let config: postgres::Config = base_url().split('?').next().and_then(|url| url.parse().ok()).expect("a plain URL");
+    let password = String::from_utf8_lossy(config.get_password().unwrap_or_default()).into_owned();
+    Target::from_parts(
+        "localhost",
+        config.get_ports().first().copied().unwrap_or(5432),
+        config.get_dbname().unwrap_or("postgres"),
+        config.get_user().unwrap_or("postgres"),
+        &Secret::from(password),
+        ssl,
+        certificates,
+        &[("search_path".to_owned(), "x, y".to_owned())],
+    )
+    .and_then(|target| target.connect("test"))
+    .expect("a connection")
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("an address").port();
+    drop(listener);
+    let started = Instant::now();
+    let url = format!("postgres://someone:hunter2@127.0.0.1:{port}/db");
+    let error = Db::open(target(&url), options()).err().expect("nobody listens");
+    assert!(started.elapsed() < Duration::from_secs(5));
+    let failure = Failure::from(error);
+    assert_eq!(failure.class, Class::DatabaseUnreachable);
+    let text = failure.to_string();
+    assert!(text.contains(&format!("database \"db\" at 127.0.0.1:{port}")) && text.contains("refused"), "{text}");
+    assert!(!text.contains("hunter2") && !text.contains("someone"), "{text}");
+}
+
+#[test]
+fn a_server_that_accepts_and_says_nothing_does_not_hold_us() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("an address").port();
+    let started = Instant::now();
+    let url = format!("postgres://u@127.0.0.1:{port}/db?connect_timeout=1");
+    let error = Db::open(target(&url), options()).err().expect("nobody answers");
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(error.is_transient() && error.to_string().contains("no answer within 1 s"), "{error}");
+}
+
+#[test]
+fn what_the_server_says_is_told_without_the_user() {
+    let schema = Schema::new();
+    for (label, parameters, expected) in [
+        ("role", format!("user={}", schema.name), " ***"),
+        ("database", "dbname=no_such_database".to_owned(), "database \"no_such_database\" does not exist"),
+        ("setting", "options=-c%20no_such_setting=1".to_owned(), "no_such_setting"),
+    ] {
+        let error = Db::open(target(&url_with(&parameters)), options()).err().expect(label);
+        assert!(!error.is_transient() && error.class() == Class::DatabaseUnreachable, "{label}: {error:?}");
+        let text = error.to_string();
+        assert!(text.contains(expected) && !text.contains(&schema.name), "{label}: {text}");
+    }
+}
+
+#[test]
+fn the_search_path_is_in_force_on_a_plain_connection_and_in_the_pool() {
+    let mut schema = Schema::new();
+    let name = schema.name.clone();
+    assert_eq!(schema.value("SELECT current_setting('search_path')"), Some(name.clone()));
+    let db = schema.open(Duration::from_secs(5));
+    for _ in 0..3 {
+        let path = db.run("asking", |session| {
+            // Of the transaction alone: behind a PgBouncer a setting of the session would reach others.
+            Ok(session.query("SELECT current_setting('search_path')", &[])?[0].try_get::<_, String>(0)?)
+        });
+        assert_eq!(path, Ok(name.clone()));
+    }
+}

@@ -1,0 +1,181 @@
+//! Specifications, checks, catalogs, states, logs.
+
+use super::support::{Schema, key, log_rows, time};
+use crate::db::{DbError, SpecKey, Writer};
+use crate::failure::Class;
+
+const FIRST: &str = "2026-01-01T00:00:00.001Z";
+const SECOND: &str = "2026-01-01T00:00:00.002Z";
+const THIRD: &str = "2026-01-01T00:00:00.003Z";
+
+fn spec_key() -> SpecKey {
+    SpecKey { connector_type: "airbyte".to_owned(), package: "p".to_owned(), version: "1".to_owned() }
+}
+
+#[test]
+fn a_specification_outlives_failures_and_is_replaced_by_newer_ones_alone() {
+    let db = Schema::new();
+    let (schema, db) = (&db, db.ready());
+    let key = spec_key();
+    let stored = || {
+        let spec = db.spec(&key).expect("readable").expect("stored");
+        (spec.specs, spec.error, spec.timestamp)
+    };
+    assert_eq!(db.spec(&key).expect("readable"), None, "{}", schema.name);
+    db.save_spec(&key, time(FIRST), Err("no\0 image")).expect("writable");
+    assert_eq!(stored(), (None, Some("no image".to_owned()), time(FIRST)));
+    db.save_spec(&key, time(SECOND), Ok(r#"{"a": "x\u0000"}"#)).expect("writable");
+    let good = Some(r#"{"a": "x"}"#.to_owned());
+    assert_eq!(stored(), (good.clone(), None, time(SECOND)));
+    db.save_spec(&key, time(SECOND), Err("the Pod is gone")).expect("writable");
+    assert_eq!(stored(), (good.clone(), None, time(SECOND)), "a failure of the same attempt");
+    db.save_spec(&key, time(THIRD), Err("late")).expect("writable");
+    assert_eq!(stored(), (good, Some("late".to_owned()), time(THIRD)), "a failure of a later attempt");
+    db.save_spec(&key, time(SECOND), Ok("{}")).expect("writable");
+    assert_eq!(stored().2, time(THIRD), "an older attempt");
+    db.save_spec(&key, time(THIRD), Ok("[]")).expect("writable");
+    assert_eq!(stored(), (Some("[]".to_owned()), None, time(THIRD)), "a success of the same attempt");
+}
+
+#[test]
+fn specifications_are_kept_apart_by_connector_type() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let other = SpecKey { connector_type: "other".to_owned(), ..spec_key() };
+    db.save_spec(&spec_key(), time(FIRST), Ok("1")).expect("writable");
+    db.save_spec(&other, time(FIRST), Ok("2")).expect("writable");
+    let specs = |key| db.spec(key).expect("readable").and_then(|spec| spec.specs);
+    assert_eq!((specs(&spec_key()), specs(&other)), (Some("1".to_owned()), Some("2".to_owned())));
+}
+
+#[test]
+fn a_spec_table_without_connector_type_takes_airbyte_alone() {
+    let mut schema = Schema::new();
+    let name = schema.name.clone();
+    schema.sql(&format!(
+        "CREATE SCHEMA {name};
+         CREATE TABLE {name}.source_spec (package varchar(200) NOT NULL, version text NOT NULL, specs jsonb,
+           timestamp timestamptz(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, error text,
+           CONSTRAINT source_spec_pkey PRIMARY KEY (package, version))"
+    ));
+    let db = schema.ready();
+    db.save_spec(&spec_key(), time(FIRST), Ok("1")).expect("writable");
+    db.save_spec(&spec_key(), time(SECOND), Ok("2")).expect("writable");
+    assert_eq!(db.spec(&spec_key()).expect("readable").and_then(|spec| spec.specs).as_deref(), Some("2"));
+    let other = SpecKey { connector_type: "other".to_owned(), ..spec_key() };
+    let error = db.save_spec(&other, time(SECOND), Ok("3")).expect_err("no column for it");
+    assert!(error.to_string().contains("source_spec has no column connector_type"), "{error}");
+    assert_eq!(db.spec(&other).expect("readable"), None);
+}
+
+#[test]
+fn the_sidecar_of_the_go_implementation_can_write_into_our_tables() {
+    let mut schema = Schema::new();
+    schema.ready();
+    schema.sql(
+        "INSERT INTO source_spec (package, version, specs) VALUES ('p', '1', '{}')
+           ON CONFLICT ON CONSTRAINT source_spec_pkey DO NOTHING;
+         INSERT INTO source_check (package, version, key, status) VALUES ('p', '1', 'k', 'SUCCESS')
+           ON CONFLICT ON CONSTRAINT source_check_pkey DO NOTHING;
+         INSERT INTO source_catalog (package, version, key, status) VALUES ('p', '1', 'k', 'SUCCESS')
+           ON CONFLICT ON CONSTRAINT source_catalog_pkey DO NOTHING;
+         INSERT INTO source_state (sync_id, stream, state) VALUES ('s', 'a', '{}')
+           ON CONFLICT ON CONSTRAINT source_state_pkey DO NOTHING;
+         INSERT INTO source_task (sync_id, task_id, package, version, status) VALUES ('s', 't', 'p', '1', 'RUNNING')
+           ON CONFLICT ON CONSTRAINT source_task_pkey DO NOTHING;
+         INSERT INTO task_log (id, level, logger, message, sync_id, task_id)
+           VALUES (gen_random_uuid(), 'INFO', 'l', 'm', '', '') ON CONFLICT ON CONSTRAINT task_log_pkey DO NOTHING",
+    );
+}
+
+#[test]
+fn a_check_keeps_the_result_of_the_latest_attempt() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let key = key();
+    let status = || db.check(&key.key).expect("readable").map(|check| (check.status, check.description));
+    let row = |status: &str, text: &str| Some((status.to_owned(), Some(text.to_owned())));
+    assert_eq!(status(), None);
+    db.fail_check(&key, time(FIRST), "no Pod").expect("writable");
+    assert_eq!(status(), row("FAILED", "no Pod"));
+    db.save_check(&key, time(SECOND), "SUCCESS", Some("fine")).expect("writable");
+    db.fail_check(&key, time(SECOND), "Pod gone").expect("writable");
+    assert_eq!(status(), row("SUCCESS", "fine"), "a controller's failure of the same attempt");
+    db.save_check(&key, time(FIRST), "FAILED", Some("old")).expect("writable");
+    assert_eq!(status(), row("SUCCESS", "fine"), "an older attempt");
+    db.fail_check(&key, time(THIRD), "no image").expect("writable");
+    assert_eq!(status(), row("FAILED", "no image"), "a later attempt");
+    db.save_check(&key, time(THIRD), "SUCCESS", None).expect("writable");
+    assert_eq!(status(), Some(("SUCCESS".to_owned(), None)), "the sidecar's word after the controller's");
+}
+
+#[test]
+fn a_catalog_outlives_a_failed_refresh() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let key = key();
+    let stored = || {
+        let catalog = db.catalog(&key).expect("readable").expect("stored");
+        (catalog.status, catalog.catalog, catalog.description)
+    };
+    let row = |status: &str, catalog: Option<&str>, text: Option<&str>| {
+        (status.to_owned(), catalog.map(str::to_owned), text.map(str::to_owned))
+    };
+    assert_eq!(db.catalog(&key).expect("readable"), None);
+    db.start_catalog(&key, time(FIRST)).expect("writable");
+    assert_eq!(stored(), row("RUNNING", None, None));
+    db.save_catalog(&key, time(FIRST), r#"{"streams":[]}"#).expect("writable");
+    let good = Some(r#"{"streams": []}"#);
+    assert_eq!(stored(), row("SUCCESS", good, None));
+    db.start_catalog(&key, time(FIRST)).expect("writable");
+    assert_eq!(stored(), row("SUCCESS", good, None), "a repeated start");
+    db.fail_catalog(&key, time(FIRST), "Pod gone", Writer::Controller).expect("writable");
+    db.fail_catalog(&key, time(FIRST), "Pod gone", Writer::Sidecar).expect("writable");
+    assert_eq!(stored(), row("SUCCESS", good, None), "a failure after the success");
+    db.start_catalog(&key, time(SECOND)).expect("writable");
+    assert_eq!(stored(), row("RUNNING", good, None), "a refresh");
+    db.fail_catalog(&key, time(SECOND), "denied", Writer::Sidecar).expect("writable");
+    db.fail_catalog(&key, time(SECOND), "exit code 1", Writer::Controller).expect("writable");
+    assert_eq!(stored(), row("FAILED", good, Some("denied")), "a failed refresh");
+    db.save_catalog(&key, time(FIRST), "[]").expect("writable");
+    assert_eq!(stored(), row("FAILED", good, Some("denied")), "an older refresh");
+}
+
+#[test]
+fn states_are_replaced_stream_by_stream() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let pair = |stream: &str, state: &str| (stream.to_owned(), state.to_owned());
+    db.save_states("s", &[pair("b", "1"), pair("a", "2"), pair("b", r#"{"x":"\\u0000\u0000"}"#)]).expect("writable");
+    db.save_states("other", &[pair("_GLOBAL_STATE", "{}")]).expect("writable");
+    db.save_states("s", &[]).expect("nothing to do");
+    db.save_states("s", &[pair("a", "3")]).expect("writable");
+    assert_eq!(db.states("s").expect("readable"), [pair("a", "3"), pair("b", r#"{"x": "\\u0000"}"#)]);
+    db.clear_states("s").expect("writable");
+    assert_eq!(db.states("s").expect("readable"), []);
+    assert_eq!(db.states("other").expect("readable").len(), 1);
+}
+
+#[test]
+fn states_are_stored_all_or_none() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let states = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "not JSON, hunter2".to_owned())];
+    let error = db.save_states("s", &states).expect_err("not JSON");
+    assert!(matches!(error, DbError::Refused { .. }) && error.class() == Class::DatabaseError, "{error:?}");
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+    assert_eq!(db.states("s").expect("readable"), []);
+}
+
+#[test]
+fn log_lines_keep_their_order_and_are_stored_once() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    let rows = log_rows(500);
+    db.insert_logs(&rows[..300]).expect("writable");
+    db.insert_logs(&rows).expect("writable");
+    db.insert_logs(&[]).expect("nothing to do");
+    let stored = schema.admin.query("SELECT message FROM task_log ORDER BY timestamp, id", &[]).expect("readable");
+    let stored: Vec<String> = stored.iter().map(|row| row.get(0)).collect();
+    assert_eq!(stored, (0..500).map(|number| format!("line {number}")).collect::<Vec<_>>());
+}

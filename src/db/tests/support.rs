@@ -1,0 +1,219 @@
+//! A schema per test in the database of `SYNCCTL_TEST_DATABASE_URL`.
+
+use std::env;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use postgres::Client;
+use uuid::Uuid;
+
+use crate::db::{Db, LogIds, LogRow, Options, ResultKey, Target};
+use crate::secret::Secret;
+use crate::task::{Image, ReadOptions, StreamReport, StreamReports, StreamStatus, Task, TaskKind};
+
+/// The URL of the test database.
+pub(super) fn base_url() -> String {
+    env::var("SYNCCTL_TEST_DATABASE_URL").expect(
+        "SYNCCTL_TEST_DATABASE_URL has to hold the URL of a PostgreSQL superuser: `make test` starts a server and sets it",
+    )
+}
+
+/// The certificate that vouches for the test server's.
+pub(super) fn ca_file() -> String {
+    env::var("SYNCCTL_TEST_CA_FILE")
+        .expect("SYNCCTL_TEST_CA_FILE has to hold the path of the test server's root certificate: `make test` sets it")
+}
+
+/// A URL with further parameters; a later one takes the place of an earlier one.
+pub(super) fn url_with(parameters: &str) -> String {
+    let url = base_url();
+    let (base, query) = url.split_once('?').unwrap_or((&url, ""));
+    let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
+    let kept =
+        query.split('&').filter(|old| !old.is_empty() && !parameters.split('&').any(|new| name(new) == name(old)));
+    let pairs: Vec<&str> = kept.chain(parameters.split('&')).collect();
+    format!("{base}?{}", pairs.join("&"))
+}
+
+pub(super) fn target(url: &str) -> Target {
+    Target::parse(&Secret::from(url), "SYNCCTL_TEST_DATABASE_URL").expect("a valid URL")
+}
+
+/// A schema that goes away with the value. The tables are not made yet.
+pub(super) struct Schema {
+    pub(super) name: String,
+    pub(super) admin: Client,
+}
+
+impl Schema {
+    pub(super) fn new() -> Self {
+        let name = format!("test_{}", Uuid::new_v4().simple());
+        let admin = target(&url_with(&format!("search_path={name}"))).connect("test").expect("a test database");
+        Self { name, admin }
+    }
+
+    pub(super) fn url(&self) -> String {
+        url_with(&format!("search_path={}", self.name))
+    }
+
+    pub(super) fn open(&self, patience: Duration) -> Db {
+        let options = Options { application_name: self.name.clone(), pool_size: 4, patience };
+        Db::open(target(&self.url()), options).expect("the database answers")
+    }
+
+    /// A database behind a proxy that loses the answer to a COMMIT when it is told to.
+    pub(super) fn open_through(&self, proxy: &Proxy) -> Db {
+        let url = url_with(&format!("search_path={}&host=127.0.0.1&port={}", self.name, proxy.port));
+        let patience = Duration::from_secs(20);
+        Db::open(target(&url), Options { application_name: self.name.clone(), pool_size: 1, patience })
+            .expect("the database answers")
+    }
+
+    /// A database with its tables.
+    pub(super) fn ready(&self) -> Db {
+        let db = self.open(Duration::from_secs(20));
+        db.ensure_schema().expect("the schema can be made");
+        db
+    }
+
+    pub(super) fn sql(&mut self, sql: &str) {
+        self.admin.batch_execute(sql).expect("valid SQL");
+    }
+
+    /// The single value of a query, as text.
+    pub(super) fn value(&mut self, sql: &str) -> Option<String> {
+        let sql = format!("SELECT ({sql})::text");
+        self.admin.query_one(&sql, &[]).expect("valid SQL").get(0)
+    }
+
+    /// Ends the connections of the pool, as a server that restarts does. How many there were.
+    pub(super) fn kill_connections(&mut self) -> usize {
+        let name = &self.name;
+        self.admin
+            .query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = $1", &[name])
+            .expect("a superuser")
+            .len()
+    }
+}
+
+impl Drop for Schema {
+    fn drop(&mut self) {
+        // A panicking test has its own story to tell.
+        let _ = self.admin.batch_execute(&format!("DROP SCHEMA IF EXISTS {} CASCADE", self.name));
+    }
+}
+
+/// Stands between us and the server. Its threads end with their connections.
+pub(super) struct Proxy {
+    port: u16,
+    lose: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    pub(super) fn start() -> Self {
+        let config: postgres::Config =
+            base_url().split('?').next().and_then(|url| url.parse().ok()).expect("a plain URL");
+        let Some(postgres::config::Host::Tcp(host)) = config.get_hosts().first().cloned() else { panic!("a TCP host") };
+        let server = (host, config.get_ports().first().copied().unwrap_or(5432));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        let lose = Arc::new(AtomicBool::new(false));
+        let flag = lose.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let server = TcpStream::connect((server.0.as_str(), server.1)).expect("the server");
+                let (client_out, server_in) =
+                    (client.try_clone().expect("a copy"), server.try_clone().expect("a copy"));
+                let mute = Arc::new(AtomicBool::new(false));
+                let (lose, muted) = (flag.clone(), mute.clone());
+                thread::spawn(move || {
+                    copy(client, server, |bytes| {
+                        let commit = bytes.windows(7).any(|window| window == b"COMMIT\0");
+                        if commit && lose.swap(false, Ordering::SeqCst) {
+                            mute.store(true, Ordering::SeqCst);
+                        }
+                        true
+                    });
+                });
+                thread::spawn(move || copy(server_in, client_out, |_| !muted.load(Ordering::SeqCst)));
+            }
+        });
+        Self { port, lose }
+    }
+
+    /// The next COMMIT reaches the server, and its answer does not come back.
+    pub(super) fn lose_next_answer(&self) {
+        self.lose.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether an answer was lost since.
+    pub(super) fn has_lost(&self) -> bool {
+        !self.lose.load(Ordering::SeqCst)
+    }
+}
+
+/// Copies until one side ends or `pass` says no; then both sides are closed.
+fn copy(mut from: TcpStream, mut to: TcpStream, pass: impl Fn(&[u8]) -> bool) {
+    let mut buffer = [0; 65536];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if !pass(&buffer[..count]) || to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    // One of them may be closed already.
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+pub(super) fn time(text: &str) -> Timestamp {
+    text.parse().expect("a valid time")
+}
+
+pub(super) fn key() -> ResultKey {
+    ResultKey { package: "airbyte/source-faker".to_owned(), version: "1".to_owned(), key: "k".to_owned() }
+}
+
+pub(super) fn task(task_id: &str) -> Task {
+    Task {
+        kind: TaskKind::Read,
+        image: Image { package: "airbyte/source-faker".to_owned(), version: "1".to_owned() },
+        connector_type: "airbyte".to_owned(),
+        task_id: task_id.to_owned(),
+        sync_id: "sync".to_owned(),
+        storage_key: String::new(),
+        started_at: time("2026-01-02T03:04:05.6789Z"),
+        started_by: Some(serde_json::json!({"type": "manual"})),
+        options: ReadOptions::default(),
+        timeout: Duration::from_secs(60),
+    }
+}
+
+pub(super) fn reports(streams: &[(&str, StreamStatus)]) -> StreamReports {
+    streams
+        .iter()
+        .map(|(name, status)| ((*name).to_owned(), StreamReport { status: *status, ..StreamReport::pending() }))
+        .collect()
+}
+
+pub(super) fn log_rows(count: usize) -> Vec<LogRow> {
+    let mut ids = LogIds::default();
+    (0..count)
+        .map(|number| {
+            let (id, timestamp) = ids.next(time("2026-01-02T03:04:05.678Z"));
+            LogRow {
+                id,
+                timestamp,
+                level: "INFO".to_owned(),
+                logger: "source".to_owned(),
+                message: format!("line {number}\0"),
+                sync_id: "sync".to_owned(),
+                task_id: "task".to_owned(),
+            }
+        })
+        .collect()
+}

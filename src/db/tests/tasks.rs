@@ -1,0 +1,139 @@
+//! The life of a task's row.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::support::{Schema, reports, task};
+use crate::db::{Started, Writer};
+use crate::task::{StreamStatus, TaskStatus, to_millis};
+
+#[test]
+fn a_task_id_is_taken_once() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let task = task("t");
+    assert_eq!(db.start_task(&task).expect("writable"), Started::New);
+    let Started::Exists(stored) = db.start_task(&task).expect("writable") else { panic!("the id is taken") };
+    assert_eq!(stored.status, Some(TaskStatus::Running));
+    assert_eq!(stored.started_at, to_millis(task.started_at));
+    assert_eq!(stored.started_by.as_deref(), Some(r#"{"type": "manual"}"#));
+    assert_eq!(Some(*stored), db.task("t").expect("readable"));
+    assert_eq!(db.task("other").expect("readable"), None);
+}
+
+#[test]
+fn progress_and_signs_of_life_need_a_row_that_is_running() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let progress = reports(&[("b", StreamStatus::Running), ("a", StreamStatus::Pending)]);
+    assert!(!db.heartbeat("t").expect("writable") && !db.report_progress("t", &progress).expect("writable"));
+    assert_eq!(db.task("t").expect("readable"), None, "a sign of life makes no row");
+    db.start_task(&task("t")).expect("writable");
+    assert!(db.report_progress("t", &progress).expect("writable"));
+    let before = db.task("t").expect("readable").expect("stored");
+    assert_eq!(before.streams, progress, "in the order of the catalog");
+    thread::sleep(Duration::from_millis(5));
+    assert!(db.heartbeat("t").expect("writable"));
+    assert!(db.task("t").expect("readable").expect("stored").updated_at > before.updated_at);
+    assert!(db.finish_task(&task("t"), Writer::Sidecar, TaskStatus::Success, None, None).expect("writable"));
+    assert!(!db.heartbeat("t").expect("writable") && !db.report_progress("t", &progress).expect("writable"));
+}
+
+#[test]
+fn the_outcome_is_that_of_whom_the_contract_believes() {
+    use TaskStatus::{Cancelled, Failed, Success, TimeExceeded};
+    use Writer::{Controller, Sidecar};
+    let schema = Schema::new();
+    let db = schema.ready();
+    for (label, first, second, expected) in [
+        ("a reaped Pod does not undo a success", (Sidecar, Success), (Controller, Failed), Success),
+        ("a cancellation survives the sidecar", (Controller, Cancelled), (Sidecar, Success), Cancelled),
+        ("so does the end of time", (Controller, TimeExceeded), (Sidecar, Cancelled), TimeExceeded),
+        ("the sidecar corrects the sweep", (Controller, Failed), (Sidecar, Success), Success),
+        ("the first controller wins", (Controller, Failed), (Controller, Cancelled), Failed),
+    ] {
+        let task = task(label);
+        db.start_task(&task).expect("writable");
+        assert!(db.finish_task(&task, first.0, first.1, None, None).expect("writable"), "{label}");
+        let counts = db.finish_task(&task, second.0, second.1, None, Some("e")).expect("writable");
+        assert_eq!(counts, second.1 == expected, "{label}");
+        assert_eq!(db.task(label).expect("readable").and_then(|task| task.status), Some(expected), "{label}");
+    }
+}
+
+#[test]
+fn a_task_without_a_row_gets_one_with_its_outcome() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let error = Some("INIT_TIMEOUT: no\0 start");
+    assert!(db.finish_task(&task("t"), Writer::Controller, TaskStatus::Failed, None, error).expect("writable"));
+    let stored = db.task("t").expect("readable").expect("stored");
+    assert_eq!(stored.error.as_deref(), Some("INIT_TIMEOUT: no start"));
+    assert_eq!((stored.status, stored.started_at), (Some(TaskStatus::Failed), to_millis(task("t").started_at)));
+}
+
+#[test]
+fn the_controller_closes_the_streams_that_the_sidecar_left_open() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let task = task("t");
+    db.start_task(&task).expect("writable");
+    let open = [("b", StreamStatus::Running), ("a", StreamStatus::Success), ("c", StreamStatus::Pending)];
+    db.report_progress("t", &reports(&open)).expect("writable");
+    db.finish_task(&task, Writer::Controller, TaskStatus::Cancelled, None, None).expect("writable");
+    let closed = [("b", StreamStatus::Cancelled), ("a", StreamStatus::Success), ("c", StreamStatus::Cancelled)];
+    assert_eq!(db.task("t").expect("readable").expect("stored").streams, reports(&closed));
+}
+
+#[test]
+fn tasks_of_a_sync_come_newest_first() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    for (number, id) in ["old", "middle", "new"].iter().enumerate() {
+        let mut task = task(id);
+        task.started_at += Duration::from_secs(number as u64);
+        db.start_task(&task).expect("writable");
+    }
+    let mut other = task("other");
+    other.sync_id = "another".to_owned();
+    db.start_task(&other).expect("writable");
+    let ids: Vec<String> =
+        db.tasks_of_sync("sync", 2).expect("readable").into_iter().map(|task| task.task_id).collect();
+    assert_eq!(ids, ["new", "middle"]);
+}
+
+#[test]
+fn tasks_without_a_sign_of_life_are_failed() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    for id in ["lost", "alive", "done"] {
+        db.start_task(&task(id)).expect("writable");
+    }
+    db.report_progress("lost", &reports(&[("a", StreamStatus::Running)])).expect("writable");
+    db.finish_task(&task("done"), Writer::Sidecar, TaskStatus::Success, None, None).expect("writable");
+    schema.sql("UPDATE source_task SET updated_at = now() - interval '61 minutes' WHERE task_id <> 'alive'");
+    assert_eq!(db.sweep_stale(Duration::from_secs(3600)).expect("writable"), ["lost"]);
+    assert_eq!(db.sweep_stale(Duration::from_secs(3600)).expect("writable"), Vec::<String>::new());
+    let lost = db.task("lost").expect("readable").expect("stored");
+    assert_eq!(lost.error.as_deref(), Some("ABANDONED: no sign of life for 60 minutes"));
+    assert_eq!(lost.streams, reports(&[("a", StreamStatus::Failed)]));
+    assert_eq!(db.task("alive").expect("readable").and_then(|task| task.status), Some(TaskStatus::Running));
+}
+
+#[test]
+fn who_listens_to_a_task_hears_of_it_and_of_no_other() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let mut listener = db.listen("task").expect("listening");
+    db.notify("another task").expect("notified");
+    assert!(!listener.wait(Duration::from_millis(200)));
+    let waiting = thread::spawn(move || (listener.wait(Duration::from_secs(20)), listener));
+    thread::sleep(Duration::from_millis(100));
+    let started = Instant::now();
+    db.notify("task").expect("notified");
+    let (heard, mut listener) = waiting.join().expect("no panic");
+    assert!(heard && started.elapsed() < Duration::from_secs(5));
+    db.notify("task").expect("notified");
+    db.notify("task").expect("notified");
+    assert!(listener.wait(Duration::from_secs(20)), "what came between two waits counts");
+}

@@ -1,0 +1,91 @@
+//! What Postgres refuses in text: U+0000 anywhere, and in `jsonb` also its escape and lone surrogates.
+
+use std::borrow::Cow;
+
+/// The text without U+0000.
+pub(super) fn clean(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "")) } else { Cow::Borrowed(text) }
+}
+
+/// The JSON document without escapes that `jsonb` refuses: `\u0000` and surrogates without their other half.
+///
+/// A document that escapes a backslash (`\\u0000`) holds the six characters and no U+0000: it stays as it is.
+pub(super) fn clean_json(json: &str) -> Cow<'_, str> {
+    let json = clean(json);
+    if !json.contains("\\u") {
+        return json;
+    }
+    let mut out = String::with_capacity(json.len());
+    let mut rest: &str = &json;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let length = match escape(rest) {
+            None => rest.char_indices().nth(2).map_or(rest.len(), |(end, _)| end),
+            Some(0 | 0xDC00..=0xDFFF) => {
+                rest = &rest[ESCAPE..];
+                continue;
+            }
+            Some(0xD800..=0xDBFF) => match escape(&rest[ESCAPE..]) {
+                Some(0xDC00..=0xDFFF) => 2 * ESCAPE,
+                _ => {
+                    rest = &rest[ESCAPE..];
+                    continue;
+                }
+            },
+            Some(_) => ESCAPE,
+        };
+        out.push_str(&rest[..length]);
+        rest = &rest[length..];
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+/// The length of `\uXXXX`.
+const ESCAPE: usize = 6;
+
+/// The code unit of a `\uXXXX` at the beginning of a text.
+fn escape(text: &str) -> Option<u16> {
+    let digits = text.strip_prefix("\\u")?.get(..4)?;
+    digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{clean, clean_json};
+    use proptest::prelude::*;
+
+    #[test]
+    fn escapes_that_jsonb_refuses_are_taken_out_and_nothing_else() {
+        for (label, json, expected) in [
+            ("nothing to do", r#"{"a":"b"}"#, r#"{"a":"b"}"#),
+            ("null escape", r#"{"a":"x\u0000y"}"#, r#"{"a":"xy"}"#),
+            ("escaped backslash", r#"{"a":"x\\u0000y"}"#, r#"{"a":"x\\u0000y"}"#),
+            ("backslash, then a null escape", r#"{"a":"x\\\u0000y"}"#, r#"{"a":"x\\y"}"#),
+            ("in a key", r#"{"\u0000a":1}"#, r#"{"a":1}"#),
+            ("other escapes", r#"["\n\"\u00e9\/"]"#, r#"["\n\"\u00e9\/"]"#),
+            ("a pair", r#"["\uD83D\ude00"]"#, r#"["\uD83D\ude00"]"#),
+            ("lone high", r#"["a\ud83db"]"#, r#"["ab"]"#),
+            ("lone low", r#"["a\ude00b"]"#, r#"["ab"]"#),
+            ("two highs", r#"["\ud83d\ud83d\ude00"]"#, r#"["\ud83d\ude00"]"#),
+            ("split by a null escape", r#"["\ud83d\u0000\ude00"]"#, r#"[""]"#),
+            ("a high, then an escaped backslash", r#"["\ud83d\\ude00"]"#, r#"["\\ude00"]"#),
+            ("other letters beside", "[\"\\u0000é\\u0000\"]", "[\"é\"]"),
+            ("cut off", r"\u00", r"\u00"),
+            ("backslash at the end", "\\u0000\\", "\\"),
+        ] {
+            assert_eq!(clean_json(json), expected, "{label}");
+        }
+        assert_eq!(clean("a\0b"), "ab");
+    }
+
+    proptest! {
+        #[test]
+        fn any_string_stays_the_same_but_for_nulls(text in any::<String>()) {
+            let json = serde_json::Value::String(text.clone()).to_string();
+            let back: String = serde_json::from_str(&clean_json(&json)).expect("still a JSON string");
+            prop_assert_eq!(back, text.replace('\0', ""));
+        }
+    }
+}
