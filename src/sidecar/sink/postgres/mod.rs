@@ -27,7 +27,6 @@ mod row;
 mod session;
 mod stream;
 mod table;
-mod target;
 mod time;
 mod types;
 mod value;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
 
-use super::target::{ConnectError, Target};
+use crate::db::{DbError, Target};
 use crate::sidecar::sink::SinkError;
 
 /// How the server lists our connections.
@@ -35,7 +35,7 @@ pub struct Place {
 #[derive(Debug)]
 pub enum Trouble {
     /// No connection could be made.
-    Connect(ConnectError),
+    Connect(DbError),
     /// The server, or the way to it.
     Server(postgres::Error),
     /// The connection that was needed is gone.
@@ -62,7 +62,7 @@ impl Trouble {
     /// Whether the connection is gone, so that another one may do better.
     pub fn is_lost(&self) -> bool {
         match self {
-            Self::Connect(error) => error.transient,
+            Self::Connect(error) => error.is_transient(),
             // What is not the server's answer is the connection's end.
             Self::Server(error) => error.as_db_error().is_none_or(|answer| {
                 let code = answer.code().code();
@@ -262,7 +262,7 @@ impl Session {
     /// The error for the sink's user.
     pub fn error(&self, subject: &str, trouble: &Trouble) -> SinkError {
         let reason = match trouble {
-            Trouble::Connect(error) => return SinkError { text: error.text.clone(), transient: error.transient },
+            Trouble::Connect(error) => return SinkError { text: error.to_string(), transient: error.is_transient() },
             Trouble::Server(error) => self.place.target.describe(error),
             Trouble::Lost(reason) | Trouble::Other(reason) => reason.clone(),
         };

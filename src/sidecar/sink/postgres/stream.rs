@@ -136,7 +136,7 @@ impl Stream {
     fn prepare(&self, shared: &mut Shared) -> Result<Active, SinkError> {
         let (place, mut session) = (shared.place.clone(), shared.session());
         let subject = format!("stream {:?}, table {:?}.{:?}", self.spec.name.key(), self.schema, self.table);
-        let (mut target, existing) = session.atomically(&subject, |client| {
+        let (target, existing) = session.atomically(&subject, |client| {
             let (target, existing) = Table::inspect(client, &self.schema, &self.table)?;
             target.drop_leftovers(client, place.run)?;
             Ok((target, existing))
