@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use postgres::config::Host;
+use postgres::error::SqlState;
 use postgres::{Client, Config, NoTls};
 use secrecy::ExposeSecret;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -96,8 +97,7 @@ impl Target {
     /// Puts a target together from single values; `parameters` are those that a URL could have after its `?`.
     ///
     /// A parameter `sslmode` wins over `ssl`.
-    // A destination's configuration has these fields and no more structure than that.
-    #[allow(clippy::too_many_arguments)]
+    #[expect(clippy::too_many_arguments, reason = "a destination's configuration is just that flat")]
     pub fn from_parts(
         host: &str,
         port: u16,
@@ -109,16 +109,20 @@ impl Target {
         parameters: &[(String, String)],
     ) -> Result<Self, DbError> {
         let mut parts = Parts { ssl: Some(ssl), certificates, ..Parts::default() };
-        parts.config.host(host).port(port).dbname(database).user(username).password(password.expose_secret());
-        parameters
-            .iter()
+        parts.config.dbname(database).user(username).password(password.expose_secret());
+        let port = port.to_string();
+        let parameters = parameters.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        [("host", host), ("port", &port)]
+            .into_iter()
+            .chain(parameters)
             .try_for_each(|(key, value)| parts.apply(key, value))
-            .and_then(|()| Self::new(parts))
+            .and_then(|()| parts.complete())
+            .and_then(Self::new)
             .map_err(|problem| DbError::InvalidSettings { variable: "connection settings".to_owned(), problem })
     }
 
     fn new(parts: Parts) -> Result<Self, String> {
-        let Parts { mut config, ssl, certificates, settings, direct_tls } = parts;
+        let Parts { mut config, ssl, certificates, settings, direct_tls, hosts: _, ports: _ } = parts;
         let ssl = ssl.unwrap_or(SslMode::Prefer);
         let tls = tls::connector(ssl, &certificates, direct_tls)?;
         config.ssl_mode(match ssl {
@@ -206,7 +210,12 @@ impl Target {
         let (sender, receiver) = mpsc::sync_channel(1);
         let run = move || {
             let result = match tls {
-                Some(tls) => config.connect(tls),
+                Some(tls) => match config.connect(tls) {
+                    Err(error) if may_go_without_tls(&config, &error) => {
+                        config.ssl_mode(postgres::config::SslMode::Disable).connect(NoTls)
+                    }
+                    result => result,
+                },
                 None => config.connect(NoTls),
             };
             // Nobody waits any more: the connection is dropped here.
@@ -259,4 +268,10 @@ impl Target {
             transient: error::is_transient(error),
         }
     }
+}
+
+/// libpq's `prefer`: where TLS is offered but does not come about, or is not wanted for this user, go without.
+fn may_go_without_tls(config: &Config, error: &postgres::Error) -> bool {
+    config.get_ssl_mode() == postgres::config::SslMode::Prefer
+        && (error::is_tls(error) || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION))
 }

@@ -96,7 +96,12 @@ pub fn is_transient(error: &postgres::Error) -> bool {
         return true;
     }
     // rustls wraps its errors in I/O errors; a certificate that is refused now is refused in a minute, too.
-    sources(error).any(|source| source.is::<std::io::Error>()) && !sources(error).any(is_tls)
+    sources(error).any(|source| source.is::<std::io::Error>()) && !is_tls(error)
+}
+
+/// Whether the TLS handshake is what failed.
+pub(super) fn is_tls(error: &postgres::Error) -> bool {
+    sources(error).any(is_rustls)
 }
 
 fn is_transient_code(code: &SqlState) -> bool {
@@ -114,7 +119,7 @@ fn is_transient_code(code: &SqlState) -> bool {
         || ["57P05", "25P03"].contains(&code.code())
 }
 
-fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+fn is_rustls(error: &(dyn std::error::Error + 'static)) -> bool {
     error.is::<rustls::Error>()
         || error
             .downcast_ref::<std::io::Error>()

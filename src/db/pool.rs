@@ -189,7 +189,12 @@ impl Db {
                 Err(Fault::Postgres(error)) if is_transient(&error) => self.target().describe(&error),
                 Err(Fault::Postgres(error)) => return Err(self.refused(doing, &error)),
             };
-            self.silent(doing, &reason);
+            // A connection that was cut off while it was idle is no outage yet.
+            if repeated {
+                self.silent(doing, &reason);
+            } else {
+                tracing::debug!(doing, reason, "the connection was lost");
+            }
             let wait = jitter(pause);
             if Instant::now() + wait >= deadline {
                 let waited_seconds = started.elapsed().as_secs();

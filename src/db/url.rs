@@ -6,14 +6,18 @@
 use std::time::Duration;
 
 use postgres::Config;
-use postgres::config::{ChannelBinding, LoadBalanceHosts, SslNegotiation, TargetSessionAttrs};
+use postgres::config::{ChannelBinding, Host, LoadBalanceHosts, SslNegotiation, TargetSessionAttrs};
 
 use super::connect::{Certificates, SslMode};
 
 /// What a description says, before certificates are read.
 #[derive(Default)]
 pub(super) struct Parts {
+    /// Without hosts and ports until [`complete`](Self::complete): a parameter replaces those before the `?`, and a
+    /// `Config` can only add.
     pub(super) config: Config,
+    pub(super) hosts: Vec<String>,
+    pub(super) ports: Vec<u16>,
     pub(super) ssl: Option<SslMode>,
     pub(super) certificates: Certificates,
     /// Server settings (`search_path` and others) to set once connected.
@@ -70,10 +74,15 @@ pub(super) fn parse(text: &str) -> Result<Parts, String> {
 fn parse_url(text: &str) -> Result<Parts, String> {
     let (base, query) = text.split_once('?').unwrap_or((text, ""));
     // The crate's own text may quote a part of the URL, and which part that is depends on the mistake.
-    let config = base
+    let config: Config = base
         .parse()
         .map_err(|_| format!("cannot be read: {EXPECTED}, with special characters percent-encoded (%40 for @)"))?;
-    let mut parts = Parts { config, ..Parts::default() };
+    let mut parts = Parts::default();
+    config.get_user().map(|user| parts.config.user(user));
+    config.get_password().map(|password| parts.config.password(password));
+    config.get_dbname().map(|name| parts.config.dbname(name));
+    parts.hosts = config.get_hosts().iter().map(host_name).collect();
+    parts.ports = config.get_ports().to_vec();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let key = percent_decode(key).ok_or("has a parameter whose name is not percent-encoded UTF-8")?;
@@ -144,6 +153,12 @@ impl Parts {
             "sslkey" => self.certificates.client_key = Some(value.to_owned()),
             key if IGNORED.contains(&key) => {}
             key if SERVER_SETTINGS.contains(&key) => self.settings.push((key.to_owned(), value.to_owned())),
+            "host" => self.hosts = value.split(',').map(str::to_owned).collect(),
+            "port" => {
+                let ports = value.split(',').map(|port| if port.is_empty() { Ok(5432) } else { port.parse() });
+                self.ports =
+                    ports.collect::<Result<_, _>>().map_err(|_| "parameter \"port\" is not a number".to_owned())?;
+            }
             key => apply_to_config(&mut self.config, &mut self.direct_tls, key, value)?,
         }
         Ok(())
@@ -194,11 +209,20 @@ impl Parts {
         Ok(())
     }
 
-    fn complete(self) -> Result<Self, String> {
+    pub(super) fn complete(mut self) -> Result<Self, String> {
+        self.hosts.iter().filter(|host| !host.is_empty()).for_each(|host| _ = self.config.host(host));
+        self.ports.iter().for_each(|port| _ = self.config.port(*port));
         if self.config.get_hosts().is_empty() && self.config.get_hostaddrs().is_empty() {
             return Err(format!("names no host: {EXPECTED}"));
         }
         Ok(self)
+    }
+}
+
+fn host_name(host: &Host) -> String {
+    match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(path) => path.to_string_lossy().into_owned(),
     }
 }
 
@@ -210,15 +234,9 @@ fn apply_to_config(config: &mut Config, direct_tls: &mut bool, key: &str, value:
         "user" => _ = config.user(value),
         "password" => _ = config.password(value),
         "dbname" => _ = config.dbname(value),
-        "host" => value.split(',').for_each(|host| _ = config.host(host)),
         "hostaddr" => {
             for address in value.split(',') {
                 config.hostaddr(address.parse().map_err(|_| invalid())?);
-            }
-        }
-        "port" => {
-            for port in value.split(',') {
-                config.port(if port.is_empty() { 5432 } else { port.parse().map_err(|_| invalid())? });
             }
         }
         "application_name" => _ = config.application_name(value),

@@ -44,6 +44,8 @@ fn every_form_of_url_leads_to_its_place_and_search_path() {
             r#"database "d" at h:7"#,
             Some("s"),
         ),
+        ("parameters win", "postgres://u@h:1/d?host=x&port=2&dbname=e", r#"database "e" at x:2"#, None),
+        ("port alone", "postgres://u@h/d?port=2", r#"database "d" at h:2"#, None),
         ("allow", "postgres://u@h/d?sslmode=allow", r#"database "d" at h:5432"#, None),
         ("verify-ca", "postgres://u@h/d?sslmode=verify-ca", r#"database "d" at h:5432"#, None),
         ("verify-full", "postgres://u@h/d?sslmode=verify-full", r#"database "d" at h:5432"#, None),

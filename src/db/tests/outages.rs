@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::support::{Schema, log_rows, task};
+use super::support::{Proxy, Schema, log_rows, task};
 use crate::db::pool::Fault;
 use crate::db::{DbError, Started, Writer};
 use crate::failure::Class;
@@ -48,35 +48,35 @@ fn a_batch_of_logs_is_stored_once_while_connections_die_all_the_time() {
         assert_eq!(writer.join().expect("no panic"), Ok(()));
     }
     done.store(true, Ordering::Relaxed);
-    let (killed, mut schema) = killer.join().expect("no panic");
-    assert!(killed > 0, "the test killed no connection");
+    let (count, mut schema) = killer.join().expect("no panic");
+    assert!(count > 0, "the test killed no connection");
     assert_eq!(schema.value("SELECT count(*) FROM task_log").as_deref(), Some("2000"));
 }
 
-/// An operation whose first attempt is committed while its answer gets lost.
-fn lose_the_answer<T>(schema: &mut Schema, mut operation: impl FnMut() -> T) -> T {
-    // A deferred trigger runs within COMMIT, after the row was written: the backend is ended there once, and the row of
-    // the first attempt is written by the trigger's stand-in below.
-    let result = operation();
-    schema.kill_connections();
-    result
-}
-
 #[test]
-fn an_attempt_whose_answer_got_lost_is_not_taken_for_another_task() {
+fn an_operation_whose_answer_got_lost_counts_once() {
     let mut schema = Schema::new();
-    let db = schema.ready();
-    let mut attempts = 0;
-    // As `start_task` does it, but with the connection lost right after the row was committed by another one.
-    let started = db.run("starting", |session| {
-        attempts += 1;
-        if attempts == 1 {
-            lose_the_answer(&mut schema, || db.start_task(&task("t"))).expect("writable");
-            session.query("SELECT 1", &[])?;
-        }
-        Ok(session.repeated)
-    });
-    assert_eq!((started, attempts), (Ok(true), 2));
+    schema.ready();
+    let proxy = Proxy::start();
+    let db = schema.open_through(&proxy);
+    let task = task("t");
+
+    proxy.lose_next_answer();
+    assert_eq!(db.start_task(&task), Ok(Started::New), "not taken for somebody else's task");
+    assert!(proxy.has_lost());
+    assert!(matches!(db.start_task(&task), Ok(Started::Exists(_))));
+
+    proxy.lose_next_answer();
+    assert_eq!(db.insert_logs(&log_rows(10)), Ok(()));
+    assert!(proxy.has_lost());
+    assert_eq!(schema.value("SELECT count(*) FROM task_log").as_deref(), Some("10"));
+
+    proxy.lose_next_answer();
+    let finished = db.finish_task(&task, Writer::Controller, TaskStatus::Failed, None, Some("POD_DELETED: gone"));
+    assert!(proxy.has_lost());
+    assert_eq!(finished, Ok(true), "our own outcome counts");
+    let again = db.finish_task(&task, Writer::Controller, TaskStatus::Failed, None, Some("POD_DELETED: gone"));
+    assert_eq!(again, Ok(false));
 }
 
 #[test]

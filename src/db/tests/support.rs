@@ -1,6 +1,11 @@
 //! A schema per test in the database of `SYNCCTL_TEST_DATABASE_URL`.
 
 use std::env;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -61,6 +66,14 @@ impl Schema {
         Db::open(target(&self.url()), options).expect("the database answers")
     }
 
+    /// A database behind a proxy that loses the answer to a COMMIT when it is told to.
+    pub(super) fn open_through(&self, proxy: &Proxy) -> Db {
+        let url = url_with(&format!("search_path={}&host=127.0.0.1&port={}", self.name, proxy.port));
+        let patience = Duration::from_secs(20);
+        Db::open(target(&url), Options { application_name: self.name.clone(), pool_size: 1, patience })
+            .expect("the database answers")
+    }
+
     /// A database with its tables.
     pub(super) fn ready(&self) -> Db {
         let db = self.open(Duration::from_secs(20));
@@ -93,6 +106,68 @@ impl Drop for Schema {
         // A panicking test has its own story to tell.
         let _ = self.admin.batch_execute(&format!("DROP SCHEMA IF EXISTS {} CASCADE", self.name));
     }
+}
+
+/// Stands between us and the server. Its threads end with their connections.
+pub(super) struct Proxy {
+    port: u16,
+    lose: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    pub(super) fn start() -> Self {
+        let config: postgres::Config =
+            base_url().split('?').next().and_then(|url| url.parse().ok()).expect("a plain URL");
+        let Some(postgres::config::Host::Tcp(host)) = config.get_hosts().first().cloned() else { panic!("a TCP host") };
+        let server = (host, config.get_ports().first().copied().unwrap_or(5432));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        let lose = Arc::new(AtomicBool::new(false));
+        let flag = lose.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let server = TcpStream::connect((server.0.as_str(), server.1)).expect("the server");
+                let (client_out, server_in) =
+                    (client.try_clone().expect("a copy"), server.try_clone().expect("a copy"));
+                let mute = Arc::new(AtomicBool::new(false));
+                let (lose, muted) = (flag.clone(), mute.clone());
+                thread::spawn(move || {
+                    copy(client, server, |bytes| {
+                        let commit = bytes.windows(7).any(|window| window == b"COMMIT\0");
+                        if commit && lose.swap(false, Ordering::SeqCst) {
+                            mute.store(true, Ordering::SeqCst);
+                        }
+                        true
+                    });
+                });
+                thread::spawn(move || copy(server_in, client_out, |_| !muted.load(Ordering::SeqCst)));
+            }
+        });
+        Self { port, lose }
+    }
+
+    /// The next COMMIT reaches the server, and its answer does not come back.
+    pub(super) fn lose_next_answer(&self) {
+        self.lose.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether an answer was lost since.
+    pub(super) fn has_lost(&self) -> bool {
+        !self.lose.load(Ordering::SeqCst)
+    }
+}
+
+/// Copies until one side ends or `pass` says no; then both sides are closed.
+fn copy(mut from: TcpStream, mut to: TcpStream, pass: impl Fn(&[u8]) -> bool) {
+    let mut buffer = [0; 65536];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if !pass(&buffer[..count]) || to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    // One of them may be closed already.
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
 }
 
 pub(super) fn time(text: &str) -> Timestamp {

@@ -3,7 +3,49 @@
 //! A sink knows streams, rows and checkpoints; it knows nothing of states, statuses or the connector. Adding a
 //! destination is one file here and one line in [`Destination::parse`].
 
+mod discard;
+mod postgres;
+
+use serde_json::Value;
+
 use crate::airbyte::message::{Record, StreamName};
+use crate::failure::{Class, Failure};
+
+/// The values of `destinationType`.
+const KNOWN: &str = "postgres, discard";
+
+/// A destination whose configuration is known to be complete. Nothing was connected to so far.
+#[derive(Debug, Clone)]
+pub enum Destination {
+    /// Tables of a Postgres database.
+    Postgres(postgres::Settings),
+    /// Nowhere: rows are counted and dropped.
+    Discard,
+}
+
+impl Destination {
+    /// Reads the `destinationConfig` of a read. Does not connect.
+    pub fn parse(config: &Value) -> Result<Self, Failure> {
+        let invalid = |why: String| Failure::new(Class::InvalidInput, format!("destinationConfig.{why}"));
+        match config.get("destinationType") {
+            Some(Value::String(kind)) => match kind.as_str() {
+                "postgres" => Ok(Self::Postgres(postgres::Settings::parse(config)?)),
+                "discard" => Ok(Self::Discard),
+                _ => Err(invalid(format!("destinationType: unknown type {kind:?}: known types are {KNOWN}"))),
+            },
+            None | Some(Value::Null) => Err(invalid(format!("destinationType: is required: known types are {KNOWN}"))),
+            Some(_) => Err(invalid(format!("destinationType: expected a string: known types are {KNOWN}"))),
+        }
+    }
+
+    /// Connects. Never on a thread of a tokio runtime, nor may the sink be dropped on one.
+    pub fn connect(&self) -> Result<Box<dyn Sink>, SinkError> {
+        Ok(match self {
+            Self::Postgres(settings) => Box::new(postgres::PostgresSink::connect(settings, postgres::PATIENCE)?),
+            Self::Discard => Box::new(discard::DiscardSink::default()),
+        })
+    }
+}
 
 /// What a sink needs to know of one stream. Built from the configured catalog and the options of the read.
 #[derive(Debug, Clone)]
@@ -64,7 +106,8 @@ pub type StreamIndex = usize;
 /// A destination for rows. Used from one thread. Dropping a sink without [`finish`](Sink::finish) leaves the tables as
 /// the last commit left them and removes what was staged.
 pub trait Sink: Send {
-    /// Makes ready for a stream; index `i` is the `i`-th call's. Creates or widens tables no later than the first commit.
+    /// Makes ready for a stream, in the catalog's order, so that names which collide are told apart the same way in each
+    /// run; index `i` is the `i`-th call's. Creates or widens tables no later than the first commit.
     fn open(&mut self, stream: StreamSpec) -> Result<StreamIndex, SinkError>;
 
     /// Takes one row. May buffer; blocks while the destination is slow.
@@ -81,13 +124,18 @@ pub trait Sink: Send {
     fn abort(&mut self, stream: StreamIndex);
 }
 
-/// Placeholder until the sinks land.
-pub struct Destination;
-impl Destination {
-    pub fn parse(_: &serde_json::Value) -> Result<Self, crate::failure::Failure> {
-        Ok(Self)
-    }
-    pub fn connect(&self) -> Result<Box<dyn Sink>, SinkError> {
-        Err(SinkError { text: String::new(), transient: false })
+#[cfg(test)]
+mod tests {
+    use super::Destination;
+    use serde_json::json;
+
+    #[test]
+    fn an_unknown_destination_lists_the_known_ones() {
+        for config in [json!({}), json!(null), json!({"destinationType": "bigquery"}), json!({"destinationType": 1})] {
+            let failure = Destination::parse(&config).expect_err("no such destination");
+            assert!(failure.text.starts_with("destinationConfig.destinationType: "), "{failure}");
+            assert!(failure.text.ends_with("known types are postgres, discard"), "{failure}");
+        }
+        assert!(matches!(Destination::parse(&json!({"destinationType": "discard"})), Ok(Destination::Discard)));
     }
 }

@@ -1,0 +1,155 @@
+//! `destinationConfig` of the type `postgres`: its fields, checked without a connection.
+
+use serde_json::Value;
+
+use crate::db::{Certificates, SslMode, Target};
+use crate::failure::{Class, Failure};
+use crate::secret::Secret;
+
+/// The port of a configuration that names none.
+const PORT: u16 = 5432;
+/// The schema of a configuration that names none.
+const SCHEMA: &str = "public";
+
+/// What every connection needs: times without an offset are UTC, a transaction may wait for its source, and names mean
+/// what is in the schema that stands before them. Parameters of the configuration win.
+const SETTINGS: [(&str, &str); 5] = [
+    ("TimeZone", "UTC"),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("client_encoding", "UTF8"),
+];
+
+/// A destination, ready to be connected to.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The database.
+    pub(super) target: Target,
+    /// The schema of streams that name none.
+    pub(super) default_schema: String,
+}
+
+impl Settings {
+    /// Reads the configuration. Errors name the field, never its value.
+    pub fn parse(config: &Value) -> Result<Self, Failure> {
+        let parameters = parameters(config)?;
+        let ssl = text(config, "sslMode")?;
+        let ssl = ssl.as_deref().map_or(Ok(SslMode::Prefer), SslMode::parse);
+        let certificates = Certificates {
+            server_ca: text(config, "sslServerCA")?,
+            client_cert: text(config, "sslClientCert")?,
+            client_key: text(config, "sslClientKey")?,
+        };
+        let target = Target::from_parts(
+            &required(config, "host")?,
+            port(config)?,
+            &required(config, "database")?,
+            &required(config, "username")?,
+            &Secret::from(text(config, "password")?.unwrap_or_default()),
+            ssl.map_err(|why| invalid("sslMode", &why))?,
+            certificates,
+            &parameters,
+        )
+        .map_err(|error| Failure::new(Class::InvalidInput, format!("destinationConfig: {error}")))?;
+        let target = SETTINGS.iter().fold(target, |target, (name, value)| target.with_default(name, value));
+        Ok(Self { target, default_schema: text(config, "defaultSchema")?.unwrap_or_else(|| SCHEMA.to_owned()) })
+    }
+}
+
+/// A field that is text; empty is absent.
+fn text(config: &Value, field: &str) -> Result<Option<String>, Failure> {
+    match config.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+        Some(_) => Err(invalid(field, "expected a string")),
+    }
+}
+
+fn required(config: &Value, field: &str) -> Result<String, Failure> {
+    text(config, field)?.ok_or_else(|| invalid(field, "is required"))
+}
+
+fn port(config: &Value) -> Result<u16, Failure> {
+    let number = match config.get("port") {
+        None | Some(Value::Null) => Some(PORT),
+        Some(Value::Number(number)) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
+        Some(Value::String(number)) => number.trim().parse().ok(),
+        Some(_) => None,
+    };
+    number.filter(|port| *port > 0).ok_or_else(|| invalid("port", "expected a number from 1 to 65535"))
+}
+
+fn parameters(config: &Value) -> Result<Vec<(String, String)>, Failure> {
+    let fields = match config.get("parameters") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Object(fields)) => fields,
+        Some(_) => return Err(invalid("parameters", "expected an object")),
+    };
+    let parameter = |(name, value): (&String, &Value)| match value {
+        Value::String(value) => Ok((name.clone(), value.clone())),
+        Value::Number(_) | Value::Bool(_) => Ok((name.clone(), value.to_string())),
+        _ => Err(invalid(&format!("parameters.{name}"), "expected a string, a number or a boolean")),
+    };
+    fields.iter().filter(|(_, value)| !value.is_null()).map(parameter).collect()
+}
+
+fn invalid(field: &str, why: &str) -> Failure {
+    Failure::new(Class::InvalidInput, format!("destinationConfig.{field}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Settings;
+    use serde_json::{Value, json};
+
+    fn with(field: &str, value: Value) -> Value {
+        let mut config = json!({
+            "destinationType": "postgres", "host": "db.example.com", "port": 5433, "database": "warehouse",
+            "username": "loader", "password": "s3cret", "defaultSchema": "raw", "parameters": {}, "sslMode": "disable",
+        });
+        config[field] = value;
+        config
+    }
+
+    #[test]
+    fn a_configuration_is_read() {
+        let settings = Settings::parse(&with("extra", json!(1))).expect("settings");
+        assert_eq!(settings.target.place(), "database \"warehouse\" at db.example.com:5433");
+        assert_eq!(settings.default_schema, "raw");
+    }
+
+    #[test]
+    fn fields_may_be_absent_or_spelled_otherwise() {
+        for (label, field, value) in [
+            ("port as text", "port", json!("5432")),
+            ("no port", "port", json!(null)),
+            ("no password", "password", json!(null)),
+            ("empty certificates", "sslServerCA", json!("")),
+            ("a server setting", "parameters", json!({"statement_timeout": 1000})),
+            ("no sslMode", "sslMode", json!(null)),
+        ] {
+            assert!(Settings::parse(&with(field, value)).is_ok(), "{label}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_field_and_keep_its_value() {
+        for (field, value) in [
+            ("host", json!(null)),
+            ("host", json!(["s3cret"])),
+            ("port", json!("s3cret")),
+            ("port", json!(70000)),
+            ("database", json!("")),
+            ("username", json!({"s3cret": 1})),
+            ("password", json!(1_234_567)),
+            ("sslMode", json!("perhaps")),
+            ("parameters", json!("s3cret")),
+            ("sslServerCA", json!(12)),
+        ] {
+            let failure = Settings::parse(&with(field, value.clone())).expect_err(field);
+            assert!(failure.text.contains(field), "{failure}");
+            assert!(!failure.text.contains("s3cret") && !failure.text.contains("1234567"), "{failure}");
+        }
+    }
+}

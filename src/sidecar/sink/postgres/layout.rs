@@ -1,0 +1,284 @@
+//! Which field of a row goes to which column: the columns of one stream, and who claimed them.
+//!
+//! Fields keep their column for as long as the stream is open; columns are only ever added at the end, so a number of
+//! columns says which ones. Two fields never share a column: the second one gets a name with a suffix that depends on
+//! the field alone, and declared fields come first, in the schema's order.
+
+use std::collections::{HashMap, HashSet};
+
+use super::names::{self, Kind};
+use super::types::ColumnType;
+use crate::sidecar::sink::StreamSpec;
+
+/// Where values go that no column takes.
+pub const UNMAPPED: &str = "_unmapped_data";
+/// When the source sent the row.
+pub const TIMESTAMP: &str = "_jitsu_timestamp";
+/// Order of arrival, in staging tables.
+pub const SEQUENCE: &str = "_syncctl_sequence";
+
+/// Undeclared objects are flattened down to this depth; below it they are documents.
+pub const DEEPEST: usize = 12;
+/// Postgres takes 1600 columns, dropped ones included. What is beyond goes to [`UNMAPPED`].
+const MOST_COLUMNS: usize = 1200;
+/// Parts a field's identity; a control character cannot be confused with anything a name would keep.
+const SEPARATOR: char = '\u{1f}';
+
+/// Names a table of keys; 0 is the row's own.
+pub type KeysIndex = usize;
+/// Names a field within its table of keys.
+pub type EntryIndex = usize;
+
+/// One column that rows are loaded into.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// As it is called in the table.
+    pub name: String,
+    /// How values are checked.
+    pub kind: ColumnType,
+    /// How it is declared in a staging table, or in the target if it is not there yet.
+    pub sql_type: String,
+}
+
+/// A column of the table that was there before.
+#[derive(Debug, Clone)]
+pub struct Existing {
+    /// As it is called.
+    pub name: String,
+    /// `None`: no rows can be loaded into it.
+    pub kind: Option<ColumnType>,
+    /// As Postgres spells its type.
+    pub sql_type: String,
+}
+
+/// Where a field's values go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Undeclared, and no value seen so far.
+    Open,
+    /// Into this column.
+    Column(usize),
+    /// Into [`UNMAPPED`].
+    Unmapped,
+}
+
+/// A field.
+#[derive(Debug)]
+pub struct Entry {
+    key: Box<str>,
+    /// Where its values go.
+    pub place: Place,
+    /// Declared in the schema: objects are documents, not flattened.
+    pub declared: bool,
+    /// The keys of its objects, once it had one.
+    children: Option<KeysIndex>,
+    /// The field that came after this one the last time: rows repeat their order.
+    next: EntryIndex,
+}
+
+#[derive(Debug, Default)]
+struct Keys {
+    /// The path to here, for names.
+    prefix: String,
+    entries: Vec<Entry>,
+    by_key: HashMap<Box<str>, EntryIndex>,
+    first: EntryIndex,
+}
+
+/// The columns of a stream.
+#[derive(Debug)]
+pub struct Layout {
+    columns: Vec<Column>,
+    keys: Vec<Keys>,
+    existing: HashMap<String, Existing>,
+    taken: HashSet<String>,
+    same_case: bool,
+    unmapped: Option<usize>,
+    timestamp: Option<usize>,
+    /// Identities of the key's parts, with their columns.
+    key: Vec<(String, Option<usize>)>,
+    cursor: Option<(String, Option<usize>)>,
+}
+
+impl Layout {
+    /// The declared fields of a stream, over the columns that its table has already.
+    pub fn new(spec: &StreamSpec, existing: impl IntoIterator<Item = Existing>) -> Self {
+        let mut layout = Self {
+            columns: Vec::new(),
+            keys: vec![Keys::default()],
+            existing: existing.into_iter().map(|column| (column.name.clone(), column)).collect(),
+            taken: [UNMAPPED, SEQUENCE].into_iter().map(str::to_owned).collect(),
+            same_case: spec.to_same_case,
+            unmapped: None,
+            timestamp: None,
+            key: Vec::new(),
+            cursor: None,
+        };
+        let fields = spec.json_schema.get("properties").and_then(serde_json::Value::as_object);
+        let declared = |key: &str| fields.is_some_and(|fields| fields.contains_key(key));
+        // Nothing can be looked up in a document without being parsed: a path into one is no key.
+        let usable =
+            |path: &[String]| path.len() == 1 || path.first().is_some_and(|first| !declared(first.as_str()));
+        if !spec.primary_key.is_empty() && spec.primary_key.iter().all(|path| usable(path)) {
+            layout.key = spec.primary_key.iter().map(|path| (identity(path), None)).collect();
+        }
+        layout.cursor = Some((identity(&spec.cursor), None)).filter(|_| usable(&spec.cursor));
+        if spec.add_meta {
+            layout.taken.insert(TIMESTAMP.to_owned());
+            layout.timestamp = layout.add(TIMESTAMP.to_owned(), ColumnType::TimestampTz);
+        }
+        for (key, schema) in fields.into_iter().flatten() {
+            let entry = layout.insert(0, key, true);
+            layout.claim(0, entry, ColumnType::of_schema(schema));
+        }
+        layout
+    }
+
+    /// The columns, in the order of a row's fields.
+    pub fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// The column of [`TIMESTAMP`], if wanted.
+    pub fn timestamp(&self) -> Option<usize> {
+        self.timestamp
+    }
+
+    /// Whether rows have a key.
+    pub fn has_key(&self) -> bool {
+        !self.key.is_empty()
+    }
+
+    /// Each part of the key, with its column once a value was seen.
+    pub fn key(&self) -> impl Iterator<Item = (usize, Option<usize>)> + '_ {
+        self.key.iter().map(|(_, column)| *column).enumerate()
+    }
+
+    /// What the source calls a part of the key.
+    pub fn key_name(&self, part: usize) -> String {
+        self.key.get(part).map(|(identity, _)| identity.replace(SEPARATOR, ".")).unwrap_or_default()
+    }
+
+    /// The columns of the key; empty when there is none, or not yet.
+    pub fn key_columns(&self) -> Vec<String> {
+        let columns: Option<Vec<usize>> = self.key.iter().map(|(_, column)| *column).collect();
+        columns.unwrap_or_default().into_iter().map(|column| self.columns[column].name.clone()).collect()
+    }
+
+    /// The column of the cursor.
+    pub fn cursor_column(&self) -> Option<&str> {
+        self.cursor.as_ref().and_then(|(_, column)| *column).map(|column| self.columns[column].name.as_str())
+    }
+
+    /// The field of that name; `after` is the field before it in this row.
+    pub fn lookup(&mut self, keys: KeysIndex, after: Option<EntryIndex>, key: &str) -> EntryIndex {
+        let table = &mut self.keys[keys];
+        let guess = after.map_or(table.first, |after| table.entries[after].next);
+        if table.entries.get(guess).is_some_and(|entry| *entry.key == *key) {
+            return guess;
+        }
+        let found = table.by_key.get(key).copied();
+        let found = found.unwrap_or_else(|| self.insert(keys, key, false));
+        let table = &mut self.keys[keys];
+        match after {
+            Some(after) => table.entries[after].next = found,
+            None => table.first = found,
+        }
+        found
+    }
+
+    /// A field that [`lookup`](Self::lookup) found.
+    pub fn entry(&self, keys: KeysIndex, entry: EntryIndex) -> &Entry {
+        &self.keys[keys].entries[entry]
+    }
+
+    /// What a field is called that has no column.
+    pub fn spelled(&self, keys: KeysIndex, entry: EntryIndex) -> String {
+        self.identity(keys, entry).replace(SEPARATOR, "_")
+    }
+
+    /// The keys of a field's objects.
+    pub fn children(&mut self, keys: KeysIndex, entry: EntryIndex) -> KeysIndex {
+        if let Some(children) = self.keys[keys].entries[entry].children {
+            return children;
+        }
+        let prefix = self.identity(keys, entry);
+        self.keys.push(Keys { prefix, ..Keys::default() });
+        let children = self.keys.len() - 1;
+        self.keys[keys].entries[entry].children = Some(children);
+        children
+    }
+
+    /// Gives a field its column: the table's, if it has one of the name, else a new one of this type.
+    pub fn claim(&mut self, keys: KeysIndex, entry: EntryIndex, kind: ColumnType) -> Place {
+        let identity = self.identity(keys, entry);
+        let mut name = names::clean(&identity.replace(SEPARATOR, "_"), Kind::Column, self.same_case);
+        if self.taken.contains(&name) {
+            name = names::suffixed(&name, &identity);
+        }
+        let place = if self.taken.insert(name.clone()) {
+            self.add(name, kind).map_or(Place::Unmapped, Place::Column)
+        } else {
+            Place::Unmapped
+        };
+        self.keys[keys].entries[entry].place = place;
+        if let Place::Column(column) = place {
+            let parts = self.key.iter_mut().chain(self.cursor.as_mut());
+            parts.filter(|(part, _)| *part == identity).for_each(|(_, place)| *place = Some(column));
+        }
+        place
+    }
+
+    /// The column of [`UNMAPPED`], if it was needed before.
+    pub fn known_unmapped(&self) -> Option<usize> {
+        self.unmapped
+    }
+
+    /// The column of [`UNMAPPED`], added when it is first needed.
+    pub fn unmapped(&mut self) -> Option<usize> {
+        if self.unmapped.is_none() {
+            let takes_documents = |column: &Existing| {
+                matches!(column.kind, Some(ColumnType::Json | ColumnType::Text { longest: None }))
+            };
+            let name = match self.existing.get(UNMAPPED) {
+                Some(column) if !takes_documents(column) => names::suffixed(UNMAPPED, UNMAPPED),
+                _ => UNMAPPED.to_owned(),
+            };
+            self.taken.insert(name.clone());
+            self.unmapped = self.add(name, ColumnType::Json);
+        }
+        self.unmapped
+    }
+
+    fn add(&mut self, name: String, kind: ColumnType) -> Option<usize> {
+        let column = match self.existing.get(&name) {
+            Some(Existing { kind, sql_type, .. }) => Column { name, kind: (*kind)?, sql_type: sql_type.clone() },
+            // The last ones are kept for our own columns.
+            None if self.columns.len() + self.existing.len() >= MOST_COLUMNS && !self.is_own(&name) => return None,
+            None => Column { name, kind, sql_type: kind.sql().to_owned() },
+        };
+        self.columns.push(column);
+        Some(self.columns.len() - 1)
+    }
+
+    fn is_own(&self, name: &str) -> bool {
+        name.starts_with(UNMAPPED) || name == TIMESTAMP
+    }
+
+    fn insert(&mut self, keys: KeysIndex, key: &str, declared: bool) -> EntryIndex {
+        let table = &mut self.keys[keys];
+        let index = table.entries.len();
+        table.entries.push(Entry { key: key.into(), place: Place::Open, declared, children: None, next: index + 1 });
+        table.by_key.insert(key.into(), index);
+        index
+    }
+
+    fn identity(&self, keys: KeysIndex, entry: EntryIndex) -> String {
+        let (prefix, key) = (&self.keys[keys].prefix, &self.keys[keys].entries[entry].key);
+        if keys == 0 { key.to_string() } else { format!("{prefix}{SEPARATOR}{key}") }
+    }
+}
+
+fn identity(path: &[String]) -> String {
+    path.join(&SEPARATOR.to_string())
+}

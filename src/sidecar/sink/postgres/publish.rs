@@ -1,0 +1,149 @@
+//! From the staging table to the target: the statements of a merge and of a replacement.
+//!
+//! Whatever happens here happens in one transaction.
+
+use postgres::Client;
+use postgres::error::SqlState;
+
+use super::layout::{Column, SEQUENCE};
+use super::names::quote;
+use super::session::{Session, Trouble};
+use super::table::{Table, quoted_list};
+use crate::sidecar::sink::SinkError;
+
+/// What is to be published, and by which key.
+pub struct Publication<'p> {
+    /// Where rows come from.
+    pub staging: &'p Table,
+    /// All columns of the stream.
+    pub columns: &'p [Column],
+    /// Columns of the key; empty: rows are added as they are.
+    pub key: &'p [String],
+    /// Of two rows with one key, the one with the higher value here wins.
+    pub cursor: Option<&'p str>,
+}
+
+impl Publication<'_> {
+    /// Adds rows, or merges them by their key.
+    pub fn merge(&self, session: &mut Session, target: &mut Table) -> Result<(), SinkError> {
+        let subject = target.subject();
+        if let Some(missing) = target.missing(self.columns) {
+            session.atomically(&subject, |client| Ok(client.batch_execute(&missing)?))?;
+            target.has(self.columns);
+        }
+        let mut statements = String::new();
+        if self.key.is_empty() {
+            statements.push_str(&self.insert(target));
+        } else if self.ensure_key(session, target)? {
+            statements.push_str(&self.upsert(target));
+        } else {
+            statements.push_str(&self.delete(target));
+            statements.push_str(&self.insert(target));
+        }
+        statements.push_str(&format!("TRUNCATE {};", self.staging.quoted()));
+        session.atomically(&subject, |client| Ok(client.batch_execute(&statements)?))
+    }
+
+    /// Puts the staged rows in the place of all others, and drops the staging table. Grants, views and indexes stay.
+    pub fn replace(&self, session: &mut Session, target: &mut Table) -> Result<(), SinkError> {
+        let mut statements = target.missing(self.columns).unwrap_or_default();
+        statements.push_str(&format!("TRUNCATE {};", target.quoted()));
+        statements.push_str(&target.drop_stale_key(self.key).unwrap_or_default());
+        if !self.key.is_empty() && !target.has_key(self.key) && !target.has_foreign_key() {
+            statements.push_str(&target.add_key(self.key));
+        }
+        if self.staging.exists() {
+            statements.push_str(&self.insert(target));
+            statements.push_str(&format!("DROP TABLE {};", self.staging.quoted()));
+        }
+        session.atomically(&target.subject(), |client| Ok(client.batch_execute(&statements)?))
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<String> = self.columns.iter().map(|column| column.name.clone()).collect();
+        quoted_list(&names)
+    }
+
+    /// The staged rows, one of each key.
+    fn rows(&self) -> String {
+        let (names, staging) = (self.names(), self.staging.quoted());
+        if self.key.is_empty() {
+            return format!("SELECT {names} FROM {staging}");
+        }
+        let key = quoted_list(self.key);
+        let cursor = self.cursor.map(|cursor| format!("{} DESC NULLS LAST, ", quote(cursor))).unwrap_or_default();
+        format!(
+            "SELECT DISTINCT ON ({key}) {names} FROM {staging} ORDER BY {key}, {cursor}{} DESC",
+            quote(SEQUENCE)
+        )
+    }
+
+    fn insert(&self, target: &Table) -> String {
+        format!("INSERT INTO {} ({}) {};", target.quoted(), self.names(), self.rows())
+    }
+
+    fn upsert(&self, target: &Table) -> String {
+        let set: Vec<String> = self
+            .columns
+            .iter()
+            .filter(|column| !self.key.contains(&column.name))
+            .map(|column| format!("{0} = EXCLUDED.{0}", quote(&column.name)))
+            .collect();
+        let action = if set.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", set.join(", ")) };
+        format!(
+            "INSERT INTO {} ({}) {} ON CONFLICT ({}) DO {action};",
+            target.quoted(),
+            self.names(),
+            self.rows(),
+            quoted_list(self.key)
+        )
+    }
+
+    fn delete(&self, target: &Table) -> String {
+        let same: Vec<String> = self.key.iter().map(|name| format!("target.{0} = staged.{0}", quote(name))).collect();
+        format!(
+            "DELETE FROM {} target USING {} staged WHERE {};",
+            target.quoted(),
+            self.staging.quoted(),
+            same.join(" AND ")
+        )
+    }
+
+    /// Makes the key unique in the target, unless it is; `false` when it cannot be, and rows have to be merged by
+    /// deleting and inserting.
+    ///
+    /// A primary key that somebody else made on other columns is respected: then nothing is added at all.
+    fn ensure_key(&self, session: &mut Session, target: &mut Table) -> Result<bool, SinkError> {
+        if target.has_key(self.key) {
+            return Ok(true);
+        }
+        let subject = target.subject();
+        if target.has_foreign_key() {
+            tracing::warn!(table = %subject, "has another primary key than the stream: merging by delete and insert");
+            return Ok(false);
+        }
+        let run = |session: &mut Session, statements: String| {
+            session.attempt_atomically(|client: &mut Client| Ok(client.batch_execute(&statements)?))
+        };
+        let stale = target.drop_stale_key(self.key).unwrap_or_default();
+        let mut primary = true;
+        let mut made = run(session, format!("{stale}{}", target.add_key(self.key)));
+        if made.as_ref().is_err_and(|trouble| trouble.code() == Some(&SqlState::NOT_NULL_VIOLATION)) {
+            primary = false;
+            made = run(session, format!("{stale}{}", target.add_unique(self.key)));
+        }
+        match made {
+            Ok(()) => {
+                target.has_new_key(self.key, primary);
+                Ok(true)
+            }
+            Err(trouble @ (Trouble::Connect(_) | Trouble::Other(_))) => Err(session.error(&subject, &trouble)),
+            Err(trouble) if trouble.is_lost() => Err(session.error(&subject, &trouble)),
+            Err(trouble) => {
+                let why = session.error(&subject, &trouble).text;
+                tracing::warn!(%why, "the primary key cannot be made: merging by delete and insert");
+                Ok(false)
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! A row: from the text of a JSON object to a line of COPY's text format, in one pass over its fields.
+//!
+//! The first step remembers where in the text each column's value stands, the second one writes the columns in their
+//! order. Nothing is copied in between and nothing is allocated once the columns are known.
+
+use std::fmt;
+use std::io::Write as _;
+use std::ops::Range;
+
+use jiff::Timestamp;
+use serde::Deserializer as _;
+use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::layout::{DEEPEST, EntryIndex, KeysIndex, Layout, Place};
+use super::number::Fit;
+use super::types::ColumnType;
+use super::value;
+
+/// Rows ready to be sent.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    /// Lines of COPY's text format.
+    pub bytes: Vec<u8>,
+    /// How many.
+    pub rows: u64,
+    /// How many of the layout's columns they have.
+    pub columns: usize,
+}
+
+/// Why a row cannot be loaded.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RowError {
+    /// It is not JSON.
+    Invalid(String),
+    /// A part of the key is missing, null, or does not fit its column.
+    NoKey(String),
+}
+
+/// Writes rows of one stream.
+pub struct Encoder {
+    /// The stream's columns.
+    pub layout: Layout,
+    /// The rows are numbered in a first column.
+    sequenced: bool,
+    sequence: u64,
+    /// Where each column's value stands in the current row; empty when it has none.
+    slots: Vec<Range<usize>>,
+    /// Values of the current row without a column: field, place in the text.
+    homeless: Vec<(String, Range<usize>)>,
+    /// The document of such values.
+    document: String,
+    /// The time of the last row, as text, since many rows share one.
+    time: (Option<i64>, String),
+}
+
+impl Encoder {
+    /// Writes rows of this layout.
+    pub fn new(layout: Layout, sequenced: bool) -> Self {
+        Self {
+            layout,
+            sequenced,
+            sequence: 0,
+            slots: Vec::new(),
+            homeless: Vec::new(),
+            document: String::new(),
+            time: (None, String::new()),
+        }
+    }
+
+    /// Adds a row to a chunk. On an error the chunk is as it was, save for columns that are null in all its rows.
+    pub fn push(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
+        self.slots.clear();
+        self.slots.resize(self.layout.columns().len(), 0..0);
+        self.homeless.clear();
+        self.document.clear();
+        if data.trim_start().starts_with('{') {
+            self.locate(data).map_err(|error| RowError::Invalid(error.to_string()))?;
+        } else {
+            // Not an object: there is no field to name, so the document is the row.
+            let row: &RawValue = serde_json::from_str(data).map_err(|error| RowError::Invalid(error.to_string()))?;
+            self.document.push_str(row.get());
+        }
+        self.pad(chunk);
+        let start = chunk.bytes.len();
+        let written = self.write(data, emitted_at, chunk);
+        if written.is_err() {
+            chunk.bytes.truncate(start);
+        } else {
+            chunk.rows += 1;
+        }
+        written
+    }
+
+    /// Gives all rows of the chunk all columns, and at least one.
+    pub fn seal(&mut self, chunk: &mut Chunk) {
+        if chunk.rows > 0 && !self.sequenced && self.layout.columns().is_empty() {
+            self.layout.unmapped();
+        }
+        self.pad(chunk);
+    }
+
+    fn locate(&mut self, data: &str) -> Result<(), serde_json::Error> {
+        let mut json = serde_json::Deserializer::from_str(data);
+        json.deserialize_map(Fields { encoder: self, keys: 0, depth: 1, base: data.as_ptr().addr() })?;
+        json.end()
+    }
+
+    /// Takes note of one field's value.
+    fn field(
+        &mut self,
+        (keys, entry): (KeysIndex, EntryIndex),
+        depth: usize,
+        base: usize,
+        raw: &str,
+    ) -> Result<(), serde_json::Error> {
+        let at = raw.as_ptr().addr() - base;
+        let range = at..at + raw.len();
+        let known = self.layout.entry(keys, entry);
+        let mut place = known.place;
+        if !known.declared && depth < DEEPEST && raw.starts_with('{') {
+            let children = self.layout.children(keys, entry);
+            let inner = Fields { encoder: self, keys: children, depth: depth + 1, base };
+            return serde_json::Deserializer::from_str(raw).deserialize_map(inner);
+        }
+        if place == Place::Open {
+            let Some(kind) = ColumnType::of_value(raw) else { return Ok(()) };
+            place = self.layout.claim(keys, entry, kind);
+            self.slots.resize(self.layout.columns().len(), 0..0);
+        }
+        match place {
+            Place::Column(column) => self.slots[column] = range,
+            Place::Unmapped if raw != "null" => self.homeless.push((self.layout.spelled(keys, entry), range)),
+            Place::Unmapped | Place::Open => {}
+        }
+        Ok(())
+    }
+
+    /// Gives the chunk's earlier rows the columns that have come since.
+    fn pad(&self, chunk: &mut Chunk) {
+        let added = self.layout.columns().len() - chunk.columns;
+        chunk.columns = self.layout.columns().len();
+        if added == 0 || chunk.rows == 0 {
+            return;
+        }
+        // Rows of no columns at all cannot be told from rows of one empty column.
+        let first = !self.sequenced && chunk.columns == added;
+        let mut padded = Vec::with_capacity(chunk.bytes.len() + usize::try_from(chunk.rows).unwrap_or(0) * added * 3);
+        for line in chunk.bytes.split_inclusive(|byte| *byte == b'\n') {
+            padded.extend_from_slice(&line[..line.len() - 1]);
+            for index in 0..added {
+                if index > 0 || !first {
+                    padded.push(b'\t');
+                }
+                padded.extend_from_slice(value::NULL);
+            }
+            padded.push(b'\n');
+        }
+        chunk.bytes = padded;
+    }
+
+    fn write(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
+        let out = &mut chunk.bytes;
+        if self.sequenced {
+            self.sequence += 1;
+            // Writing to a vector cannot fail.
+            let _ = write!(out, "{}", self.sequence);
+        }
+        let unmapped = self.layout.known_unmapped();
+        let mut unmapped_at = None;
+        for (index, column) in self.layout.columns().iter().enumerate() {
+            if index > 0 || self.sequenced {
+                out.push(b'\t');
+            }
+            if Some(index) == self.layout.timestamp() {
+                tell_time(&mut self.time, emitted_at);
+                value::encode(column.kind, &self.time.1, out);
+                continue;
+            }
+            if Some(index) == unmapped {
+                unmapped_at = Some(out.len());
+            }
+            let range = &mut self.slots[index];
+            let raw = &data[range.clone()];
+            let fit = value::encode(column.kind, raw, out);
+            if fit != Fit::Exact {
+                self.homeless.push((column.name.clone(), range.clone()));
+            }
+            if fit == Fit::Misfit || raw == "null" {
+                *range = 0..0;
+            }
+        }
+        if let Some((part, _)) = self.layout.key().find(|(_, column)| column.is_none_or(|at| self.slots[at].is_empty())) {
+            return Err(RowError::NoKey(self.layout.key_name(part)));
+        }
+        if !self.homeless.is_empty() || !self.document.is_empty() {
+            self.write_unmapped(data, unmapped_at, chunk);
+        }
+        chunk.bytes.push(b'\n');
+        Ok(())
+    }
+
+    /// Fills the column of values that have none. It is rare enough for being inserted after the fact.
+    fn write_unmapped(&mut self, data: &str, at: Option<usize>, chunk: &mut Chunk) {
+        let Some(column) = self.layout.unmapped() else { return };
+        let kind = self.layout.columns()[column].kind;
+        if !self.homeless.is_empty() {
+            let fields = self.homeless.iter().map(|(name, range)| {
+                let name = serde_json::Value::from(name.as_str());
+                format!("{name}:{}", &data[range.clone()])
+            });
+            self.document = format!("{{{}}}", fields.collect::<Vec<_>>().join(","));
+        }
+        let mut field = Vec::with_capacity(self.document.len());
+        value::encode(kind, &self.document, &mut field);
+        if let Some(at) = at {
+            chunk.bytes.splice(at..at + value::NULL.len(), field);
+            return;
+        }
+        // The column is new: the rows before this one, which has no newline yet, get it too.
+        let start = chunk.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+        let mut row = chunk.bytes.split_off(start);
+        self.pad(chunk);
+        if column > 0 || self.sequenced {
+            row.push(b'\t');
+        }
+        chunk.bytes.append(&mut row);
+        chunk.bytes.append(&mut field);
+    }
+}
+
+/// Prints the time of a row as JSON, once for all rows that share it.
+fn tell_time(told: &mut (Option<i64>, String), emitted_at: Option<i64>) {
+    let at = emitted_at.and_then(|at| Timestamp::from_millisecond(at).ok());
+    if at.is_none() || told.0 != emitted_at || told.1.is_empty() {
+        *told = (emitted_at, format!("\"{}\"", at.unwrap_or_else(Timestamp::now)));
+    }
+}
+
+/// The fields of one object, on their way to a row.
+struct Fields<'e> {
+    encoder: &'e mut Encoder,
+    keys: KeysIndex,
+    depth: usize,
+    /// Where the row's text begins.
+    base: usize,
+}
+
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self { encoder, keys, depth, base } = self;
+        let mut after = None;
+        while let Some(entry) = map.next_key_seed(Key { layout: &mut encoder.layout, keys, after })? {
+            let raw: &'de RawValue = map.next_value()?;
+            encoder.field((keys, entry), depth, base, raw.get()).map_err(A::Error::custom)?;
+            after = Some(entry);
+        }
+        Ok(())
+    }
+}
+
+/// A key, looked up without being copied.
+struct Key<'l> {
+    layout: &'l mut Layout,
+    keys: KeysIndex,
+    after: Option<EntryIndex>,
+}
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = EntryIndex;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<EntryIndex, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = EntryIndex;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<EntryIndex, E> {
+        Ok(self.layout.lookup(self.keys, self.after, key))
+    }
+}

@@ -1,0 +1,298 @@
+//! One stream of the sink: rows in, chunks out, and what commit, finish and abort mean in each mode.
+
+use std::sync::mpsc::Receiver;
+
+use super::courier::{Outcome, died};
+use super::layout::Layout;
+use super::load::{Feed, Way};
+use super::publish::Publication;
+use super::row::{Chunk, Encoder, RowError};
+use super::table::Table;
+use super::{CHUNK, MOST_OPEN, Shared};
+use crate::airbyte::message::Record;
+use crate::sidecar::sink::{Committed, SinkError, StreamSpec, WriteMode};
+
+/// A stream, open or over.
+pub struct Stream {
+    spec: StreamSpec,
+    schema: String,
+    table: String,
+    state: State,
+}
+
+enum State {
+    /// Nothing was asked of the database yet.
+    Idle,
+    /// Its table is known.
+    Active(Box<Active>),
+    /// It failed: all its rows since the last commit are gone.
+    Failed(SinkError),
+    /// Finished or aborted.
+    Over,
+}
+
+struct Active {
+    encoder: Encoder,
+    chunk: Chunk,
+    /// Here, or on its way with a chunk.
+    feed: Option<Box<Feed>>,
+    outcome: Option<Receiver<Outcome>>,
+    /// `Merge` without a usable key is `Append`.
+    mode: WriteMode,
+}
+
+impl Stream {
+    /// A stream that writes to this table.
+    pub fn new(spec: StreamSpec, schema: String, table: String) -> Self {
+        Self { spec, schema, table, state: State::Idle }
+    }
+
+    /// Memory of the chunk that is being filled.
+    pub fn filling(&self) -> usize {
+        match &self.state {
+            State::Active(active) => active.chunk.bytes.capacity(),
+            _ => 0,
+        }
+    }
+
+    /// Takes one row.
+    pub fn write(&mut self, shared: &mut Shared, record: &Record<'_>) -> Result<(), SinkError> {
+        let active = self.active(shared)?;
+        let pushed = active.encoder.push(&record.data, record.emitted_at, &mut active.chunk);
+        if pushed.is_ok() && active.chunk.bytes.len() < CHUNK {
+            return Ok(());
+        }
+        let done = match pushed {
+            Ok(()) => active.send(shared),
+            Err(error) => Err(self.row_error(&error)),
+        };
+        self.settle(shared, done)
+    }
+
+    /// Sends what there is, because memory is needed.
+    pub fn send_early(&mut self, shared: &mut Shared) {
+        if let State::Active(active) = &mut self.state {
+            let sent = active.send(shared);
+            // Told at the next use.
+            let _ = self.settle(shared, sent);
+        }
+    }
+
+    /// Makes the rows so far durable, where the mode does that before the end.
+    pub fn commit(&mut self, shared: &mut Shared) -> Result<Committed, SinkError> {
+        let active = self.active(shared)?;
+        if active.mode == WriteMode::Replace {
+            return Ok(Committed::Deferred);
+        }
+        let done = active.commit(shared);
+        self.settle(shared, done).map(|()| Committed::Durable)
+    }
+
+    /// Commits for the last time; replaces the table in that mode.
+    pub fn finish(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
+        let active = self.active(shared)?;
+        let done = match active.mode {
+            WriteMode::Replace => active.replace(shared),
+            WriteMode::Append | WriteMode::Merge => active.commit(shared),
+        };
+        self.settle(shared, done)?;
+        self.abort(shared);
+        Ok(())
+    }
+
+    /// Gives up what is not committed and removes what was staged.
+    pub fn abort(&mut self, shared: &mut Shared) {
+        if let State::Active(mut active) = std::mem::replace(&mut self.state, State::Over) {
+            active.clean_up(shared);
+        }
+    }
+
+    /// A failed stream is cleaned up at once, and from then on only repeats why it failed.
+    fn settle<T>(&mut self, shared: &mut Shared, done: Result<T, SinkError>) -> Result<T, SinkError> {
+        if let Err(error) = &done {
+            let copy = SinkError { text: error.text.clone(), transient: error.transient };
+            if let State::Active(mut active) = std::mem::replace(&mut self.state, State::Failed(copy)) {
+                active.clean_up(shared);
+            }
+        }
+        done
+    }
+
+    fn active(&mut self, shared: &mut Shared) -> Result<&mut Active, SinkError> {
+        if matches!(self.state, State::Idle) {
+            let active = self.prepare(shared)?;
+            self.state = State::Active(Box::new(active));
+        }
+        match &mut self.state {
+            State::Active(active) => Ok(active),
+            State::Failed(error) => Err(SinkError { text: error.text.clone(), transient: error.transient }),
+            State::Idle | State::Over => {
+                Err(SinkError { text: format!("stream {:?} is over", self.spec.name.key()), transient: false })
+            }
+        }
+    }
+
+    /// Looks the table up and lays the columns out.
+    fn prepare(&self, shared: &mut Shared) -> Result<Active, SinkError> {
+        let (place, mut session) = (shared.place.clone(), shared.session());
+        let subject = format!("stream {:?}, table {:?}.{:?}", self.spec.name.key(), self.schema, self.table);
+        let (target, existing) = session.atomically(&subject, |client| {
+            let (target, existing) = Table::inspect(client, &self.schema, &self.table)?;
+            target.drop_leftovers(client, place.run)?;
+            Ok((target, existing))
+        })?;
+        let layout = Layout::new(&self.spec, existing);
+        let mut mode = self.spec.mode;
+        if mode == WriteMode::Merge && !layout.has_key() {
+            tracing::warn!(stream = %self.spec.name.key(), "has no usable primary key: its rows are added, not merged");
+            mode = WriteMode::Append;
+        }
+        let keyed = mode != WriteMode::Append && layout.has_key();
+        if mode == WriteMode::Append
+            && let Some(drop_key) = target.drop_stale_key(&[])
+        {
+            session.atomically(&subject, |client| Ok(client.batch_execute(&drop_key)?))?;
+        }
+        shared.give_back(Some(session));
+        let staging = target.staging(place.run, keyed);
+        let feed = Feed::new(target, Some(staging), shared.kept.clone());
+        let encoder = Encoder::new(layout, keyed);
+        Ok(Active { encoder, chunk: Chunk::default(), feed: Some(Box::new(feed)), outcome: None, mode })
+    }
+
+    fn row_error(&self, error: &RowError) -> SinkError {
+        let (stream, table) = (self.spec.name.key(), format!("{:?}.{:?}", self.schema, self.table));
+        let text = match error {
+            RowError::Invalid(why) => format!("a row of stream {stream:?} for table {table} is not JSON: {why}"),
+            RowError::NoKey(part) => format!(
+                "a row of stream {stream:?} for table {table} has no usable value for {part:?}, \
+                 which is part of its primary key"
+            ),
+        };
+        SinkError { text, transient: false }
+    }
+}
+
+impl Active {
+    /// Waits for the feed, if it is under way.
+    fn feed(&mut self, shared: &mut Shared) -> Result<&mut Feed, SinkError> {
+        if let Some(outcome) = self.outcome.take() {
+            let (mut feed, loaded) = outcome.recv().map_err(|_| died())?;
+            if feed.way != Some(Way::Direct) {
+                shared.give_back(feed.take_session());
+            }
+            self.feed = Some(feed);
+            if let Some(chunk) = loaded? {
+                shared.recycle(chunk.bytes);
+            }
+        }
+        self.feed.as_deref_mut().ok_or_else(died)
+    }
+
+    /// Hands the chunk to the thread that loads.
+    fn send(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
+        if self.chunk.rows == 0 {
+            return Ok(());
+        }
+        self.ready(shared)?;
+        let empty = Chunk { bytes: shared.spare.pop().unwrap_or_default(), ..Chunk::default() };
+        let chunk = std::mem::replace(&mut self.chunk, empty);
+        if let Some(feed) = self.feed.take() {
+            self.outcome = Some(shared.courier.send(feed, chunk)?);
+        }
+        Ok(())
+    }
+
+    /// Loads the chunk here and now.
+    fn flush(&mut self, shared: &mut Shared) -> Result<&mut Feed, SinkError> {
+        self.ready(shared)?;
+        let chunk = std::mem::take(&mut self.chunk);
+        let feed = self.feed(shared)?;
+        if chunk.rows > 0
+            && let Some(chunk) = feed.load(chunk)?
+        {
+            shared.recycle(chunk.bytes);
+        }
+        self.feed(shared)
+    }
+
+    /// Makes the feed ready for the chunk: columns, way, session.
+    fn ready(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
+        self.encoder.seal(&mut self.chunk);
+        let (any_rows, mode) = (self.chunk.rows > 0, self.mode);
+        let known = self.feed(shared)?.columns.len();
+        let added = self.encoder.layout.columns()[known..].to_vec();
+        let feed = self.feed(shared)?;
+        feed.columns.extend(added);
+        if any_rows && feed.way.is_none() {
+            let direct = mode == WriteMode::Append && shared.open < MOST_OPEN;
+            feed.way = Some(if direct { Way::Direct } else { Way::Staged });
+            shared.open += usize::from(direct);
+        }
+        if feed.session.is_none() {
+            feed.session = Some(shared.session());
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
+        let key = self.encoder.layout.key_columns();
+        let cursor = self.encoder.layout.cursor_column().map(str::to_owned);
+        let key = if self.mode == WriteMode::Merge { key } else { Vec::new() };
+        let feed = self.flush(shared)?;
+        match feed.way {
+            Some(Way::Direct) => {
+                feed.commit_direct()?;
+                shared.open -= 1;
+            }
+            Some(Way::Staged) => {
+                feed.publish(|staging, target, columns, session| {
+                    let publication = Publication { staging, columns, key: &key, cursor: cursor.as_deref() };
+                    publication.merge(session, target)
+                })?;
+                feed.way = None;
+            }
+            // No rows; but the table is there from the first commit on.
+            None => feed.make_target()?,
+        }
+        shared.give_back(feed.take_session());
+        Ok(())
+    }
+
+    fn replace(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
+        let key = self.encoder.layout.key_columns();
+        let cursor = self.encoder.layout.cursor_column().map(str::to_owned);
+        let feed = self.flush(shared)?;
+        feed.publish(|staging, target, columns, session| {
+            let publication = Publication { staging, columns, key: &key, cursor: cursor.as_deref() };
+            publication.replace(session, target)
+        })?;
+        feed.way = None;
+        Ok(())
+    }
+
+    /// Leaves nothing behind, as far as the database can be reached.
+    fn clean_up(&mut self, shared: &mut Shared) {
+        self.chunk = Chunk::default();
+        // An outcome that is an error has been told, or comes too late.
+        let _ = self.feed(shared);
+        let Some(mut feed) = self.feed.take() else { return };
+        if feed.way == Some(Way::Direct) {
+            shared.open -= 1;
+        }
+        feed.roll_back();
+        if feed.has_staging() {
+            let mut session = feed.session.take().unwrap_or_else(|| shared.session());
+            if feed.drop_staging(&mut session).is_err() {
+                // A connection that was idle may be one that the server closed meanwhile.
+                session.drop_client();
+                if let Err(trouble) = feed.drop_staging(&mut session) {
+                    let why = session.error(&feed.target.subject(), &trouble).text;
+                    tracing::warn!(%why, "a staging table stays behind: the next run drops it");
+                }
+            }
+            feed.session = Some(session);
+        }
+        shared.give_back(feed.session.take());
+    }
+}
