@@ -167,7 +167,7 @@ impl Db {
     pub fn ensure_schema(&self) -> Result<(), DbError> {
         let mut attempt = 1;
         loop {
-            match self.run("preparing the tables", |session| ensure(session)) {
+            match self.run("preparing the tables", ensure) {
                 Err(DbError::Refused { code: Some(code), .. }) if attempt < CREATE_ATTEMPTS && is_duplicate(&code) => {
                     attempt += 1;
                 }

@@ -98,6 +98,28 @@ fn an_outcome_is_stored_while_the_connection_dies_in_the_middle() {
 }
 
 #[test]
+fn one_lost_connection_is_a_warning_about_the_others() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    let busy: Vec<_> = (0..4)
+        .map(|_| {
+            let db = db.clone();
+            thread::spawn(move || db.run("sleeping", |session| Ok(session.query("SELECT pg_sleep(0.5)", &[])?.len())))
+        })
+        .collect();
+    for thread in busy {
+        assert_eq!(thread.join().expect("no panic"), Ok(1));
+    }
+    assert_eq!(schema.kill_connections(), 4);
+    let mut attempts = 0;
+    let result = db.run("asking", |session| {
+        attempts += 1;
+        Ok(session.query("SELECT 1", &[])?.len())
+    });
+    assert_eq!((result, attempts), (Ok(1), 1), "the first attempt does not get past BEGIN, the second one succeeds");
+}
+
+#[test]
 fn patience_ends_and_the_error_says_what_was_tried_and_where() {
     let mut schema = Schema::new();
     schema.ready();
