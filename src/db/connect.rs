@@ -123,7 +123,10 @@ impl Target {
 
     fn new(parts: Parts) -> Result<Self, String> {
         let Parts { mut config, ssl, certificates, settings, direct_tls, hosts: _, ports: _ } = parts;
-        let ssl = ssl.unwrap_or(SslMode::Prefer);
+        // Sockets of this machine are never encrypted, whatever the mode (as libpq has it).
+        let local =
+            config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) && !config.get_hosts().is_empty();
+        let ssl = if local { SslMode::Disable } else { ssl.unwrap_or(SslMode::Prefer) };
         let tls = tls::connector(ssl, &certificates, direct_tls)?;
         config.ssl_mode(match ssl {
             SslMode::Disable => postgres::config::SslMode::Disable,
