@@ -18,9 +18,11 @@ use super::tls;
 use super::url::{self, Parts, quote_literal};
 use crate::secret::Secret;
 
-/// How long one attempt may take, from the look-up of the name to the server's "ready", where the URL has no
-/// `connect_timeout`. Long enough for a database that wakes up, short enough for somebody at a prompt.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one address of a host may take to accept a connection, where the URL has no `connect_timeout`.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// An attempt as a whole, from the look-up of the name to the server's "ready", may take that many times longer: a name
+/// with a dead IPv6 address still leads to the other one, and nobody at a prompt waits for more than ten seconds.
+const ATTEMPT_FACTOR: u32 = 2;
 /// A peer that vanished without a word is noticed after idle + 3 × interval = 60 s of silence …
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -123,7 +125,10 @@ impl Target {
 
     fn new(parts: Parts) -> Result<Self, String> {
         let Parts { mut config, ssl, certificates, settings, direct_tls, hosts: _, ports: _ } = parts;
-        let ssl = ssl.unwrap_or(SslMode::Prefer);
+        // Sockets of this machine are never encrypted, whatever the mode (as libpq has it).
+        let local =
+            config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) && !config.get_hosts().is_empty();
+        let ssl = if local { SslMode::Disable } else { ssl.unwrap_or(SslMode::Prefer) };
         let tls = tls::connector(ssl, &certificates, direct_tls)?;
         config.ssl_mode(match ssl {
             SslMode::Disable => postgres::config::SslMode::Disable,
@@ -237,11 +242,11 @@ impl Target {
         }
     }
 
-    /// The limit of one attempt: that of one host times the hosts to try.
+    /// The limit of one attempt at all hosts.
     fn connect_limit(&self) -> Duration {
         let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len()).max(1);
         let one = self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
-        one.saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX))
+        one.saturating_mul(ATTEMPT_FACTOR).saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX))
     }
 
     /// The statement that sets the settings, for the session or for the current transaction alone.

@@ -96,7 +96,7 @@ pub fn is_transient(error: &postgres::Error) -> bool {
         return true;
     }
     // rustls wraps its errors in I/O errors; a certificate that is refused now is refused in a minute, too.
-    sources(error).any(|source| source.is::<std::io::Error>()) && !is_tls(error)
+    sources(error).any(<dyn std::error::Error>::is::<std::io::Error>) && !is_tls(error)
 }
 
 /// Whether the TLS handshake is what failed.
@@ -124,7 +124,8 @@ fn is_rustls(error: &(dyn std::error::Error + 'static)) -> bool {
         || error
             .downcast_ref::<std::io::Error>()
             .and_then(std::io::Error::get_ref)
-            .is_some_and(|inner| inner.is::<rustls::Error>())
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+            .is_some()
 }
 
 fn sources(error: &postgres::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
@@ -135,18 +136,12 @@ fn sources(error: &postgres::Error) -> impl Iterator<Item = &(dyn std::error::Er
 ///
 /// Only the server's message is used: its detail may quote the values of a row.
 pub(super) fn describe(error: &postgres::Error, user: Option<&str>, password: Option<&[u8]>) -> String {
-    let text = match error.as_db_error() {
-        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
-        None => {
-            let mut text = error.to_string();
-            for source in sources(error) {
-                let source = source.to_string();
-                if !text.contains(&source) {
-                    text = format!("{text}: {source}");
-                }
-            }
-            text
-        }
+    let text = if let Some(db) = error.as_db_error() {
+        format!("{} (SQLSTATE {})", db.message(), db.code().code())
+    } else {
+        sources(error).map(ToString::to_string).fold(error.to_string(), |text, source| {
+            if text.contains(&source) { text } else { format!("{text}: {source}") }
+        })
     };
     redact(&text, user, password)
 }

@@ -143,8 +143,11 @@ impl Db {
         let Options { application_name, pool_size, patience } = options;
         let target = target.with_default("statement_timeout", STATEMENT_TIMEOUT);
         let state = Arc::new(State::default());
-        // With the settings applied, so that a setting that the server does not know is told here, too.
-        let first = Mutex::new(Some(target.connect(&application_name)?));
+        let mut client = target.connect_bare(&application_name)?;
+        // So that a setting that the server does not know is told here, too.
+        let probe = format!("BEGIN; {}; COMMIT", target.settings_sql(true).unwrap_or_default());
+        client.batch_execute(&probe).map_err(|error| target.unreachable(&error))?;
+        let first = Mutex::new(Some(client));
         let manager =
             Manager { target: target.clone(), application_name: application_name.clone(), state: state.clone(), first };
         let pool = r2d2::Pool::builder()

@@ -167,7 +167,7 @@ impl Db {
     pub fn ensure_schema(&self) -> Result<(), DbError> {
         let mut attempt = 1;
         loop {
-            match self.run("preparing the tables", |session| ensure(session)) {
+            match self.run("preparing the tables", ensure) {
                 Err(DbError::Refused { code: Some(code), .. }) if attempt < CREATE_ATTEMPTS && is_duplicate(&code) => {
                     attempt += 1;
                 }
@@ -362,12 +362,19 @@ fn indexes(session: &mut Session<'_>, table: &Table) -> Result<Vec<FoundIndex>, 
     rows.iter().map(|row| Ok(FoundIndex { columns: row.try_get(0)?, unique: row.try_get(1)? })).collect()
 }
 
+/// Writers of a table wait while an index is made; of a table larger than this many bytes, too long.
+const LARGEST_INDEXED: i64 = 64 << 20;
+/// How long writers may be held up by our waiting for other writers.
+const INDEX_LOCK_TIMEOUT: &str = "2s";
+
 /// Makes missing indexes. They only make things fast, so it is no failure if that is not allowed.
 fn ensure_indexes(session: &mut Session<'_>, table: &Table) -> Result<(), Fault> {
     if table.indexes.is_empty() {
         return Ok(());
     }
     let found = indexes(session, table)?;
+    let size = session.query_opt("SELECT pg_relation_size(to_regclass($1))", &[(&table.name, Type::TEXT)])?;
+    let size: i64 = size.map_or(Ok(0), |row| row.try_get(0))?;
     for wanted in table.indexes {
         let columns: Vec<&str> = wanted.iter().map(|column| column.trim_end_matches(" DESC")).collect();
         if found.iter().any(|index| index.starts_with(&columns)) {
@@ -375,13 +382,19 @@ fn ensure_indexes(session: &mut Session<'_>, table: &Table) -> Result<(), Fault>
         }
         let name = format!("{}_{}_idx", table.name, columns.join("_"));
         let sql = format!("CREATE INDEX IF NOT EXISTS {name} ON {} ({})", table.name, wanted.join(", "));
-        session.batch("SAVEPOINT making_index")?;
+        if size > LARGEST_INDEXED {
+            let (index, remedy) = (name, sql.replacen("INDEX", "INDEX CONCURRENTLY", 1));
+            tracing::warn!(index, remedy, "an index is missing on a table that is too large to make it now");
+            continue;
+        }
+        session.batch(&format!("SAVEPOINT making_index; SET LOCAL lock_timeout = '{INDEX_LOCK_TIMEOUT}'"))?;
         if let Err(error) = session.batch(&sql) {
             if super::is_transient(&error) {
                 return Err(error.into());
             }
             let reason = session.target().describe(&error);
-            tracing::warn!(index = name, reason, "an index is missing and cannot be made; the table works without it");
+            // Not a warning: a role that does not own the table would read it at every start.
+            tracing::debug!(index = name, reason, "an index is missing and cannot be made");
             session.batch("ROLLBACK TO SAVEPOINT making_index")?;
         }
     }

@@ -37,7 +37,8 @@ impl Db {
     /// Stores the outcome of the attempt that started at `at`: a specification, or why there is none.
     ///
     /// A specification takes the place of the stored one; a failure leaves it there. Neither counts against a later
-    /// attempt, nor a failure against a specification of the same attempt.
+    /// attempt, nor a failure against an outcome of the same attempt: what the sidecar saw comes before what the
+    /// controller infers.
     pub fn save_spec(&self, key: &SpecKey, at: Timestamp, outcome: Result<&str, &str>) -> Result<(), DbError> {
         let at = to_millis(at);
         let specs = outcome.ok().map(clean_json);
@@ -63,7 +64,7 @@ impl Db {
                    error = excluded.error,
                    timestamp = excluded.timestamp
                  WHERE stored.timestamp < excluded.timestamp
-                    OR stored.timestamp = excluded.timestamp AND (excluded.error IS NULL OR stored.error IS NOT NULL)"
+                    OR stored.timestamp = excluded.timestamp AND excluded.error IS NULL"
             );
             let specs = specs.as_deref();
             let error = error.as_deref();

@@ -20,22 +20,16 @@ pub(super) fn clean_json(json: &str) -> Cow<'_, str> {
     while let Some(at) = rest.find('\\') {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
-        let length = match escape(rest) {
-            None => rest.char_indices().nth(2).map_or(rest.len(), |(end, _)| end),
-            Some(0 | 0xDC00..=0xDFFF) => {
-                rest = &rest[ESCAPE..];
-                continue;
-            }
-            Some(0xD800..=0xDBFF) => match escape(&rest[ESCAPE..]) {
-                Some(0xDC00..=0xDFFF) => 2 * ESCAPE,
-                _ => {
-                    rest = &rest[ESCAPE..];
-                    continue;
-                }
-            },
-            Some(_) => ESCAPE,
+        let (length, keep) = match escape(rest) {
+            // A short escape: `\\` is one, so what follows it is no escape.
+            None => (rest.char_indices().nth(2).map_or(rest.len(), |(end, _)| end), true),
+            Some(0xD800..=0xDBFF) if matches!(escape(&rest[ESCAPE..]), Some(0xDC00..=0xDFFF)) => (2 * ESCAPE, true),
+            Some(0 | 0xD800..=0xDFFF) => (ESCAPE, false),
+            Some(_) => (ESCAPE, true),
         };
-        out.push_str(&rest[..length]);
+        if keep {
+            out.push_str(&rest[..length]);
+        }
         rest = &rest[length..];
     }
     out.push_str(rest);

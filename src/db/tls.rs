@@ -11,7 +11,10 @@ use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, InconsistentKeys, RootCertStore, SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -36,16 +39,19 @@ pub(super) fn connector(
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier { trust, provider }));
+        .with_custom_certificate_verifier(Arc::new(Verifier { trust, provider: provider.clone() }));
     let mut config = match (&certificates.client_cert, &certificates.client_key) {
         (None, None) => builder.with_no_client_auth(),
         (Some(chain), Some(key)) => {
             let chain = read_certificates(chain, "client certificate")?;
-            let key = PrivateKeyDer::from_pem_slice(&read_pem(key, "client key")?)
-                .map_err(|_| "the client key is not an unencrypted private key in PEM form".to_owned())?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|error| format!("the client certificate does not fit its key: {error}"))?
+            let key = read_key(key, &provider)?;
+            let certified = CertifiedKey::new(chain, key);
+            // Only a mismatch that was found is one: certificates of X.509 version 1, which openssl makes by default,
+            // cannot be read by webpki, and it is the server that has to accept them.
+            if let Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = certified.keys_match() {
+                return Err("the client certificate does not belong to the client key".to_owned());
+            }
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
         }
         _ => return Err("a client certificate needs both sslcert and sslkey".to_owned()),
     };
@@ -67,6 +73,12 @@ fn read_pem(text: &str, what: &str) -> Result<Vec<u8>, String> {
         return Err(format!("the {what} is neither in PEM form nor the path of a file"));
     }
     fs::read(text).map_err(|error| format!("reading the {what} {text:?}: {error}"))
+}
+
+fn read_key(text: &str, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, String> {
+    let key = PrivateKeyDer::from_pem_slice(&read_pem(text, "client key")?)
+        .map_err(|_| "the client key is not an unencrypted private key in PEM form".to_owned())?;
+    provider.key_provider.load_private_key(key).map_err(|error| format!("the client key cannot be used: {error}"))
 }
 
 fn read_certificates(text: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, String> {

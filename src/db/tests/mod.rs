@@ -1,4 +1,4 @@
-//! Against a real PostgreSQL, each test in a schema of its own.
+//! Against a real `PostgreSQL`, each test in a schema of its own.
 
 mod connections;
 mod outages;

@@ -1,7 +1,8 @@
 //! Lost connections: repetition, no doubles, bounded patience.
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -98,24 +99,75 @@ fn an_outcome_is_stored_while_the_connection_dies_in_the_middle() {
 }
 
 #[test]
-fn patience_ends_and_the_error_says_what_was_tried_and_where() {
+fn one_lost_connection_is_a_warning_about_the_others() {
     let mut schema = Schema::new();
+    let db = schema.ready();
+    // Four operations that wait for each other need four connections.
+    let together = Arc::new(Barrier::new(4));
+    let busy: Vec<_> = (0..4)
+        .map(|_| {
+            let (db, together) = (db.clone(), together.clone());
+            thread::spawn(move || {
+                db.run("waiting", |_| {
+                    together.wait();
+                    Ok(())
+                })
+            })
+        })
+        .collect();
+    for thread in busy {
+        assert_eq!(thread.join().expect("no panic"), Ok(()));
+    }
+    assert_eq!(schema.kill_connections(), 4);
+    let (result, log) = logged(|| db.heartbeat("t"));
+    // The second dead connection in a row would be an outage.
+    assert_eq!((result, log.as_str()), (Ok(false), ""));
+}
+
+#[test]
+fn patience_ends_with_one_warning_and_an_error_that_says_what_was_tried_and_where() {
+    let schema = Schema::new();
     schema.ready();
     let db = schema.open(Duration::from_secs(2));
     let started = Instant::now();
-    let error = db
-        .run::<()>("doing it", |session| {
+    let (error, log) = logged(|| {
+        let error = db.run::<()>("doing it", |session| {
             session.query("SELECT pg_terminate_backend(pg_backend_pid())", &[])?;
             Ok(())
-        })
-        .expect_err("the connection dies each time");
+        });
+        db.heartbeat("t").expect("the next operation finds the database again");
+        error.expect_err("the connection dies each time")
+    });
+    assert_eq!((log.matches(" WARN ").count(), log.matches("answers again").count()), (1, 1), "{log}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert_eq!(error.class(), Class::DatabaseUnreachable);
     assert!(matches!(error, DbError::Lost { .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.starts_with("doing it in database ") && text.contains("gave up after"), "{text}");
-    db.heartbeat("t").expect("the next operation finds the database again");
-    schema.kill_connections();
+}
+
+/// The result of an operation, and what it logged on this thread.
+fn logged<T>(operation: impl FnOnce() -> T) -> (T, String) {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let result = tracing::subscriber::with_default(subscriber, operation);
+    let text = String::from_utf8_lossy(&log.0.lock().expect("no panic")).into_owned();
+    (result, text)
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

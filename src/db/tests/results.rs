@@ -30,6 +30,7 @@ fn a_specification_outlives_failures_and_is_replaced_by_newer_ones_alone() {
     db.save_spec(&key, time(SECOND), Err("the Pod is gone")).expect("writable");
     assert_eq!(stored(), (good.clone(), None, time(SECOND)), "a failure of the same attempt");
     db.save_spec(&key, time(THIRD), Err("late")).expect("writable");
+    db.save_spec(&key, time(THIRD), Err("exit code 1")).expect("writable");
     assert_eq!(stored(), (good, Some("late".to_owned()), time(THIRD)), "a failure of a later attempt");
     db.save_spec(&key, time(SECOND), Ok("{}")).expect("writable");
     assert_eq!(stored().2, time(THIRD), "an older attempt");

@@ -159,7 +159,7 @@ impl Proxy {
 
 /// Copies until one side ends or `pass` says no; then both sides are closed.
 fn copy(mut from: TcpStream, mut to: TcpStream, pass: impl Fn(&[u8]) -> bool) {
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         if !pass(&buffer[..count]) || to.write_all(&buffer[..count]).is_err() {
             break;
@@ -189,7 +189,7 @@ pub(super) fn task(task_id: &str) -> Task {
         started_at: time("2026-01-02T03:04:05.6789Z"),
         started_by: Some(serde_json::json!({"type": "manual"})),
         options: ReadOptions::default(),
-        timeout: Duration::from_secs(60),
+        timeout: Duration::from_mins(1),
     }
 }
 

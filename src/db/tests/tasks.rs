@@ -62,6 +62,22 @@ fn the_outcome_is_that_of_whom_the_contract_believes() {
 }
 
 #[test]
+fn a_controller_that_comes_while_the_sidecar_writes_sees_what_it_wrote() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    db.start_task(&task("t")).expect("writable");
+    schema.sql("BEGIN; UPDATE source_task SET status = 'SUCCESS'");
+    let controller = {
+        let db = db.clone();
+        thread::spawn(move || db.finish_task(&task("t"), Writer::Controller, TaskStatus::Failed, None, None))
+    };
+    thread::sleep(Duration::from_millis(200));
+    schema.sql("COMMIT");
+    assert_eq!(controller.join().expect("no panic"), Ok(false));
+    assert_eq!(db.task("t").expect("readable").and_then(|task| task.status), Some(TaskStatus::Success));
+}
+
+#[test]
 fn a_task_without_a_row_gets_one_with_its_outcome() {
     let schema = Schema::new();
     let db = schema.ready();
@@ -112,8 +128,8 @@ fn tasks_without_a_sign_of_life_are_failed() {
     db.report_progress("lost", &reports(&[("a", StreamStatus::Running)])).expect("writable");
     db.finish_task(&task("done"), Writer::Sidecar, TaskStatus::Success, None, None).expect("writable");
     schema.sql("UPDATE source_task SET updated_at = now() - interval '61 minutes' WHERE task_id <> 'alive'");
-    assert_eq!(db.sweep_stale(Duration::from_secs(3600)).expect("writable"), ["lost"]);
-    assert_eq!(db.sweep_stale(Duration::from_secs(3600)).expect("writable"), Vec::<String>::new());
+    assert_eq!(db.sweep_stale(Duration::from_hours(1)).expect("writable"), ["lost"]);
+    assert_eq!(db.sweep_stale(Duration::from_hours(1)).expect("writable"), Vec::<String>::new());
     let lost = db.task("lost").expect("readable").expect("stored");
     assert_eq!(lost.error.as_deref(), Some("ABANDONED: no sign of life for 60 minutes"));
     assert_eq!(lost.streams, reports(&[("a", StreamStatus::Failed)]));
