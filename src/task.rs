@@ -140,13 +140,6 @@ pub struct StreamReport {
     pub error: Option<String>,
 }
 
-impl StreamReport {
-    /// A stream of which nothing was seen yet.
-    pub fn pending() -> Self {
-        Self { events: 0, bytes: 0, status: StreamStatus::Pending, error: None }
-    }
-}
-
 /// `source_task.description` of a read: stream name → report, in catalog order.
 pub type StreamReports = IndexMap<String, StreamReport>;
 

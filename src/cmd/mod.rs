@@ -3,6 +3,7 @@
 mod cancel;
 mod check;
 mod discover;
+mod generate;
 mod image;
 mod input;
 mod owner;
@@ -45,7 +46,8 @@ enum Command {
     Discover(discover::DiscoverArgs),
     Read(Box<read::ReadArgs>),
     Image(image::ImageFileArgs),
-    Sidecar(sidecar::SidecarArgs),
+    Generate(generate::GenerateArgs),
+    Sidecar(Box<sidecar::SidecarArgs>),
 }
 
 /// What all commands that run a task take.
@@ -122,7 +124,8 @@ impl Cli {
             Command::Discover(args) => discover::run(args),
             Command::Read(args) => read::run(*args),
             Command::Image(args) => image::run(&args),
-            Command::Sidecar(args) => sidecar::run(args),
+            Command::Generate(args) => generate::run(args),
+            Command::Sidecar(args) => sidecar::run(*args),
         }
     }
 }

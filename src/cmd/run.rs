@@ -252,7 +252,10 @@ impl Run<'_> {
 
     fn seen(&mut self, observation: &Observation, watch: &mut Watch) -> Result<Option<End>, Failure> {
         match &observation.phase {
-            Phase::Waiting(what) => self.progress.say(what),
+            Phase::Waiting(what) => {
+                self.progress.say(what);
+                self.heartbeat();
+            }
             Phase::Running => {
                 watch.started = true;
                 self.progress.say("the connector runs");
@@ -262,11 +265,21 @@ impl Run<'_> {
             }
             Phase::Trouble { failure, permanent: false } => {
                 self.progress.say(&failure.text);
+                self.heartbeat();
                 watch.trouble(failure.clone(), Instant::now());
             }
             Phase::Ended(ended) => return self.settle(ended.failure(), settle_time(ended)).map(Some),
         }
         Ok(None)
+    }
+
+    /// A task that waits for its Pod lives, too: the stale sweep must not take it. Afterwards the sidecar says so.
+    fn heartbeat(&self) {
+        if self.request.task.kind == TaskKind::Read
+            && let Err(error) = self.db.heartbeat(&self.request.task.task_id)
+        {
+            tracing::warn!(%error, "the task's row was not refreshed");
+        }
     }
 
     /// The Pod has ended: what the sidecar wrote counts, else the failure. A sidecar that still runs has a moment.

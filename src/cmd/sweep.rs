@@ -17,6 +17,8 @@ use crate::pod::{Cluster, Owned, PodError};
 
 /// A Pod of another machine's command: that command would have removed it within seconds.
 const UNATTENDED: SignedDuration = SignedDuration::from_mins(10);
+/// A row that says RUNNING and was not touched for this long belongs to nothing that runs.
+const STALE: Duration = Duration::from_secs(3600);
 /// How long the containers of an abandoned Pod get.
 const GRACE: Duration = Duration::from_secs(10);
 /// Beyond that.
@@ -26,6 +28,9 @@ const GONE: Duration = Duration::from_secs(40);
 ///
 /// A missing right is no reason to refuse a task; a cluster that does not answer is.
 pub fn sweep(cluster: &Cluster, db: &Db) -> Result<Vec<String>, Failure> {
+    for task in db.sweep_stale(STALE)? {
+        tracing::warn!(task, "a task that gave no sign of life was closed");
+    }
     match try_sweep(cluster, db) {
         Ok(swept) => Ok(swept),
         Err(error @ (PodError::Unreachable { .. } | PodError::Kubeconfig(_))) => Err(error.into()),

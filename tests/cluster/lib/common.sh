@@ -41,7 +41,12 @@ die() {
 }
 
 # Sourcing the env file and calling us again must not make our own cluster look like one the user brought.
-brought_cluster() { [[ -n ${SYNCCTL_TEST_KUBECONFIG:-} && $SYNCCTL_TEST_KUBECONFIG != "$STATE/admin.kubeconfig" ]]; }
+brought_cluster() {
+    skipped_cluster || [[ -n ${SYNCCTL_TEST_KUBECONFIG:-} && $SYNCCTL_TEST_KUBECONFIG != "$STATE/admin.kubeconfig" ]]
+}
+
+# Somebody said in so many words that the tests shall do without a cluster; they still get their PostgreSQL.
+skipped_cluster() { [[ ${SYNCCTL_TEST_SKIP_CLUSTER:-} == 1 ]]; }
 
 brought_database() {
     [[ -n ${SYNCCTL_TEST_DATABASE_URL:-} && $SYNCCTL_TEST_DATABASE_URL != *"@127.0.0.1:$POSTGRES_PORT/"* ]]

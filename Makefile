@@ -1,0 +1,50 @@
+# The commands that a stranger needs. Everything else is cargo's.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+RELEASE := target/$(shell rustc -vV | sed -n 's/^host: //p')/release/syncctl
+
+.PHONY: help build install test quickstart bench lint generate image cluster-up cluster-down clean
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+build: ## Build the release binary: one static executable
+	cargo build --release --locked
+	@echo $(RELEASE)
+
+install: build ## Install it into PREFIX (default /usr/local), with completions
+	install -D $(RELEASE) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/syncctl
+	install -D -m 644 completions/syncctl.bash $(DESTDIR)$(or $(PREFIX),/usr/local)/share/bash-completion/completions/syncctl
+	install -D -m 644 completions/_syncctl $(DESTDIR)$(or $(PREFIX),/usr/local)/share/zsh/site-functions/_syncctl
+	install -D -m 644 completions/syncctl.fish $(DESTDIR)$(or $(PREFIX),/usr/local)/share/fish/vendor_completions.d/syncctl.fish
+
+test: ## Run every test, end to end on a real Kubernetes (installs what is missing)
+	tests/run
+
+quickstart: ## A real Kubernetes on this machine, and spec, check, discover and read of a real connector
+	tests/quickstart
+
+bench: ## Measure against bare Pods and psql \copy
+	tests/bench/run
+
+lint: ## Formatting and clippy, warnings denied
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+
+generate: ## Write the completions and the golden help files anew
+	cargo build --locked
+	for shell in bash zsh fish; do cargo run --quiet --locked -- generate $$shell --into completions; done
+	SYNCCTL_TEST_UPDATE=1 cargo test --locked --test it -- cli::
+
+image: build ## Write the image archive target/syncctl.tar
+	$(RELEASE) image >target/syncctl.tar
+
+cluster-up: ## Bring up the Kubernetes and PostgreSQL of the tests
+	tests/cluster/up
+
+cluster-down: ## Stop them
+	tests/cluster/down
+
+clean: ## Remove what was built
+	cargo clean

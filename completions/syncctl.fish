@@ -1,0 +1,229 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_syncctl_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_syncctl_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_syncctl_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_syncctl_using_subcommand
+    set -l cmd (__fish_syncctl_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c syncctl -n "__fish_syncctl_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_needs_command" -s V -l version -d 'Print version'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "spec" -d 'Print a connector\'s specification'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "check" -d 'Test a connector\'s configuration'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "discover" -d 'List the streams that a configuration gives access to'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "read" -d 'Read rows from a connector and load them into the destination'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "image" -d 'Write this program as a container image to stdout'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "generate" -d 'Write shell completions'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l package -d 'Connector image without its version' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l version -d 'The version of --package' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+json\t'One line of JSON, for programs; failures are also printed as JSON'
+yaml\t'YAML; failures are also printed as YAML'"
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l context -d 'Context of the kubeconfig' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s q -l quiet -d 'No progress on stderr'
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s v -l verbose -d 'More on stderr; twice for all of it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l package -d 'Connector image without its version' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l version -d 'The version of --package' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l config -d 'The connector\'s configuration: a JSON or YAML file, or - for stdin' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l storage-key -d 'Key under which the result is stored [default: a key made of the connector and the configuration]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+json\t'One line of JSON, for programs; failures are also printed as JSON'
+yaml\t'YAML; failures are also printed as YAML'"
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l context -d 'Context of the kubeconfig' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s q -l quiet -d 'No progress on stderr'
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s v -l verbose -d 'More on stderr; twice for all of it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l package -d 'Connector image without its version' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l version -d 'The version of --package' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l config -d 'The connector\'s configuration: a JSON or YAML file, or - for stdin' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l storage-key -d 'Key under which the result is stored [default: a key made of the connector and the configuration]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+json\t'One line of JSON, for programs; failures are also printed as JSON'
+yaml\t'YAML; failures are also printed as YAML'"
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l context -d 'Context of the kubeconfig' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s q -l quiet -d 'No progress on stderr'
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s v -l verbose -d 'More on stderr; twice for all of it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l package -d 'Connector image without its version' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l version -d 'The version of --package' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l config -d 'The connector\'s configuration: a JSON or YAML file, or - for stdin' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l catalog -d 'The configured catalog: the streams to read, and how' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-config -d 'Where the rows go: a file with "destinationType" and its credentials' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sync-id -d 'The sync that this task belongs to: states are kept under it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state -d 'Where to resume: a file with Airbyte state messages, or `db` for the state stored for the sync [default: from scratch]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-id -d 'Id of this task, unique among all tasks [default: a new UUID]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l target-namespace -d 'Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream\'s own' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l table-name-prefix -d 'Put this before every table name' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+json\t'One line of JSON, for programs; failures are also printed as JSON'
+yaml\t'YAML; failures are also printed as YAML'"
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l context -d 'Context of the kubeconfig' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l to-same-case -d 'Lower-case table and column names'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l add-meta -d 'Add a column _jitsu_timestamp'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l no-deduplicate -d 'Append rows where the catalog asks for a merge by primary key'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l full-sync -d 'Start from scratch and replace the tables'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l debug -d 'Ask the connector for debug messages'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s q -l quiet -d 'No progress on stderr'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s v -l verbose -d 'More on stderr; twice for all of it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand image" -l name -d 'The image\'s name and tag' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand image" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -l into -d 'Folder to write the file into [default: stdout]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -s h -l help -d 'Print help'
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l command -d 'What the connector was asked to do: spec, check, discover or read' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l stdout-pipe-file -d 'FIFO of the connector\'s stdout' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l stderr-pipe-file -d 'FIFO of the connector\'s stderr' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l secrets-dir -d 'Folder of the task\'s compressed documents' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l config-dir -d 'Folder where the connector looks for its documents' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l database-url -d 'Postgres database of results' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l started-at -d 'When the task was accepted (RFC 3339)' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l package -d 'Connector image without its version' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l package-version -d 'Its version' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l connector-type -d 'Its type' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l storage-key -d 'Key of the result of check and discover' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l sync-id -d 'The sync of a read' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-id -d 'The task' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l started-by -d 'Who asked for it (JSON)' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l namespace -d 'Schema for the tables' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l table-name-prefix -d 'Put before every table name' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l to-same-case -d 'Lower-case names' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l add-meta -d 'Add a column `_jitsu_timestamp`' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l deduplicate -d 'Merge by primary key' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l full-sync -d 'Start from scratch' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l log-level -d 'Least level of the sidecar\'s own log' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l db-log-level -d 'Least level in `task_log`' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-timeout-hours -d 'How long the task may run' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-timeout-seconds -d 'The same, finer' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l init-timeout-seconds -d 'How long the connector may take to start' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l silence-seconds -d 'How long the connector may be silent' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'The controller\'s version of the contract' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "spec" -d 'Print a connector\'s specification'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "check" -d 'Test a connector\'s configuration'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "discover" -d 'List the streams that a configuration gives access to'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "image" -d 'Write this program as a container image to stdout'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "generate" -d 'Write shell completions'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
