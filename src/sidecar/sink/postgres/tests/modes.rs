@@ -257,7 +257,7 @@ fn leftovers_of_a_killed_run_go_and_those_of_a_living_one_stay() {
     write_many(&mut living, stream, 0..3000, 1000);
     living.commit(stream).expect("commit");
     let staging = world.tables().remove(0);
-    let killed = format!("{}{:016x}{}", &staging[..17], 12345, &staging[33..]);
+    let killed = format!("{}{:016x}{}", &staging[..18], 12345, &staging[34..]);
     world.run(&format!("CREATE TABLE \"{killed}\" ()"));
 
     let mut sink = world.sink();

@@ -95,12 +95,16 @@ impl World {
     /// Ends the sink's connections, as a restart of the server does; waits until they are gone.
     pub fn terminate(&mut self) -> usize {
         let schema = self.schema.clone();
-        let own = format!("pg_stat_activity WHERE application_name = '{schema}'");
-        let ended = self.rows(&format!("SELECT pg_terminate_backend(pid) FROM {own}")).len();
-        while self.rows(&format!("SELECT count(*) FROM {own}"))[0] != "0" {
+        let ended = self.rows(&format!(
+            "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{schema}'"
+        ));
+        // The sink may have reconnected already: only those count that were told to end.
+        let list =
+            ended.iter().filter_map(|row| row.split('|').next()).fold("0".to_owned(), |list, pid| list + "," + pid);
+        while self.rows(&format!("SELECT count(*) FROM pg_stat_activity WHERE pid IN ({list})"))[0] != "0" {
             std::thread::sleep(Duration::from_millis(5));
         }
-        ended
+        ended.len()
     }
 
     /// Connections of the sink that are in a transaction.
