@@ -21,6 +21,9 @@ pub const SEQUENCE: &str = "_syncctl_sequence";
 pub const DEEPEST: usize = 12;
 /// Postgres takes 1600 columns, dropped ones included. What is beyond goes to [`UNMAPPED`].
 const MOST_COLUMNS: usize = 1200;
+/// Undeclared fields make no more columns than this: a row has to fit into a page of 8 KiB, where the least that a long
+/// value takes is 18 bytes.
+const MOST_UNDECLARED: usize = 400;
 /// Parts a field's identity; a control character cannot be confused with anything a name would keep.
 const SEPARATOR: char = '\u{1f}';
 
@@ -117,15 +120,14 @@ impl Layout {
         let fields = spec.json_schema.get("properties").and_then(serde_json::Value::as_object);
         let declared = |key: &str| fields.is_some_and(|fields| fields.contains_key(key));
         // Nothing can be looked up in a document without being parsed: a path into one is no key.
-        let usable =
-            |path: &[String]| path.len() == 1 || path.first().is_some_and(|first| !declared(first.as_str()));
+        let usable = |path: &[String]| path.len() == 1 || path.first().is_some_and(|first| !declared(first.as_str()));
         if !spec.primary_key.is_empty() && spec.primary_key.iter().all(|path| usable(path)) {
             layout.key = spec.primary_key.iter().map(|path| (identity(path), None)).collect();
         }
         layout.cursor = Some((identity(&spec.cursor), None)).filter(|_| usable(&spec.cursor));
         if spec.add_meta {
             layout.taken.insert(TIMESTAMP.to_owned());
-            layout.timestamp = layout.add(TIMESTAMP.to_owned(), ColumnType::TimestampTz);
+            layout.timestamp = layout.add(TIMESTAMP.to_owned(), ColumnType::TimestampTz, usize::MAX);
         }
         for (key, schema) in fields.into_iter().flatten() {
             let entry = layout.insert(0, key, true);
@@ -217,7 +219,9 @@ impl Layout {
             name = names::suffixed(&name, &identity);
         }
         let place = if self.taken.insert(name.clone()) {
-            self.add(name, kind).map_or(Place::Unmapped, Place::Column)
+            let declared = self.keys[keys].entries[entry].declared;
+            self.add(name, kind, if declared { MOST_COLUMNS } else { MOST_UNDECLARED })
+                .map_or(Place::Unmapped, Place::Column)
         } else {
             Place::Unmapped
         };
@@ -229,6 +233,25 @@ impl Layout {
         place
     }
 
+    /// Whether an undeclared field's objects are documents, because the table has a column for them.
+    pub fn takes_documents(&self, keys: KeysIndex, entry: EntryIndex) -> bool {
+        let known = &self.keys[keys].entries[entry];
+        match known.place {
+            // Flattened before: it stays so.
+            _ if known.children.is_some() => false,
+            Place::Column(column) => {
+                let column = &self.columns[column];
+                column.kind == ColumnType::Json && self.existing.contains_key(&column.name)
+            }
+            Place::Open => {
+                let name = names::clean(&self.spelled(keys, entry), Kind::Column, self.same_case);
+                let existing = self.existing.get(&name);
+                !self.taken.contains(&name) && existing.is_some_and(|column| column.kind == Some(ColumnType::Json))
+            }
+            Place::Unmapped => false,
+        }
+    }
+
     /// The column of [`UNMAPPED`], if it was needed before.
     pub fn known_unmapped(&self) -> Option<usize> {
         self.unmapped
@@ -237,32 +260,26 @@ impl Layout {
     /// The column of [`UNMAPPED`], added when it is first needed.
     pub fn unmapped(&mut self) -> Option<usize> {
         if self.unmapped.is_none() {
-            let takes_documents = |column: &Existing| {
-                matches!(column.kind, Some(ColumnType::Json | ColumnType::Text { longest: None }))
-            };
+            let takes_documents =
+                |column: &Existing| matches!(column.kind, Some(ColumnType::Json | ColumnType::Text { longest: None }));
             let name = match self.existing.get(UNMAPPED) {
                 Some(column) if !takes_documents(column) => names::suffixed(UNMAPPED, UNMAPPED),
                 _ => UNMAPPED.to_owned(),
             };
             self.taken.insert(name.clone());
-            self.unmapped = self.add(name, ColumnType::Json);
+            self.unmapped = self.add(name, ColumnType::Json, usize::MAX);
         }
         self.unmapped
     }
 
-    fn add(&mut self, name: String, kind: ColumnType) -> Option<usize> {
+    fn add(&mut self, name: String, kind: ColumnType, most: usize) -> Option<usize> {
         let column = match self.existing.get(&name) {
             Some(Existing { kind, sql_type, .. }) => Column { name, kind: (*kind)?, sql_type: sql_type.clone() },
-            // The last ones are kept for our own columns.
-            None if self.columns.len() + self.existing.len() >= MOST_COLUMNS && !self.is_own(&name) => return None,
+            None if self.columns.len() >= most => return None,
             None => Column { name, kind, sql_type: kind.sql().to_owned() },
         };
         self.columns.push(column);
         Some(self.columns.len() - 1)
-    }
-
-    fn is_own(&self, name: &str) -> bool {
-        name.starts_with(UNMAPPED) || name == TIMESTAMP
     }
 
     fn insert(&mut self, keys: KeysIndex, key: &str, declared: bool) -> EntryIndex {

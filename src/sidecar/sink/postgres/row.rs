@@ -118,7 +118,7 @@ impl Encoder {
         let range = at..at + raw.len();
         let known = self.layout.entry(keys, entry);
         let mut place = known.place;
-        if !known.declared && depth < DEEPEST && raw.starts_with('{') {
+        if raw.starts_with('{') && !known.declared && depth < DEEPEST && !self.layout.takes_documents(keys, entry) {
             let children = self.layout.children(keys, entry);
             let inner = Fields { encoder: self, keys: children, depth: depth + 1, base };
             return serde_json::Deserializer::from_str(raw).deserialize_map(inner);
@@ -190,7 +190,8 @@ impl Encoder {
                 *range = 0..0;
             }
         }
-        if let Some((part, _)) = self.layout.key().find(|(_, column)| column.is_none_or(|at| self.slots[at].is_empty())) {
+        if let Some((part, _)) = self.layout.key().find(|(_, column)| column.is_none_or(|at| self.slots[at].is_empty()))
+        {
             return Err(RowError::NoKey(self.layout.key_name(part)));
         }
         if !self.homeless.is_empty() || !self.document.is_empty() {
