@@ -88,8 +88,8 @@ fn a_lost_answer_to_commit_is_found_out() {
             let mut sink = World::sink_of(&config, Duration::from_secs(20));
             let stream = sink.open(keyed("t", mode)).expect("open");
             write_many(&mut sink, stream, 0..1500, 1000);
-            proxy.arm(fault);
             write_many(&mut sink, stream, 1500..3000, 1000);
+            proxy.arm(fault);
             sink.commit(stream).expect(label);
             assert!(mode == WriteMode::Replace || proxy.has_struck(), "{mode:?}, {label}");
             proxy.arm(fault);
