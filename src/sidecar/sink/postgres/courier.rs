@@ -37,7 +37,8 @@ impl Courier {
             }
         };
         let thread = thread::Builder::new().name("sink-postgres".to_owned()).spawn(run);
-        let thread = thread.map_err(|error| SinkError { text: format!("starting a thread: {error}"), transient: true })?;
+        let thread =
+            thread.map_err(|error| SinkError { text: format!("starting a thread: {error}"), transient: true })?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 

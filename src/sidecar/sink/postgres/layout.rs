@@ -117,8 +117,7 @@ impl Layout {
         let fields = spec.json_schema.get("properties").and_then(serde_json::Value::as_object);
         let declared = |key: &str| fields.is_some_and(|fields| fields.contains_key(key));
         // Nothing can be looked up in a document without being parsed: a path into one is no key.
-        let usable =
-            |path: &[String]| path.len() == 1 || path.first().is_some_and(|first| !declared(first.as_str()));
+        let usable = |path: &[String]| path.len() == 1 || path.first().is_some_and(|first| !declared(first.as_str()));
         if !spec.primary_key.is_empty() && spec.primary_key.iter().all(|path| usable(path)) {
             layout.key = spec.primary_key.iter().map(|path| (identity(path), None)).collect();
         }
@@ -237,9 +236,8 @@ impl Layout {
     /// The column of [`UNMAPPED`], added when it is first needed.
     pub fn unmapped(&mut self) -> Option<usize> {
         if self.unmapped.is_none() {
-            let takes_documents = |column: &Existing| {
-                matches!(column.kind, Some(ColumnType::Json | ColumnType::Text { longest: None }))
-            };
+            let takes_documents =
+                |column: &Existing| matches!(column.kind, Some(ColumnType::Json | ColumnType::Text { longest: None }));
             let name = match self.existing.get(UNMAPPED) {
                 Some(column) if !takes_documents(column) => names::suffixed(UNMAPPED, UNMAPPED),
                 _ => UNMAPPED.to_owned(),

@@ -35,7 +35,11 @@ pub fn clean(raw: &str, kind: Kind, same_case: bool) -> String {
     let (mut replacing, mut any_kept) = (false, false);
     for c in raw.chars() {
         if c.is_alphabetic() || c.is_ascii_digit() || matches!(c, '_' | ' ' | '$' | '-') {
-            if same_case { name.extend(c.to_lowercase()) } else { name.push(c) }
+            if same_case {
+                name.extend(c.to_lowercase())
+            } else {
+                name.push(c)
+            }
             (replacing, any_kept) = (false, true);
         } else if !replacing {
             name.push('_');

@@ -72,10 +72,7 @@ impl Publication<'_> {
         }
         let key = quoted_list(self.key);
         let cursor = self.cursor.map(|cursor| format!("{} DESC NULLS LAST, ", quote(cursor))).unwrap_or_default();
-        format!(
-            "SELECT DISTINCT ON ({key}) {names} FROM {staging} ORDER BY {key}, {cursor}{} DESC",
-            quote(SEQUENCE)
-        )
+        format!("SELECT DISTINCT ON ({key}) {names} FROM {staging} ORDER BY {key}, {cursor}{} DESC", quote(SEQUENCE))
     }
 
     fn insert(&self, target: &Table) -> String {

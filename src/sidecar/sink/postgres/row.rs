@@ -190,7 +190,8 @@ impl Encoder {
                 *range = 0..0;
             }
         }
-        if let Some((part, _)) = self.layout.key().find(|(_, column)| column.is_none_or(|at| self.slots[at].is_empty())) {
+        if let Some((part, _)) = self.layout.key().find(|(_, column)| column.is_none_or(|at| self.slots[at].is_empty()))
+        {
             return Err(RowError::NoKey(self.layout.key_name(part)));
         }
         if !self.homeless.is_empty() || !self.document.is_empty() {

@@ -77,7 +77,9 @@ impl Trouble {
     fn is_passing(&self) -> bool {
         matches!(
             self.code(),
-            Some(&(SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED | SqlState::LOCK_NOT_AVAILABLE))
+            Some(
+                &(SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED | SqlState::LOCK_NOT_AVAILABLE)
+            )
         )
     }
 }
@@ -250,7 +252,9 @@ impl Session {
                     Some("aborted") => return Ok(false),
                     // The old connection's process is still at it.
                     Some(_) if backoff.wait() => {}
-                    _ => return Err(Trouble::Other(format!("cannot tell whether transaction {transaction} took place"))),
+                    _ => {
+                        return Err(Trouble::Other(format!("cannot tell whether transaction {transaction} took place")));
+                    }
                 },
                 // After a crash the server does not know the number: then nothing of the transaction was ever on disk.
                 Err(trouble) if trouble.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => return Ok(false),

@@ -222,7 +222,8 @@ impl Table {
             if run == own || !client.query_one("SELECT pg_try_advisory_lock($1)", &[&run])?.get::<_, bool>(0) {
                 continue;
             }
-            let dropped = client.batch_execute(&format!("DROP TABLE IF EXISTS {}.{}", quote(&self.schema), quote(&name)));
+            let dropped =
+                client.batch_execute(&format!("DROP TABLE IF EXISTS {}.{}", quote(&self.schema), quote(&name)));
             client.execute("SELECT pg_advisory_unlock($1)", &[&run])?;
             match dropped {
                 Ok(()) => tracing::info!(table = %name, "dropped the staging table of a run that was killed"),

@@ -37,9 +37,9 @@ pub fn date(text: &str) -> Option<String> {
 /// The spelling that nearly all sources use, read without any arithmetic; the answer is whether it has an offset.
 fn strict(text: &[u8]) -> Option<bool> {
     let number = |at: usize, count: usize| {
-        text.get(at..at + count)?.iter().try_fold(0_u16, |sum, digit| {
-            digit.is_ascii_digit().then(|| sum * 10 + u16::from(digit - b'0'))
-        })
+        text.get(at..at + count)?
+            .iter()
+            .try_fold(0_u16, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u16::from(digit - b'0')))
     };
     let mark = |at: usize, marks: &[u8]| text.get(at).is_some_and(|byte| marks.contains(byte));
     let (year, month, day) = (number(0, 4)?, number(5, 2)?, number(8, 2)?);
@@ -64,7 +64,9 @@ fn strict(text: &[u8]) -> Option<bool> {
     match text.len() - at {
         0 => Some(false),
         1 if mark(at, b"Z") => Some(true),
-        6 if mark(at, b"+-") && mark(at + 3, b":") && number(at + 1, 2)? <= 14 && number(at + 4, 2)? <= 59 => Some(true),
+        6 if mark(at, b"+-") && mark(at + 3, b":") && number(at + 1, 2)? <= 14 && number(at + 4, 2)? <= 59 => {
+            Some(true)
+        }
         _ => None,
     }
 }

@@ -96,7 +96,11 @@ impl ColumnType {
             b'"' if time::is_instant(raw.trim_matches('"')) => Self::TimestampTz,
             b'"' => Self::TEXT,
             _ if raw.contains(['.', 'e', 'E']) => {
-                if number::double_fit(raw) == number::Fit::Misfit { Self::TEXT } else { Self::Double }
+                if number::double_fit(raw) == number::Fit::Misfit {
+                    Self::TEXT
+                } else {
+                    Self::Double
+                }
             }
             _ if number::fits_integer(raw, 8) => Self::BIGINT,
             _ => Self::TEXT,

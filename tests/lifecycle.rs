@@ -1,0 +1,1 @@
+//! Cancelling, killing, timing out, and outages in the middle.
