@@ -253,7 +253,9 @@ impl Session {
                     // The old connection's process is still at it.
                     Some(_) if backoff.wait() => {}
                     _ => {
-                        return Err(Trouble::Other(format!("cannot tell whether transaction {transaction} took place")));
+                        return Err(Trouble::Other(format!(
+                            "cannot tell whether transaction {transaction} took place"
+                        )));
                     }
                 },
                 // After a crash the server does not know the number: then nothing of the transaction was ever on disk.
