@@ -216,9 +216,9 @@ fn statements_that_wait_for_a_lock_for_ever_are_ended_by_the_server() {
 fn a_listener_gets_a_lost_connection_back() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    let mut listener = db.listen("task").expect("listening");
+    let mut listener = db.listen(&schema.name).expect("listening");
     schema.kill_connections();
     assert!(!listener.wait(Duration::from_secs(5)), "a notification may have been missed: look again");
-    db.notify("task").expect("notified");
+    db.notify(&schema.name).expect("notified");
     assert!(listener.wait(Duration::from_secs(20)));
 }

@@ -140,16 +140,18 @@ fn tasks_without_a_sign_of_life_are_failed() {
 fn who_listens_to_a_task_hears_of_it_and_of_no_other() {
     let schema = Schema::new();
     let db = schema.ready();
-    let mut listener = db.listen("task").expect("listening");
+    // Channels belong to the database, not to the schema.
+    let id = schema.name.clone();
+    let mut listener = db.listen(&id).expect("listening");
     db.notify("another task").expect("notified");
     assert!(!listener.wait(Duration::from_millis(200)));
     let waiting = thread::spawn(move || (listener.wait(Duration::from_secs(20)), listener));
     thread::sleep(Duration::from_millis(100));
     let started = Instant::now();
-    db.notify("task").expect("notified");
+    db.notify(&id).expect("notified");
     let (heard, mut listener) = waiting.join().expect("no panic");
     assert!(heard && started.elapsed() < Duration::from_secs(5));
-    db.notify("task").expect("notified");
-    db.notify("task").expect("notified");
+    db.notify(&id).expect("notified");
+    db.notify(&id).expect("notified");
     assert!(listener.wait(Duration::from_secs(20)), "what came between two waits counts");
 }

@@ -21,6 +21,9 @@ pub const SEQUENCE: &str = "_syncctl_sequence";
 pub const DEEPEST: usize = 12;
 /// Postgres takes 1600 columns, dropped ones included. What is beyond goes to [`UNMAPPED`].
 const MOST_COLUMNS: usize = 1200;
+/// Undeclared fields make no more columns than this: a row has to fit into a page of 8 KiB, where the least that a long
+/// value takes is 18 bytes.
+const MOST_UNDECLARED: usize = 400;
 /// Parts a field's identity; a control character cannot be confused with anything a name would keep.
 const SEPARATOR: char = '\u{1f}';
 
@@ -124,7 +127,7 @@ impl Layout {
         layout.cursor = Some((identity(&spec.cursor), None)).filter(|_| usable(&spec.cursor));
         if spec.add_meta {
             layout.taken.insert(TIMESTAMP.to_owned());
-            layout.timestamp = layout.add(TIMESTAMP.to_owned(), ColumnType::TimestampTz);
+            layout.timestamp = layout.add(TIMESTAMP.to_owned(), ColumnType::TimestampTz, usize::MAX);
         }
         for (key, schema) in fields.into_iter().flatten() {
             let entry = layout.insert(0, key, true);
@@ -216,7 +219,9 @@ impl Layout {
             name = names::suffixed(&name, &identity);
         }
         let place = if self.taken.insert(name.clone()) {
-            self.add(name, kind).map_or(Place::Unmapped, Place::Column)
+            let declared = self.keys[keys].entries[entry].declared;
+            self.add(name, kind, if declared { MOST_COLUMNS } else { MOST_UNDECLARED })
+                .map_or(Place::Unmapped, Place::Column)
         } else {
             Place::Unmapped
         };
@@ -226,6 +231,25 @@ impl Layout {
             parts.filter(|(part, _)| *part == identity).for_each(|(_, place)| *place = Some(column));
         }
         place
+    }
+
+    /// Whether an undeclared field's objects are documents, because the table has a column for them.
+    pub fn takes_documents(&self, keys: KeysIndex, entry: EntryIndex) -> bool {
+        let known = &self.keys[keys].entries[entry];
+        match known.place {
+            // Flattened before: it stays so.
+            _ if known.children.is_some() => false,
+            Place::Column(column) => {
+                let column = &self.columns[column];
+                column.kind == ColumnType::Json && self.existing.contains_key(&column.name)
+            }
+            Place::Open => {
+                let name = names::clean(&self.spelled(keys, entry), Kind::Column, self.same_case);
+                let existing = self.existing.get(&name);
+                !self.taken.contains(&name) && existing.is_some_and(|column| column.kind == Some(ColumnType::Json))
+            }
+            Place::Unmapped => false,
+        }
     }
 
     /// The column of [`UNMAPPED`], if it was needed before.
@@ -243,24 +267,19 @@ impl Layout {
                 _ => UNMAPPED.to_owned(),
             };
             self.taken.insert(name.clone());
-            self.unmapped = self.add(name, ColumnType::Json);
+            self.unmapped = self.add(name, ColumnType::Json, usize::MAX);
         }
         self.unmapped
     }
 
-    fn add(&mut self, name: String, kind: ColumnType) -> Option<usize> {
+    fn add(&mut self, name: String, kind: ColumnType, most: usize) -> Option<usize> {
         let column = match self.existing.get(&name) {
             Some(Existing { kind, sql_type, .. }) => Column { name, kind: (*kind)?, sql_type: sql_type.clone() },
-            // The last ones are kept for our own columns.
-            None if self.columns.len() + self.existing.len() >= MOST_COLUMNS && !self.is_own(&name) => return None,
+            None if self.columns.len() >= most => return None,
             None => Column { name, kind, sql_type: kind.sql().to_owned() },
         };
         self.columns.push(column);
         Some(self.columns.len() - 1)
-    }
-
-    fn is_own(&self, name: &str) -> bool {
-        name.starts_with(UNMAPPED) || name == TIMESTAMP
     }
 
     fn insert(&mut self, keys: KeysIndex, key: &str, declared: bool) -> EntryIndex {

@@ -27,6 +27,8 @@ mod row;
 mod session;
 mod stream;
 mod table;
+#[cfg(test)]
+mod tests;
 mod time;
 mod types;
 mod value;

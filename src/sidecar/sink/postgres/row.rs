@@ -118,7 +118,7 @@ impl Encoder {
         let range = at..at + raw.len();
         let known = self.layout.entry(keys, entry);
         let mut place = known.place;
-        if !known.declared && depth < DEEPEST && raw.starts_with('{') {
+        if raw.starts_with('{') && !known.declared && depth < DEEPEST && !self.layout.takes_documents(keys, entry) {
             let children = self.layout.children(keys, entry);
             let inner = Fields { encoder: self, keys: children, depth: depth + 1, base };
             return serde_json::Deserializer::from_str(raw).deserialize_map(inner);

@@ -1,0 +1,6 @@
+//! The sink against a real server, named by `SYNCCTL_TEST_DATABASE_URL`: a schema per test.
+
+mod columns;
+mod modes;
+mod restarts;
+mod support;

@@ -1,0 +1,284 @@
+//! Append, merge, replace: what is visible when, and what stays.
+
+use serde_json::json;
+
+use super::support::{World, keyed, record, spec, write, write_many};
+use crate::airbyte::message::StreamName;
+use crate::sidecar::sink::{Committed, Sink, StreamSpec, WriteMode};
+
+#[test]
+fn appended_rows_are_invisible_until_the_commit() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
+    write_many(&mut sink, stream, 0..3000, 1000);
+    assert_eq!(world.count("t"), 0);
+    assert_eq!(sink.commit(stream).expect("commit"), Committed::Durable);
+    assert_eq!(world.count("t"), 3000);
+    write_many(&mut sink, stream, 0..10, 10);
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["3010|3000"]);
+    assert_eq!(world.open_transactions(), 0);
+}
+
+#[test]
+fn an_aborted_append_leaves_nothing() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
+    write_many(&mut sink, stream, 0..3000, 1000);
+    sink.abort(stream);
+    assert_eq!((world.count("t"), world.open_transactions()), (0, 0));
+    assert!(sink.write(stream, &record("{}")).is_err(), "a stream that is over takes no rows");
+}
+
+#[test]
+fn the_last_row_of_a_key_wins() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Merge)).expect("open");
+    write(&mut sink, stream, &[r#"{"id":1,"v":"a"}"#, r#"{"id":2,"v":"b"}"#, r#"{"id":1,"v":"c"}"#]);
+    assert_eq!(sink.commit(stream).expect("commit"), Committed::Durable);
+    assert_eq!(world.rows("SELECT * FROM t ORDER BY id"), ["1|c", "2|b"]);
+    write(&mut sink, stream, &[r#"{"id":2,"v":"d"}"#, r#"{"id":3,"v":null}"#]);
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.rows("SELECT * FROM t ORDER BY id"), ["1|c", "2|d", "3|∅"]);
+    assert_eq!(world.tables(), ["t"]);
+    let constraint = world.rows("SELECT conname FROM pg_constraint WHERE contype = 'p' AND conrelid = 't'::regclass");
+    assert!(constraint[0].starts_with("jitsu_pk_"), "{constraint:?}");
+}
+
+#[test]
+fn the_highest_cursor_wins_within_a_batch() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let fields = [("id", json!({"type": "integer"})), ("at", json!({"type": "integer"}))];
+    let stream = StreamSpec {
+        primary_key: vec![vec!["id".to_owned()]],
+        cursor: vec!["at".to_owned()],
+        ..spec("t", WriteMode::Merge, &fields)
+    };
+    let stream = sink.open(stream).expect("open");
+    let rows = [r#"{"id":1,"at":5}"#, r#"{"id":1,"at":7}"#, r#"{"id":1,"at":6}"#, r#"{"id":1,"at":null}"#];
+    write(&mut sink, stream, &rows);
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.rows("SELECT * FROM t"), ["1|7"]);
+}
+
+#[test]
+fn merging_works_with_whatever_keys_a_table_has() {
+    for (label, table, expected) in [
+        ("no key", "CREATE TABLE t (id bigint, v text)", ["1|new", "2|b"]),
+        ("another's primary key", "CREATE TABLE t (id bigint, v text, n serial PRIMARY KEY)", ["1|new", "2|b"]),
+        ("the same key of another", "CREATE TABLE t (id bigint PRIMARY KEY, v text)", ["1|new", "2|b"]),
+        ("a unique index", "CREATE TABLE t (id bigint, v text); CREATE UNIQUE INDEX i ON t (id)", ["1|new", "2|b"]),
+        (
+            "a partial index",
+            "CREATE TABLE t (id bigint, v text); CREATE UNIQUE INDEX i ON t (id) WHERE id > 5",
+            ["1|new", "2|b"],
+        ),
+        ("duplicates", "CREATE TABLE t (id bigint, v text); INSERT INTO t VALUES (1, 'a'), (1, 'a')", ["1|new", "2|b"]),
+        (
+            "our key on other columns",
+            "CREATE TABLE t (id bigint, v text CONSTRAINT jitsu_pk_old PRIMARY KEY)",
+            ["1|new", "2|b"],
+        ),
+    ] {
+        let mut world = World::new();
+        world.run(table);
+        if label != "duplicates" {
+            world.run("INSERT INTO t (id, v) VALUES (1, 'a')");
+        }
+        world.run("INSERT INTO t (id, v) VALUES (2, 'b')");
+        let mut sink = world.sink();
+        let stream = sink.open(keyed("t", WriteMode::Merge)).expect("open");
+        write(&mut sink, stream, &[r#"{"id":1,"v":"new"}"#]);
+        sink.finish(stream).expect(label);
+        assert_eq!(world.rows("SELECT id, v FROM t ORDER BY id"), expected, "{label}");
+    }
+}
+
+#[test]
+fn nulls_in_the_table_allow_a_unique_index_only() {
+    let mut world = World::new();
+    world.run("CREATE TABLE t (id bigint, v text); INSERT INTO t VALUES (NULL, 'a'), (1, 'b')");
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Merge)).expect("open");
+    write(&mut sink, stream, &[r#"{"id":1,"v":"new"}"#]);
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.rows("SELECT * FROM t ORDER BY v"), ["∅|a", "1|new"]);
+    assert_eq!(world.rows("SELECT indisunique FROM pg_index WHERE indrelid = 't'::regclass"), ["t"]);
+}
+
+#[test]
+fn a_row_without_its_key_fails_its_stream_alone() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let bad = sink.open(keyed("bad", WriteMode::Merge)).expect("open");
+    let good = sink.open(keyed("good", WriteMode::Merge)).expect("open");
+    write(&mut sink, good, &[r#"{"id":1}"#]);
+    for row in [r#"{"v":"a"}"#, r#"{"id":null}"#, r#"{"id":"x"}"#] {
+        let error = sink.write(bad, &record(row)).expect_err(row);
+        assert!(error.text.contains("\"id\"") && error.text.contains("bad") && !error.transient, "{}", error.text);
+    }
+    assert!(sink.commit(bad).is_err(), "a failed stream stays failed");
+    sink.finish(good).expect("finish");
+    assert_eq!(world.count("good"), 1);
+}
+
+#[test]
+fn a_merge_without_a_usable_key_appends() {
+    for (label, key) in [("none", vec![]), ("inside a document", vec![vec!["doc".to_owned(), "id".to_owned()]])] {
+        let mut world = World::new();
+        let mut sink = world.sink();
+        let stream = spec("t", WriteMode::Merge, &[("doc", json!({"type": "object"}))]);
+        let stream = sink.open(StreamSpec { primary_key: key, ..stream }).expect("open");
+        write(&mut sink, stream, &[r#"{"doc":{"id":1}}"#, r#"{"doc":{"id":1}}"#]);
+        assert_eq!(sink.commit(stream).expect(label), Committed::Durable);
+        assert_eq!(world.count("t"), 2, "{label}");
+    }
+}
+
+#[test]
+fn a_key_may_be_undeclared_and_nested() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let stream = spec("t", WriteMode::Merge, &[]);
+    let key = vec![vec!["a".to_owned(), "id".to_owned()]];
+    let stream = sink.open(StreamSpec { primary_key: key, ..stream }).expect("open");
+    write(&mut sink, stream, &[r#"{"a":{"id":1},"v":1}"#, r#"{"a":{"id":1},"v":2}"#]);
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.rows("SELECT a_id, v FROM t"), ["1|2"]);
+}
+
+#[test]
+fn a_replacement_shows_at_the_end_and_keeps_what_hangs_on_the_table() {
+    let mut world = World::new();
+    world.run(
+        "CREATE TABLE t (id bigint, v text, extra int); INSERT INTO t VALUES (7, 'old', 1);
+         CREATE VIEW w AS SELECT id FROM t; CREATE INDEX i ON t (v); GRANT SELECT ON t TO PUBLIC",
+    );
+    let mut sink = world.sink();
+    let stream = sink.open(spec("t", WriteMode::Replace, &[("id", json!({"type": "integer"}))])).expect("open");
+    write_many(&mut sink, stream, 0..3000, 1000);
+    assert_eq!(sink.commit(stream).expect("commit"), Committed::Deferred);
+    assert_eq!(world.rows("SELECT * FROM t"), ["7|old|1"]);
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.rows("SELECT count(*), max(id) FROM w"), ["3000|2999"]);
+    assert_eq!(world.rows("SELECT indexname FROM pg_indexes WHERE tablename = 't'"), ["i"]);
+    assert_eq!(world.rows("SELECT count(*) FROM information_schema.table_privileges WHERE grantee = 'PUBLIC' AND table_name = 't' AND table_schema = current_schema()"), ["1"]);
+    assert_eq!(world.tables(), ["t"]);
+}
+
+#[test]
+fn a_replacement_that_is_given_up_never_touches_the_table() {
+    let mut world = World::new();
+    world.run("CREATE TABLE t (id bigint); INSERT INTO t VALUES (7)");
+    let mut sink = world.sink();
+    for end in ["abort", "drop"] {
+        let stream = sink.open(keyed("t", WriteMode::Replace)).expect("open");
+        write_many(&mut sink, stream, 0..3000, 1000);
+        sink.commit(stream).expect("commit");
+        if end == "abort" {
+            sink.abort(stream);
+        } else {
+            drop(sink);
+            sink = world.sink();
+        }
+        assert_eq!(world.rows("SELECT * FROM t"), ["7"], "{end}");
+        assert_eq!(world.columns("t"), ["id|bigint"], "{end}");
+        assert_eq!(world.tables(), ["t"], "{end}");
+    }
+}
+
+#[test]
+fn zero_rows_empty_a_replaced_table_and_leave_the_others() {
+    let mut world = World::new();
+    world.run("CREATE TABLE r (id bigint); CREATE TABLE a (id bigint); CREATE TABLE m (id bigint)");
+    world.run("INSERT INTO r VALUES (1); INSERT INTO a VALUES (1); INSERT INTO m VALUES (1)");
+    let mut sink = world.sink();
+    for (table, mode) in [
+        ("r", WriteMode::Replace),
+        ("a", WriteMode::Append),
+        ("m", WriteMode::Merge),
+        ("new", WriteMode::Append),
+        ("new_r", WriteMode::Replace),
+    ] {
+        let stream = sink.open(keyed(table, mode)).expect("open");
+        sink.finish(stream).expect(table);
+    }
+    assert_eq!([world.count("r"), world.count("a"), world.count("m")], [0, 1, 1]);
+    assert_eq!(world.columns("new"), ["id|bigint", "v|text"]);
+    assert_eq!(world.columns("new_r"), ["id|bigint", "v|text"]);
+}
+
+#[test]
+fn a_replacement_with_a_key_keeps_one_row_of_each() {
+    let mut world = World::new();
+    world.run("CREATE TABLE t (id bigint, v text CONSTRAINT jitsu_pk_old PRIMARY KEY); INSERT INTO t VALUES (9, 'x')");
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Replace)).expect("open");
+    write(&mut sink, stream, &[r#"{"id":1,"v":"a"}"#, r#"{"id":1,"v":null}"#]);
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.rows("SELECT * FROM t"), ["1|∅"]);
+}
+
+#[test]
+fn streams_interleave_also_beyond_the_open_transactions() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let streams: Vec<_> = (0..40)
+        .map(|index| {
+            let mode = if index % 4 == 3 { WriteMode::Merge } else { WriteMode::Append };
+            sink.open(keyed(&format!("t{index}"), mode)).expect("open")
+        })
+        .collect();
+    for round in 0..5 {
+        for stream in &streams {
+            write_many(&mut sink, *stream, round * 40..(round + 1) * 40, 1000);
+        }
+        assert!(world.open_transactions() <= 8);
+    }
+    for stream in &streams {
+        sink.commit(*stream).expect("commit");
+    }
+    for index in 0..40 {
+        assert_eq!(world.count(&format!("t{index}")), 200, "t{index}");
+    }
+    drop(sink);
+    assert_eq!(world.tables().len(), 40);
+}
+
+#[test]
+fn leftovers_of_a_killed_run_go_and_those_of_a_living_one_stay() {
+    let mut world = World::new();
+    let mut living = world.sink();
+    let stream = living.open(keyed("t", WriteMode::Replace)).expect("open");
+    write_many(&mut living, stream, 0..3000, 1000);
+    living.commit(stream).expect("commit");
+    let staging = world.tables().remove(0);
+    let killed = format!("{}{:016x}{}", &staging[..18], 12345, &staging[34..]);
+    world.run(&format!("CREATE TABLE \"{killed}\" ()"));
+
+    let mut sink = world.sink();
+    let other = sink.open(keyed("t", WriteMode::Append)).expect("open");
+    sink.finish(other).expect("finish");
+    assert_eq!(world.tables(), [staging, "t".to_owned()]);
+    living.finish(stream).expect("finish");
+    assert_eq!((world.count("t"), world.tables().len()), (3000, 1));
+}
+
+#[test]
+fn tables_of_one_name_are_told_apart() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    for name in ["a.b", "a/b"] {
+        let stream = StreamSpec { name: StreamName::new(None, name), ..spec(name, WriteMode::Append, &[]) };
+        let stream = sink.open(stream).expect("open");
+        write(&mut sink, stream, &[&format!(r#"{{"n":"{name}"}}"#)]);
+        sink.finish(stream).expect("finish");
+    }
+    let tables = world.tables();
+    assert_eq!((tables.len(), tables[0].as_str()), (2, "a_b"));
+    assert!(tables[1].starts_with("a_b_") && tables[1].len() == 12, "{tables:?}");
+}

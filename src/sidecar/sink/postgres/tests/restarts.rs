@@ -1,0 +1,185 @@
+//! Connections that end in the middle: nothing is lost, nothing is there twice.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::support::{World, keyed, record, write_many};
+use crate::sidecar::sink::{Sink, WriteMode};
+
+const MODES: [WriteMode; 3] = [WriteMode::Append, WriteMode::Merge, WriteMode::Replace];
+
+#[test]
+fn rows_survive_restarts_between_all_steps() {
+    for mode in MODES {
+        let mut world = World::new();
+        let mut sink = world.sink();
+        world.terminate();
+        let stream = sink.open(keyed("t", mode)).expect("open");
+        let mut ended = 0;
+        for round in 0..4 {
+            write_many(&mut sink, stream, round * 1500..(round + 1) * 1500, 1000);
+            ended += world.terminate();
+        }
+        assert!(ended > 0, "{mode:?}: no connection was there to be ended");
+        sink.commit(stream).expect("commit");
+        world.terminate();
+        write_many(&mut sink, stream, 6000..6010, 10);
+        world.terminate();
+        sink.finish(stream).expect("finish");
+        assert_eq!(world.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["6010|6010"], "{mode:?}");
+        assert_eq!(world.tables(), ["t"], "{mode:?}");
+    }
+}
+
+#[test]
+fn columns_of_a_transaction_that_was_lost_come_again() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
+    write_many(&mut sink, stream, 0..1500, 1000);
+    sink.write(stream, &record(r#"{"id":-1,"late":1}"#)).expect("a row");
+    write_many(&mut sink, stream, 1500..3000, 1000);
+    world.terminate();
+    write_many(&mut sink, stream, 3000..4500, 1000);
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.rows("SELECT count(*), count(DISTINCT id), count(late) FROM t"), ["4501|4501|1"]);
+}
+
+#[test]
+fn an_append_beyond_what_is_kept_says_so() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
+    write_many(&mut sink, stream, 0..12_000, 1000);
+    world.terminate();
+    let error = sink.commit(stream).expect_err("the rows are gone");
+    assert!(error.transient && error.text.contains("the next run resumes"), "{}", error.text);
+    assert!(sink.finish(stream).is_err(), "a failed stream must not seem finished");
+    drop(sink);
+    assert_eq!(world.count("t"), 0);
+}
+
+#[test]
+fn staged_streams_survive_at_any_size() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Replace)).expect("open");
+    write_many(&mut sink, stream, 0..12_000, 1000);
+    world.terminate();
+    write_many(&mut sink, stream, 12_000..20_000, 1000);
+    world.terminate();
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["20000|20000"]);
+}
+
+#[test]
+fn a_lost_answer_to_commit_is_found_out() {
+    for mode in MODES {
+        for (label, fault) in [("before the server had it", Fault::Before), ("after the server had it", Fault::After)] {
+            let mut world = World::new();
+            let proxy = Proxy::start(world.port());
+            let mut config = world.config();
+            (config["host"], config["port"]) = (json!("127.0.0.1"), json!(proxy.port));
+            let mut sink = World::sink_of(&config, Duration::from_secs(20));
+            let stream = sink.open(keyed("t", mode)).expect("open");
+            write_many(&mut sink, stream, 0..1500, 1000);
+            proxy.arm(fault);
+            write_many(&mut sink, stream, 1500..3000, 1000);
+            sink.commit(stream).expect(label);
+            proxy.arm(fault);
+            write_many(&mut sink, stream, 3000..3010, 10);
+            sink.finish(stream).expect(label);
+            assert!(proxy.has_struck(), "{mode:?}, {label}");
+            assert_eq!(world.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["3010|3010"], "{mode:?}, {label}");
+            drop(sink);
+            assert_eq!(world.tables(), ["t"], "{mode:?}, {label}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_stays_away_ends_the_stream_in_bounded_time() {
+    let world = World::new();
+    let proxy = Proxy::start(world.port());
+    let mut config = world.config();
+    (config["host"], config["port"]) = (json!("127.0.0.1"), json!(proxy.port));
+    let mut sink = World::sink_of(&config, Duration::from_millis(500));
+    let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
+    write_many(&mut sink, stream, 0..10, 10);
+    proxy.arm(Fault::Always);
+    let error = sink.finish(stream).expect_err("nobody answers");
+    assert!(error.transient, "{}", error.text);
+}
+
+/// What happens to a connection that sends COMMIT.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Fault {
+    Never = 0,
+    Before = 1,
+    After = 2,
+    /// Every connection ends at once.
+    Always = 3,
+}
+
+/// Stands between the sink and the server, and strikes once.
+struct Proxy {
+    port: u16,
+    fault: Arc<AtomicU8>,
+}
+
+impl Proxy {
+    fn start(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let fault = Arc::new(AtomicU8::new(Fault::Never as u8));
+        let shared = fault.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if shared.load(Ordering::SeqCst) == Fault::Always as u8 {
+                    continue;
+                }
+                let server = TcpStream::connect(("127.0.0.1", server)).expect("the server");
+                let (from, to) = (server.try_clone().expect("a clone"), client.try_clone().expect("a clone"));
+                std::thread::spawn(move || pass(from, to, &AtomicU8::new(Fault::Never as u8)));
+                let fault = shared.clone();
+                std::thread::spawn(move || pass(client, server, &fault));
+            }
+        });
+        Self { port, fault }
+    }
+
+    fn arm(&self, fault: Fault) {
+        self.fault.store(fault as u8, Ordering::SeqCst);
+    }
+
+    fn has_struck(&self) -> bool {
+        self.fault.load(Ordering::SeqCst) == Fault::Never as u8
+    }
+}
+
+/// Passes bytes on until one side ends or the fault strikes.
+fn pass(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8) {
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(length) = from.read(&mut buffer) {
+        let bytes = &buffer[..length];
+        let armed = fault.load(Ordering::SeqCst);
+        let strikes = armed == Fault::Always as u8
+            || (armed != Fault::Never as u8 && bytes.windows(7).any(|window| window == b"COMMIT\0"));
+        if length == 0 || (strikes && armed != Fault::After as u8) || to.write_all(bytes).is_err() || strikes {
+            if strikes && armed != Fault::Always as u8 {
+                // The server is to have done it, or not, before the sink asks.
+                std::thread::sleep(Duration::from_millis(50));
+                fault.store(Fault::Never as u8, Ordering::SeqCst);
+            }
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
