@@ -217,8 +217,17 @@ impl Api {
             propagation_policy: Some(PropagationPolicy::Background),
             ..DeleteParams::default()
         };
-        self.call(&action, ignore_404(self.pods.delete(pod, &params))).await?;
-        // Not left to the garbage collector: the Secret may not have its owner yet, and it holds credentials.
+        let there = self.call(&action, ignore_404(self.pods.delete(pod, &params))).await?;
+        if there && grace_period_seconds != Some(0) {
+            // A node that no longer finds the Secret of a Pod that still runs stumbles over it, and takes many seconds
+            // longer to end the Pod: so the Secrets go when it has gone.
+            return Ok(());
+        }
+        self.delete_secrets(pod).await
+    }
+
+    /// Not left to the garbage collector: a Secret may not have its owner yet, and it holds credentials.
+    async fn delete_secrets(&self, pod: &str) -> Result<(), PodError> {
         for index in 0.. {
             if !self.delete_secret_if_there(&secret_name(pod, index)).await? {
                 break;
@@ -241,7 +250,7 @@ impl Api {
         let action = format!("waiting for pod {pod} to go");
         loop {
             if self.call(&action, self.pods.get_opt(pod)).await?.is_none() {
-                return Ok(());
+                return self.delete_secrets(pod).await;
             }
             if tokio::time::Instant::now() >= deadline {
                 // Its node does not answer: the object goes, whatever may still run there.

@@ -348,17 +348,21 @@ fn resources(resources: Resources) -> Value {
     // Who lowers a limit below the default request means the limit: the API server would refuse the Pod.
     let within = |request: u32, limit: u32| if limit > 0 { request.min(limit) } else { request };
     let (cpu_request, memory_request) = (within(cpu_request, cpu_limit), within(memory_request, memory_limit));
-    let side = |cpu: u32, memory: u32| {
+    // Where there is a limit, no request would mean a request as large as the limit: so none is written as 0.
+    let side = |cpu: Option<u32>, memory: Option<u32>| {
         let mut map = serde_json::Map::new();
-        if cpu > 0 {
+        if let Some(cpu) = cpu {
             map.insert("cpu".to_owned(), json!(format!("{cpu}m")));
         }
-        if memory > 0 {
+        if let Some(memory) = memory {
             map.insert("memory".to_owned(), json!(format!("{memory}Mi")));
         }
         Value::Object(map)
     };
-    json!({"requests": side(cpu_request, memory_request), "limits": side(cpu_limit, memory_limit)})
+    let limit = |limit: u32| Some(limit).filter(|limit| *limit > 0);
+    let request = |request: u32, limit: u32| Some(request).filter(|request| *request > 0 || limit > 0);
+    let requests = side(request(cpu_request, cpu_limit), request(memory_request, memory_limit));
+    json!({"requests": requests, "limits": side(limit(cpu_limit), limit(memory_limit))})
 }
 
 #[cfg(test)]

@@ -160,12 +160,13 @@ impl Cluster {
         self.runtime.block_on(self.api.warnings(pod))
     }
 
-    /// Deletes the Pod and its Secrets. `grace` 0 also forgets a Pod whose node is gone.
+    /// Deletes the Pod; its Secrets go with [`wait_gone`](Self::wait_gone). `grace` 0 deletes all of it at once, and also
+    /// forgets a Pod whose node is gone.
     pub fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError> {
         self.runtime.block_on(self.api.delete(pod, grace))
     }
 
-    /// Waits until the Pod is gone, at most for `limit`; then removes it without the node's word.
+    /// Waits until the Pod is gone, at most for `limit`; then removes it without the node's word. Deletes its Secrets.
     pub fn wait_gone(&self, pod: &str, limit: Duration) -> Result<(), PodError> {
         self.runtime.block_on(self.api.wait_gone(pod, limit))
     }

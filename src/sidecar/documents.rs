@@ -19,6 +19,12 @@ pub struct Documents {
 /// What the connector may see: not the destination's credentials.
 const CONNECTORS: [&str; 3] = ["config.json", "catalog.json", "state.json"];
 
+/// The destination's configuration; the connector never sees it.
+const DESTINATION: &str = "destinationConfig.json";
+
+/// Its fields that only say where and as whom.
+const PLACES: [&str; 7] = ["destinationType", "host", "port", "database", "username", "defaultSchema", "sslMode"];
+
 impl Documents {
     /// Reads `NAME.gz.000`, `NAME.gz.001`, … and joins them. A folder that is not there holds nothing.
     pub fn read(folder: &Path) -> Result<Self, Failure> {
@@ -73,10 +79,20 @@ impl Documents {
         CONNECTORS.into_iter().filter_map(|name| Some((name, self.get(name)?)))
     }
 
-    /// Masks what is secret in any of them. A catalog is not, and it holds every column's name.
+    /// Masks what is secret in any of them. A catalog is not, and it holds every column's name. Nor is where the
+    /// destination is: an error that does not name it helps nobody.
     pub fn masker(&self) -> Masker {
-        let secret = ["config.json", "state.json", "destinationConfig.json"];
-        let values: Vec<Value> = secret.iter().filter_map(|name| serde_json::from_str(self.get(name)?).ok()).collect();
+        let secret = ["config.json", "state.json", DESTINATION];
+        let value = |name: &str| {
+            let mut value: Value = serde_json::from_str(self.get(name)?).ok()?;
+            if name == DESTINATION
+                && let Some(fields) = value.as_object_mut()
+            {
+                fields.retain(|field, _| !PLACES.contains(&field.as_str()));
+            }
+            Some(value)
+        };
+        let values: Vec<Value> = secret.iter().filter_map(|name| value(name)).collect();
         Masker::of(&values)
     }
 }

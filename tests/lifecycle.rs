@@ -1,0 +1,398 @@
+//! Cancelling, killing, timing out, and outages in the middle.
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::support::{Program, Running, World, catalog, eventually, unique};
+
+const INSTANT: &str = "syncctl-test/instant:1";
+const SLOW: &str = "syncctl-test/slow:1";
+const DEAF: &str = "syncctl-test/deaf:1";
+const ODD: &str = "syncctl-test/odd:1";
+/// Until something that was started can be seen.
+const START: Duration = Duration::from_secs(60);
+
+/// Waits until rows have come.
+fn wait_for_rows(world: &World, task: &str, stream: &str) {
+    eventually("rows of the read", START, || {
+        world.schema.task(task)?;
+        world.schema.streams(task)[stream]["events"].as_u64().filter(|events| *events > 0)
+    });
+}
+
+/// A listener that connectors reach from their Pods.
+struct Ear {
+    listener: TcpListener,
+    /// HOST PORT, as the connector is told.
+    address: String,
+}
+
+impl Ear {
+    fn new(world: &World) -> Self {
+        let listener = TcpListener::bind("0.0.0.0:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket");
+        let port = listener.local_addr().expect("an address").port();
+        Self { listener, address: format!("{} {port}", world.setup.pod_host) }
+    }
+
+    /// The next thing that is told.
+    fn hear(&self, limit: Duration) -> String {
+        eventually("a word of the connector", limit, || {
+            let (mut stream, _) = self.listener.accept().ok()?;
+            stream.set_nonblocking(false).expect("a socket");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).expect("a short text");
+            Some(text.trim().to_owned())
+        })
+    }
+}
+
+/// A read of `odd` in one of its modes.
+fn odd(world: &World, mode: &Value, task: &str) -> Program {
+    let config = world.json("odd.json", mode);
+    let catalog = world.json("odd-catalog.json", &catalog(&["one"]));
+    let nowhere = world.nowhere();
+    let arguments = ["read", ODD, "--config", &config, "--catalog", &catalog, "--destination-config", &nowhere];
+    world.syncctl(&arguments).with(&["--sync-id", "s", "--task-id", task, "-o", "json"])
+}
+
+#[test]
+fn ctrl_c_cancels_and_the_connector_gets_term() {
+    let Some(world) = World::new() else { return };
+    let task = unique("cancelled-");
+    let ear = Ear::new(&world);
+    let running = odd(&world, &json!({"mode": "signals", "tell": ear.address}), &task).start();
+    assert_eq!(ear.hear(START), "started");
+    let asked = Instant::now();
+    running.signal(Signal::INT);
+    assert_eq!(ear.hear(Duration::from_secs(10)), "TERM");
+    let done = running.wait();
+    assert!(asked.elapsed() < Duration::from_secs(10), "a connector that listens ends at once\n{done}");
+    // Before the program has ended, not some time later.
+    world.namespace.assert_empty();
+    assert_eq!(done.code(130).json()["status"], "CANCELLED", "{done}");
+    let (status, _) = world.schema.task(&task).expect("a row");
+    assert_eq!(status, "CANCELLED");
+    assert_eq!(world.schema.streams(&task)["one"]["status"], "CANCELLED");
+}
+
+#[test]
+fn term_cancels_as_ctrl_c_does() {
+    let Some(world) = World::new() else { return };
+    let task = unique("termed-");
+    let running = world.read(SLOW, "s", &task, &["ticks"]).start();
+    wait_for_rows(&world, &task, "ticks");
+    running.signal(Signal::TERM);
+    let done = running.wait();
+    world.namespace.assert_empty();
+    done.code(130);
+    assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
+}
+
+#[test]
+fn cancelling_a_check_leaves_nothing() {
+    let Some(world) = World::new() else { return };
+    let config = world.json("config.json", &json!({}));
+    let running = world.syncctl(&["check", SLOW, "--config", &config, "--storage-key", "k", "-o", "json"]).start();
+    eventually("a pod", START, || world.namespace.pods().first().cloned());
+    running.signal(Signal::INT);
+    let done = running.wait();
+    world.namespace.assert_empty();
+    done.fails(130, "CANCELLED", &[]);
+}
+
+#[test]
+fn a_deaf_connector_is_killed_after_its_grace_period() {
+    let Some(world) = World::new() else { return };
+    let task = unique("deaf-");
+    let running = world.read(DEAF, "s", &task, &["one"]).start();
+    eventually("a running pod", START, || {
+        world.namespace.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
+    });
+    let asked = Instant::now();
+    running.signal(Signal::INT);
+    let done = running.wait();
+    world.namespace.assert_empty();
+    done.code(130);
+    assert!(asked.elapsed() < Duration::from_secs(20), "the grace period is 5 s\n{done}");
+    assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
+}
+
+#[test]
+fn a_second_ctrl_c_ends_at_once_and_the_next_command_cleans_up() {
+    let Some(world) = World::new() else { return };
+    let task = unique("twice-");
+    let running = world.read(DEAF, "s", &task, &["one"]).env("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "20").start();
+    eventually("a running pod", START, || {
+        world.namespace.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
+    });
+    running.signal(Signal::INT);
+    eventually("the row of the cancelled task", Duration::from_secs(10), || {
+        world.schema.task(&task).filter(|(status, _)| status == "CANCELLED")
+    });
+    let asked = Instant::now();
+    running.signal(Signal::INT);
+    let done = running.wait();
+    assert!(asked.elapsed() < Duration::from_secs(2), "{done}");
+    assert_eq!(done.code, Some(130), "{done}");
+    assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
+    world.syncctl(&["spec", INSTANT]).run().code(0);
+    // The deletion was asked for with the first one; the Pod is in its grace period.
+    eventually("nothing left", Duration::from_secs(40), || world.namespace.leftovers().is_empty().then_some(()));
+    assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
+}
+
+#[test]
+fn a_read_that_takes_too_long_is_ended() {
+    let Some(world) = World::new() else { return };
+    let task = unique("long-");
+    let done = world.read(SLOW, "s", &task, &["ticks"]).with(&["--timeout", "8s"]).run();
+    done.within(Duration::from_secs(30)).code(4);
+    let document = done.json();
+    assert_eq!(document["status"], "TIME_EXCEEDED", "{done}");
+    assert_eq!(document["class"], "TIME_EXCEEDED", "{done}");
+    let (status, error) = world.schema.task(&task).expect("a row");
+    assert_eq!(status, "TIME_EXCEEDED");
+    assert!(error.starts_with("TIME_EXCEEDED: "), "{error}");
+}
+
+#[test]
+fn a_check_that_takes_too_long_is_ended() {
+    let Some(world) = World::new() else { return };
+    let config = world.json("config.json", &json!({}));
+    let arguments = ["check", SLOW, "--config", &config, "--storage-key", "k", "-o", "json", "--timeout", "6s"];
+    let done = world.syncctl(&arguments).run();
+    done.fails(4, "TIME_EXCEEDED", &[]).within(Duration::from_secs(30));
+    let row = world.schema.text("SELECT concat_ws('|', status, description) FROM source_check WHERE key = 'k'");
+    assert!(row.starts_with("FAILED|TIME_EXCEEDED: "), "{row}");
+}
+
+#[test]
+fn the_next_command_removes_what_a_killed_one_left() {
+    let Some(world) = World::new() else { return };
+    let task = unique("killed-");
+    let running = world.read(SLOW, "s", &task, &["ticks"]).start();
+    wait_for_rows(&world, &task, "ticks");
+    running.signal(Signal::KILL);
+    assert_eq!(running.wait().code, None);
+    assert_eq!(world.namespace.leftovers().len(), 2, "a Pod and its Secret: the test is about these");
+    assert_eq!(world.schema.task(&task).expect("a row").0, "RUNNING");
+    world.syncctl(&["spec", INSTANT, "-o", "json"]).run().code(0);
+    world.namespace.assert_empty();
+    let (status, error) = world.schema.task(&task).expect("a row");
+    // The sidecar, which is told to end, may be first to say so.
+    assert!(status == "CANCELLED" || (status == "FAILED" && error.starts_with("ABANDONED: ")), "{status}: {error}");
+}
+
+#[test]
+fn a_pod_of_a_living_command_is_left_alone_by_another() {
+    let Some(world) = World::new() else { return };
+    let task = unique("alive-");
+    let mut running = world.read(SLOW, "s", &task, &["ticks"]).start();
+    wait_for_rows(&world, &task, "ticks");
+    world.syncctl(&["spec", INSTANT, "-o", "json"]).run().code(0);
+    assert!(!running.has_ended());
+    assert_eq!(world.schema.task(&task).expect("a row").0, "RUNNING");
+    running.signal(Signal::INT);
+    running.wait().code(130);
+}
+
+#[test]
+fn a_pod_that_somebody_deletes_ends_the_task_at_once() {
+    let Some(world) = World::new() else { return };
+    let task = unique("deleted-");
+    let running = world.read(SLOW, "s", &task, &["ticks"]).start();
+    wait_for_rows(&world, &task, "ticks");
+    let asked = Instant::now();
+    world.namespace.kubectl(&["delete", "pods", "--all", "-n", &world.namespace.name, "--wait=false"]);
+    let done = running.wait();
+    assert!(asked.elapsed() < Duration::from_secs(12), "{done}");
+    let (status, error) = world.schema.task(&task).expect("a row");
+    match status.as_str() {
+        "CANCELLED" => done.code(130),
+        "FAILED" => {
+            assert!(error.starts_with("POD_DELETED: "), "{error}");
+            done.fails(3, "POD_DELETED", &[])
+        }
+        _ => panic!("{status}: {error}"),
+    };
+}
+
+#[test]
+fn a_pod_that_is_deleted_by_force_ends_the_task_at_once() {
+    let Some(world) = World::new() else { return };
+    let config = world.json("config.json", &json!({}));
+    let running = world.syncctl(&["check", SLOW, "--config", &config, "--storage-key", "k", "-o", "json"]).start();
+    eventually("a running pod", START, || {
+        world.namespace.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
+    });
+    let asked = Instant::now();
+    let name = &world.namespace.name;
+    world.namespace.kubectl(&["delete", "pods", "--all", "-n", name, "--force", "--grace-period=0", "--wait=false"]);
+    let done = running.wait();
+    assert!(asked.elapsed() < Duration::from_secs(12), "{done}");
+    done.fails(3, "POD_DELETED", &["deleted"]);
+}
+
+#[test]
+fn the_same_task_id_again_is_refused_and_the_first_result_stays() {
+    let Some(world) = World::new() else { return };
+    let task = unique("once-");
+    world.read(INSTANT, "s", &task, &["items"]).run().code(0);
+    let query = format!("SELECT md5(t::text) FROM source_task t WHERE task_id = '{task}'");
+    let before = world.schema.text(&query);
+    let again = world.read(INSTANT, "s", &task, &["items"]).run();
+    again.fails(2, "TASK_EXISTS", &[&task]).within(Duration::from_secs(10));
+    assert_eq!(world.schema.text(&query), before);
+}
+
+#[test]
+fn a_running_task_is_not_disturbed_by_its_own_id() {
+    let Some(world) = World::new() else { return };
+    let task = unique("both-");
+    let running = world.read(SLOW, "s", &task, &["ticks"]).start();
+    wait_for_rows(&world, &task, "ticks");
+    world.read(SLOW, "s", &task, &["ticks"]).run().fails(2, "TASK_EXISTS", &[&task]);
+    assert_eq!(world.schema.task(&task).expect("a row").0, "RUNNING");
+    assert_eq!(world.namespace.pods().len(), 1);
+    running.signal(Signal::INT);
+    running.wait().code(130);
+}
+
+#[test]
+fn ids_may_be_anything() {
+    let Some(world) = World::new() else { return };
+    let long = "x".repeat(300);
+    for (label, sync, task) in [
+        ("unicode", "Заказы 🛒", "Ω≈ç√"),
+        ("long", long.as_str(), long.as_str()),
+        ("slashes", "a/b/../c", "//"),
+        ("blanks and quotes", " it's \"one\"; -- ", "$(reboot) `x` \\"),
+        ("a line break", "a\nb", "c\td"),
+        ("like a flag", "=--sync", "UPPER.case_"),
+    ] {
+        let done = world.read(INSTANT, sync, task, &["items"]).run();
+        println!("{label}:\n{done}");
+        let document = done.code(0).json();
+        assert_eq!(document["taskId"], task, "{label}");
+        assert_eq!(document["syncId"], sync, "{label}");
+        assert_eq!(world.schema.task(task).expect(label).0, "SUCCESS", "{label}");
+    }
+}
+
+/// Everything in a real Pod, as the API server keeps it.
+#[test]
+fn a_pod_holds_no_secret_and_no_right() {
+    let Some(world) = World::new() else { return };
+    let task = unique("audit-");
+    let config = world.json("config.json", &json!({"api_key": "hunter2-config"}));
+    let catalog = world.json("catalog.json", &catalog(&["ticks"]));
+    let destination = world.destination();
+    let arguments = ["read", SLOW, "--config", &config, "--catalog", &catalog, "--destination-config", &destination];
+    let running = world.syncctl(&arguments).with(&["--sync-id", "s", "--task-id", &task, "-o", "json"]).start();
+    let pod = eventually("a running pod", START, || {
+        world.namespace.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
+    });
+    let secrets = world.namespace.list("secrets", &["-l", "jitsu.com/creator=bulker-sync-controller"]);
+    running.signal(Signal::INT);
+
+    let password = world.destination_config()["password"].as_str().expect("a password").to_owned();
+    let text = pod.to_string();
+    for secret in ["hunter2-config", &format!(":{password}@"), "postgres://", "postgresql://", "search_path"] {
+        assert!(!text.contains(secret), "{secret} is in the pod: {text}");
+    }
+    let spec = &pod["spec"];
+    assert_eq!(spec["automountServiceAccountToken"], false);
+    assert_eq!(spec["restartPolicy"], "Never");
+    assert!(spec["initContainers"].is_null(), "our own sidecar needs none");
+    for volume in spec["volumes"].as_array().expect("volumes") {
+        assert!(volume["hostPath"].is_null() && !volume.to_string().contains("serviceAccountToken"), "{volume}");
+    }
+    let containers = spec["containers"].as_array().expect("containers");
+    let container = |name: &str| containers.iter().find(|container| container["name"] == name).expect("a container");
+    let source = container("source");
+    for mount in source["volumeMounts"].as_array().expect("mounts") {
+        let path = mount["mountPath"].as_str().expect("a path");
+        assert!(["/config", "/pipes"].contains(&path), "the connector sees {path}");
+    }
+    assert!(!source.to_string().contains("secretKeyRef"), "{source}");
+    let sidecar = container("sidecar");
+    let url = sidecar["env"].as_array().and_then(|env| env.iter().find(|variable| variable["name"] == "DATABASE_URL"));
+    let url = url.expect("the sidecar is told its database");
+    assert!(url["value"].is_null() && url["valueFrom"]["secretKeyRef"].is_object(), "{url}");
+    let security = &sidecar["securityContext"];
+    assert_eq!(security["runAsNonRoot"], true);
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
+
+    assert_eq!(secrets.len(), 1);
+    let owner = &secrets[0]["metadata"]["ownerReferences"][0];
+    assert_eq!(owner["kind"], "Pod");
+    assert_eq!(owner["uid"], pod["metadata"]["uid"]);
+    let labels = &pod["metadata"]["labels"];
+    assert_eq!(labels["jitsu.com/creator"], "bulker-sync-controller");
+    let annotations = &pod["metadata"]["annotations"];
+    for (name, value) in [("TaskID", task.as_str()), ("SyncID", "s"), ("TaskType", "read"), ("PackageVersion", "1")] {
+        assert_eq!(annotations[name], value, "{annotations}");
+    }
+    running.wait().code(130);
+}
+
+/// Waits until a state of the read is stored, so that the outage falls into its middle.
+fn wait_for_state(world: &World) {
+    eventually("a state", START, || {
+        let there = world.schema.number(
+            "SELECT count(*) FROM pg_tables WHERE tablename = 'source_state' AND schemaname = current_schema()",
+        );
+        (there > 0 && world.schema.count("source_state") > 0).then_some(())
+    });
+}
+
+fn steady(world: &World, task: &str) -> Running {
+    let config = world.json("config.json", &json!({"mode": "steady"}));
+    let catalog = world.json("catalog.json", &catalog(&["one"]));
+    let destination = world.destination();
+    let arguments = ["read", ODD, "--config", &config, "--catalog", &catalog, "--destination-config", &destination];
+    world.syncctl(&arguments).with(&["--sync-id", "s", "--task-id", task, "-o", "json"]).start()
+}
+
+#[test]
+fn a_restart_of_postgres_in_the_middle_loses_nothing_and_doubles_nothing() {
+    let Some(world) = World::alone() else { return };
+    let Some(postgres) = &world.setup.postgres else { return };
+    let task = unique("restart-");
+    let running = steady(&world, &task);
+    wait_for_state(&world);
+    let restarted = Command::new(postgres).arg("restart").output().expect("the switch of Postgres");
+    assert!(restarted.status.success(), "{}", String::from_utf8_lossy(&restarted.stderr));
+    let done = running.wait();
+    assert_eq!(done.code(0).json()["status"], "SUCCESS", "{done}");
+    assert_eq!(world.schema.count("one"), 4000);
+    assert_eq!(world.schema.number("SELECT count(DISTINCT id) FROM one"), 4000);
+    assert_eq!(world.schema.text("SELECT (state ->> 'id') FROM source_state WHERE stream = 'one'"), "4000");
+    assert_eq!(world.schema.streams(&task)["one"]["events"], 4000);
+}
+
+#[test]
+fn an_outage_of_the_api_server_in_the_middle_does_not_end_a_read() {
+    let Some(world) = World::alone() else { return };
+    let Some(apiserver) = &world.setup.apiserver else { return };
+    let task = unique("outage-");
+    let running = steady(&world, &task);
+    wait_for_state(&world);
+    let switch = |word: &str| {
+        let switched = Command::new(apiserver).arg(word).output().expect("the switch of the API server");
+        assert!(switched.status.success(), "{word}: {}", String::from_utf8_lossy(&switched.stderr));
+    };
+    switch("stop");
+    std::thread::sleep(Duration::from_secs(2));
+    switch("start");
+    let done = running.wait();
+    assert_eq!(done.code(0).json()["status"], "SUCCESS", "{done}");
+    assert_eq!(world.schema.count("one"), 4000);
+}

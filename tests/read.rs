@@ -1,0 +1,1 @@
+//! read: rows in Postgres, states, statuses, logs.

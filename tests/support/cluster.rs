@@ -1,0 +1,242 @@
+//! Namespaces with the shipped Role, and the image of the program under test.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::program::tell;
+use super::{Program, Setup, root, unique};
+
+/// The label of everything that the program makes.
+const CREATOR: &str = "jitsu.com/creator=bulker-sync-controller";
+
+/// The image of the program under test.
+pub struct Image {
+    /// As Pods name it; no other content ever has this name.
+    pub name: String,
+    /// The hash of its configuration, which is what a runtime calls the image's id.
+    pub config_digest: String,
+}
+
+/// Loads the images, once per process.
+pub fn prepare(setup: &Setup) {
+    sidecar_image(setup);
+    static CONNECTORS: OnceLock<()> = OnceLock::new();
+    CONNECTORS.get_or_init(|| {
+        if let Some(images) = &setup.images {
+            let loaded = Command::new(images).arg("scripts").stdout(Stdio::null()).status();
+            assert!(loaded.is_ok_and(|status| status.success()), "{images} scripts failed");
+        }
+    });
+}
+
+/// The program under test as an image, made by itself and loaded into the cluster.
+pub fn sidecar_image(setup: &Setup) -> &'static Image {
+    static IMAGE: OnceLock<Image> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let program = std::fs::read(env!("CARGO_BIN_EXE_syncctl")).expect("the program under test");
+        let name = format!("syncctl:test-{}", &hex::encode(Sha256::digest(&program))[..16]);
+        let mut archive = tempfile::NamedTempFile::new().expect("a temporary file");
+        let made = Command::new(env!("CARGO_BIN_EXE_syncctl"))
+            .args(["image", "--name", &name])
+            .stdout(archive.as_file().try_clone().expect("a second handle"))
+            .status();
+        assert!(made.is_ok_and(|status| status.success()), "`syncctl image` failed");
+        let config_digest = config_digest(archive.path());
+        archive.flush().expect("nothing is buffered");
+        let command = format!("{} \"$0\"", setup.load_image);
+        let loaded = Command::new("sh").args(["-c", &command]).arg(archive.path()).stdout(Stdio::null()).status();
+        assert!(loaded.is_ok_and(|status| status.success()), "SYNCCTL_TEST_LOAD_IMAGE failed: {}", setup.load_image);
+        Image { name, config_digest }
+    })
+}
+
+fn config_digest(archive: &Path) -> String {
+    let mut files = tar::Archive::new(std::fs::File::open(archive).expect("the archive"));
+    let mut config = Vec::new();
+    for entry in files.entries().expect("a tar archive") {
+        let mut entry = entry.expect("an entry");
+        let path = entry.path().expect("a path").display().to_string();
+        if path.ends_with(".json") && path != "manifest.json" && path != "index.json" {
+            entry.read_to_end(&mut config).expect("its content");
+        }
+    }
+    format!("sha256:{}", hex::encode(Sha256::digest(&config)))
+}
+
+/// A namespace in which the program works as the ServiceAccount that the project ships.
+pub struct Namespace {
+    pub name: String,
+    /// A kubeconfig of that ServiceAccount.
+    pub kubeconfig: PathBuf,
+    admin: String,
+    folder: PathBuf,
+}
+
+impl Namespace {
+    /// Creates it, with `deploy/` in it.
+    pub fn create(setup: &Setup, folder: &Path) -> Self {
+        let name = unique("it-");
+        let namespace = Self {
+            kubeconfig: folder.join("kubeconfig"),
+            admin: setup.kubeconfig.clone(),
+            folder: folder.to_owned(),
+            name,
+        };
+        namespace.deploy();
+        namespace.login(&namespace.kubeconfig, "syncctl");
+        namespace
+    }
+
+    /// An overlay as a user would write it: `deploy/`, and the name of the namespace.
+    fn deploy(&self) {
+        let base = self.folder.join("deploy");
+        std::fs::create_dir(&base).expect("a folder");
+        for file in std::fs::read_dir(root().join("deploy")).expect("deploy/") {
+            let file = file.expect("an entry");
+            std::fs::copy(file.path(), base.join(file.file_name())).expect("a copy");
+        }
+        let name = &self.name;
+        let overlay = json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "namespace": name, "resources": ["deploy", "namespace.yaml"],
+        });
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        std::fs::write(self.folder.join("kustomization.yaml"), overlay.to_string()).expect("a file");
+        std::fs::write(self.folder.join("namespace.yaml"), object.to_string()).expect("a file");
+        self.kubectl(&["create", "--validate=false", "-k", &self.folder.display().to_string()]);
+    }
+
+    /// Writes a kubeconfig of a ServiceAccount of this namespace.
+    pub fn login(&self, path: &Path, account: &str) {
+        let address = format!("/api/v1/namespaces/{}/serviceaccounts/{account}/token", self.name);
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600},
+        });
+        let answer = self.kubectl_with(&["create", "--raw", &address, "-f", "-"], &request.to_string());
+        let answer: Value = serde_json::from_str(&answer).expect("a TokenRequest");
+        let mut config: Value =
+            serde_json::from_str(&self.kubectl(&["config", "view", "--minify", "--flatten", "--raw", "-o", "json"]))
+                .expect("a kubeconfig");
+        config["users"][0]["user"] = json!({"token": answer["status"]["token"]});
+        config["contexts"][0]["context"]["namespace"] = json!(self.name);
+        std::fs::write(path, config.to_string()).expect("a file");
+    }
+
+    /// A kubeconfig of a ServiceAccount that may do nothing at all.
+    pub fn powerless(&self) -> PathBuf {
+        self.kubectl(&["create", "serviceaccount", "powerless", "-n", &self.name]);
+        let path = self.folder.join("powerless");
+        self.login(&path, "powerless");
+        path
+    }
+
+    /// The kubeconfig with another server.
+    pub fn kubeconfig_of(&self, server: &str) -> PathBuf {
+        let text = std::fs::read_to_string(&self.kubeconfig).expect("the kubeconfig");
+        let mut config: Value = serde_json::from_str(&text).expect("it is JSON");
+        config["clusters"][0]["cluster"]["server"] = json!(server);
+        let path = self.folder.join("elsewhere");
+        std::fs::write(&path, config.to_string()).expect("a file");
+        path
+    }
+
+    /// kubectl as admin.
+    #[track_caller]
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.kubectl_with(arguments, "")
+    }
+
+    #[track_caller]
+    fn kubectl_with(&self, arguments: &[&str], stdin: &str) -> String {
+        let mut child = Command::new("kubectl")
+            .args(arguments)
+            .env("KUBECONFIG", &self.admin)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl is installed");
+        child.stdin.take().expect("it is piped").write_all(stdin.as_bytes()).ok();
+        let output = child.wait_with_output().expect("kubectl ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {arguments:?}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Objects of this namespace.
+    pub fn list(&self, kinds: &str, more: &[&str]) -> Vec<Value> {
+        let arguments = [&["get", kinds, "-n", &self.name, "-o", "json"], more].concat();
+        let list: Value = serde_json::from_str(&self.kubectl(&arguments)).expect("a list");
+        list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// All Pods, whoever made them.
+    pub fn pods(&self) -> Vec<Value> {
+        self.list("pods", &[])
+    }
+
+    /// What is left of the program's: there should be nothing.
+    pub fn leftovers(&self) -> Vec<String> {
+        let name = |object: &Value| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            format!("{}/{}", text(&object["kind"]), text(&object["metadata"]["name"]))
+        };
+        let mut left: Vec<String> = self.list("pods,secrets", &["-l", CREATOR]).iter().map(name).collect();
+        let others = self.list("pods,secrets", &[]);
+        left.extend(others.iter().map(name).filter(|name| name.starts_with("Pod/") || name.contains("-config")));
+        left.sort();
+        left.dedup();
+        left
+    }
+
+    /// Nothing of the program's is left.
+    #[track_caller]
+    pub fn assert_empty(&self) {
+        let left = self.leftovers();
+        if !left.is_empty() {
+            self.dump();
+        }
+        assert!(left.is_empty(), "left behind in namespace {}: {left:?}", self.name);
+    }
+
+    /// Tells the states of Pods and the events, for a look at a failed test.
+    pub fn dump(&self) {
+        for arguments in [
+            [
+                "get",
+                "pods",
+                "-n",
+                &self.name,
+                "-o",
+                "jsonpath={range .items[*]}{.metadata.name} {.status}{\"\\n\"}{end}",
+            ],
+            ["get", "events", "-n", &self.name, "--sort-by=.metadata.creationTimestamp", "-o=wide"],
+        ] {
+            let output = Command::new("kubectl").args(arguments).env("KUBECONFIG", &self.admin).output();
+            let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+            tell(&format!("--- kubectl {}\n{text}", arguments[..2].join(" ")));
+        }
+    }
+
+    /// Deletes it, without waiting.
+    pub fn remove(&self) {
+        let arguments = ["delete", "namespace", &self.name, "--wait=false"];
+        let deleted = Command::new("kubectl").args(arguments).env("KUBECONFIG", &self.admin).output();
+        if deleted.is_err() {
+            tell(&format!("namespace {} is left", self.name));
+        }
+    }
+}
+
+/// The program, far from any cluster and database: whatever it tries there fails.
+pub fn nowhere<A: AsRef<str>>(arguments: &[A]) -> Program {
+    Program::new(arguments)
+        .env("SYNCCTL_DATABASE_URL", "postgresql://nobody:nothing@127.0.0.1:1/none?sslmode=disable")
+        .env("SYNCCTL_SIDECAR_IMAGE", "syncctl:none")
+        .env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", "/nonexistent/kubeconfig")
+}

@@ -1,0 +1,252 @@
+//! What all integration tests share: [`World`] is a namespace, a schema and the program, ready to be used by one test.
+
+pub mod cluster;
+pub mod database;
+pub mod program;
+
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+pub use cluster::Namespace;
+pub use database::Schema;
+pub use program::{Done, Program, Running};
+
+/// Ordinary tests read, tests that stop what all of them use write.
+static CALM: RwLock<()> = RwLock::new(());
+
+/// The environment that `tests/cluster/up` describes.
+pub struct Setup {
+    pub kubeconfig: String,
+    pub load_image: String,
+    pub database_url: String,
+    pub sidecar_database_url: String,
+    pub pod_host: String,
+    /// Builds and loads the images of connectors; absent on a cluster whose owner has loaded them.
+    pub images: Option<String>,
+    pub postgres: Option<String>,
+    pub apiserver: Option<String>,
+}
+
+/// `None`: the tests that need a cluster were switched off in so many words.
+static SETUP: LazyLock<Option<Setup>> = LazyLock::new(Setup::from_environment);
+
+impl Setup {
+    fn from_environment() -> Option<Self> {
+        let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let needed = [
+            "SYNCCTL_TEST_KUBECONFIG",
+            "SYNCCTL_TEST_LOAD_IMAGE",
+            "SYNCCTL_TEST_DATABASE_URL",
+            "SYNCCTL_TEST_SIDECAR_DATABASE_URL",
+            "SYNCCTL_TEST_POD_HOST",
+        ];
+        let missing: Vec<&str> = needed.into_iter().filter(|name| get(name).is_none()).collect();
+        if get("SYNCCTL_TEST_SKIP_CLUSTER").as_deref() == Some("1") {
+            return None;
+        }
+        assert!(
+            missing.is_empty(),
+            "this test needs a Kubernetes cluster and a Postgres, and {} is not set: run `make test`, which brings up \
+             both, or set SYNCCTL_TEST_SKIP_CLUSTER=1 to skip every test that needs them",
+            missing.join(", ")
+        );
+        let required = |name: &str| get(name).expect("it is not among the missing");
+        Some(Self {
+            kubeconfig: required("SYNCCTL_TEST_KUBECONFIG"),
+            load_image: required("SYNCCTL_TEST_LOAD_IMAGE"),
+            database_url: required("SYNCCTL_TEST_DATABASE_URL"),
+            sidecar_database_url: required("SYNCCTL_TEST_SIDECAR_DATABASE_URL"),
+            pod_host: required("SYNCCTL_TEST_POD_HOST"),
+            images: get("SYNCCTL_TEST_IMAGES"),
+            postgres: get("SYNCCTL_TEST_POSTGRES"),
+            apiserver: get("SYNCCTL_TEST_APISERVER"),
+        })
+    }
+}
+
+/// Keeps namespaces and schemas for a look at them.
+fn keep() -> bool {
+    std::env::var("SYNCCTL_TEST_KEEP").is_ok_and(|value| value == "1")
+}
+
+/// Held for the time of a test.
+#[expect(dead_code, reason = "they are only held")]
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+/// Everything one test needs, and nothing that another one sees.
+pub struct World {
+    pub setup: &'static Setup,
+    pub namespace: Namespace,
+    pub schema: Schema,
+    folder: tempfile::TempDir,
+    started: Instant,
+    _turn: Turn,
+}
+
+impl World {
+    /// A world beside others; `None` when tests that need a cluster are to be skipped.
+    pub fn new() -> Option<Self> {
+        Self::with(|| Turn::Shared(CALM.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// A world of its own: no other test runs meanwhile, so that it may stop a server.
+    pub fn alone() -> Option<Self> {
+        Self::with(|| Turn::Alone(CALM.write().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn with(turn: impl FnOnce() -> Turn) -> Option<Self> {
+        let Some(setup) = SETUP.as_ref() else {
+            let test = std::thread::current().name().unwrap_or("a test").to_owned();
+            // Past the harness's capture: nobody may believe that it has passed.
+            program::tell(&format!("{test} SKIPPED: SYNCCTL_TEST_SKIP_CLUSTER=1 says to go without a cluster"));
+            return None;
+        };
+        let turn = turn();
+        cluster::prepare(setup);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let namespace = Namespace::create(setup, folder.path());
+        let schema = Schema::create(setup);
+        Some(Self { setup, namespace, schema, folder, started: Instant::now(), _turn: turn })
+    }
+
+    /// The program with all that it needs to work in this world: the shipped Role, a schema of its own.
+    pub fn syncctl<A: AsRef<str>>(&self, arguments: &[A]) -> Program {
+        let schema = &self.schema.name;
+        Program::new(arguments)
+            .env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", &self.namespace.kubeconfig.display().to_string())
+            .env("SYNCCTL_DATABASE_URL", &database::in_schema(&self.setup.database_url, schema))
+            .env("SYNCCTL_SIDECAR_DATABASE_URL", &database::in_schema(&self.setup.sidecar_database_url, schema))
+            .env("SYNCCTL_SIDECAR_IMAGE", &cluster::sidecar_image(self.setup).name)
+            // Many Pods at a time on a small machine.
+            .env("SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", "1")
+            .env("SYNCCTL_SOURCE_MEMORY_REQUEST_MI", "16")
+            .env("SYNCCTL_SOURCE_MEMORY_LIMIT_MI", "1024")
+            .env("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "5")
+    }
+
+    /// Writes a file of the test's own and returns its path.
+    pub fn file(&self, name: &str, content: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, content).expect("a file in the temporary folder");
+        path.display().to_string()
+    }
+
+    /// Writes a JSON file.
+    pub fn json(&self, name: &str, content: &Value) -> String {
+        self.file(name, &content.to_string())
+    }
+
+    /// A folder of the test's own.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A file with a destination that loads into this world's schema, as Pods reach it.
+    pub fn destination(&self) -> String {
+        self.json("destination.json", &self.destination_config())
+    }
+
+    /// The content of that file.
+    pub fn destination_config(&self) -> Value {
+        let url = url::Url::parse(&self.setup.sidecar_database_url).expect("a URL");
+        json!({
+            "destinationType": "postgres",
+            "host": url.host_str().expect("a host"),
+            "port": url.port().unwrap_or(5432),
+            "database": url.path().trim_start_matches('/'),
+            "username": url.username(),
+            "password": url.password().unwrap_or_default(),
+            "defaultSchema": self.schema.name,
+            "sslMode": "disable",
+        })
+    }
+
+    /// A file that sends the rows nowhere.
+    pub fn nowhere(&self) -> String {
+        self.json("nowhere.json", &json!({"destinationType": "discard"}))
+    }
+
+    /// `read` of a fake connector with a catalog of these streams, and rows that go nowhere unless `more` says else.
+    pub fn read(&self, image: &str, sync: &str, task: &str, streams: &[&str]) -> Program {
+        let config = self.json("config.json", &json!({}));
+        let catalog = self.json("catalog.json", &catalog(streams));
+        let nowhere = self.nowhere();
+        self.syncctl(&[
+            "read",
+            image,
+            "--config",
+            &config,
+            "--catalog",
+            &catalog,
+            "--destination-config",
+            &nowhere,
+            "--sync-id",
+            sync,
+            "--task-id",
+            task,
+            "-o",
+            "json",
+        ])
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.namespace.dump();
+        } else {
+            self.namespace.assert_empty();
+        }
+        if !keep() {
+            self.schema.remove();
+            self.namespace.remove();
+        }
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        println!("{test}: {:.1} s in namespace {}", self.started.elapsed().as_secs_f64(), self.namespace.name);
+    }
+}
+
+/// A configured catalog of streams with an integer `id`, read from scratch each time and appended.
+pub fn catalog(streams: &[&str]) -> Value {
+    let stream = |name: &&str| {
+        json!({
+            "stream": {
+                "name": name,
+                "json_schema": {"type": "object", "properties": {"id": {"type": "integer"}}},
+                "supported_sync_modes": ["full_refresh", "incremental"],
+            },
+            "sync_mode": "incremental",
+            "destination_sync_mode": "append",
+        })
+    };
+    json!({"streams": streams.iter().map(stream).collect::<Vec<_>>()})
+}
+
+/// Looks until it is there, at most so long.
+pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {} s", limit.as_secs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A name that no other test, nor an earlier run, has.
+pub fn unique(prefix: &str) -> String {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    format!("{prefix}{}", &id[..10])
+}
+
+/// This checkout.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
