@@ -408,7 +408,7 @@ mod tests {
     fn deadlines_count_from_the_launch_and_trouble_from_its_first_sight() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut watch = Watch::new(start, Duration::from_secs(600), Duration::from_secs(180));
+        let mut watch = Watch::new(start, Duration::from_mins(10), Duration::from_mins(3));
         let class = |watch: &Watch, now| watch.expired(now, Vec::new).map(|failure| failure.class);
         assert_eq!(class(&watch, at(179)), None);
         assert_eq!(class(&watch, at(180)), Some(Class::InitTimeout));
