@@ -14,6 +14,7 @@ mod sidecar;
 mod spec;
 mod sweep;
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -183,7 +184,9 @@ fn init_log(ours: &str, verbose: u8) {
     let others = if verbose > 2 { "debug" } else { "error" };
     let ours = if ours == "fatal" { "error" } else { ours };
     let filter = tracing_subscriber::EnvFilter::new(format!("{others},syncctl={ours}"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colours are for people: in a file, or a Pod's log, they are noise.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }
 
 /// A task of a one-off command; for spec, check and discover the id only has to be new.
