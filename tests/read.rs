@@ -1,1 +1,455 @@
 //! read: rows in Postgres, states, statuses, logs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::support::{Done, Program, World, catalog, unique};
+
+const FAKER: &str = "airbyte/source-faker:7.2.1";
+const SMOKE: &str = "airbyte/source-smoke-test:0.1.2";
+const INSTANT: &str = "syncctl-test/instant:1";
+const ODD: &str = "syncctl-test/odd:1";
+
+/// A read into this world's schema.
+fn read(world: &World, image: &str, config: &Value, catalog: &Value, task: &str) -> Program {
+    let config = world.json("read-config.json", config);
+    let catalog = world.json("read-catalog.json", catalog);
+    let destination = world.destination();
+    let arguments = ["read", image, "--config", &config, "--catalog", &catalog, "--destination-config", &destination];
+    world.syncctl(&arguments).with(&["--sync-id", "sync", "--task-id", task, "-o", "json"])
+}
+
+fn odd(world: &World, mode: &str, streams: &[&str], task: &str) -> Done {
+    let config = json!({"mode": mode, "password": "hunter2-hunter2"});
+    read(world, ODD, &config, &catalog(streams), task).run()
+}
+
+/// What a user makes of a discovered catalog.
+fn configured(discovered: &Value, mode: &str, write: &str) -> Value {
+    let streams = discovered["streams"].as_array().expect("streams");
+    let stream = |stream: &Value| {
+        json!({
+            "stream": stream, "sync_mode": mode, "destination_sync_mode": write,
+            "primary_key": stream["source_defined_primary_key"].as_array().cloned().unwrap_or_default(),
+            "cursor_field": stream["default_cursor_field"].as_array().cloned().unwrap_or_default(),
+        })
+    };
+    json!({"streams": streams.iter().map(stream).collect::<Vec<_>>()})
+}
+
+fn discover(world: &World, image: &str, config: &Value) -> Value {
+    let config = world.json("discover-config.json", config);
+    let done = world.syncctl(&["discover", image, "--config", &config, "-o", "json"]).run();
+    done.code(0).json()
+}
+
+#[test]
+fn a_read_of_a_real_connector_resumes_and_adds_no_duplicates() {
+    let Some(world) = World::new() else { return };
+    let config = json!({"count": 150, "seed": 7, "parallelism": 1, "records_per_slice": 50});
+    let catalog = configured(&discover(&world, FAKER, &config), "incremental", "append_dedup");
+    let (first, second) = (unique("first-"), unique("second-"));
+    let done = read(&world, FAKER, &config, &catalog, &first).with(&["--state", "db"]).run();
+    let document = done.code(0).json();
+    assert_eq!(document["status"], "SUCCESS", "{done}");
+    assert_eq!(document["taskId"], first.as_str());
+    assert_eq!(document["syncId"], "sync");
+    let names: Vec<&String> = document["streams"].as_object().expect("a map").keys().collect();
+    assert_eq!(names, ["products", "users", "purchases"], "in the catalog's order");
+    assert_eq!(document["streams"]["users"]["events"], 150);
+    assert_eq!(document["streams"]["products"]["events"], 100);
+    let counts = |world: &World| ["users", "products", "purchases"].map(|table| world.schema.count(table));
+    let before = counts(&world);
+    assert_eq!(before[..2], [150, 100]);
+    assert_eq!(Some(before[2]), document["streams"]["purchases"]["events"].as_i64(), "every purchase is in");
+    let query = "SELECT concat_ws('|', package, version, sync_id, status, error) FROM source_task";
+    assert_eq!(world.schema.texts(query), ["airbyte/source-faker|7.2.1|sync|SUCCESS"]);
+    assert_eq!(world.schema.streams(&first), document["streams"]);
+    let states = "SELECT stream || ' ' || state::text FROM source_state WHERE sync_id = 'sync' ORDER BY stream";
+    let stored = world.schema.texts(states);
+    assert_eq!(stored.len(), 3, "{stored:?}");
+    let types: BTreeMap<String, String> = world.schema.columns("users").into_iter().collect();
+    assert_eq!(types["id"], "bigint");
+    assert_eq!(types["created_at"], "timestamp with time zone");
+    assert_eq!(types["address"], "jsonb");
+
+    let done = read(&world, FAKER, &config, &catalog, &second).with(&["--state", "db"]).run();
+    let document = done.code(0).json();
+    assert_eq!(document["status"], "SUCCESS", "{done}");
+    // It was told where to go on: users and purchases are not read again.
+    assert_eq!(document["streams"]["users"]["events"], 0, "{done}");
+    assert_eq!(counts(&world), before);
+    let distinct = |table: &str| world.schema.number(&format!("SELECT count(DISTINCT id) FROM {table}"));
+    assert_eq!(["users", "products", "purchases"].map(distinct), before);
+    assert_eq!(world.schema.count("source_task"), 2);
+}
+
+#[test]
+fn a_second_read_without_state_starts_from_scratch_and_merges() {
+    let Some(world) = World::new() else { return };
+    let mut catalog = configured(&discover(&world, INSTANT, &json!({})), "incremental", "append_dedup");
+    let run = |catalog: &Value| {
+        read(&world, INSTANT, &json!({}), catalog, &unique("merge-")).run().code(0);
+        (world.schema.count("items"), world.schema.number("SELECT count(DISTINCT id) FROM items"))
+    };
+    assert_eq!(run(&catalog), (1000, 1000));
+    assert_eq!(run(&catalog), (1000, 1000), "merged by the primary key");
+    world.schema.execute("DROP TABLE items");
+    catalog["streams"][0]["destination_sync_mode"] = json!("append");
+    assert_eq!(run(&catalog), (1000, 1000));
+    assert_eq!(run(&catalog), (2000, 1000), "appended");
+}
+
+#[test]
+fn a_full_refresh_replaces_and_keeps_what_others_made_of_the_table() {
+    let Some(world) = World::new() else { return };
+    let catalog = configured(&discover(&world, INSTANT, &json!({})), "full_refresh", "overwrite");
+    let run = |image: &str| read(&world, image, &json!({}), &catalog, &unique("full-")).run();
+    run(INSTANT).code(0);
+    world.schema.execute(
+        "INSERT INTO items (id, name) VALUES (-1, 'of an older run'); CREATE VIEW seen AS SELECT id FROM items",
+    );
+    run(INSTANT).code(0);
+    assert_eq!(world.schema.count("items"), 1000);
+    assert_eq!(world.schema.count("seen"), 1000, "the view still stands");
+    // A source that fails must never empty the table.
+    run("syncctl-test/stillborn:1").code(1);
+    assert_eq!(world.schema.count("items"), 1000);
+}
+
+#[test]
+fn full_sync_forgets_the_state_and_replaces() {
+    let Some(world) = World::new() else { return };
+    let catalog = configured(&discover(&world, INSTANT, &json!({})), "incremental", "append");
+    let run = |more: &[&str]| {
+        read(&world, INSTANT, &json!({}), &catalog, &unique("sync-")).with(more).run().code(0);
+        world.schema.count("items")
+    };
+    assert_eq!(run(&[]), 1000);
+    world.schema.execute("INSERT INTO source_state (sync_id, stream, state) VALUES ('sync', 'gone', '{}')");
+    assert_eq!(run(&["--full-sync"]), 1000);
+    assert_eq!(world.schema.texts("SELECT stream FROM source_state"), ["items"]);
+}
+
+#[test]
+fn tables_are_named_and_placed_as_asked() {
+    let Some(world) = World::new() else { return };
+    let mut streams = catalog(&["items"]);
+    streams["streams"][0]["stream"]["json_schema"]["properties"] =
+        json!({"id": {"type": "integer"}, "Name": {"type": "string"}});
+    let name = &world.schema.name;
+    read(&world, INSTANT, &json!({}), &streams, &unique("named-"))
+        .with(&["--target-namespace", name, "--table-name-prefix", "My_", "--to-same-case", "--add-meta"])
+        .run()
+        .code(0);
+    assert_eq!(world.schema.count("my_items"), 1000);
+    let columns: BTreeMap<String, String> = world.schema.columns("my_items").into_iter().collect();
+    assert_eq!(columns["_jitsu_timestamp"], "timestamp with time zone");
+    assert!(columns.contains_key("name") && !columns.contains_key("Name"), "{columns:?}");
+    assert_eq!(world.schema.number("SELECT count(*) FROM my_items WHERE _jitsu_timestamp IS NULL"), 0);
+}
+
+#[test]
+fn all_streams_of_the_smoke_test_arrive_with_their_types_and_values() {
+    let Some(world) = World::new() else { return };
+    let config = json!({"all_fast_streams": true, "all_slow_streams": false});
+    let discovered = discover(&world, SMOKE, &config);
+    let catalog = configured(&discovered, "full_refresh", "overwrite");
+    let done = read(&world, SMOKE, &config, &catalog, &unique("smoke-")).run();
+    let document = done.code(0).json();
+    let streams = document["streams"].as_object().expect("a map");
+    assert_eq!(streams.len(), 21);
+    for (name, report) in streams {
+        assert_eq!(report["status"], "SUCCESS", "{name}");
+        let events = report["events"].as_i64().expect("a number");
+        // Rows with one key are one row.
+        let expected = if name == "duplicate_primary_keys" { 3 } else { events };
+        assert_eq!(world.schema.count(name), expected, "{name}");
+    }
+    smoke_types(&world);
+    smoke_values(&world);
+}
+
+/// name → type, in the order of the columns, of what is special.
+fn smoke_types(world: &World) {
+    const TIME: &str = "timestamp with time zone";
+    const REAL: &str = "double precision";
+    let long = [
+        "a_very_long_column_name_that_exceeds_typical_database_limits_and_should_be_truncated_or_handled_gracefully_by_the_destination",
+        "another_extremely_verbose_column_name_designed_to_test_the_absolute_maximum_length_that_any_reasonable_database_would_support",
+    ];
+    let expected: &[(&str, &[(&str, &str)])] = &[
+        ("basic_types", &[("id", "bigint"), ("name", "text"), ("amount", REAL), ("is_active", "boolean")]),
+        ("timestamp_types", &[("updated_at", TIME), ("created_date", TIME), ("epoch_seconds", "bigint")]),
+        ("large_decimals_and_numbers", &[("big_integer", "bigint"), ("precise_decimal", REAL)]),
+        ("nested_json_objects", &[("metadata", "jsonb"), ("items_array", "jsonb"), ("nested_deep", "jsonb")]),
+        ("null_handling", &[("nullable_number", REAL), ("nullable_object", "jsonb"), ("nullable_boolean", "boolean")]),
+        (
+            "column_naming_edge_cases",
+            &[
+                ("from", "text"),
+                ("ALLCAPS", "text"),
+                ("CamelCaseColumn", "text"),
+                ("column_with_dots", "text"),
+                ("column with spaces", "text"),
+                ("column-with-dashes", "text"),
+            ],
+        ),
+        ("CamelCaseStreamName", &[("id", "bigint"), ("value", "text")]),
+        ("empty_stream", &[("id", "bigint"), ("value", "text")]),
+        ("wide_table_50_columns", &[("col_001", "text"), ("col_050", "text")]),
+        ("long_column_names", &[(&long[0][..63], "text"), (&long[1][..63], "text")]),
+        ("time_types", &[("time_no_tz", "text"), ("time_with_tz", "text"), ("timestamp_no_tz", TIME)]),
+        ("union_types", &[("number_or_null", "text"), ("object_or_string", "text"), ("string_or_integer", "text")]),
+        ("array_of_primitives", &[("mixed_array", "jsonb"), ("empty_typed_array", "jsonb")]),
+        ("sparse_records", &[("col_b", "bigint"), ("col_c", REAL), ("col_d", "boolean")]),
+        ("special_number_values", &[("float_value", REAL), ("integer_value", "bigint")]),
+    ];
+    for (table, columns) in expected {
+        let there: BTreeMap<String, String> = world.schema.columns(table).into_iter().collect();
+        for (name, kind) in *columns {
+            assert_eq!(there.get(*name).map(String::as_str), Some(*kind), "{table}.{name} in {there:?}");
+        }
+    }
+}
+
+fn smoke_values(world: &World) {
+    for (label, query, expected) in [
+        (
+            "the largest and the smallest numbers",
+            "SELECT float_value::text FROM special_number_values ORDER BY id LIMIT 4",
+            &["1.7976931348623157e+308", "5e-324", "-1.7976931348623157e+308", "-5e-324"][..],
+        ),
+        (
+            "the largest and the smallest integers",
+            "SELECT integer_value::text FROM special_number_values WHERE id IN (4, 5) ORDER BY id",
+            &["9223372036854775807", "-9223372036854775808"],
+        ),
+        (
+            "integers beyond doubles",
+            "SELECT big_integer::text FROM large_decimals_and_numbers ORDER BY id",
+            &["9999999999999999", "-9999999999999999", "0"],
+        ),
+        (
+            "times",
+            "SELECT (updated_at AT TIME ZONE 'UTC')::text FROM timestamp_types ORDER BY id",
+            &["2024-01-15 10:30:00", "1970-01-01 00:00:00", "2099-12-31 23:59:59.999999"],
+        ),
+        (
+            "times without a zone are UTC",
+            "SELECT (timestamp_no_tz AT TIME ZONE 'UTC')::text FROM time_types WHERE id = 1",
+            &["2024-01-15 10:30:00"],
+        ),
+        (
+            "text",
+            "SELECT unicode_text || '|' || special_chars FROM unicode_and_special_strings ORDER BY id",
+            &["Hello World|line1\nline2\ttab", "Café naïve résumé|quote\"inside", "你好世界|back\\slash", "АБВГ|"],
+        ),
+        (
+            "the last row of a key wins",
+            "SELECT name || ' ' || updated_value FROM duplicate_primary_keys ORDER BY id",
+            &["Alice third", "Bob second", "Charlie first"],
+        ),
+        (
+            "unions are text",
+            "SELECT concat_ws('|', object_or_string, string_or_integer) FROM union_types ORDER BY id LIMIT 2",
+            &["{\"key\":\"value\"}|hello", "just_a_string|42"],
+        ),
+        (
+            "documents",
+            "SELECT nested_deep #>> '{level1,level2,value}' FROM nested_json_objects ORDER BY id",
+            &["deep", ""],
+        ),
+        ("nulls", "SELECT count(always_null) || ' ' || count(nullable_string) FROM null_handling", &["0 1"]),
+        (
+            "long text",
+            "SELECT length(large_value) || ' ' || length(short_value) FROM large_string_values ORDER BY id",
+            &["100000 1000", "102499 13"],
+        ),
+    ] {
+        assert_eq!(world.schema.texts(query), expected, "{label}");
+    }
+}
+
+#[test]
+fn a_failed_stream_keeps_no_state_and_does_not_take_the_others_with_it() {
+    let Some(world) = World::new() else { return };
+    let task = unique("twins-");
+    let done = odd(&world, "twins", &["good", "bad"], &task);
+    let document = done.code(1).json();
+    assert_eq!(document["status"], "PARTIAL", "{done}");
+    assert_eq!(document["class"], "CONNECTOR_FAILED");
+    assert!(document["error"].as_str().is_some_and(|error| error.contains("the API said 500")), "{done}");
+    assert_eq!(document["streams"]["good"]["status"], "SUCCESS");
+    assert_eq!(document["streams"]["good"]["events"], 20);
+    assert_eq!(document["streams"]["bad"]["status"], "FAILED");
+    assert!(document["streams"]["bad"]["error"].as_str().is_some_and(|error| error.contains("the API said 500")));
+    assert_eq!(world.schema.count("good"), 20);
+    assert_eq!(world.schema.texts("SELECT stream FROM source_state"), ["good"]);
+    assert_eq!(world.schema.task(&task).expect("a row").0, "PARTIAL");
+}
+
+#[test]
+fn a_stream_that_the_source_gives_up_is_no_success_although_the_exit_code_is_0() {
+    let Some(world) = World::new() else { return };
+    let done = odd(&world, "incomplete", &["one"], &unique("given-up-"));
+    let document = done.code(1).json();
+    assert_eq!(document["status"], "FAILED", "{done}");
+    assert_eq!(document["streams"]["one"]["status"], "FAILED");
+}
+
+#[test]
+fn without_any_status_exit_code_0_is_a_success() {
+    let Some(world) = World::new() else { return };
+    let done = odd(&world, "quiet", &["one"], &unique("quiet-"));
+    assert_eq!(done.code(0).json()["streams"]["one"], json!({"events": 4, "bytes": 32, "status": "SUCCESS"}));
+    assert_eq!(world.schema.count("one"), 4);
+    assert_eq!(world.schema.count("source_state"), 0);
+}
+
+#[test]
+fn a_global_state_is_stored_once_and_given_back() {
+    let Some(world) = World::new() else { return };
+    let task = unique("global-");
+    odd(&world, "global", &["one", "two"], &task).code(0);
+    let row = world.schema.text("SELECT stream || ' ' || state::text FROM source_state");
+    assert!(row.starts_with("_GLOBAL_STATE ") && row.contains("9007199254740993"), "{row}");
+    assert_eq!((world.schema.count("one"), world.schema.count("two")), (5, 7));
+    // The connector sees it again, to the last digit: in a read that shows what it sees.
+    let config = json!({"mode": "look"});
+    let again = unique("again-");
+    read(&world, ODD, &config, &catalog(&["one", "two"]), &again).with(&["--state", "db"]).run().code(0);
+    let seen = world.schema.texts("SELECT line FROM one WHERE line LIKE '%GLOBAL%'").join("\n");
+    assert!(seen.contains("9007199254740993") && seen.contains("shared_state"), "{seen}");
+}
+
+#[test]
+fn a_legacy_state_is_stored() {
+    let Some(world) = World::new() else { return };
+    odd(&world, "legacy", &["one"], &unique("legacy-")).code(0);
+    let row = world.schema.text("SELECT stream || ' ' || state::text FROM source_state");
+    assert!(row.starts_with("_LEGACY_STATE "), "{row}");
+}
+
+#[test]
+fn messages_that_a_read_need_not_know_do_not_disturb_it() {
+    let Some(world) = World::new() else { return };
+    let task = unique("chatty-");
+    let done = odd(&world, "chatty", &["one"], &task);
+    assert_eq!(done.code(0).json()["status"], "SUCCESS");
+    assert_eq!(world.schema.count("one"), 3);
+    let lines = |condition: &str| {
+        let query = format!("SELECT level || ' ' || message FROM task_log WHERE task_id = '{task}' AND {condition}");
+        world.schema.texts(&query)
+    };
+    for (label, text, count) in [
+        ("plain text is a log line", "plain text before anything", 1),
+        ("a warning", "something to think about", 1),
+        ("below the level", "for developers only", 0),
+        ("a stream that nobody selected", "unselected", 1),
+    ] {
+        assert_eq!(lines(&format!("message LIKE '%{text}%'")).len(), count, "{label}");
+    }
+    assert!(lines("message LIKE '%the password is ***%'").len() >= 2, "masked on stdout and on stderr");
+    assert_eq!(lines("message LIKE '%hunter2%'"), Vec::<String>::new());
+    let sync = world.schema.texts("SELECT DISTINCT sync_id FROM task_log");
+    assert_eq!(sync, ["sync"]);
+    assert_eq!(lines("level = 'WARN' AND message LIKE '%to think about%'").len(), 1);
+}
+
+#[test]
+fn debug_is_passed_on_to_the_connector() {
+    let Some(world) = World::new() else { return };
+    let config = json!({"mode": "chatty", "password": "hunter2-hunter2"});
+    read(&world, ODD, &config, &catalog(&["one"]), &unique("debug-"))
+        .with(&["--debug", "--db-log-level", "debug"])
+        .run()
+        .code(0);
+    let count =
+        |text: &str| world.schema.number(&format!("SELECT count(*) FROM task_log WHERE message LIKE '%{text}%'"));
+    assert_eq!(count("debug was asked for"), 1);
+    assert_eq!(count("for developers only"), 1);
+}
+
+#[test]
+fn a_line_beyond_every_limit_is_dropped_and_told() {
+    let Some(world) = World::new() else { return };
+    let task = unique("huge-");
+    let done = odd(&world, "huge", &["one"], &task);
+    let document = done.code(1).json();
+    assert_eq!(document["class"], "CONNECTOR_FAILED", "{done}");
+    assert!(document["error"].as_str().is_some_and(|error| error.contains("60000")), "{done}");
+    let (status, _) = world.schema.task(&task).expect("a row");
+    assert!(["FAILED", "PARTIAL"].contains(&status.as_str()), "{status}");
+}
+
+#[test]
+fn a_large_row_arrives_whole() {
+    let Some(world) = World::new() else { return };
+    odd(&world, "large", &["one"], &unique("large-")).code(0);
+    assert_eq!(world.schema.number("SELECT length(text)::bigint FROM one"), 20_000_000);
+}
+
+#[test]
+fn a_connector_sees_its_documents_and_nothing_else() {
+    let Some(world) = World::new() else { return };
+    let task = unique("look-");
+    let done = odd(&world, "look", &["one"], &task);
+    done.code(0);
+    let seen = world.schema.texts("SELECT line FROM one ORDER BY id").join("\n");
+    for (label, text) in [
+        ("its configuration", "hunter2-hunter2"),
+        ("its catalog", "\"streams\""),
+        ("its environment", "USE_STREAM_CAPABLE_STATE=true"),
+        ("its environment", "AUTO_DETECT_SCHEMA=true"),
+        ("another user than root", "uid=1000"),
+    ] {
+        assert!(seen.contains(text), "{label} is missing:\n{seen}");
+    }
+    let destination = world.destination_config();
+    for (label, text) in [
+        ("the database URL", "postgresql://"),
+        ("the database URL", "DATABASE_URL"),
+        ("the destination", "destinationType"),
+        ("the destination", "defaultSchema"),
+        ("the destination's schema", destination["defaultSchema"].as_str().expect("a name")),
+        ("the sidecar's secrets", "config.json.gz"),
+        ("the service account's token", "serviceaccount"),
+    ] {
+        assert!(!seen.contains(text), "the connector sees {label}:\n{seen}");
+    }
+}
+
+#[test]
+fn a_state_file_is_given_to_the_connector() {
+    let Some(world) = World::new() else { return };
+    let state = json!([{"type": "STREAM", "stream": {"stream_descriptor": {"name": "one"},
+        "stream_state": {"id": 42, "exact": 1}}}]);
+    let state = world.json("state.json", &state);
+    let config = json!({"mode": "look"});
+    read(&world, ODD, &config, &catalog(&["one"]), &unique("given-")).with(&["--state", &state]).run().code(0);
+    let seen = world.schema.texts("SELECT line FROM one WHERE line LIKE '%stream_descriptor%'").join("\n");
+    assert!(seen.contains("42"), "{seen}");
+}
+
+#[test]
+fn no_secret_is_in_any_row_and_the_log_has_some() {
+    let Some(world) = World::new() else { return };
+    let task = unique("secrets-");
+    let mut destination = world.destination_config();
+    // The tests' Postgres may trust everybody; what counts is that it is nowhere.
+    destination["parameters"] = json!({"application_name": "hunter2-destination"});
+    let destination = world.json("secret-destination.json", &destination);
+    let config = world.json("secret-config.json", &json!({"password": "hunter2-config", "user": "ann"}));
+    let catalog = world.json("catalog.json", &catalog(&["items"]));
+    let arguments = ["read", INSTANT, "--config", &config, "--catalog", &catalog, "--destination-config", &destination];
+    let done = world.syncctl(&arguments).with(&["--sync-id", "s", "--task-id", &task, "-vv", "-o", "json"]).run();
+    done.code(0).keeps("hunter2").within(Duration::from_secs(60));
+    assert!(world.schema.count("task_log") > 0);
+    for table in ["task_log", "source_task", "source_state"] {
+        let found = world.schema.number(&format!("SELECT count(*) FROM {table} t WHERE t::text LIKE '%hunter2%'"));
+        assert_eq!(found, 0, "{table}");
+    }
+}

@@ -51,6 +51,9 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog, stop: &Stop)
                 break Err(Failure::new(Class::TimeExceeded, "the task ran longer than it may"));
             }
             Input::End => match source.exit_code() {
+                Some(code) if source.was_ended_with_us(code, stop) => {
+                    break Err(Failure::new(Class::Cancelled, "the task was cancelled"));
+                }
                 // The container's status tells more than 137 does.
                 None | Some(137) => return Ok(End::LeavesVerdict),
                 code => break Err(no_result(task, &source, code, reported.as_ref())),
@@ -97,7 +100,8 @@ fn store(task: &Task, db: &Db, log: &TaskLog, found: Result<Found, Failure>) -> 
             log.write(Level::Error, "syncctl", &text);
             match task.kind {
                 TaskKind::Spec => db.save_spec(&spec_key, at, Err(&text))?,
-                TaskKind::Check => db.save_check(&key, at, "FAILED", Some(&text))?,
+                // The controller may have said why it ends this attempt: that was first, and stays.
+                TaskKind::Check => db.fail_check(&key, at, &text)?,
                 TaskKind::Discover | TaskKind::Read => db.fail_catalog(&key, at, &text, Writer::Sidecar)?,
             }
         }

@@ -22,6 +22,10 @@ const LONGEST_STDERR: usize = 10 * 1024 * 1024;
 const TICK: Duration = Duration::from_millis(250);
 /// How long after the end of stdout the exit code may come: the wrapper writes it before it closes the pipes.
 const EXIT_CODE_WAIT: Duration = Duration::from_secs(10);
+/// Codes of a connector that was asked to end by INT or TERM.
+const BY_SIGNAL: [i32; 2] = [130, 143];
+/// How long our own signal may take after the connector's.
+const OWN_SIGNAL_WAIT: Duration = Duration::from_secs(2);
 /// How many of the last lines explain a failure.
 const LAST_LINES: usize = 10;
 /// And how much of each.
@@ -185,6 +189,19 @@ impl Source {
             }
         }
         code
+    }
+
+    /// Whether a connector that a signal has ended was ended together with this process: TERM reaches both containers
+    /// at once, and the connector may be the faster one.
+    pub fn was_ended_with_us(&self, code: i32, stop: &Stop) -> bool {
+        if !BY_SIGNAL.contains(&code) {
+            return false;
+        }
+        let deadline = Instant::now() + OWN_SIGNAL_WAIT;
+        while Instant::now() < deadline && stop.reason().is_none() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        stop.reason() == Some(Stopped::Cancelled)
     }
 
     /// The last lines that are not messages, for the text of a failure. Not masked.
