@@ -66,7 +66,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-java-opt
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s q -l quiet -d 'No progress on stderr'
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s v -l verbose -d 'More on stderr; twice for all of it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l version -d 'The version of --package' -r
@@ -102,7 +102,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-java-op
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s q -l quiet -d 'No progress on stderr'
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s v -l verbose -d 'More on stderr; twice for all of it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l version -d 'The version of --package' -r
@@ -138,7 +138,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-java
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s q -l quiet -d 'No progress on stderr'
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s v -l verbose -d 'More on stderr; twice for all of it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l version -d 'The version of --package' -r
@@ -185,7 +185,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l no-deduplicate 
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l full-sync -d 'Start from scratch and replace the tables'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l debug -d 'Ask the connector for debug messages'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s q -l quiet -d 'No progress on stderr'
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s v -l verbose -d 'More on stderr; twice for all of it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -l name -d 'The image\'s name and tag' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -s h -l help -d 'Print help (see more with \'--help\')'

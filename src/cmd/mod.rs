@@ -62,7 +62,7 @@ pub struct TaskArgs {
     /// No progress on stderr
     #[arg(short, long)]
     quiet: bool,
-    /// More on stderr; twice for all of it
+    /// More on stderr; up to -vvv for what the libraries say, too
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
     #[command(flatten)]
@@ -177,9 +177,14 @@ fn start_log(level: &str, quiet: bool, verbose: u8) {
     init_log(&ours, verbose);
 }
 
-/// Other crates are asked for more than warnings only with -vvv.
+/// Other crates only speak when asked: what matters of their errors is in ours.
 fn init_log(ours: &str, verbose: u8) {
-    let others = if verbose > 2 { "debug" } else { "error" };
+    let others = match verbose {
+        0 => "off",
+        1 => "warn",
+        2 => "info",
+        _ => "debug",
+    };
     let ours = if ours == "fatal" { "error" } else { ours };
     let filter = tracing_subscriber::EnvFilter::new(format!("{others},syncctl={ours}"));
     tracing_subscriber::fmt()

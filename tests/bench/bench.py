@@ -39,10 +39,28 @@ def psql(*statements):
 
 
 def finish(process):
-    """Waits for a process: (exit code, peak memory in MB, CPU seconds)."""
+    """Waits for a process: (exit code, peak memory in MB, CPU seconds).
+
+    The peak is read from /proc while it runs: that of wait4 counts what this process was when it forked.
+    """
+    peak = 0
+
+    def watch():
+        nonlocal peak
+        try:
+            while True:
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                peak = max([peak, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))])
+                time.sleep(0.01)
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     _, status, usage = os.wait4(process.pid, 0)
+    watcher.join()
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
+    return process.returncode, peak / 1024, usage.ru_utime + usage.ru_stime
 
 
 # (a) -----------------------------------------------------------------------------------------------------------------
