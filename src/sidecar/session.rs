@@ -122,7 +122,7 @@ impl<'a> Session<'a> {
                 }
                 Input::Quiet => self.reporter.publish(&self.streams.reports(), false),
                 Input::End => {
-                    let with_us = source.exit_code().is_some_and(|code| source.was_ended_with_us(code, stop));
+                    let with_us = source.was_ended_with_us(stop);
                     return Ok(if with_us { Ended::Stopped(Stopped::Cancelled) } else { Ended::Source });
                 }
                 Input::Stopped(stopped) => return Ok(Ended::Stopped(stopped)),

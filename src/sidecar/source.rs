@@ -39,6 +39,7 @@ pub struct Source {
     life: Life,
     /// Lines have come since the last sign of life was noted.
     unsigned: bool,
+    exit_code: Option<Option<i32>>,
     stderr_thread: Option<JoinHandle<()>>,
 }
 
@@ -107,6 +108,7 @@ impl Source {
                 heard: Arc::default(),
             },
             unsigned: false,
+            exit_code: None,
             stderr_thread: None,
         })
     }
@@ -168,8 +170,11 @@ impl Source {
         })
     }
 
-    /// After the end of stdout: how the connector ended. `None` when nobody says.
+    /// After the end of stdout: how the connector ended. `None` when nobody says. Waited for once.
     pub fn exit_code(&mut self) -> Option<i32> {
+        if let Some(code) = self.exit_code {
+            return code;
+        }
         let path = self.pipes.join(EXIT_CODE_FILE);
         let deadline = Instant::now() + EXIT_CODE_WAIT;
         let code = loop {
@@ -188,13 +193,14 @@ impl Source {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
+        self.exit_code = Some(code);
         code
     }
 
     /// Whether a connector that a signal has ended was ended together with this process: TERM reaches both containers
     /// at once, and the connector may be the faster one.
-    pub fn was_ended_with_us(&self, code: i32, stop: &Stop) -> bool {
-        if !BY_SIGNAL.contains(&code) {
+    pub fn was_ended_with_us(&mut self, stop: &Stop) -> bool {
+        if !self.exit_code().is_some_and(|code| BY_SIGNAL.contains(&code)) {
             return false;
         }
         let deadline = Instant::now() + OWN_SIGNAL_WAIT;
