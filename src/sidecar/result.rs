@@ -50,13 +50,11 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog, stop: &Stop)
             Input::Stopped(Stopped::TimeExceeded) => {
                 break Err(Failure::new(Class::TimeExceeded, "the task ran longer than it may"));
             }
-            Input::End if source.was_ended_with_us(stop) => {
-                break Err(Failure::new(Class::Cancelled, "the task was cancelled"));
-            }
-            Input::End => match source.exit_code() {
+            Input::End => match (source.was_ended_with_us(stop), source.exit_code()) {
+                (true, _) => break Err(Failure::new(Class::Cancelled, "the task was cancelled")),
                 // The container's status tells more than 137 does.
-                None | Some(137) => return Ok(End::LeavesVerdict),
-                code => break Err(no_result(task, &source, code, reported.as_ref())),
+                (false, None | Some(137)) => return Ok(End::LeavesVerdict),
+                (false, code) => break Err(no_result(task, &source, code, reported.as_ref())),
             },
         }
     };
