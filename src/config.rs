@@ -194,7 +194,6 @@ fn present(value: Option<String>) -> Option<String> {
 
 impl SettingsArgs {
     /// Checks and types everything, or says all that is wrong.
-    #[expect(clippy::too_many_lines, reason = "a flat list, destructured in full so that no flag can be forgotten")]
     pub fn resolve(self) -> Result<Settings, Failure> {
         let Self {
             database_url,

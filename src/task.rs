@@ -221,6 +221,7 @@ impl fmt::Display for Image {
 /// The options of a read, as the successor of the seed's contract names them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own in the contract")]
 pub struct ReadOptions {
     /// Destination schema; `${SOURCE_NAMESPACE}` and `${LEGACY}` are placeholders.
     pub namespace: Option<String>,
@@ -257,6 +258,7 @@ pub const CONNECTOR_TYPE_AIRBYTE: &str = "airbyte";
 
 /// One task: what is run, for whom, since when. Holds no configuration and no credentials.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_field_names, reason = "task_id is the name that the contract uses")]
 pub struct Task {
     /// The command.
     pub kind: TaskKind,

@@ -5,6 +5,7 @@
 mod bad_input;
 mod cli;
 mod commands;
+mod foreign;
 mod lifecycle;
 mod read;
 mod support;

@@ -23,12 +23,11 @@ pub struct GenerateArgs {
 pub(super) fn run(args: GenerateArgs) -> u8 {
     let GenerateArgs { shell, into } = args;
     let mut command = Cli::command();
-    let written = match into {
-        Some(folder) => clap_complete::generate_to(shell, &mut command, "syncctl", folder).map(|_| ()),
-        None => {
-            clap_complete::generate(shell, &mut command, "syncctl", &mut std::io::stdout());
-            Ok(())
-        }
+    let written = if let Some(folder) = into {
+        clap_complete::generate_to(shell, &mut command, "syncctl", folder).map(|_| ())
+    } else {
+        clap_complete::generate(shell, &mut command, "syncctl", &mut std::io::stdout());
+        Ok(())
     };
     match written {
         Ok(()) => 0,

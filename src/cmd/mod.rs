@@ -14,7 +14,6 @@ mod sidecar;
 mod spec;
 mod sweep;
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -97,17 +96,16 @@ impl ConnectorArgs {
 
 /// How long spec, check and discover may take: connectors answer within seconds, large databases are discovered in
 /// minutes, and an image has to be pulled.
-const SHORT_TASK: Duration = Duration::from_secs(600);
+const SHORT_TASK: Duration = Duration::from_mins(10);
 
 /// A duration such as `90s`, `10m`, `1h 30m`, or plain seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let expected = || format!("{text:?} is not a duration: expected something like 90s, 10m or 2h");
-    let seconds = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let span: jiff::SignedDuration = text.parse().map_err(|_| expected())?;
-            Duration::try_from(span).map_err(|_| expected())?
-        }
+    let seconds = if let Ok(seconds) = text.parse::<u64>() {
+        Duration::from_secs(seconds)
+    } else {
+        let span: jiff::SignedDuration = text.parse().map_err(|_| expected())?;
+        Duration::try_from(span).map_err(|_| expected())?
     };
     if seconds.is_zero() {
         Err("a timeout of nothing would end every task: expected at least 1s".to_owned())
@@ -141,7 +139,7 @@ fn run_task(
     let result = settings.resolve().and_then(|settings| {
         start_log(&settings.pod.log_level, quiet, verbose);
         let request = request(&settings, timeout)?;
-        run::run(&settings, &output, request)
+        run::run(&settings, &output, &request)
     });
     finish(&output, result)
 }
@@ -184,9 +182,11 @@ fn init_log(ours: &str, verbose: u8) {
     let others = if verbose > 2 { "debug" } else { "error" };
     let ours = if ours == "fatal" { "error" } else { ours };
     let filter = tracing_subscriber::EnvFilter::new(format!("{others},syncctl={ours}"));
-    // Colours are for people: in a file, or a Pod's log, they are noise.
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// A task of a one-off command; for spec, check and discover the id only has to be new.

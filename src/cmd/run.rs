@@ -119,16 +119,16 @@ enum Event {
 }
 
 /// How long an outage of the database may last before a one-off command gives up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 /// An image that cannot be pulled for a reason that may pass has this long to heal.
-const PULL_GRACE: Duration = Duration::from_secs(60);
+const PULL_GRACE: Duration = Duration::from_mins(1);
 /// How long a sidecar in a Pod that somebody deletes may take to write what it knows.
 const SETTLE: Duration = Duration::from_secs(5);
 /// Beyond the Pod's own grace period; then it is removed without its node's word.
 const GONE_SLACK: Duration = Duration::from_secs(30);
 
 /// Runs one task from its record to its last trace.
-pub fn run(settings: &Settings, output: &Output, request: Request) -> Result<Outcome, Failure> {
+pub fn run(settings: &Settings, output: &Output, request: &Request) -> Result<Outcome, Failure> {
     let (events, inbox) = mpsc::channel();
     let cancel = Cancel::install({
         let events = events.clone();
@@ -139,7 +139,7 @@ pub fn run(settings: &Settings, output: &Output, request: Request) -> Result<Out
     let db = Db::open(target, options)?;
     db.ensure_schema()?;
     let cluster = Cluster::connect(&settings.client)?;
-    let run = Run { settings, db: &db, cluster: &cluster, request: &request, progress: output.progress() };
+    let run = Run { settings, db: &db, cluster: &cluster, request, progress: output.progress() };
     let outcome = run.whole_way(&events, &inbox, &cancel);
     drop(cancel);
     outcome
@@ -330,6 +330,7 @@ enum End {
     Result(Verdict),
     /// We found a failure, and have to record it.
     Failed {
+        /// What will be recorded.
         failure: Failure,
         /// `None`: containers may still run, and get their time to end.
         grace: Option<Duration>,
@@ -407,7 +408,7 @@ mod tests {
     fn deadlines_count_from_the_launch_and_trouble_from_its_first_sight() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut watch = Watch::new(start, Duration::from_secs(600), Duration::from_secs(180));
+        let mut watch = Watch::new(start, Duration::from_mins(10), Duration::from_mins(3));
         let class = |watch: &Watch, now| watch.expired(now, Vec::new).map(|failure| failure.class);
         assert_eq!(class(&watch, at(179)), None);
         assert_eq!(class(&watch, at(180)), Some(Class::InitTimeout));

@@ -18,7 +18,7 @@ use crate::pod::{Cluster, Owned, PodError};
 /// A Pod of another machine's command: that command would have removed it within seconds.
 const UNATTENDED: SignedDuration = SignedDuration::from_mins(10);
 /// A row that says RUNNING and was not touched for this long belongs to nothing that runs.
-const STALE: Duration = Duration::from_secs(3600);
+const STALE: Duration = Duration::from_hours(1);
 /// How long the containers of an abandoned Pod get.
 const GRACE: Duration = Duration::from_secs(10);
 /// Beyond that.

@@ -32,14 +32,11 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use catalog::StoredCatalog;
-pub use check::StoredCheck;
 pub use connect::{Certificates, SslMode, Target};
 pub use error::{DbError, is_transient};
 pub use log::{LogIds, LogRow};
-pub use notify::Listener;
-pub use spec::{SpecKey, StoredSpec};
-pub use task::{Started, StoredTask};
+pub use spec::SpecKey;
+pub use task::Started;
 
 /// The database of results. Cheap to clone; clones share the pool.
 #[derive(Clone)]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Row};
 use r2d2::{ManageConnection, NopErrorHandler};
+use r2d2_postgres::PostgresConnectionManager;
 
 use super::connect::Target;
 use super::error::{DbError, is_transient};
@@ -44,8 +45,10 @@ struct State {
     down: AtomicBool,
 }
 
-/// Opens connections for r2d2, which does so on threads of its own.
+/// Opens connections for r2d2, which does so on threads of its own. Whether one is broken is for `r2d2_postgres` to say;
+/// opening is ours, because it can neither bound the handshake nor keep the typed error.
 struct Manager {
+    judge: PostgresConnectionManager<postgres::NoTls>,
     target: Target,
     application_name: String,
     state: Arc<State>,
@@ -82,7 +85,7 @@ impl ManageConnection for Manager {
     }
 
     fn has_broken(&self, connection: &mut Pooled) -> bool {
-        connection.broken || connection.client.is_closed()
+        connection.broken || self.judge.has_broken(&mut connection.client)
     }
 }
 
@@ -148,8 +151,14 @@ impl Db {
         let probe = format!("BEGIN; {}; COMMIT", target.settings_sql(true).unwrap_or_default());
         client.batch_execute(&probe).map_err(|error| target.unreachable(&error))?;
         let first = Mutex::new(Some(client));
-        let manager =
-            Manager { target: target.clone(), application_name: application_name.clone(), state: state.clone(), first };
+        let manager = Manager {
+            // Only asked about connections that are open: its own settings do not matter.
+            judge: PostgresConnectionManager::new(postgres::Config::new(), postgres::NoTls),
+            target: target.clone(),
+            application_name: application_name.clone(),
+            state: state.clone(),
+            first,
+        };
         let pool = r2d2::Pool::builder()
             .max_size(pool_size.max(1))
             .min_idle(Some(0))

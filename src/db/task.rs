@@ -172,17 +172,6 @@ impl Db {
         self.run("reading a task", |session| Ok(read(session, task_id)?))
     }
 
-    /// The rows of a sync, newest first.
-    pub fn tasks_of_sync(&self, sync_id: &str, limit: u32) -> Result<Vec<StoredTask>, DbError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM source_task WHERE sync_id = $1 ORDER BY started_at DESC, task_id DESC LIMIT $2"
-        );
-        self.run("reading the tasks of a sync", |session| {
-            let rows = session.query(&sql, &[(&sync_id, Type::TEXT), (&i64::from(limit), Type::INT8)])?;
-            Ok(rows.iter().map(StoredTask::read).collect::<Result<_, _>>()?)
-        })
-    }
-
     /// Fails the tasks that say RUNNING and gave no sign of life for a time, by the clock of the database. Returns their
     /// ids; those of an attempt whose answer got lost are missing.
     pub fn sweep_stale(&self, older_than: Duration) -> Result<Vec<String>, DbError> {

@@ -359,7 +359,7 @@ async fn follow(api: Api, pod: String, resync: Duration, tell: Box<dyn Fn(Update
                 None => return,
             },
             _ = ticks.tick() => match api.call("reading the pod", api.pods.get_opt(&pod)).await {
-                Ok(Some(pod)) => Some(Update::Seen(Observation::of(&pod))),
+                Ok(Some(pod)) => Some(Update::Seen(Box::new(Observation::of(&pod)))),
                 Ok(None) => Some(Update::Gone),
                 Err(error) => {
                     tracing::warn!(%error, "the pod will be read again");
@@ -379,10 +379,10 @@ async fn follow(api: Api, pod: String, resync: Duration, tell: Box<dyn Fn(Update
 
 fn watched(event: &watcher::Event<Pod>, listed: &mut bool) -> Option<Update> {
     match event {
-        watcher::Event::Apply(pod) => Some(Update::Seen(Observation::of(pod))),
+        watcher::Event::Apply(pod) => Some(Update::Seen(Box::new(Observation::of(pod)))),
         watcher::Event::InitApply(pod) => {
             *listed = true;
-            Some(Update::Seen(Observation::of(pod)))
+            Some(Update::Seen(Box::new(Observation::of(pod))))
         }
         watcher::Event::Init => {
             *listed = false;

@@ -35,12 +35,9 @@ const INIT_SCRIPT: &str = r#"set -e
 mkfifo /pipes/stdout /pipes/stderr
 chmod 666 /pipes/stdout /pipes/stderr
 unpack() {
-  for piece in /secrets/"$1".gz.*; do
-    [ -e "$piece" ] || return 0
-    cat "$piece"
-  done | gunzip >"$2/$1"
-  [ -s "$2/$1" ] || rm -f "$2/$1"
-  [ ! -e "$2/$1" ] || chmod 444 "$2/$1"
+  [ -e "/secrets/$1.gz.000" ] || return 0
+  cat "/secrets/$1".gz.* | gunzip >"$2/$1"
+  chmod 444 "$2/$1"
 }
 for name in config.json catalog.json state.json; do unpack "$name" /source-config; done
 for name in catalog.json state.json destinationConfig.json; do unpack "$name" /sidecar-config; done
@@ -334,6 +331,7 @@ fn init(image: &str, has_files: bool) -> Value {
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", INIT_SCRIPT],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     })
 }

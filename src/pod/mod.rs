@@ -62,9 +62,9 @@ pub enum PodError {
     },
     /// The documents do not fit.
     #[error(
-        "configuration, catalog and state take {:.1} MiB compressed, and the Secrets of one Pod hold {:.1} MiB",
-        *bytes as f64 / 1_048_576.0,
-        *limit as f64 / 1_048_576.0
+        "configuration, catalog and state take {} MiB compressed, and the Secrets of one Pod hold {} MiB",
+        bytes.div_ceil(1024 * 1024),
+        limit / (1024 * 1024)
     )]
     TooLarge {
         /// Compressed size.
@@ -121,7 +121,7 @@ pub struct Owned {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Update {
     /// The Pod as it is now.
-    Seen(Observation),
+    Seen(Box<Observation>),
     /// The Pod is gone, and we did not delete it.
     Gone,
 }

@@ -1,6 +1,7 @@
 //! `task_log`: batched, capped, masked. Never stops a sync: what the database does not take in time is dropped, and the
 //! last row says how much that was.
 
+use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -163,7 +164,8 @@ impl Shared {
         if message.len() > LONGEST_MESSAGE {
             let length = message.len();
             message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
-            message.push_str(&format!("… ({length} bytes)"));
+            // Writing to a String cannot fail.
+            let _ = write!(message, "… ({length} bytes)");
         }
         let (id, timestamp): (Uuid, Timestamp) =
             self.ids.lock().unwrap_or_else(PoisonError::into_inner).next(Timestamp::now());

@@ -28,7 +28,7 @@ use crate::secret::Secret;
 use crate::task::{Task, TaskKind};
 
 /// How long the database may be away in the middle of a task. Meanwhile the connector waits at a full pipe.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+const PATIENCE: Duration = Duration::from_mins(15);
 /// How long it may be away before anything has begun: then a wrong address is more likely than an outage.
 const FIRST_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -86,7 +86,7 @@ impl Stop {
     pub fn new(terminated: Arc<AtomicBool>, timeout: Duration) -> Self {
         let now = Instant::now();
         // A timeout beyond what the clock can hold is none.
-        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(10 * 365 * 24 * 3600));
+        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_hours(10 * 365 * 24));
         Self { terminated, deadline }
     }
 

@@ -176,12 +176,12 @@ mod tests {
     const SOON: Duration = Duration::from_secs(5);
 
     /// All lines of some writes, as (text, length).
-    fn read_all(limit: usize, writes: &'static [&'static [u8]]) -> Vec<(String, u64)> {
-        let (reader, writer) = std::io::pipe().expect("a pipe");
+    fn read_all(limit: usize, chunks: &'static [&'static [u8]]) -> Vec<(String, u64)> {
+        let (reader, end) = std::io::pipe().expect("a pipe");
         let thread = std::thread::spawn(move || {
-            let mut writer = writer;
-            for bytes in writes {
-                writer.write_all(bytes).expect("a reader");
+            let mut end = end;
+            for bytes in chunks {
+                end.write_all(bytes).expect("a reader");
             }
         });
         let mut lines = Lines::of(reader.into(), limit);

@@ -29,7 +29,7 @@ struct Stream {
 /// All streams of a read, over one sink.
 pub struct Streams {
     sink: Box<dyn Sink>,
-    streams: Vec<Stream>,
+    all: Vec<Stream>,
     index: HashMap<StreamName, usize>,
     /// Records come in runs of one stream: the one of the last record.
     last: Option<(StreamName, usize)>,
@@ -56,7 +56,7 @@ impl Streams {
                 index.entry(StreamName::new(None, name)).or_insert(at);
             }
         }
-        Self { sink, streams, index, last: None, waiting_global: None, has_statuses: false }
+        Self { sink, all: streams, index, last: None, waiting_global: None, has_statuses: false }
     }
 
     /// The per-stream map.
@@ -67,20 +67,20 @@ impl Streams {
             status: stream.status,
             error: stream.error.clone(),
         };
-        self.streams.iter().map(|stream| (stream.key.clone(), report(stream))).collect()
+        self.all.iter().map(|stream| (stream.key.clone(), report(stream))).collect()
     }
 
     /// Takes a row. Returns whether the stream's status has changed; `Err` when no such stream is selected.
     pub fn record(&mut self, record: &Record<'_>) -> Result<bool, StreamName> {
         let at = self.find(record)?;
-        let stream = &mut self.streams[at];
+        let stream = &mut self.all[at];
         if !matches!(stream.status, StreamStatus::Pending | StreamStatus::Running) {
             return Ok(false);
         }
         stream.events += 1;
         stream.bytes += record.data.len() as u64;
         let changed = self.start(at);
-        if let Some(index) = self.streams[at].open
+        if let Some(index) = self.all[at].open
             && let Err(error) = self.sink.write(index, record)
         {
             self.fail(at, &error.text);
@@ -104,12 +104,12 @@ impl Streams {
 
     /// Opens a stream at its first sign; returns whether that changed anything.
     fn start(&mut self, at: usize) -> bool {
-        if self.streams[at].open.is_some() || self.streams[at].status == StreamStatus::Failed {
+        if self.all[at].open.is_some() || self.all[at].status == StreamStatus::Failed {
             return false;
         }
-        self.streams[at].status = StreamStatus::Running;
-        match self.sink.open(self.streams[at].spec.clone()) {
-            Ok(index) => self.streams[at].open = Some(index),
+        self.all[at].status = StreamStatus::Running;
+        match self.sink.open(self.all[at].spec.clone()) {
+            Ok(index) => self.all[at].open = Some(index),
             Err(error) => self.fail(at, &error.text),
         }
         true
@@ -117,7 +117,7 @@ impl Streams {
 
     /// Gives a stream up: its rows since the last commit go, and so does its waiting state.
     fn fail(&mut self, at: usize, error: &str) {
-        let stream = &mut self.streams[at];
+        let stream = &mut self.all[at];
         if let Some(index) = stream.open {
             self.sink.abort(index);
         }
@@ -130,7 +130,7 @@ impl Streams {
     pub fn status(&mut self, name: &StreamName, status: &str) -> Storable {
         self.has_statuses = true;
         let Some(&at) = self.index.get(name) else { return Vec::new() };
-        if !matches!(self.streams[at].status, StreamStatus::Pending | StreamStatus::Running) {
+        if !matches!(self.all[at].status, StreamStatus::Pending | StreamStatus::Running) {
             return Vec::new();
         }
         match status {
@@ -146,18 +146,18 @@ impl Streams {
     /// The source's error for one stream: kept as its reason.
     pub fn error(&mut self, name: &StreamName, text: &str) {
         if let Some(&at) = self.index.get(name) {
-            self.streams[at].error = Some(text.to_owned());
+            self.all[at].error = Some(text.to_owned());
         }
     }
 
     fn complete(&mut self, at: usize) -> Storable {
         self.start(at);
-        let Some(index) = self.streams[at].open else { return Vec::new() };
+        let Some(index) = self.all[at].open else { return Vec::new() };
         if let Err(error) = self.sink.finish(index) {
             self.fail(at, &error.text);
             return Vec::new();
         }
-        let stream = &mut self.streams[at];
+        let stream = &mut self.all[at];
         stream.status = StreamStatus::Success;
         stream.committed = stream.events;
         stream.error = None;
@@ -170,8 +170,8 @@ impl Streams {
     /// A stream's state: commits its rows, and returns the state when they are in for good.
     pub fn state(&mut self, name: &StreamName, state: String) -> Storable {
         let Some(&at) = self.index.get(name) else { return Vec::new() };
-        let key = self.streams[at].key.clone();
-        match self.streams[at].status {
+        let key = self.all[at].key.clone();
+        match self.all[at].status {
             StreamStatus::Success => return vec![(key, state)],
             StreamStatus::Pending | StreamStatus::Running => {}
             _ => return Vec::new(),
@@ -179,7 +179,7 @@ impl Streams {
         match self.commit(at) {
             Ok(Committed::Durable) => vec![(key, state)],
             Ok(Committed::Deferred) => {
-                self.streams[at].waiting = Some(state);
+                self.all[at].waiting = Some(state);
                 Vec::new()
             }
             Err(error) => {
@@ -191,8 +191,8 @@ impl Streams {
 
     /// The state of all streams together: only when none of them has failed.
     pub fn global_state(&mut self, key: String, state: String) -> Storable {
-        for at in 0..self.streams.len() {
-            if self.streams[at].status == StreamStatus::Running
+        for at in 0..self.all.len() {
+            if self.all[at].status == StreamStatus::Running
                 && let Err(error) = self.commit(at)
             {
                 self.fail(at, &error.text);
@@ -206,18 +206,18 @@ impl Streams {
         let failed = |stream: &Stream| {
             !matches!(stream.status, StreamStatus::Pending | StreamStatus::Running | StreamStatus::Success)
         };
-        if self.streams.iter().any(failed) {
+        if self.all.iter().any(failed) {
             self.waiting_global = None;
         }
-        let deferred = self.streams.iter().any(|s| s.status == StreamStatus::Running && s.committed < s.events);
+        let deferred = self.all.iter().any(|s| s.status == StreamStatus::Running && s.committed < s.events);
         if deferred { Vec::new() } else { self.waiting_global.take().into_iter().collect() }
     }
 
     fn commit(&mut self, at: usize) -> Result<Committed, SinkError> {
-        let Some(index) = self.streams[at].open else { return Ok(Committed::Durable) };
+        let Some(index) = self.all[at].open else { return Ok(Committed::Durable) };
         let committed = self.sink.commit(index)?;
         if committed == Committed::Durable {
-            self.streams[at].committed = self.streams[at].events;
+            self.all[at].committed = self.all[at].events;
         }
         Ok(committed)
     }
@@ -225,8 +225,8 @@ impl Streams {
     /// The source has ended. A source that never sent a status is complete by its exit code alone.
     pub fn end(&mut self, clean: bool, reason: &str) -> Storable {
         let mut storable = Vec::new();
-        for at in 0..self.streams.len() {
-            if matches!(self.streams[at].status, StreamStatus::Pending | StreamStatus::Running) {
+        for at in 0..self.all.len() {
+            if matches!(self.all[at].status, StreamStatus::Pending | StreamStatus::Running) {
                 if clean && !self.has_statuses {
                     storable.extend(self.complete(at));
                 } else {
@@ -239,24 +239,24 @@ impl Streams {
 
     /// The task stops: what is not complete gets this status.
     pub fn stop(&mut self, status: StreamStatus) {
-        for at in 0..self.streams.len() {
-            if matches!(self.streams[at].status, StreamStatus::Pending | StreamStatus::Running) {
+        for at in 0..self.all.len() {
+            if matches!(self.all[at].status, StreamStatus::Pending | StreamStatus::Running) {
                 self.fail(at, "");
-                self.streams[at].status = status;
-                self.streams[at].error = None;
+                self.all[at].status = status;
+                self.all[at].error = None;
             }
         }
     }
 
     /// How many streams arrived whole, in part, and how many there are.
     pub fn tally(&self) -> (usize, usize, usize) {
-        let count = |status| self.streams.iter().filter(|stream| stream.status == status).count();
-        (count(StreamStatus::Success), count(StreamStatus::Partial), self.streams.len())
+        let count = |status| self.all.iter().filter(|stream| stream.status == status).count();
+        (count(StreamStatus::Success), count(StreamStatus::Partial), self.all.len())
     }
 
     /// The first stream's error, for the error of the whole.
     pub fn first_error(&self) -> Option<String> {
-        self.streams.iter().find_map(|stream| Some(format!("{}: {}", stream.key, stream.error.as_deref()?)))
+        self.all.iter().find_map(|stream| Some(format!("{}: {}", stream.key, stream.error.as_deref()?)))
     }
 }
 
@@ -317,13 +317,15 @@ fn write_mode(configured: &ConfiguredStream, options: &ReadOptions, has_key: boo
     if options.full_sync {
         return WriteMode::Replace;
     }
-    let merge = if has_key && options.deduplicate { WriteMode::Merge } else { WriteMode::Append };
-    match (configured.destination_sync_mode, configured.sync_mode) {
-        (Some(Mode::Overwrite | Mode::OverwriteDedup), SyncMode::FullRefresh) => WriteMode::Replace,
-        (Some(Mode::AppendDedup | Mode::Update | Mode::SoftDelete | Mode::OverwriteDedup), _) => merge,
-        (Some(Mode::Append), _) => WriteMode::Append,
-        // Overwriting with only what is new would lose what is not: then it is merged.
-        (Some(Mode::Overwrite), SyncMode::Incremental) | (None, SyncMode::Incremental) => merge,
-        (None, SyncMode::FullRefresh) => WriteMode::Replace,
+    let replace = match configured.destination_sync_mode {
+        Some(Mode::Overwrite | Mode::OverwriteDedup) | None => configured.sync_mode == SyncMode::FullRefresh,
+        Some(_) => false,
+    };
+    // Overwriting with only what is new would lose what is not: then it is merged, if it can be.
+    let merge = has_key && options.deduplicate && configured.destination_sync_mode != Some(Mode::Append);
+    match (replace, merge) {
+        (true, _) => WriteMode::Replace,
+        (false, true) => WriteMode::Merge,
+        (false, false) => WriteMode::Append,
     }
 }

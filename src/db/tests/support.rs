@@ -196,7 +196,7 @@ pub(super) fn task(task_id: &str) -> Task {
 pub(super) fn reports(streams: &[(&str, StreamStatus)]) -> StreamReports {
     streams
         .iter()
-        .map(|(name, status)| ((*name).to_owned(), StreamReport { status: *status, ..StreamReport::pending() }))
+        .map(|(name, status)| ((*name).to_owned(), StreamReport { events: 0, bytes: 0, status: *status, error: None }))
         .collect()
 }
 

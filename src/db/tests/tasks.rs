@@ -102,23 +102,6 @@ fn the_controller_closes_the_streams_that_the_sidecar_left_open() {
 }
 
 #[test]
-fn tasks_of_a_sync_come_newest_first() {
-    let schema = Schema::new();
-    let db = schema.ready();
-    for (number, id) in ["old", "middle", "new"].iter().enumerate() {
-        let mut task = task(id);
-        task.started_at += Duration::from_secs(number as u64);
-        db.start_task(&task).expect("writable");
-    }
-    let mut other = task("other");
-    other.sync_id = "another".to_owned();
-    db.start_task(&other).expect("writable");
-    let ids: Vec<String> =
-        db.tasks_of_sync("sync", 2).expect("readable").into_iter().map(|task| task.task_id).collect();
-    assert_eq!(ids, ["new", "middle"]);
-}
-
-#[test]
 fn tasks_without_a_sign_of_life_are_failed() {
     let mut schema = Schema::new();
     let db = schema.ready();

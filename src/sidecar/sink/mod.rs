@@ -18,7 +18,7 @@ const KNOWN: &str = "postgres, discard";
 #[derive(Debug, Clone)]
 pub enum Destination {
     /// Tables of a Postgres database.
-    Postgres(postgres::Settings),
+    Postgres(Box<postgres::Settings>),
     /// Nowhere: rows are counted and dropped.
     Discard,
 }
@@ -29,7 +29,7 @@ impl Destination {
         let invalid = |why: String| Failure::new(Class::InvalidInput, format!("destinationConfig.{why}"));
         match config.get("destinationType") {
             Some(Value::String(kind)) => match kind.as_str() {
-                "postgres" => Ok(Self::Postgres(postgres::Settings::parse(config)?)),
+                "postgres" => Ok(Self::Postgres(Box::new(postgres::Settings::parse(config)?))),
                 "discard" => Ok(Self::Discard),
                 _ => Err(invalid(format!("destinationType: unknown type {kind:?}: known types are {KNOWN}"))),
             },

@@ -143,7 +143,10 @@ impl Feed {
     }
 
     /// Keeps a chunk as long as there is room; afterwards none is kept, for they are of use only together.
-    fn keep(&mut self, chunk: Chunk) -> Option<Chunk> {
+    fn keep(&mut self, mut chunk: Chunk) -> Option<Chunk> {
+        if !self.open.overflowed {
+            chunk.bytes.shrink_to_fit();
+        }
         let size = chunk.bytes.capacity();
         if !self.open.overflowed && self.open.kept_bytes + size <= KEPT_BY_STREAM {
             let before = self.kept_by_all.fetch_add(size, Ordering::Relaxed);
@@ -165,12 +168,9 @@ impl Feed {
         self.open.kept.clear();
     }
 
-    /// Commits the transaction over the target, if one is open.
+    /// Commits the transaction over the target.
     pub fn commit_direct(&mut self) -> Result<(), SinkError> {
-        let (Some(mut session), true) = (self.session.take(), self.open.transaction.is_some()) else {
-            self.way = None;
-            return Ok(());
-        };
+        let Some(mut session) = self.session.take() else { return Err(no_session()) };
         let committed = self.try_commit(&mut session);
         let committed = committed.map_err(|trouble| self.failed(&session, &trouble));
         if committed.is_ok() {

@@ -48,9 +48,9 @@ use super::{Committed, Sink, SinkError, StreamIndex, StreamSpec};
 use crate::airbyte::message::{Record, StreamName};
 
 /// How long a database that went away is waited for: a restart or a fail-over takes less.
-pub const PATIENCE: Duration = Duration::from_secs(300);
-/// Rows are sent in chunks of about this size.
-const CHUNK: usize = 1 << 20;
+pub const PATIENCE: Duration = Duration::from_mins(5);
+/// Rows are sent in chunks of about this size: a little less than what a buffer that doubles arrives at.
+const CHUNK: usize = (1 << 20) - (32 << 10);
 /// Memory of all chunks that are being filled. Beyond it the largest one is sent early.
 const FILLING: usize = 4 << 20;
 /// Streams that may have a transaction open over their target at once; the others collect their rows in staging tables,
@@ -67,6 +67,8 @@ struct Shared {
     /// Streams with an open transaction.
     open: usize,
     kept: Arc<AtomicUsize>,
+    /// The last attempt to clean up found no server: the next ones would only wait for it again.
+    unreachable: bool,
     /// Buffers to be used again.
     spare: Vec<Vec<u8>>,
 }
@@ -116,6 +118,7 @@ impl PostgresSink {
             courier: Courier::start()?,
             open: 0,
             kept: Arc::default(),
+            unreachable: false,
             spare: Vec::new(),
         };
         Ok(Self {
@@ -165,7 +168,7 @@ impl Sink for PostgresSink {
         let after = stream.filling();
         self.filling = (self.filling + after).saturating_sub(before);
         if self.filling > FILLING && after != before {
-            self.send_largest()?;
+            self.send_largest();
         }
         Ok(())
     }
@@ -190,12 +193,11 @@ impl Sink for PostgresSink {
 impl PostgresSink {
     /// Sends the largest chunk that is being filled. An error of another stream than the one that was written to is
     /// told when that one is used next.
-    fn send_largest(&mut self) -> Result<(), SinkError> {
+    fn send_largest(&mut self) {
         if let Some(largest) = self.streams.iter_mut().max_by_key(|stream| stream.filling()) {
             largest.send_early(&mut self.shared);
         }
         self.filling = self.streams.iter().map(Stream::filling).sum();
-        Ok(())
     }
 }
 

@@ -36,9 +36,9 @@ pub fn clean(raw: &str, kind: Kind, same_case: bool) -> String {
     for c in raw.chars() {
         if c.is_alphabetic() || c.is_ascii_digit() || matches!(c, '_' | ' ' | '$' | '-') {
             if same_case {
-                name.extend(c.to_lowercase())
+                name.extend(c.to_lowercase());
             } else {
-                name.push(c)
+                name.push(c);
             }
             (replacing, any_kept) = (false, true);
         } else if !replacing {

@@ -40,21 +40,21 @@ impl Publication<'_> {
             statements.push_str(&self.delete(target));
             statements.push_str(&self.insert(target));
         }
-        statements.push_str(&format!("TRUNCATE {};", self.staging.quoted()));
+        statements.extend(["TRUNCATE ", &self.staging.quoted(), ";"]);
         session.atomically(&subject, |client| Ok(client.batch_execute(&statements)?))
     }
 
     /// Puts the staged rows in the place of all others, and drops the staging table. Grants, views and indexes stay.
     pub fn replace(&self, session: &mut Session, target: &mut Table) -> Result<(), SinkError> {
         let mut statements = target.missing(self.columns).unwrap_or_default();
-        statements.push_str(&format!("TRUNCATE {};", target.quoted()));
+        statements.extend(["TRUNCATE ", &target.quoted(), ";"]);
         statements.push_str(&target.drop_stale_key(self.key).unwrap_or_default());
         if !self.key.is_empty() && !target.has_key(self.key) && !target.has_foreign_key() {
             statements.push_str(&target.add_key(self.key));
         }
         if self.staging.exists() {
             statements.push_str(&self.insert(target));
-            statements.push_str(&format!("DROP TABLE {};", self.staging.quoted()));
+            statements.extend(["DROP TABLE ", &self.staging.quoted(), ";"]);
         }
         session.atomically(&target.subject(), |client| Ok(client.batch_execute(&statements)?))
     }
@@ -114,8 +114,12 @@ impl Publication<'_> {
         if target.has_key(self.key) {
             return Ok(true);
         }
+        if target.key_refused() {
+            return Ok(false);
+        }
         let subject = target.subject();
         if target.has_foreign_key() {
+            target.refuse_key();
             tracing::warn!(table = %subject, "has another primary key than the stream: merging by delete and insert");
             return Ok(false);
         }
@@ -138,6 +142,7 @@ impl Publication<'_> {
             Err(trouble) if trouble.is_lost() => Err(session.error(&subject, &trouble)),
             Err(trouble) => {
                 let why = session.error(&subject, &trouble).text;
+                target.refuse_key();
                 tracing::warn!(%why, "the primary key cannot be made: merging by delete and insert");
                 Ok(false)
             }

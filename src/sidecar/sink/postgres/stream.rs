@@ -154,6 +154,7 @@ impl Stream {
             session.atomically(&subject, |client| Ok(client.batch_execute(&drop_key)?))?;
         }
         shared.give_back(Some(session));
+        shared.unreachable = false;
         let staging = target.staging(place.run, keyed);
         let feed = Feed::new(target, Some(staging), shared.kept.clone());
         let encoder = Encoder::new(layout, keyed);
@@ -281,12 +282,13 @@ impl Active {
             shared.open -= 1;
         }
         feed.roll_back();
-        if feed.has_staging() {
+        if feed.has_staging() && !shared.unreachable {
             let mut session = feed.session.take().unwrap_or_else(|| shared.session());
             if feed.drop_staging(&mut session).is_err() {
                 // A connection that was idle may be one that the server closed meanwhile.
                 session.drop_client();
                 if let Err(trouble) = feed.drop_staging(&mut session) {
+                    shared.unreachable = trouble.is_lost();
                     let why = session.error(&feed.target.subject(), &trouble).text;
                     tracing::warn!(%why, "a staging table stays behind: the next run drops it");
                 }

@@ -26,6 +26,14 @@ pub struct UniqueKey {
     columns: HashSet<String>,
 }
 
+/// How much of a table is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum There {
+    Nothing,
+    Schema,
+    Table,
+}
+
 /// A table of the destination, there or not.
 #[derive(Debug, Clone)]
 pub struct Table {
@@ -33,10 +41,10 @@ pub struct Table {
     pub schema: String,
     /// Its name.
     pub name: String,
-    schema_exists: bool,
-    exists: bool,
+    there: There,
     columns: HashSet<String>,
     keys: Vec<UniqueKey>,
+    key_refused: bool,
     /// A staging table, which has a column for the order of arrival.
     sequenced: bool,
 }
@@ -53,10 +61,14 @@ impl Table {
         let mut table = Self {
             schema: schema.to_owned(),
             name: name.to_owned(),
-            schema_exists,
-            exists: found.is_some(),
+            there: match (&found, schema_exists) {
+                (Some(_), _) => There::Table,
+                (None, true) => There::Schema,
+                (None, false) => There::Nothing,
+            },
             columns: HashSet::new(),
             keys: Vec::new(),
+            key_refused: false,
             sequenced: false,
         };
         let Some(found) = found else { return Ok((table, Vec::new())) };
@@ -76,12 +88,12 @@ impl Table {
         names::cut(&mut name, 63);
         Self {
             name,
-            exists: false,
+            there: if self.there == There::Nothing { There::Nothing } else { There::Schema },
             columns: HashSet::new(),
             keys: Vec::new(),
+            key_refused: false,
             sequenced,
             schema: self.schema.clone(),
-            schema_exists: self.schema_exists,
         }
     }
 
@@ -102,14 +114,14 @@ impl Table {
 
     /// Whether it is there.
     pub fn exists(&self) -> bool {
-        self.exists
+        self.there == There::Table
     }
 
     /// The statements that make it have these columns; `None` when it has.
     pub fn missing(&self, columns: &[Column]) -> Option<String> {
         let missing = columns.iter().filter(|column| !self.columns.contains(&column.name));
         let declared = missing.map(|column| (quote(&column.name), &column.sql_type));
-        if self.exists {
+        if self.exists() {
             let added: Vec<String> =
                 declared.map(|(name, kind)| format!("ADD COLUMN IF NOT EXISTS {name} {kind}")).collect();
             return (!added.is_empty()).then(|| format!("ALTER TABLE {} {};", self.quoted(), added.join(", ")));
@@ -118,23 +130,23 @@ impl Table {
         let columns: Vec<String> =
             sequence.into_iter().chain(declared.map(|(name, kind)| format!("{name} {kind}"))).collect();
         // Asked for only where it is missing: IF NOT EXISTS wants the right to create also when nothing is to be done.
-        let schema = if self.schema_exists {
-            String::new()
-        } else {
+        let schema = if self.there == There::Nothing {
             format!("CREATE SCHEMA IF NOT EXISTS {};", quote(&self.schema))
+        } else {
+            String::new()
         };
         Some(format!("{schema}CREATE TABLE IF NOT EXISTS {} ({});", self.quoted(), columns.join(", ")))
     }
 
     /// The statements of [`missing`](Self::missing) took place.
     pub fn has(&mut self, columns: &[Column]) {
-        (self.exists, self.schema_exists) = (true, true);
+        self.there = There::Table;
         self.columns.extend(columns.iter().map(|column| column.name.clone()));
     }
 
     /// It was dropped.
     pub fn gone(&mut self) {
-        self.exists = false;
+        self.there = There::Schema;
         self.columns.clear();
     }
 
@@ -191,9 +203,14 @@ impl Table {
         self.keys.push(UniqueKey { name: self.key_name(columns), primary, plain: true, columns: columns_set });
     }
 
-    /// [`drop_stale_key`](Self::drop_stale_key) took place.
-    pub fn dropped_stale_key(&mut self, columns: &[String]) {
-        self.keys.retain(|key| !(key.primary && key.name.starts_with(OWN_KEY) && !key.is_on(columns)));
+    /// Whether a key was tried and refused, so that it is not tried at each commit.
+    pub fn key_refused(&self) -> bool {
+        self.key_refused
+    }
+
+    /// The key cannot be made.
+    pub fn refuse_key(&mut self) {
+        self.key_refused = true;
     }
 
     /// Names of constraints are the schema's, not the table's.

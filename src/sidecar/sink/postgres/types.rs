@@ -76,9 +76,14 @@ impl ColumnType {
         };
         match kind {
             Some("string") if matches!(word("format"), Some("date-time" | "date")) => Self::TimestampTz,
-            Some("number") if word("airbyte_type") == Some("integer") => Self::BIGINT,
             Some("integer") => Self::BIGINT,
-            Some("number") => Self::Double,
+            Some("number") => {
+                if word("airbyte_type") == Some("integer") {
+                    Self::BIGINT
+                } else {
+                    Self::Double
+                }
+            }
             Some("boolean") => Self::Boolean,
             Some("array" | "object") => Self::Json,
             _ => Self::TEXT,
@@ -93,8 +98,13 @@ impl ColumnType {
             b'[' => Self::TEXT,
             // Reached only where objects are not flattened any more.
             b'{' => Self::Json,
-            b'"' if time::is_instant(raw.trim_matches('"')) => Self::TimestampTz,
-            b'"' => Self::TEXT,
+            b'"' => {
+                if time::is_instant(raw.trim_matches('"')) {
+                    Self::TimestampTz
+                } else {
+                    Self::TEXT
+                }
+            }
             _ if raw.contains(['.', 'e', 'E']) => {
                 if number::double_fit(raw) == number::Fit::Misfit {
                     Self::TEXT
@@ -102,8 +112,13 @@ impl ColumnType {
                     Self::Double
                 }
             }
-            _ if number::fits_integer(raw, 8) => Self::BIGINT,
-            _ => Self::TEXT,
+            _ => {
+                if number::fits_integer(raw, 8) {
+                    Self::BIGINT
+                } else {
+                    Self::TEXT
+                }
+            }
         })
     }
 

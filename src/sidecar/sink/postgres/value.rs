@@ -197,9 +197,9 @@ fn unescape(inner: &[u8], out: &mut Vec<u8>, target: Target) {
             other => other,
         };
         if target == Target::CopyField {
-            push_escaped(byte, out)
+            push_escaped(byte, out);
         } else {
-            out.push(byte)
+            out.push(byte);
         }
         taken = taken.min(rest.len());
         rest = &rest[taken..];

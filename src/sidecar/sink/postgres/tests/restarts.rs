@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -88,9 +88,10 @@ fn a_lost_answer_to_commit_is_found_out() {
             let mut sink = World::sink_of(&config, Duration::from_secs(20));
             let stream = sink.open(keyed("t", mode)).expect("open");
             write_many(&mut sink, stream, 0..1500, 1000);
-            proxy.arm(fault);
             write_many(&mut sink, stream, 1500..3000, 1000);
+            proxy.arm(fault);
             sink.commit(stream).expect(label);
+            assert!(mode == WriteMode::Replace || proxy.has_struck(), "{mode:?}, {label}");
             proxy.arm(fault);
             write_many(&mut sink, stream, 3000..3010, 10);
             sink.finish(stream).expect(label);
@@ -146,9 +147,10 @@ impl Proxy {
                 }
                 let server = TcpStream::connect(("127.0.0.1", server)).expect("the server");
                 let (from, to) = (server.try_clone().expect("a clone"), client.try_clone().expect("a clone"));
-                std::thread::spawn(move || pass(from, to, &AtomicU8::new(Fault::Never as u8)));
-                let fault = shared.clone();
-                std::thread::spawn(move || pass(client, server, &fault));
+                let (fault, muted) = (shared.clone(), Arc::new(AtomicBool::new(false)));
+                let silent = muted.clone();
+                std::thread::spawn(move || answers(from, to, &silent));
+                std::thread::spawn(move || questions(client, server, &fault, &muted));
             }
         });
         Self { port, fault }
@@ -163,20 +165,40 @@ impl Proxy {
     }
 }
 
-/// Passes bytes on until one side ends or the fault strikes.
-fn pass(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8) {
+/// Passes on what the server says, unless it is to be lost.
+fn answers(mut from: TcpStream, mut to: TcpStream, muted: &AtomicBool) {
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(length) = from.read(&mut buffer) {
+        if length == 0 {
+            break;
+        }
+        if !muted.load(Ordering::SeqCst) && to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+/// Passes on what the sink says, until the fault strikes.
+fn questions(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8, muted: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length) = from.read(&mut buffer) {
         let bytes = &buffer[..length];
         let armed = fault.load(Ordering::SeqCst);
-        let strikes = armed == Fault::Always as u8
-            || (armed != Fault::Never as u8 && bytes.windows(7).any(|window| window == b"COMMIT\0"));
-        if length == 0 || (strikes && armed != Fault::After as u8) || to.write_all(bytes).is_err() || strikes {
-            if strikes && armed != Fault::Always as u8 {
-                // The server is to have done it, or not, before the sink asks.
-                std::thread::sleep(Duration::from_millis(50));
-                fault.store(Fault::Never as u8, Ordering::SeqCst);
+        if length == 0 || armed == Fault::Always as u8 {
+            break;
+        }
+        if armed != Fault::Never as u8 && bytes.windows(7).any(|window| window == b"COMMIT\0") {
+            muted.store(true, Ordering::SeqCst);
+            fault.store(Fault::Never as u8, Ordering::SeqCst);
+            if armed == Fault::After as u8 {
+                to.write_all(bytes).expect("the server takes it");
+                // The server is to have done it before the connection ends.
+                std::thread::sleep(Duration::from_millis(100));
             }
+            break;
+        }
+        if to.write_all(bytes).is_err() {
             break;
         }
     }
