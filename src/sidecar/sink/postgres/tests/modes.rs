@@ -165,7 +165,10 @@ fn a_replacement_shows_at_the_end_and_keeps_what_hangs_on_the_table() {
     assert_eq!(world.rows("SELECT * FROM t"), ["7|old|1"]);
     sink.finish(stream).expect("finish");
     assert_eq!(world.rows("SELECT count(*), max(id) FROM w"), ["3000|2999"]);
-    assert_eq!(world.rows("SELECT indexname FROM pg_indexes WHERE tablename = 't' AND schemaname = current_schema()"), ["i"]);
+    assert_eq!(
+        world.rows("SELECT indexname FROM pg_indexes WHERE tablename = 't' AND schemaname = current_schema()"),
+        ["i"]
+    );
     assert_eq!(world.rows("SELECT count(*) FROM information_schema.table_privileges WHERE grantee = 'PUBLIC' AND table_name = 't' AND table_schema = current_schema()"), ["1"]);
     assert_eq!(world.tables(), ["t"]);
 }
