@@ -1,1 +1,187 @@
 //! The command line as far as it needs no cluster.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::support::{Program, cluster, root};
+
+/// Stands where a secret would be.
+const MARKER: &str = "hunter2-hunter2";
+
+/// Every command, as the program itself lists them: the words that lead to it.
+fn commands() -> Vec<Vec<String>> {
+    let mut found = vec![vec![]];
+    let mut at = 0;
+    while at < found.len() {
+        let words = found[at].clone();
+        let help = Program::new(&words).with(&["--help"]).run();
+        let listed = help.code(0).stdout.split("\nCommands:\n").nth(1).unwrap_or_default();
+        for line in listed.lines().take_while(|line| !line.trim().is_empty()) {
+            let name = line.trim_start().split(' ').next().unwrap_or_default();
+            let is_entry = line.starts_with("  ") && !line.starts_with("   ");
+            if is_entry && name != "help" {
+                found.push([words.as_slice(), &[name.to_owned()]].concat());
+            }
+        }
+        at += 1;
+    }
+    assert!(found.len() > 5, "{found:?}");
+    found
+}
+
+/// Every variable that a help text names.
+fn variables() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for words in commands() {
+        let help = Program::new(&words).with(&["--help"]).run().stdout;
+        for part in help.split("[env: ").skip(1) {
+            names.extend(part.split(['=', ']', ' ', '\n']).next().map(str::to_owned));
+        }
+    }
+    assert!(names.contains("SYNCCTL_DATABASE_URL"), "{names:?}");
+    names
+}
+
+#[test]
+fn no_help_shows_what_is_in_a_secret_variable() {
+    let secret =
+        |name: &&String| ["URL", "TOKEN", "SECRET", "PASSWORD", "CONFIG", "KEY"].iter().any(|word| name.contains(word));
+    let variables = variables();
+    for words in commands() {
+        for flag in ["--help", "-h"] {
+            let program = Program::new(&words).with(&[flag]);
+            let program = variables.iter().filter(secret).fold(program, |program, name| program.env(name, MARKER));
+            let help = program.run();
+            help.code(0).keeps(MARKER);
+        }
+    }
+}
+
+#[test]
+fn no_message_about_wrong_usage_shows_what_is_in_a_variable() {
+    let program = cluster::nowhere(&["spec", "airbyte/source-faker:1", "--nonsense"]);
+    program.env("SYNCCTL_DATABASE_URL", MARKER).run().code(2).keeps(MARKER);
+    let malformed = cluster::nowhere(&["spec", "airbyte/source-faker:1", "-o", "json"]);
+    let done = malformed.env("SYNCCTL_DATABASE_URL", &format!("postgresql://a:{MARKER}@[broken")).run();
+    done.keeps(MARKER);
+    assert!(matches!(done.code, Some(2 | 3)), "{done}");
+}
+
+/// `--help` of every command is kept in `tests/golden`, so that a change of the command line is seen in a review.
+#[test]
+fn the_help_of_every_command_is_as_it_was() {
+    let folder = root().join("tests/golden");
+    let update = std::env::var("SYNCCTL_TEST_UPDATE").is_ok_and(|value| value == "1");
+    let mut expected = BTreeSet::new();
+    for words in commands() {
+        let file: PathBuf =
+            folder.join(format!("{}.txt", [&["syncctl".to_owned()], words.as_slice()].concat().join("-")));
+        let help = Program::new(&words).with(&["--help"]).run().code(0).stdout.clone();
+        if update {
+            std::fs::create_dir_all(&folder).expect("a folder");
+            std::fs::write(&file, &help).expect("a golden file");
+        }
+        let golden = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            golden == help,
+            "{} differs: if that is right, run `make generate`\n--- kept\n{golden}\n--- now\n{help}",
+            file.display()
+        );
+        expected.insert(file);
+    }
+    for entry in std::fs::read_dir(&folder).expect("tests/golden") {
+        let path = entry.expect("an entry").path();
+        assert!(expected.contains(&path), "{} is of no command any more", path.display());
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    for arguments in [&["image"][..], &["generate", "bash"], &["--help"], &["read", "--help"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_syncctl"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("it ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains("panicked") && !stderr.contains("error"), "{arguments:?}: {stderr}");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_code_2() {
+    for (label, arguments) in [
+        ("nothing", &[][..]),
+        ("no such command", &["fetch"]),
+        ("no image", &["spec"]),
+        ("no version", &["spec", "--package", "airbyte/source-faker"]),
+        ("image and package", &["spec", "a/b:1", "--package", "a/b", "--version", "1"]),
+        ("no configuration", &["check", "a/b:1"]),
+        ("no such format", &["spec", "a/b:1", "-o", "xml"]),
+        ("no duration", &["spec", "a/b:1", "--timeout", "soon"]),
+        ("no time at all", &["spec", "a/b:1", "--timeout", "0"]),
+        ("no sync", &["read", "a/b:1", "--config", "a", "--catalog", "b", "--destination-config", "c"]),
+        ("no name of an image", &["image", "--name", "a b"]),
+    ] {
+        let done = cluster::nowhere(arguments).run();
+        assert_eq!(done.code, Some(2), "{label}\n{done}");
+        assert_eq!(done.stdout, "", "{label}");
+        assert_ne!(done.stderr, "", "{label}");
+    }
+}
+
+#[test]
+fn an_empty_id_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("f"), "{}").expect("a file");
+    let files = ["--config", "f", "--catalog", "f", "--destination-config", "f", "-o", "json"];
+    for (label, ids) in [("sync", ["--sync-id", " ", "--task-id", "t"]), ("task", ["--sync-id", "s", "--task-id", ""])]
+    {
+        let done = cluster::nowhere(&["read", "a/b:1"]).with(&files).with(&ids).current_dir(folder.path()).run();
+        done.fails(2, "USAGE", &[&format!("--{label}-id")]);
+    }
+}
+
+#[test]
+fn version_and_help_go_to_stdout() {
+    let version = Program::new(&["--version"]).run();
+    assert_eq!(version.code(0).stdout.trim(), concat!("syncctl ", env!("CARGO_PKG_VERSION")));
+    let help = Program::new(&["--help"]).run();
+    assert!(help.code(0).stdout.contains("Exit codes: 0 done; 1 the connector said no"), "{help}");
+}
+
+#[test]
+fn a_flag_wins_over_its_variable() {
+    let program = cluster::nowhere(&["spec", "a/b:1", "-o", "json", "--container-init-timeout-seconds", "never"]);
+    let done = program.env("SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", "8").run();
+    done.fails(2, "USAGE", &["never"]);
+}
+
+#[test]
+fn failures_come_as_json_or_yaml_only_when_asked_for() {
+    let arguments = ["spec", "not-an-image"];
+    let json = cluster::nowhere(&arguments).with(&["-o", "json"]).run();
+    let document = json.fails(2, "USAGE", &[]).json();
+    let keys: Vec<&String> = document.as_object().expect("a map").keys().collect();
+    assert_eq!(keys, ["status", "class", "error", "hint"]);
+    let yaml = cluster::nowhere(&arguments).with(&["-o", "yaml"]).run();
+    let from_yaml: serde_json::Value = serde_yaml::from_str(&yaml.code(2).stdout).expect("YAML");
+    assert_eq!(from_yaml, document);
+    let text = cluster::nowhere(&arguments).with(&["-o", "text"]).run();
+    assert_eq!(text.code(2).stdout, "");
+}
+
+#[test]
+fn the_image_is_the_same_each_time() {
+    let image = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_syncctl")).arg("image").output().expect("the program runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    assert!(image() == image());
+}

@@ -59,10 +59,12 @@ fn write(name: &str) -> Result<(), Failure> {
         );
     }
     let archive = archive(name, &program).map_err(|error| internal("making the archive", &error))?;
-    stdout
-        .write_all(&archive)
-        .and_then(|()| stdout.flush())
-        .map_err(|error| internal("writing the archive to stdout", &error))
+    match stdout.write_all(&archive).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(internal("writing the archive to stdout", &error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn archive(name: &str, program: &[u8]) -> std::io::Result<Vec<u8>> {

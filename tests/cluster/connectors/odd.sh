@@ -90,19 +90,15 @@ case $command-$(setting mode) in
         # No status, no state: the exit code alone says that it is all.
         records one 1 4
         ;;
-    read-huge)
-        # One line beyond every limit between two good ones.
+    read-huge | read-endless)
+        # One very long line between two good ones.
+        length=60000000
+        [ "$(setting mode)" = huge ] || length=140000000
         records one 1 1
         printf '{"type":"RECORD","record":{"stream":"one","emitted_at":1,"data":{"id":2,"text":"'
-        head -c 60000000 /dev/zero | tr '\000' x
+        head -c $length /dev/zero | tr '\000' x
         printf '"}}}\n'
         records one 3 3
-        ;;
-    read-large)
-        # Large, but within the limits.
-        printf '{"type":"RECORD","record":{"stream":"one","emitted_at":1,"data":{"id":1,"text":"'
-        head -c 20000000 /dev/zero | tr '\000' x
-        printf '"}}}\n'
         ;;
     read-steady)
         # 4000 rows in eight seconds, with a state every 500.
