@@ -1,5 +1,6 @@
 //! The connector as the sidecar sees it: two pipes and, at the end, an exit code.
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +40,8 @@ pub struct Source {
     life: Life,
     /// Lines have come since the last sign of life was noted.
     unsigned: bool,
-    exit_code: Option<Option<i32>>,
+    /// Set once it was waited for.
+    exit_code: OnceCell<Option<i32>>,
     stderr_thread: Option<JoinHandle<()>>,
 }
 
@@ -108,7 +110,7 @@ impl Source {
                 heard: Arc::default(),
             },
             unsigned: false,
-            exit_code: None,
+            exit_code: OnceCell::new(),
             stderr_thread: None,
         })
     }
@@ -172,8 +174,8 @@ impl Source {
 
     /// After the end of stdout: how the connector ended. `None` when nobody says. Waited for once.
     pub fn exit_code(&mut self) -> Option<i32> {
-        if let Some(code) = self.exit_code {
-            return code;
+        if let Some(code) = self.exit_code.get() {
+            return *code;
         }
         let path = self.pipes.join(EXIT_CODE_FILE);
         let deadline = Instant::now() + EXIT_CODE_WAIT;
@@ -193,8 +195,7 @@ impl Source {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        self.exit_code = Some(code);
-        code
+        *self.exit_code.get_or_init(|| code)
     }
 
     /// Whether a connector that a signal has ended was ended together with this process: TERM reaches both containers
