@@ -17,11 +17,11 @@ const ODD: &str = "syncctl-test/odd:1";
 /// Until something that was started can be seen.
 const START: Duration = Duration::from_mins(1);
 
-/// Waits until rows have come.
+/// Waits until the stream is seen to run.
 fn wait_for_rows(world: &World, task: &str, stream: &str) {
-    eventually("rows of the read", START, || {
+    eventually("a stream that runs", START, || {
         world.schema.task(task)?;
-        world.schema.streams(task)[stream]["events"].as_u64().filter(|events| *events > 0)
+        (world.schema.streams(task)[stream]["status"] == "RUNNING").then_some(())
     });
 }
 
@@ -76,6 +76,7 @@ fn ctrl_c_cancels_and_the_connector_gets_term() {
     let ear = Ear::new(&world);
     let running = odd(&world, &json!({"mode": "signals", "tell": ear.address}), &task).start();
     assert_eq!(ear.hear(START), "started");
+    wait_for_rows(&world, &task, "one");
     // A kubelet that has not yet told of its containers may be slow to end them.
     wait_for_running(&world);
     let asked = Instant::now();
@@ -127,7 +128,8 @@ fn a_deaf_connector_is_killed_after_its_grace_period() {
     let done = running.wait();
     world.namespace.assert_empty();
     done.code(130);
-    assert!(asked.elapsed() < Duration::from_secs(20), "the grace period is 5 s\n{done}");
+    // The grace period, and the time after which a Pod is removed without its node's word: an old kubelet may stumble.
+    assert!(asked.elapsed() < Duration::from_secs(5 + 30 + 5), "{done}");
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
 }
 
