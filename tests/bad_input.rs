@@ -8,7 +8,7 @@ use super::support::{Program, World, cluster, database, unique};
 
 const INSTANT: &str = "syncctl-test/instant:1";
 /// A fault of a connector is told when its Pod has ended, with room for a busy machine.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 const CATALOG: &str = r#"{"streams":[{"stream":{"name":"items","json_schema":{}},"sync_mode":"full_refresh"}]}"#;
 const DESTINATION: &str = r#"{"destinationType":"discard"}"#;

@@ -161,7 +161,7 @@ fn a_pod_ran_the_image_that_the_program_wrote() {
     let Some(world) = World::new() else { return };
     let task = unique("image-");
     let read = world.read("syncctl-test/slow:1", "s", &task, &["ticks"]).start();
-    let pod = eventually("a running pod", Duration::from_secs(60), || {
+    let pod = eventually("a running pod", Duration::from_mins(1), || {
         world.namespace.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
     });
     let image = cluster::sidecar_image(world.setup);

@@ -15,7 +15,7 @@ const SLOW: &str = "syncctl-test/slow:1";
 const DEAF: &str = "syncctl-test/deaf:1";
 const ODD: &str = "syncctl-test/odd:1";
 /// Until something that was started can be seen.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// Waits until rows have come.
 fn wait_for_rows(world: &World, task: &str, stream: &str) {

@@ -1,5 +1,6 @@
 //! `syncctl generate`: the completions, made from the same definitions as `--help`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::CommandFactory;
@@ -26,8 +27,13 @@ pub(super) fn run(args: GenerateArgs) -> u8 {
     let written = if let Some(folder) = into {
         clap_complete::generate_to(shell, &mut command, "syncctl", folder).map(|_| ())
     } else {
-        clap_complete::generate(shell, &mut command, "syncctl", &mut std::io::stdout());
-        Ok(())
+        // Not to stdout itself: clap panics when its reader goes away.
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut command, "syncctl", &mut script);
+        match std::io::stdout().write_all(&script) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        }
     };
     match written {
         Ok(()) => 0,

@@ -89,7 +89,8 @@ fn without_values(message: &str) -> String {
     for kind in ["string", "integer", "floating point", "boolean"] {
         let Some((before, quoted)) = message.split_once(&format!("{kind} ")) else { continue };
         if let Some((_, after)) = quoted.rsplit_once(", expected") {
-            return format!("{before}a {kind}, expected{after}");
+            let article = if kind == "integer" { "an" } else { "a" };
+            return format!("{before}{article} {kind}, expected{after}");
         }
     }
     message.to_owned()

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Event, Pod, Secret};
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Client;
 use kube::api::{DeleteParams, ListParams, ObjectList, Patch, PatchParams, PostParams, PropagationPolicy};
@@ -249,8 +249,11 @@ impl Api {
         let deadline = tokio::time::Instant::now() + limit;
         let action = format!("waiting for pod {pod} to go");
         loop {
-            if self.call(&action, self.pods.get_opt(pod)).await?.is_none() {
-                return self.delete_secrets(pod).await;
+            match self.call(&action, self.pods.get_opt(pod)).await? {
+                None => return self.delete_secrets(pod).await,
+                // Nothing runs any more; its node may take ten seconds to say that it has cleaned up.
+                Some(object) if has_ended(&object) => return self.delete(pod, Some(Duration::ZERO)).await,
+                Some(_) => {}
             }
             if tokio::time::Instant::now() >= deadline {
                 // Its node does not answer: the object goes, whatever may still run there.
@@ -289,6 +292,14 @@ impl Api {
             }
         }
     }
+}
+
+/// Whether every container of a Pod has ended.
+fn has_ended(pod: &Pod) -> bool {
+    let containers = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    let ended = |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.terminated.is_some());
+    statuses.len() == containers && statuses.iter().all(ended)
 }
 
 enum CallError {

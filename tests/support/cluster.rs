@@ -24,8 +24,8 @@ pub struct Image {
 
 /// Loads the images, once per process.
 pub fn prepare(setup: &Setup) {
-    sidecar_image(setup);
     static CONNECTORS: OnceLock<()> = OnceLock::new();
+    sidecar_image(setup);
     CONNECTORS.get_or_init(|| {
         if let Some(images) = &setup.images {
             let loaded = Command::new(images).arg("scripts").stdout(Stdio::null()).status();
@@ -61,7 +61,8 @@ fn config_digest(archive: &Path) -> String {
     for entry in files.entries().expect("a tar archive") {
         let mut entry = entry.expect("an entry");
         let path = entry.path().expect("a path").display().to_string();
-        if path.ends_with(".json") && path != "manifest.json" && path != "index.json" {
+        let is_config = path.strip_suffix(".json").is_some_and(|name| name != "manifest" && name != "index");
+        if is_config {
             entry.read_to_end(&mut config).expect("its content");
         }
     }

@@ -4,7 +4,7 @@ pub mod cluster;
 pub mod database;
 pub mod program;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -140,11 +140,6 @@ impl World {
     /// Writes a JSON file.
     pub fn json(&self, name: &str, content: &Value) -> String {
         self.file(name, &content.to_string())
-    }
-
-    /// A folder of the test's own.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     /// A file with a destination that loads into this world's schema, as Pods reach it.
