@@ -196,7 +196,6 @@ impl Run<'_> {
 
     /// Sweeps what killed commands left, then launches. Returns the swept Pods.
     fn start(&mut self, cancel: &Cancel) -> Result<Vec<String>, Failure> {
-        self.progress.say("looking for what killed commands left behind");
         let swept = sweep::sweep(self.cluster, self.db)?;
         if cancel.is_set() {
             return Err(Failure::new(Class::Cancelled, "cancelled before the pod was created"));
