@@ -1,6 +1,12 @@
 //! The integration tests: the program itself, against a real cluster and a real Postgres. A module per feature.
 //!
 //! `make test` brings up what they need and runs them; `tests/cluster/README.md` tells how to use one's own cluster.
+//!
+//! | variable | what it does |
+//! |---|---|
+//! | `SYNCCTL_TEST_SKIP_CLUSTER=1` | skips what needs a cluster, and says so |
+//! | `SYNCCTL_TEST_KEEP=1` | keeps the namespace and the schema of each test |
+//! | `SYNCCTL_TEST_UPDATE=1` | writes the golden files anew |
 
 mod bad_input;
 mod cli;
