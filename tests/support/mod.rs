@@ -30,11 +30,11 @@ pub struct Setup {
     pub apiserver: Option<String>,
 }
 
-/// `None`: the tests that need a cluster were switched off in so many words.
-static SETUP: LazyLock<Option<Setup>> = LazyLock::new(Setup::from_environment);
+/// `None`: the tests that need a cluster were switched off in so many words. The error is for every test to tell.
+static SETUP: LazyLock<Result<Option<Setup>, String>> = LazyLock::new(Setup::from_environment);
 
 impl Setup {
-    fn from_environment() -> Option<Self> {
+    fn from_environment() -> Result<Option<Self>, String> {
         let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let needed = [
             "SYNCCTL_TEST_KUBECONFIG",
@@ -45,16 +45,17 @@ impl Setup {
         ];
         let missing: Vec<&str> = needed.into_iter().filter(|name| get(name).is_none()).collect();
         if get("SYNCCTL_TEST_SKIP_CLUSTER").as_deref() == Some("1") {
-            return None;
+            return Ok(None);
         }
-        assert!(
-            missing.is_empty(),
-            "this test needs a Kubernetes cluster and a Postgres, and {} is not set: run `make test`, which brings up \
-             both, or set SYNCCTL_TEST_SKIP_CLUSTER=1 to skip every test that needs them",
-            missing.join(", ")
-        );
+        if !missing.is_empty() {
+            return Err(format!(
+                "this test needs a Kubernetes cluster and a Postgres, and {} is not set: run `make test`, which brings up \
+                 both, or set SYNCCTL_TEST_SKIP_CLUSTER=1 to skip every test that needs them",
+                missing.join(", ")
+            ));
+        }
         let required = |name: &str| get(name).expect("it is not among the missing");
-        Some(Self {
+        Ok(Some(Self {
             kubeconfig: required("SYNCCTL_TEST_KUBECONFIG"),
             load_image: required("SYNCCTL_TEST_LOAD_IMAGE"),
             database_url: required("SYNCCTL_TEST_DATABASE_URL"),
@@ -63,7 +64,7 @@ impl Setup {
             images: get("SYNCCTL_TEST_IMAGES"),
             postgres: get("SYNCCTL_TEST_POSTGRES"),
             apiserver: get("SYNCCTL_TEST_APISERVER"),
-        })
+        }))
     }
 }
 
@@ -101,7 +102,7 @@ impl World {
     }
 
     fn with(turn: impl FnOnce() -> Turn) -> Option<Self> {
-        let Some(setup) = SETUP.as_ref() else {
+        let Some(setup) = SETUP.as_ref().unwrap_or_else(|why| panic!("{why}")) else {
             let test = std::thread::current().name().unwrap_or("a test").to_owned();
             // Past the harness's capture: nobody may believe that it has passed.
             program::tell(&format!("{test} SKIPPED: SYNCCTL_TEST_SKIP_CLUSTER=1 says to go without a cluster"));
