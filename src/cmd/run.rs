@@ -20,7 +20,7 @@ use crate::output::{Output, Progress};
 use crate::pod::manifest::Launch;
 use crate::pod::payload::Payload;
 use crate::pod::status::{Ended, Observation, Phase};
-use crate::pod::{Cluster, Update};
+use crate::pod::{Cluster, PodError, Update};
 use crate::task::{StreamReports, Task, TaskKind, TaskStatus};
 
 /// A validated task and its documents.
@@ -126,6 +126,8 @@ const PULL_GRACE: Duration = Duration::from_mins(1);
 const SETTLE: Duration = Duration::from_secs(5);
 /// Beyond the Pod's own grace period; then it is removed without its node's word.
 const GONE_SLACK: Duration = Duration::from_secs(30);
+/// Between two tries to remove a Pod while the API server does not answer.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs one task from its record to its last trace.
 pub fn run(settings: &Settings, output: &Output, request: &Request) -> Result<Outcome, Failure> {
@@ -316,9 +318,17 @@ impl Run<'_> {
     fn clean_up(&mut self, pod: &str, grace: Option<Duration>) {
         self.progress.say("removing the pod");
         let patience = grace.unwrap_or(Duration::from_secs(u64::from(self.settings.pod.grace_seconds))) + GONE_SLACK;
-        let removed = self.cluster.delete(pod, grace).and_then(|()| self.cluster.wait_gone(pod, patience));
-        if let Err(error) = removed {
-            tracing::error!(%error, "the pod could not be removed; the next command will try again");
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.cluster.delete(pod, grace).and_then(|()| self.cluster.wait_gone(pod, patience)) {
+                Ok(()) => return,
+                // An API server that is away for a moment is no reason to leave credentials behind.
+                Err(PodError::Unreachable { .. }) if Instant::now() < deadline => std::thread::sleep(RETRY),
+                Err(error) => {
+                    tracing::error!(%error, "the pod could not be removed; the next command will try again");
+                    return;
+                }
+            }
         }
     }
 }

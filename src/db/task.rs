@@ -127,7 +127,7 @@ impl Db {
     /// Stores the outcome of a task and says whether it counts.
     ///
     /// The controller's counts where the row says RUNNING or is missing; the sidecar's unless the row says CANCELLED or
-    /// `TIME_EXCEEDED`. Without reports those that are stored stay, and streams that were not done get the outcome of
+    /// `TIME_EXCEEDED`; then only its reports do. Without reports those that are stored stay, and streams that were not done get the outcome of
     /// the task.
     pub fn finish_task(
         &self,
@@ -139,13 +139,13 @@ impl Db {
     ) -> Result<bool, DbError> {
         let error = error.map(clean);
         let error = error.as_deref();
-        let reports = reports.map(write_reports);
+        let written = reports.map(write_reports);
         self.run("storing the outcome of a task", |session| {
             // Locked, so that of two writers the second one sees what the first one wrote.
             let find = "SELECT status, description, error FROM source_task WHERE task_id = $1 FOR UPDATE";
             let mut row = session.query_opt(find, &[(&task.task_id, Type::TEXT)])?;
             if row.is_none() {
-                if insert(session, task, status, reports.as_deref(), error)? {
+                if insert(session, task, status, written.as_deref(), error)? {
                     return Ok(true);
                 }
                 row = session.query_opt(find, &[(&task.task_id, Type::TEXT)])?;
@@ -153,13 +153,17 @@ impl Db {
             let Some(row) = row else { return Err(Fault::Own(vanished(session))) };
             let stored: &str = row.try_get(0)?;
             if !may_finish(writer, stored) {
+                // How far each stream came is known to the sidecar alone, whoever ended the task.
+                if let (Writer::Sidecar, Some(reports)) = (writer, reports) {
+                    describe(session, &task.task_id, &late_reports(reports, stored))?;
+                }
                 // Our own outcome, of an attempt whose answer got lost, counts.
                 return Ok(session.repeated
                     && stored == status.as_str()
                     && row.try_get::<_, Option<&str>>(2)? == error);
             }
-            let description = match &reports {
-                Some(reports) => Some(reports.clone()),
+            let description = match &written {
+                Some(written) => Some(written.clone()),
                 None => row.try_get::<_, Option<&str>>(1)?.map(|description| settle(description, status)),
             };
             update(session, &task.task_id, status, description.as_deref(), error)?;
@@ -249,6 +253,14 @@ fn update(
     Ok(())
 }
 
+fn describe(session: &mut Session<'_>, task_id: &str, description: &str) -> Result<(), postgres::Error> {
+    session.execute(
+        "UPDATE source_task SET description = $2, updated_at = CURRENT_TIMESTAMP WHERE task_id = $1",
+        &[(&task_id as _, Type::TEXT), (&description as _, Type::TEXT)],
+    )?;
+    Ok(())
+}
+
 fn read(session: &mut Session<'_>, task_id: &str) -> Result<Option<StoredTask>, postgres::Error> {
     let sql = format!("SELECT {COLUMNS} FROM source_task WHERE task_id = $1");
     session.query_opt(&sql, &[(&task_id, Type::TEXT)])?.as_ref().map(StoredTask::read).transpose()
@@ -283,6 +295,17 @@ fn write_reports(reports: &StreamReports) -> String {
     // Names, numbers and words always serialize.
     let json = serde_json::to_string(reports).unwrap_or_default();
     clean(&json).into_owned()
+}
+
+/// Reports of a sidecar that was ended: it knows of the signal alone, and not that time was over.
+fn late_reports(reports: &StreamReports, stored: &str) -> String {
+    let mut reports = reports.clone();
+    if stored == TaskStatus::TimeExceeded.as_str() {
+        for report in reports.values_mut().filter(|report| report.status == StreamStatus::Cancelled) {
+            report.status = StreamStatus::TimeExceeded;
+        }
+    }
+    write_reports(&reports)
 }
 
 /// Reads a description as far as it is one of streams; other programs may have written it.

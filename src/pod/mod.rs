@@ -77,7 +77,8 @@ pub enum PodError {
 impl From<PodError> for Failure {
     fn from(error: PodError) -> Self {
         let class = match &error {
-            PodError::Kubeconfig(_) | PodError::Unreachable { .. } => Class::ClusterUnreachable,
+            PodError::Kubeconfig(_) => Class::Usage,
+            PodError::Unreachable { .. } => Class::ClusterUnreachable,
             PodError::Forbidden { .. } => Class::Forbidden,
             PodError::Refused { .. } => Class::Refused,
             PodError::Exists { .. } => Class::TaskExists,

@@ -99,6 +99,11 @@ fn the_controller_closes_the_streams_that_the_sidecar_left_open() {
     db.finish_task(&task, Writer::Controller, TaskStatus::Cancelled, None, None).expect("writable");
     let closed = [("b", StreamStatus::Cancelled), ("a", StreamStatus::Success), ("c", StreamStatus::Cancelled)];
     assert_eq!(db.task("t").expect("readable").expect("stored").streams, reports(&closed));
+    // The sidecar comes too late with its verdict, but knows how far the streams came.
+    let last = [("b", StreamStatus::Partial), ("a", StreamStatus::Success), ("c", StreamStatus::Cancelled)];
+    db.finish_task(&task, Writer::Sidecar, TaskStatus::Success, Some(&reports(&last)), None).expect("writable");
+    let row = db.task(&task.task_id).expect("readable").expect("a row");
+    assert_eq!((row.status, row.streams), (Some(TaskStatus::Cancelled), reports(&last)));
 }
 
 #[test]
