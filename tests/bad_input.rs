@@ -340,7 +340,7 @@ fn a_kubeconfig_that_was_named_and_cannot_be_read_is_an_error() {
             .run();
         println!("{label}:\n{done}");
         done.within(SOON);
-        assert!(matches!(done.code, Some(2 | 3)), "{done}");
+        done.fails(2, "USAGE", &[]);
         assert!(done.json()["error"].as_str().is_some_and(|text| text.contains("kubeconfig")), "{done}");
     }
 }
