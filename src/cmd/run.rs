@@ -124,8 +124,9 @@ pub const PATIENCE: Duration = Duration::from_mins(1);
 const PULL_GRACE: Duration = Duration::from_mins(1);
 /// How long a sidecar in a Pod that somebody deletes may take to write what it knows.
 const SETTLE: Duration = Duration::from_secs(5);
-/// Beyond the Pod's own grace period; then it is removed without its node's word.
-const GONE_SLACK: Duration = Duration::from_secs(30);
+/// Beyond the Pod's own grace period, at whose end the kubelet has killed everything; then the object is removed without
+/// the node's word, which some kubelets give a minute late.
+const GONE_SLACK: Duration = Duration::from_secs(10);
 /// Between two tries to remove a Pod while the API server does not answer.
 const RETRY: Duration = Duration::from_secs(1);
 

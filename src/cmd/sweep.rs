@@ -21,8 +21,8 @@ const UNATTENDED: SignedDuration = SignedDuration::from_mins(10);
 const STALE: Duration = Duration::from_hours(1);
 /// How long the containers of an abandoned Pod get.
 const GRACE: Duration = Duration::from_secs(10);
-/// Beyond that.
-const GONE: Duration = Duration::from_secs(40);
+/// How long their end is waited for; then the Pod goes without its node's word.
+const GONE: Duration = Duration::from_secs(20);
 
 /// Records and deletes what nobody follows; returns the Pods whose end is still to be waited for.
 ///
@@ -45,10 +45,13 @@ fn try_sweep(cluster: &Cluster, db: &Db) -> Result<Vec<String>, PodError> {
     let now = Timestamp::now();
     let pods = cluster.pods()?;
     let mut swept = Vec::new();
-    for pod in pods.iter().filter(|pod| !pod.deleting && is_abandoned(pod, now)) {
+    for pod in pods.iter().filter(|pod| is_abandoned(pod, now)) {
         tracing::info!(pod = %pod.name, "removing a pod whose command was killed");
         close(db, pod);
-        cluster.delete(&pod.name, Some(GRACE))?;
+        // One that is being deleted already still has to be seen off.
+        if !pod.deleting {
+            cluster.delete(&pod.name, Some(GRACE))?;
+        }
         swept.push(pod.name.clone());
     }
     let names: HashSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();

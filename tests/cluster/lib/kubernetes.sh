@@ -130,6 +130,7 @@ nodeStatusReportFrequency: 5m
 nodeStatusUpdateFrequency: 1s
 oomScoreAdj: 0
 resolvConf: "$resolver"
+syncFrequency: 3s
 volumePluginDir: $STATE/kubelet/volume-plugins
 YAML
     launch kubelet "$KUBERNETES/kubelet" --config "$STATE/kubelet.yaml" --kubeconfig "$STATE/node.kubeconfig" \
