@@ -12,7 +12,7 @@ use crate::failure::{Class, Failure};
 use crate::pod::client::{ClientSettings, Source};
 use crate::pod::manifest::{PodSettings, Resources};
 use crate::secret::Secret;
-use crate::task::DEFAULT_TIMEOUT_HOURS;
+use crate::task::{DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};
 
 /// Where the cluster and the database are, and how Pods are made.
 #[derive(Debug, Clone, clap::Args)]
@@ -235,6 +235,9 @@ impl SettingsArgs {
         let grace = problems.number(container_grace_shutdown_seconds, "SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", 60);
         let default_hours = u32::try_from(DEFAULT_TIMEOUT_HOURS).expect("a small constant");
         let hours = problems.seconds(task_timeout_hours, "SYNCCTL_TASK_TIMEOUT_HOURS", default_hours);
+        if hours > LONGEST_TIMEOUT / 3600 {
+            problems.malformed.push("  SYNCCTL_TASK_TIMEOUT_HOURS is longer than a Pod may take".to_owned());
+        }
         let source_resources = Resources {
             cpu_request: problems.number(source_cpu_request_millicores, "SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", 100),
             cpu_limit: problems.number(source_cpu_limit_millicores, "SYNCCTL_SOURCE_CPU_LIMIT_MILLICORES", 1000),
@@ -257,7 +260,7 @@ impl SettingsArgs {
                 10,
             ),
             init_timeout,
-            task_timeout: hours * 3600,
+            task_timeout: hours.saturating_mul(3600),
             pod: PodSettings {
                 sidecar_image,
                 init_image: present(init_image),

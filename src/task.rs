@@ -365,6 +365,9 @@ impl Task {
     }
 }
 
+/// What still fits into a Pod's deadline (a 32 bit number of seconds), with room for what comes after the task.
+pub const LONGEST_TIMEOUT: Duration = Duration::from_hours(24 * 10_000);
+
 /// `SYNCCTL_TASK_TIMEOUT_HOURS` where nothing else is said.
 pub const DEFAULT_TIMEOUT_HOURS: u64 = 48;
 

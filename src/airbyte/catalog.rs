@@ -106,7 +106,8 @@ impl ConfiguredCatalog {
         }
         let mut seen = std::collections::HashSet::new();
         for stream in &self.streams {
-            if !seen.insert(stream.name()) {
+            // States and reports are kept by this key.
+            if !seen.insert(stream.name().key()) {
                 return Err(format!("the catalog selects stream {:?} twice", stream.name().key()));
             }
         }

@@ -183,9 +183,35 @@ impl<'a> Message<'a> {
                 emitted_at: record.emitted_at.and_then(|at| milliseconds(at.get())),
             });
         }
-        match serde_json::from_str::<Value>(line) {
-            Ok(value) => Self::parse_rare(line, &value),
-            Err(_) => Self::Text,
+        if let Ok(value) = serde_json::from_str::<Value>(line) {
+            return Self::parse_rare(line, &value);
+        }
+        // Python writes NaN and Infinity, which no JSON knows: the row is worth more than the rule.
+        match without_non_numbers(line).map(|line| (serde_json::from_str::<Value>(&line), line)) {
+            Some((Ok(value), line)) => Message::parse_rare(&line, &value).into_owned(),
+            _ => Self::Text,
+        }
+    }
+
+    fn into_owned(self) -> Message<'static> {
+        match self {
+            Self::Record(Record { stream, namespace, data, emitted_at }) => Message::Record(Record {
+                stream: Cow::Owned(stream.into_owned()),
+                namespace: namespace.map(|namespace| Cow::Owned(namespace.into_owned())),
+                data: Cow::Owned(data.into_owned()),
+                emitted_at,
+            }),
+            Self::State(state) => Message::State(state),
+            Self::Log { level, text } => Message::Log { level, text },
+            Self::Spec(spec) => Message::Spec(spec),
+            Self::ConnectionStatus { succeeded, message } => Message::ConnectionStatus { succeeded, message },
+            Self::Catalog(catalog) => Message::Catalog(catalog),
+            Self::TraceError(error) => Message::TraceError(error),
+            Self::StreamStatus { stream, status } => Message::StreamStatus { stream, status },
+            Self::Estimate { stream, rows } => Message::Estimate { stream, rows },
+            Self::ControlConfig(config) => Message::ControlConfig(config),
+            Self::Other(kind) => Message::Other(kind),
+            Self::Text => Message::Text,
         }
     }
 
@@ -229,6 +255,36 @@ impl<'a> Message<'a> {
             _ => other(),
         }
     }
+}
+
+/// The line with `null` for each `NaN`, `Infinity` and `-Infinity` outside of strings; `None` when there is none.
+fn without_non_numbers(line: &str) -> Option<String> {
+    const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    if !line.starts_with('{') || !WORDS.iter().any(|word| line.contains(word)) {
+        return None;
+    }
+    let (mut repaired, mut rest) = (String::with_capacity(line.len()), line);
+    let mut in_string = false;
+    while let Some(next) = rest.chars().next() {
+        let word = WORDS.iter().find(|word| !in_string && rest.starts_with(**word));
+        let taken = match (word, next) {
+            (Some(word), _) => {
+                repaired.push_str("null");
+                rest = &rest[word.len()..];
+                continue;
+            }
+            // An escaped character never ends a string.
+            (None, '\\') if in_string => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            (None, '"') => {
+                in_string = !in_string;
+                1
+            }
+            (None, next) => next.len_utf8(),
+        };
+        repaired.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    Some(repaired)
 }
 
 /// A record with a wrong type somewhere: what can be used is used.
@@ -365,6 +421,14 @@ mod tests {
         let line = r#"{"type":"RECORD","record":{"stream":7,"namespace":null,"data":[1],"emitted_at":"x"}}"#;
         let Message::Record(record) = Message::parse(line) else { panic!("not a record") };
         assert_eq!((record.stream.as_ref(), record.data.as_ref(), record.emitted_at), ("7", "[1]", None));
+    }
+
+    #[test]
+    fn what_python_writes_for_no_number_is_null() {
+        let line = r#"{"type":"RECORD","record":{"stream":"s","data":{"a":NaN,"b":[-Infinity,Infinity],"c":"NaN \"Infinity"}}}"#;
+        let Message::Record(record) = Message::parse(line) else { panic!("not a record") };
+        assert_eq!(record.data, r#"{"a":null,"b":[null,null],"c":"NaN \"Infinity"}"#);
+        assert_eq!(Message::parse(r#"{"type":NaN"#), Message::Text);
     }
 
     #[test]

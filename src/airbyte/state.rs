@@ -90,22 +90,46 @@ pub fn for_connector(document: &str, catalog: &ConfiguredCatalog) -> Result<Opti
         Value::Object(legacy) if legacy.is_empty() => Ok(None),
         // Only very old connectors take it, and only they can tell.
         Value::Object(_) => Ok(Some(document.to_owned())),
-        Value::Array(states) => {
+        Value::Array(_) => {
+            let states: Vec<&RawValue> = serde_json::from_str(document).map_err(|error| error.to_string())?;
             let mut kept = Vec::new();
             for (index, state) in states.into_iter().enumerate() {
-                let known = ["stream", "global", "data"].iter().any(|key| state.get(key).is_some());
-                if !known {
-                    return Err(format!("entry {} is not a state message: {EXPECTED}", index + 1));
-                }
-                let name = state.get("stream").and_then(|stream| stream_name(stream.get("stream_descriptor")?));
-                if !name.is_some_and(|name| is_full_refresh(catalog, &name)) {
-                    kept.push(state);
-                }
+                let kept_state = filter(state.get(), catalog)
+                    .ok_or_else(|| format!("entry {} is not a state message: {EXPECTED}", index + 1))?;
+                kept.extend(kept_state);
             }
-            Ok(if kept.is_empty() { None } else { Some(Value::Array(kept).to_string()) })
+            Ok(list(&kept))
         }
         _ => Err(EXPECTED.to_owned()),
     }
+}
+
+/// One state message without what must not reach the connector: `Some(None)` when nothing is left of it, `None` when it
+/// is no state. What is kept stays the text that it was: cursors may be numbers that no `f64` holds.
+fn filter(state: &str, catalog: &ConfiguredCatalog) -> Option<Option<String>> {
+    let mut value: Value = serde_json::from_str(state).ok()?;
+    if !["stream", "global", "data"].iter().any(|key| value.get(key).is_some()) {
+        return None;
+    }
+    let is_full_refresh = |descriptor: Option<&Value>| {
+        let name = descriptor.and_then(stream_name);
+        name.is_some_and(|name| is_full_refresh(catalog, &name))
+    };
+    if is_full_refresh(value.get("stream").and_then(|stream| stream.get("stream_descriptor"))) {
+        return Some(None);
+    }
+    if let Some(streams) = value.pointer_mut("/global/stream_states").and_then(Value::as_array_mut) {
+        let before = streams.len();
+        streams.retain(|stream| !is_full_refresh(stream.get("stream_descriptor")));
+        if streams.len() < before {
+            return Some(Some(value.to_string()));
+        }
+    }
+    Some(Some(state.to_owned()))
+}
+
+fn list(states: &[String]) -> Option<String> {
+    if states.is_empty() { None } else { Some(format!("[{}]", states.join(","))) }
 }
 
 fn is_full_refresh(catalog: &ConfiguredCatalog, name: &StreamName) -> bool {
@@ -115,24 +139,20 @@ fn is_full_refresh(catalog: &ConfiguredCatalog, name: &StreamName) -> bool {
 /// Builds the state document from the rows of `source_state`. Rows of streams that the catalog does not select any
 /// more are left out.
 pub fn from_rows(rows: &[(String, String)], catalog: &ConfiguredCatalog) -> Result<Option<String>, String> {
-    let parse = |key: &str, text: &str| {
-        serde_json::from_str::<Value>(text).map_err(|error| format!("the stored state of {key}: {error}"))
-    };
     let row = |key: &str| rows.iter().find(|(stored, _)| stored == key);
-    if let Some((key, global)) = row(GLOBAL_KEY) {
-        let document = json!([{"type": "GLOBAL", "global": parse(key, global)?}]);
-        return Ok(Some(document.to_string()));
+    if let Some((_, global)) = row(GLOBAL_KEY) {
+        return for_connector(&format!(r#"[{{"type":"GLOBAL","global":{global}}}]"#), catalog);
     }
     let mut states = Vec::new();
     for stream in &catalog.streams {
         let name = stream.name();
-        if let Some((key, state)) = row(&name.key()) {
+        if let Some((_, state)) = row(&name.key()) {
             let mut descriptor = json!({"name": name.name});
             if let Some(namespace) = &name.namespace {
                 descriptor["namespace"] = json!(namespace);
             }
-            let stream = json!({"stream_descriptor": descriptor, "stream_state": parse(key, state)?});
-            states.push(json!({"type": "STREAM", "stream": stream}));
+            let stream = format!(r#"{{"stream_descriptor":{descriptor},"stream_state":{state}}}"#);
+            states.push(format!(r#"{{"type":"STREAM","stream":{stream}}}"#));
         }
     }
     if states.is_empty()
@@ -140,7 +160,7 @@ pub fn from_rows(rows: &[(String, String)], catalog: &ConfiguredCatalog) -> Resu
     {
         return Ok(Some(legacy.clone()));
     }
-    for_connector(&Value::Array(states).to_string(), catalog)
+    for_connector(&format!("[{}]", states.join(",")), catalog)
 }
 
 #[cfg(test)]
@@ -201,6 +221,16 @@ mod tests {
                 "only a full refresh",
                 r#"[{"stream":{"stream_descriptor":{"name":"full"},"stream_state":{}}}]"#,
                 Ok(None),
+            ),
+            (
+                "kept to the letter",
+                r#"[{"data": {"n": 99999999999999999999.10}}]"#,
+                Ok(Some(r#"[{"data": {"n": 99999999999999999999.10}}]"#)),
+            ),
+            (
+                "a full refresh in a global state",
+                r#"[{"global":{"stream_states":[{"stream_descriptor":{"name":"full"}},{"stream_descriptor":{"name":"x"}}]}}]"#,
+                Ok(Some(r#"[{"global":{"stream_states":[{"stream_descriptor":{"name":"x"}}]}}]"#)),
             ),
             ("a number", "12", Err("expected a list")),
             ("not a state", r#"[{"foo":1}]"#, Err("entry 1 is not a state message")),

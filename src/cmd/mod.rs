@@ -107,6 +107,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         let span: jiff::SignedDuration = text.parse().map_err(|_| expected())?;
         Duration::try_from(span).map_err(|_| expected())?
     };
+    if seconds > task::LONGEST_TIMEOUT {
+        return Err(format!(
+            "{text:?} is longer than a Pod may take: expected at most {} days",
+            task::LONGEST_TIMEOUT.as_secs() / 86400
+        ));
+    }
     if seconds.is_zero() {
         Err("a timeout of nothing would end every task: expected at least 1s".to_owned())
     } else {

@@ -41,8 +41,23 @@ impl Owner {
         if boot().as_ref() != Some(&self.boot) || pid_namespace().as_ref() != Some(&self.pid_namespace) {
             return Life::Elsewhere;
         }
-        if start_of(self.pid) == Some(self.started) { Life::Alive } else { Life::Dead }
+        match start_of(self.pid) {
+            Some(started) if started == self.started => Life::Alive,
+            Some(_) => Life::Dead,
+            // Not every process of others can be looked at (hidepid): only the kernel's word that there is none counts.
+            None if is_there(self.pid) && !is_zombie(self.pid) => Life::Elsewhere,
+            None => Life::Dead,
+        }
     }
+}
+
+fn is_there(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return false };
+    rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
+}
+
+fn is_zombie(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok()
 }
 
 fn boot() -> Option<String> {

@@ -226,11 +226,13 @@ impl Run<'_> {
                         grace: None,
                     });
                 }
-                Ok(Event::Row) => {
-                    if let Some(outcome) = record::outcome(self.db, task)? {
-                        return Ok(End::Result(outcome));
-                    }
-                }
+                Ok(Event::Row) => match record::outcome(self.db, task) {
+                    Ok(Some(outcome)) => return Ok(End::Result(outcome)),
+                    Ok(None) => {}
+                    // The task goes on without the database; its end will be looked for again.
+                    Err(error) if error.is_transient() => tracing::warn!(%error, "the result will be read later"),
+                    Err(error) => return Err(error.into()),
+                },
                 Ok(Event::Pod(Update::Gone)) => {
                     let failure = Failure::new(Class::PodDeleted, "somebody else deleted the pod");
                     return self.settle(failure, Duration::ZERO);
@@ -288,8 +290,8 @@ impl Run<'_> {
     fn settle(&self, failure: Failure, limit: Duration) -> Result<End, Failure> {
         let deadline = Instant::now() + limit;
         loop {
-            if let Some(outcome) = record::outcome(self.db, &self.request.task)? {
-                return Ok(End::Result(outcome));
+            if let Some(verdict) = record::outcome(self.db, &self.request.task)? {
+                return Ok(End::Result(not_cancelled_by_us(verdict, &failure)));
             }
             if Instant::now() >= deadline {
                 return Ok(End::Failed { failure, grace: Some(Duration::ZERO) });
@@ -347,6 +349,22 @@ enum End {
     },
 }
 
+/// A sidecar cannot know who ended it and says CANCELLED; who followed the Pod and did not cancel knows better. The row
+/// stays as it is, but the caller is told the cause.
+fn not_cancelled_by_us(verdict: Verdict, failure: &Failure) -> Verdict {
+    match verdict {
+        Err(told) if told.class == Class::Cancelled => Err(failure.clone()),
+        Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, .. }) => Ok(Outcome::Read {
+            task_id,
+            sync_id,
+            status: TaskStatus::Failed,
+            streams,
+            error: Some(failure.to_string()),
+        }),
+        other => other,
+    }
+}
+
 /// A sidecar that has ended has said what it had to say; one that is being ended may be about to.
 fn settle_time(ended: &Ended) -> Duration {
     let deleted = ended.pod.as_ref().is_some_and(|failure| failure.class == Class::PodDeleted);
@@ -369,7 +387,8 @@ impl Watch {
 
     /// Trouble that comes and goes (two reasons for one failing pull alternate) counts from its first sight.
     fn trouble(&mut self, failure: Failure, now: Instant) {
-        let since = self.trouble.as_ref().map_or(now, |(_, since)| *since);
+        let before = self.trouble.as_ref().filter(|(before, _)| before.class == failure.class);
+        let since = before.map_or(now, |(_, since)| *since);
         self.trouble = Some((failure, since));
     }
 

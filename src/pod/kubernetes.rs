@@ -13,6 +13,7 @@ use kube::runtime::watcher::{self, watcher};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use super::manifest::{CREATOR_LABEL, Objects, secret_name};
 use super::status::Observation;
@@ -357,6 +358,7 @@ async fn follow(api: Api, pod: String, resync: Duration, tell: Box<dyn Fn(Update
     let config = watcher::Config::default().fields(&format!("metadata.name={pod}"));
     let mut events = watcher(api.pods.clone(), config).default_backoff().boxed();
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + resync, resync);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Whether the list with which a watch begins, also after an interruption, has shown the Pod.
     let mut listed = false;
     loop {

@@ -117,6 +117,11 @@ fn phase(pod: &Pod) -> Phase {
     let whole = deleted(pod).or_else(|| whole_pod(pod));
     let init_failed = terminated(inits, INIT).filter(|exit| exit.exit_code != 0);
     let never_started = source.filter(|exit| is_start_error(exit));
+    // A sidecar that leaves the verdict does so because of how the source ended: that has to be seen, too.
+    let verdict_left = sidecar.is_some_and(|exit| exit.exit_code == i32::from(LEAVES_VERDICT)) && source.is_none();
+    if verdict_left && whole.is_none() {
+        return Phase::Running;
+    }
     if sidecar.is_some() || whole.is_some() || init_failed.is_some() || never_started.is_some() {
         let pod_failure = whole.or_else(|| {
             init_failed.map(|exit| {

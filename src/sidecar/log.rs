@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ const MOST_SEVERE_ROWS: u64 = 500;
 /// The longest message; the rest of it is cut.
 const LONGEST_MESSAGE: usize = 16 * 1024;
 /// Rows that wait for the database.
-const QUEUE: usize = 1000;
+const QUEUE: usize = 4000;
 /// Rows in one statement.
 const BATCH: usize = 200;
 /// How long a row waits for company.
@@ -141,16 +141,22 @@ impl TaskLog {
     /// Writes what is left, and how much was dropped.
     pub fn finish(&self) {
         let shared = &self.shared;
+        let deadline = Instant::now() + FINISH;
         let dropped = shared.dropped.load(Ordering::Relaxed);
         let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Some(queue), true) = (&queue, dropped > 0) {
             let text = format!("{dropped} lines dropped: a task keeps {MOST_ROWS} rows of log");
-            // A queue that is full does not matter here: the thread makes room.
-            queue.send(shared.row(Level::Warn, "syncctl", &text)).ok();
+            let mut row = shared.row(Level::Warn, "syncctl", &text);
+            while let Err(TrySendError::Full(back)) = queue.try_send(row) {
+                if Instant::now() >= deadline {
+                    break;
+                }
+                row = back;
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
         drop(queue);
         let Some(thread) = shared.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let deadline = Instant::now() + FINISH;
         while !thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }

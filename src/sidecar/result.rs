@@ -94,7 +94,7 @@ fn store(task: &Task, db: &Db, log: &TaskLog, found: Result<Found, Failure>) -> 
             db.save_check(&key, at, if succeeded { "SUCCESS" } else { "FAILED" }, message.as_deref())?;
         }
         Err(failure) => {
-            let text = log.mask(&failure.to_string());
+            let text = Failure::new(failure.class, log.mask(&failure.text)).to_string();
             log.write(Level::Error, "syncctl", &text);
             match task.kind {
                 TaskKind::Spec => db.save_spec(&spec_key, at, Err(&text))?,

@@ -39,7 +39,7 @@ pub fn run(
     let mut session = match Session::open(task, documents, db, log) {
         Ok(session) => session,
         Err(failure) => {
-            finish(task, db, log, TaskStatus::Failed, None, Some(&failure.to_string()))?;
+            finish(task, db, log, TaskStatus::Failed, None, Some(failure))?;
             return Ok(End::Done);
         }
     };
@@ -68,6 +68,8 @@ struct Session<'a> {
     /// Names that were told once.
     unknown: Vec<StreamName>,
     last_states: Storable,
+    /// The stored states are still to be forgotten.
+    forgets: bool,
     records: u32,
     counted: Instant,
 }
@@ -80,9 +82,6 @@ impl<'a> Session<'a> {
             .connect()
             .map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
         let streams = Streams::new(&catalog, &task.options, sink);
-        if task.options.full_sync {
-            db.clear_states(&task.sync_id)?;
-        }
         let reporter = Reporter::start(db.clone(), task.task_id.clone(), streams.reports());
         Ok(Self {
             task,
@@ -94,6 +93,7 @@ impl<'a> Session<'a> {
             lost: None,
             unknown: Vec::new(),
             last_states: Vec::new(),
+            forgets: task.options.full_sync,
             records: 0,
             counted: Instant::now(),
         })
@@ -116,11 +116,12 @@ impl<'a> Session<'a> {
                     let text = format!("a line of {length} bytes is too long to be understood; it began: {head}");
                     self.log.write(Level::Error, "syncctl", &text);
                     if !head.contains(r#""LOG""#) {
-                        self.lost
-                            .get_or_insert(format!("a line of {length} bytes was dropped, and rows may be missing"));
+                        let reason = format!("a line of {length} bytes was dropped, and rows may be missing");
+                        self.streams.lost(&head, &reason);
+                        self.lost.get_or_insert(reason);
                     }
                 }
-                Input::Quiet => self.reporter.publish(&self.streams.reports(), false),
+                Input::Quiet => self.reporter.publish(&self.reports(), false),
                 Input::End => {
                     let with_us = source.was_ended_with_us(stop);
                     return Ok(if with_us { Ended::Stopped(Stopped::Cancelled) } else { Ended::Source });
@@ -137,7 +138,7 @@ impl<'a> Session<'a> {
             Message::Record(record) => {
                 match self.streams.record(&record) {
                     Ok(false) => {}
-                    Ok(true) => self.reporter.publish(&self.streams.reports(), true),
+                    Ok(true) => self.reporter.publish(&self.reports(), true),
                     Err(name) => self.unknown(name),
                 }
                 self.records += 1;
@@ -145,7 +146,7 @@ impl<'a> Session<'a> {
                     self.records = 0;
                     if self.counted.elapsed() >= COUNT_INTERVAL {
                         self.counted = Instant::now();
-                        self.reporter.publish(&self.streams.reports(), true);
+                        self.reporter.publish(&self.reports(), true);
                         return Ok(true);
                     }
                 }
@@ -169,7 +170,7 @@ impl<'a> Session<'a> {
                 self.log.write(Level::Info, "source", &format!("stream {} is {status}", stream.key()));
                 let storable = self.streams.status(&stream, &status);
                 self.store(storable)?;
-                self.reporter.publish(&self.streams.reports(), true);
+                self.reporter.publish(&self.reports(), true);
             }
             Message::TraceError(error) => {
                 let text = self.log.mask(error.text());
@@ -194,8 +195,23 @@ impl<'a> Session<'a> {
         Ok(true)
     }
 
+    /// The per-stream map, without what is secret.
+    fn reports(&self) -> StreamReports {
+        let mut reports = self.streams.reports();
+        for error in reports.values_mut().filter_map(|report| report.error.as_mut()) {
+            *error = self.log.mask(error);
+        }
+        reports
+    }
+
     /// Rows are in: now the states that stand for them. Equal states repeat, and are stored once.
     fn store(&mut self, storable: Storable) -> Result<(), Failure> {
+        // A full sync forgets what was stored only once something has taken its place: if it fails before, the next run
+        // goes on where the last good one stopped.
+        if self.forgets && self.streams.tally().0 > 0 {
+            self.db.clear_states(&self.task.sync_id)?;
+            self.forgets = false;
+        }
         if storable.is_empty() || storable == self.last_states {
             return Ok(());
         }
@@ -232,16 +248,15 @@ impl<'a> Session<'a> {
                 let code = source.exit_code();
                 if matches!(code, None | Some(137)) {
                     self.streams.end(false, "the connector was killed");
-                    self.reporter.finish(Some(&self.streams.reports()));
+                    self.reporter.finish(Some(&self.reports()));
                     return Ok(End::LeavesVerdict);
                 }
                 self.by_exit_code(source, code)?
             }
         };
-        let reports = self.streams.reports();
+        let reports = self.reports();
         self.reporter.finish(None);
-        let error = failure.map(|failure| failure.to_string());
-        finish(self.task, self.db, self.log, status, Some(&reports), error.as_deref())?;
+        finish(self.task, self.db, self.log, status, Some(&reports), failure)?;
         Ok(End::Done)
     }
 
@@ -285,9 +300,10 @@ fn finish(
     log: &TaskLog,
     status: TaskStatus,
     reports: Option<&StreamReports>,
-    error: Option<&str>,
+    failure: Option<Failure>,
 ) -> Result<(), Failure> {
-    let error = error.map(|error| log.mask(error));
+    // The class is a word of ours, and stays whatever the configuration holds.
+    let error = failure.map(|failure| Failure::new(failure.class, log.mask(&failure.text)).to_string());
     if let Some(error) = &error {
         log.write(Level::Error, "syncctl", error);
     }
@@ -369,6 +385,7 @@ fn report_on(db: &Db, task_id: &str, shared: &(Mutex<Report>, Condvar)) {
         if let Err(error) = db.report_progress(task_id, &reports) {
             tracing::warn!(%error, "a report is lost");
         }
-        std::thread::sleep(REPORT_PAUSE);
+        let guard = report.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(wake.wait_timeout_while(guard, REPORT_PAUSE, |report| !report.ended));
     }
 }

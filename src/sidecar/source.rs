@@ -14,6 +14,7 @@ use super::pipes::{self, Line, Lines};
 use super::{Sidecar, Stop, Stopped};
 use crate::contract::{EXIT_CODE_FILE, READY_FILE};
 use crate::failure::{Class, Failure};
+use crate::secret::Masker;
 
 /// The longest line of stdout that is understood: a row with a document in it. Memory grows only when one comes.
 const LONGEST_STDOUT: usize = 128 * 1024 * 1024;
@@ -31,6 +32,8 @@ const OWN_SIGNAL_WAIT: Duration = Duration::from_secs(2);
 const LAST_LINES: usize = 10;
 /// And how much of each.
 const LAST_LINE_BYTES: usize = 500;
+/// How much of a line is looked through for secrets before it is cut: more would be work for nothing.
+const LONGEST_MASKED: usize = 64 * 1024;
 
 /// The connector's pipes.
 pub struct Source {
@@ -61,6 +64,7 @@ struct Life {
     last_sign: Arc<Mutex<Instant>>,
     last_lines: Arc<Mutex<LastLines>>,
     heard: Arc<AtomicBool>,
+    masker: Arc<Masker>,
 }
 
 /// What came from stdout.
@@ -108,6 +112,7 @@ impl Source {
                 last_sign: Arc::new(Mutex::new(Instant::now())),
                 last_lines: Arc::default(),
                 heard: Arc::default(),
+                masker: Arc::new(documents.masker()),
             },
             unsigned: false,
             exit_code: OnceCell::new(),
@@ -148,7 +153,7 @@ impl Source {
 
     /// What comes next from stdout.
     pub fn next(&mut self, stop: &Stop) -> Result<Input<'_>, Failure> {
-        if let Some(stopped) = stop.reason() {
+        if let Some(stopped) = stop.reason(self.unsigned) {
             return Ok(Input::Stopped(stopped));
         }
         let line = self
@@ -168,6 +173,10 @@ impl Source {
             }),
             Line::TooLong(head, length) => Input::Lost(String::from_utf8_lossy(head).into_owned(), length),
             Line::End => Input::End,
+            // It has ended before it had opened its pipes.
+            Line::Quiet if !self.life.heard.load(Ordering::Relaxed) && self.pipes.join(EXIT_CODE_FILE).exists() => {
+                Input::End
+            }
             Line::Quiet => self.life.silent().map_or(Input::Quiet, Input::Silent),
         })
     }
@@ -205,13 +214,13 @@ impl Source {
             return false;
         }
         let deadline = Instant::now() + OWN_SIGNAL_WAIT;
-        while Instant::now() < deadline && stop.reason().is_none() {
+        while Instant::now() < deadline && stop.reason(false).is_none() {
             std::thread::sleep(Duration::from_millis(10));
         }
-        stop.reason() == Some(Stopped::Cancelled)
+        stop.reason(false) == Some(Stopped::Cancelled)
     }
 
-    /// The last lines that are not messages, for the text of a failure. Not masked.
+    /// The last lines that are not messages, for the text of a failure.
     pub fn last_words(&self) -> Option<String> {
         let lines = self.life.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = if lines.stderr.is_empty() { &lines.stdout } else { &lines.stderr };
@@ -244,6 +253,8 @@ impl Life {
         if text.is_empty() {
             return;
         }
+        // Masked before it is cut: half a secret is one, too.
+        let text = self.masker.mask(&text[..text.floor_char_boundary(LONGEST_MASKED)]);
         let end = text.floor_char_boundary(LAST_LINE_BYTES);
         // It will be shown on terminals: nothing in it may colour or move them.
         let text = text[..end].replace(|c: char| c.is_control() && c != '\t', "");

@@ -14,7 +14,7 @@ use crate::task::{ReadOptions, StreamReport, StreamReports, StreamStatus};
 struct Stream {
     key: String,
     spec: StreamSpec,
-    /// Set at the first row or status: a stream of which nothing comes leaves no trace.
+    /// `None` when the destination refused it.
     open: Option<StreamIndex>,
     events: u64,
     bytes: u64,
@@ -37,6 +37,8 @@ pub struct Streams {
     waiting_global: Option<(String, String)>,
     /// Set once the source has sent any stream status: from then on only COMPLETE counts.
     has_statuses: bool,
+    /// Rows of streams that the catalog does not select were dropped.
+    has_unknown: bool,
 }
 
 /// States that may be stored now: (key, document).
@@ -44,8 +46,15 @@ pub type Storable = Vec<(String, String)>;
 
 impl Streams {
     /// Prepares for the catalog's streams.
-    pub fn new(catalog: &ConfiguredCatalog, options: &ReadOptions, sink: Box<dyn Sink>) -> Self {
-        let streams: Vec<Stream> = catalog.streams.iter().map(|stream| Stream::new(stream, options)).collect();
+    pub fn new(catalog: &ConfiguredCatalog, options: &ReadOptions, mut sink: Box<dyn Sink>) -> Self {
+        let mut streams: Vec<Stream> = catalog.streams.iter().map(|stream| Stream::new(stream, options)).collect();
+        // In the catalog's order, not that of arrival: of two streams with one table name the same one always has it.
+        for stream in &mut streams {
+            match sink.open(stream.spec.clone()) {
+                Ok(index) => stream.open = Some(index),
+                Err(error) => (stream.status, stream.error) = (StreamStatus::Failed, Some(error.text)),
+            }
+        }
         let mut index: HashMap<_, _> =
             streams.iter().enumerate().map(|(at, stream)| (stream.spec.name.clone(), at)).collect();
         // Some sources leave the namespace out of their records: the bare name finds the stream if it is the only one.
@@ -56,7 +65,7 @@ impl Streams {
                 index.entry(StreamName::new(None, name)).or_insert(at);
             }
         }
-        Self { sink, all: streams, index, last: None, waiting_global: None, has_statuses: false }
+        Self { sink, all: streams, index, last: None, waiting_global: None, has_statuses: false, has_unknown: false }
     }
 
     /// The per-stream map.
@@ -74,7 +83,13 @@ impl Streams {
     pub fn record(&mut self, record: &Record<'_>) -> Result<bool, StreamName> {
         let at = self.find(record)?;
         let stream = &mut self.all[at];
-        if !matches!(stream.status, StreamStatus::Pending | StreamStatus::Running) {
+        if stream.status == StreamStatus::Success {
+            // They cannot be taken back into a finished table, and their state must not be stored.
+            stream.status = StreamStatus::Partial;
+            stream.error = Some("the source sent rows after it had called the stream complete".to_owned());
+            return Ok(true);
+        }
+        if !stream.is_open() {
             return Ok(false);
         }
         stream.events += 1;
@@ -97,22 +112,42 @@ impl Streams {
             return Ok(*at);
         }
         let name = StreamName::new(record.namespace.as_deref(), &record.stream);
-        let Some(&at) = self.index.get(&name) else { return Err(name) };
+        let Some(at) = self.position(&name) else {
+            self.has_unknown = true;
+            return Err(name);
+        };
         self.last = Some((name, at));
         Ok(at)
     }
 
-    /// Opens a stream at its first sign; returns whether that changed anything.
+    /// Also when only one side of source and catalog names the namespace, as long as it is clear which stream is meant.
+    fn position(&self, name: &StreamName) -> Option<usize> {
+        self.index.get(name).copied().or_else(|| {
+            let at = *self.index.get(&StreamName::new(None, &name.name))?;
+            self.all[at].spec.name.namespace.is_none().then_some(at)
+        })
+    }
+
+    /// Notes the first sign of a stream; returns whether that changed anything.
     fn start(&mut self, at: usize) -> bool {
-        if self.all[at].open.is_some() || self.all[at].status == StreamStatus::Failed {
-            return false;
+        let pending = self.all[at].status == StreamStatus::Pending;
+        if pending {
+            self.all[at].status = StreamStatus::Running;
         }
-        self.all[at].status = StreamStatus::Running;
-        match self.sink.open(self.all[at].spec.clone()) {
-            Ok(index) => self.all[at].open = Some(index),
-            Err(error) => self.fail(at, &error.text),
+        pending
+    }
+
+    /// Data of the source was lost: of the stream that its beginning names, or else of any that is not complete.
+    pub fn lost(&mut self, head: &str, reason: &str) {
+        let named = |stream: &Stream| {
+            let name = serde_json::Value::from(stream.spec.name.name.as_str());
+            [format!("\"stream\":{name}"), format!("\"stream\": {name}")].iter().any(|text| head.contains(text))
+        };
+        let open: Vec<usize> = (0..self.all.len()).filter(|at| self.all[*at].is_open()).collect();
+        let hit: Vec<usize> = open.iter().copied().filter(|at| named(&self.all[*at])).collect();
+        for at in if hit.is_empty() { open } else { hit } {
+            self.fail(at, reason);
         }
-        true
     }
 
     /// Gives a stream up: its rows since the last commit go, and so does its waiting state.
@@ -129,8 +164,8 @@ impl Streams {
     /// The source speaks of a stream: STARTED, RUNNING, COMPLETE or INCOMPLETE.
     pub fn status(&mut self, name: &StreamName, status: &str) -> Storable {
         self.has_statuses = true;
-        let Some(&at) = self.index.get(name) else { return Vec::new() };
-        if !matches!(self.all[at].status, StreamStatus::Pending | StreamStatus::Running) {
+        let Some(at) = self.position(name) else { return Vec::new() };
+        if !self.all[at].is_open() {
             return Vec::new();
         }
         match status {
@@ -145,7 +180,7 @@ impl Streams {
 
     /// The source's error for one stream: kept as its reason.
     pub fn error(&mut self, name: &StreamName, text: &str) {
-        if let Some(&at) = self.index.get(name) {
+        if let Some(at) = self.position(name) {
             self.all[at].error = Some(text.to_owned());
         }
     }
@@ -169,7 +204,7 @@ impl Streams {
 
     /// A stream's state: commits its rows, and returns the state when they are in for good.
     pub fn state(&mut self, name: &StreamName, state: String) -> Storable {
-        let Some(&at) = self.index.get(name) else { return Vec::new() };
+        let Some(at) = self.position(name) else { return Vec::new() };
         let key = self.all[at].key.clone();
         match self.all[at].status {
             StreamStatus::Success => return vec![(key, state)],
@@ -209,12 +244,18 @@ impl Streams {
         if self.all.iter().any(failed) {
             self.waiting_global = None;
         }
-        let deferred = self.all.iter().any(|s| s.status == StreamStatus::Running && s.committed < s.events);
+        let waits = |stream: &Stream| stream.spec.mode == WriteMode::Replace || stream.committed < stream.events;
+        let deferred = self.all.iter().any(|stream| stream.is_open() && waits(stream));
         if deferred { Vec::new() } else { self.waiting_global.take().into_iter().collect() }
     }
 
     fn commit(&mut self, at: usize) -> Result<Committed, SinkError> {
-        let Some(index) = self.all[at].open else { return Ok(Committed::Durable) };
+        let stream = &self.all[at];
+        let Some(index) = stream.open else { return Ok(Committed::Durable) };
+        // A stream of which nothing came leaves no trace.
+        if stream.status == StreamStatus::Pending && stream.spec.mode != WriteMode::Replace {
+            return Ok(Committed::Durable);
+        }
         let committed = self.sink.commit(index)?;
         if committed == Committed::Durable {
             self.all[at].committed = self.all[at].events;
@@ -226,8 +267,10 @@ impl Streams {
     pub fn end(&mut self, clean: bool, reason: &str) -> Storable {
         let mut storable = Vec::new();
         for at in 0..self.all.len() {
-            if matches!(self.all[at].status, StreamStatus::Pending | StreamStatus::Running) {
-                if clean && !self.has_statuses {
+            if self.all[at].is_open() {
+                // Rows under a name that nobody knows are no reason to empty the table of a stream that got none.
+                let unheard = self.has_unknown && self.all[at].events == 0;
+                if clean && !self.has_statuses && !unheard {
                     storable.extend(self.complete(at));
                 } else {
                     self.fail(at, reason);
@@ -240,7 +283,7 @@ impl Streams {
     /// The task stops: what is not complete gets this status.
     pub fn stop(&mut self, status: StreamStatus) {
         for at in 0..self.all.len() {
-            if matches!(self.all[at].status, StreamStatus::Pending | StreamStatus::Running) {
+            if self.all[at].is_open() {
                 self.fail(at, "");
                 self.all[at].status = status;
                 self.all[at].error = None;
@@ -261,6 +304,11 @@ impl Streams {
 }
 
 impl Stream {
+    /// Neither complete nor given up.
+    fn is_open(&self) -> bool {
+        matches!(self.status, StreamStatus::Pending | StreamStatus::Running)
+    }
+
     fn new(configured: &ConfiguredStream, options: &ReadOptions) -> Self {
         let name = configured.name();
         Self {
