@@ -94,9 +94,9 @@ pub fn for_connector(document: &str, catalog: &ConfiguredCatalog) -> Result<Opti
             let states: Vec<&RawValue> = serde_json::from_str(document).map_err(|error| error.to_string())?;
             let mut kept = Vec::new();
             for (index, state) in states.into_iter().enumerate() {
-                let kept_state = filter(state.get(), catalog)
-                    .ok_or_else(|| format!("entry {} is not a state message: {EXPECTED}", index + 1))?;
-                kept.extend(kept_state);
+                let left = filter(state.get(), catalog)
+                    .map_err(|NotAState| format!("entry {} is not a state message: {EXPECTED}", index + 1))?;
+                kept.extend(left);
             }
             Ok(list(&kept))
         }
@@ -104,28 +104,30 @@ pub fn for_connector(document: &str, catalog: &ConfiguredCatalog) -> Result<Opti
     }
 }
 
-/// One state message without what must not reach the connector: `Some(None)` when nothing is left of it, `None` when it
-/// is no state. What is kept stays the text that it was: cursors may be numbers that no `f64` holds.
-fn filter(state: &str, catalog: &ConfiguredCatalog) -> Option<Option<String>> {
-    let mut value: Value = serde_json::from_str(state).ok()?;
+/// There is no state in what should be a state message.
+struct NotAState;
+
+/// One state message without what must not reach the connector; `None` when nothing is left of it. What is kept stays the text that it was: cursors may be numbers that no `f64` holds.
+fn filter(state: &str, catalog: &ConfiguredCatalog) -> Result<Option<String>, NotAState> {
+    let mut value: Value = serde_json::from_str(state).map_err(|_| NotAState)?;
     if !["stream", "global", "data"].iter().any(|key| value.get(key).is_some()) {
-        return None;
+        return Err(NotAState);
     }
     let is_full_refresh = |descriptor: Option<&Value>| {
         let name = descriptor.and_then(stream_name);
         name.is_some_and(|name| is_full_refresh(catalog, &name))
     };
     if is_full_refresh(value.get("stream").and_then(|stream| stream.get("stream_descriptor"))) {
-        return Some(None);
+        return Ok(None);
     }
     if let Some(streams) = value.pointer_mut("/global/stream_states").and_then(Value::as_array_mut) {
         let before = streams.len();
         streams.retain(|stream| !is_full_refresh(stream.get("stream_descriptor")));
         if streams.len() < before {
-            return Some(Some(value.to_string()));
+            return Ok(Some(value.to_string()));
         }
     }
-    Some(Some(state.to_owned()))
+    Ok(Some(state.to_owned()))
 }
 
 fn list(states: &[String]) -> Option<String> {

@@ -41,13 +41,12 @@ impl Owner {
         if boot().as_ref() != Some(&self.boot) || pid_namespace().as_ref() != Some(&self.pid_namespace) {
             return Life::Elsewhere;
         }
-        match start_of(self.pid) {
-            Some(started) if started == self.started => Life::Alive,
-            Some(_) => Life::Dead,
-            // Not every process of others can be looked at (hidepid): only the kernel's word that there is none counts.
-            None if is_there(self.pid) && !is_zombie(self.pid) => Life::Elsewhere,
-            None => Life::Dead,
+        if start_of(self.pid) == Some(self.started) {
+            return Life::Alive;
         }
+        // Not every process of others can be looked at (hidepid): then only the kernel's word that there is none counts.
+        let hidden = !can_be_seen(self.pid) && is_there(self.pid);
+        if hidden { Life::Elsewhere } else { Life::Dead }
     }
 }
 
@@ -56,7 +55,7 @@ fn is_there(pid: u32) -> bool {
     rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
 }
 
-fn is_zombie(pid: u32) -> bool {
+fn can_be_seen(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok()
 }
 

@@ -98,7 +98,7 @@ impl Outcome {
                 let or = |class, text: &str| stored.clone().unwrap_or_else(|| Failure::new(class, text));
                 match status {
                     TaskStatus::Success => None,
-                    TaskStatus::Cancelled => Some(Failure::new(Class::Cancelled, "the task was cancelled")),
+                    TaskStatus::Cancelled => Some(or(Class::Cancelled, "the task was cancelled")),
                     TaskStatus::TimeExceeded => Some(or(Class::TimeExceeded, "the task ran out of time")),
                     TaskStatus::Partial => Some(or(Class::ConnectorFailed, "some streams are incomplete")),
                     TaskStatus::Failed | TaskStatus::Running | TaskStatus::Skipped => {
@@ -354,13 +354,10 @@ enum End {
 fn not_cancelled_by_us(verdict: Verdict, failure: &Failure) -> Verdict {
     match verdict {
         Err(told) if told.class == Class::Cancelled => Err(failure.clone()),
-        Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, .. }) => Ok(Outcome::Read {
-            task_id,
-            sync_id,
-            status: TaskStatus::Failed,
-            streams,
-            error: Some(failure.to_string()),
-        }),
+        Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, .. }) => {
+            let error = Some(failure.to_string());
+            Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, error })
+        }
         other => other,
     }
 }
