@@ -18,8 +18,13 @@ while [ $# -gt 0 ]; do
 done
 setting() { sed -n 's/.*"'"$1"'":"\([^"]*\)".*/\1/p' "$config" 2>/dev/null; }
 tell() {
-    # shellcheck disable=SC2046 # host and port are two words
-    [ -z "$(setting tell)" ] || echo "$1" | nc -w 3 $(setting tell)
+    [ -n "$(setting tell)" ] || return 0
+    for try in 1 2 3 4 5; do
+        # shellcheck disable=SC2046 # host and port are two words
+        echo "$1" | nc -w 3 $(setting tell) && return 0
+        echo "try $try of telling $1 failed" >&2
+        sleep 0.2
+    done
 }
 
 records() { # STREAM FIRST LAST
