@@ -12,6 +12,7 @@ mod bad_input;
 mod cli;
 mod commands;
 mod foreign;
+mod layers;
 mod lifecycle;
 mod read;
 mod support;
