@@ -15,29 +15,11 @@ use crate::task::{StreamStatus, Task, TaskKind, TaskStatus};
 /// What became of a task: its own end, or the failure that is recorded.
 pub type Verdict = Result<Outcome, Failure>;
 
-/// The key of a task's spec.
-pub fn spec_key(task: &Task) -> SpecKey {
-    SpecKey {
-        connector_type: task.connector_type.clone(),
-        package: task.image.package.clone(),
-        version: task.image.version.clone(),
-    }
-}
-
-/// The key of a task's check or catalog.
-pub fn result_key(task: &Task) -> ResultKey {
-    ResultKey {
-        package: task.image.package.clone(),
-        version: task.image.version.clone(),
-        key: task.storage_key.clone(),
-    }
-}
-
 /// Records that the task runs, before its Pod exists.
 pub fn begin(db: &Db, task: &Task) -> Result<(), Failure> {
     match task.kind {
         TaskKind::Spec | TaskKind::Check => Ok(()),
-        TaskKind::Discover => Ok(db.start_catalog(&result_key(task), task.started_at)?),
+        TaskKind::Discover => Ok(db.start_catalog(&ResultKey::of(task), task.started_at)?),
         TaskKind::Read => match db.start_task(task)? {
             Started::New => Ok(()),
             Started::Exists(row) => {
@@ -52,9 +34,9 @@ pub fn begin(db: &Db, task: &Task) -> Result<(), Failure> {
 pub fn failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
     let text = failure.to_string();
     match task.kind {
-        TaskKind::Spec => db.save_spec(&spec_key(task), task.started_at, Err(&text)),
-        TaskKind::Check => db.fail_check(&result_key(task), task.started_at, &text),
-        TaskKind::Discover => db.fail_catalog(&result_key(task), task.started_at, &text, Writer::Controller),
+        TaskKind::Spec => db.save_spec(&SpecKey::of(task), task.started_at, Err(&text)),
+        TaskKind::Check => db.fail_check(&ResultKey::of(task), task.started_at, &text),
+        TaskKind::Discover => db.fail_catalog(&ResultKey::of(task), task.started_at, &text, Writer::Controller),
         TaskKind::Read => {
             let status = match failure.class {
                 Class::Cancelled => TaskStatus::Cancelled,
@@ -78,7 +60,7 @@ fn arrived_in_part(db: &Db, task: &Task) -> Result<bool, DbError> {
 pub fn outcome(db: &Db, task: &Task) -> Result<Option<Verdict>, DbError> {
     match task.kind {
         TaskKind::Spec => {
-            let Some(row) = db.spec(&spec_key(task))?.filter(|row| row.timestamp >= task.started_at) else {
+            let Some(row) = db.spec(&SpecKey::of(task))?.filter(|row| row.timestamp >= task.started_at) else {
                 return Ok(None);
             };
             match (row.error, row.specs) {
@@ -92,7 +74,7 @@ pub fn outcome(db: &Db, task: &Task) -> Result<Option<Verdict>, DbError> {
             Ok(row.map(|row| check_outcome(&row.status, row.description)))
         }
         TaskKind::Discover => {
-            let Some(row) = db.catalog(&result_key(task))?.filter(|row| row.timestamp >= task.started_at) else {
+            let Some(row) = db.catalog(&ResultKey::of(task))?.filter(|row| row.timestamp >= task.started_at) else {
                 return Ok(None);
             };
             match (row.status.as_str(), row.catalog) {

@@ -38,6 +38,8 @@ pub use log::{LogIds, LogRow};
 pub use spec::SpecKey;
 pub use task::Started;
 
+use crate::task::Task;
+
 /// The database of results. Cheap to clone; clones share the pool.
 #[derive(Clone)]
 pub struct Db {
@@ -64,6 +66,14 @@ pub struct ResultKey {
     pub version: String,
     /// The storage key.
     pub key: String,
+}
+
+impl ResultKey {
+    /// The key of a task's check or catalog.
+    pub fn of(task: &Task) -> Self {
+        let Task { image, storage_key, .. } = task;
+        Self { package: image.package.clone(), version: image.version.clone(), key: storage_key.clone() }
+    }
 }
 
 /// Who writes an outcome: the sidecar saw it, the controller infers it from the Pod.

@@ -6,7 +6,7 @@ use postgres::types::Type;
 use super::pool::{Fault, Session};
 use super::text::{clean, clean_json};
 use super::{Db, DbError};
-use crate::task::{CONNECTOR_TYPE_AIRBYTE, to_millis};
+use crate::task::{CONNECTOR_TYPE_AIRBYTE, Task, to_millis};
 
 /// What a specification is stored under.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,14 @@ pub struct SpecKey {
     pub package: String,
     /// The version of the image.
     pub version: String,
+}
+
+impl SpecKey {
+    /// The key of a task's specification.
+    pub fn of(task: &Task) -> Self {
+        let Task { connector_type, image, .. } = task;
+        Self { connector_type: connector_type.clone(), package: image.package.clone(), version: image.version.clone() }
+    }
 }
 
 /// A row of `source_spec`.

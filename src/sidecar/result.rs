@@ -76,16 +76,7 @@ fn no_result(task: &Task, source: &Source, code: Option<i32>, reported: Option<&
 
 fn store(task: &Task, db: &Db, log: &TaskLog, found: Result<Found, Failure>) -> Result<(), Failure> {
     let at = task.started_at;
-    let spec_key = SpecKey {
-        connector_type: task.connector_type.clone(),
-        package: task.image.package.clone(),
-        version: task.image.version.clone(),
-    };
-    let key = ResultKey {
-        package: task.image.package.clone(),
-        version: task.image.version.clone(),
-        key: task.storage_key.clone(),
-    };
+    let (spec_key, key) = (SpecKey::of(task), ResultKey::of(task));
     match found {
         Ok(Found::Document(spec)) if task.kind == TaskKind::Spec => db.save_spec(&spec_key, at, Ok(&spec))?,
         Ok(Found::Document(catalog)) => db.save_catalog(&key, at, &catalog)?,
