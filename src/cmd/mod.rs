@@ -2,6 +2,7 @@
 
 mod cancel;
 mod check;
+mod course;
 mod discover;
 mod generate;
 mod image;

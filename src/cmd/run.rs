@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::cancel::Cancel;
+use super::course::{Course, Ending, Step};
 use super::owner::Owner;
 use super::record::{self, Verdict};
 use super::sweep;
@@ -19,7 +20,7 @@ use crate::failure::{Class, Failure};
 use crate::output::{Output, Progress};
 use crate::pod::manifest::Launch;
 use crate::pod::payload::Payload;
-use crate::pod::status::{Ended, Observation, Phase};
+use crate::pod::status::Observation;
 use crate::pod::{Cluster, PodError, Update};
 use crate::task::{StreamReports, Task, TaskKind, TaskStatus};
 
@@ -120,10 +121,6 @@ enum Event {
 
 /// How long an outage of the database may last before a one-off command gives up.
 pub const PATIENCE: Duration = Duration::from_mins(1);
-/// An image that cannot be pulled for a reason that may pass has this long to heal.
-const PULL_GRACE: Duration = Duration::from_mins(1);
-/// How long a sidecar in a Pod that somebody deletes may take to write what it knows.
-const SETTLE: Duration = Duration::from_secs(5);
 /// Beyond the Pod's own grace period, at whose end the kubelet has killed everything; then the object is removed without
 /// the node's word, which some kubelets give a minute late.
 const GONE_SLACK: Duration = Duration::from_secs(10);
@@ -215,9 +212,9 @@ impl Run<'_> {
     /// Waits until the task has ended, one way or another.
     fn follow(&mut self, inbox: &Receiver<Event>) -> Result<End, Failure> {
         let task = &self.request.task;
-        let mut watch = Watch::new(Instant::now(), task.timeout, self.settings.init_timeout);
+        let mut course = Course::new(Instant::now(), task.timeout, self.settings.init_timeout);
         loop {
-            let wait = watch.next_deadline().saturating_duration_since(Instant::now());
+            let wait = course.next_deadline().saturating_duration_since(Instant::now());
             match inbox.recv_timeout(wait) {
                 Ok(Event::Cancelled) => {
                     self.progress.say("cancelling");
@@ -233,13 +230,10 @@ impl Run<'_> {
                     Err(error) if error.is_transient() => tracing::warn!(%error, "the result will be read later"),
                     Err(error) => return Err(error.into()),
                 },
-                Ok(Event::Pod(Update::Gone)) => {
-                    let failure = Failure::new(Class::PodDeleted, "somebody else deleted the pod");
-                    return self.settle(failure, Duration::ZERO);
-                }
+                Ok(Event::Pod(Update::Gone)) => return self.settle(Ending::gone()),
                 Ok(Event::Pod(Update::Seen(observation))) => {
-                    if let Some(end) = self.seen(&observation, &mut watch)? {
-                        return Ok(end);
+                    if let Some(ending) = self.seen(&observation, &mut course) {
+                        return self.settle(ending);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -247,34 +241,22 @@ impl Run<'_> {
                     return Err(Failure::new(Class::Internal, "nobody watches the pod any more"));
                 }
             }
-            if let Some(failure) = watch.expired(Instant::now(), || self.cluster.warnings(&task.pod_name())) {
-                let grace = if watch.started { None } else { Some(Duration::ZERO) };
-                return Ok(End::Failed { failure, grace });
+            if let Some(mut ending) = course.expired(Instant::now()) {
+                ending.explain(|| self.cluster.warnings(&task.pod_name()));
+                return self.settle(ending);
             }
         }
     }
 
-    fn seen(&mut self, observation: &Observation, watch: &mut Watch) -> Result<Option<End>, Failure> {
-        match &observation.phase {
-            Phase::Waiting(what) => {
-                self.progress.say(what);
-                self.heartbeat();
-            }
-            Phase::Running => {
-                watch.started = true;
-                self.progress.say("the connector runs");
-            }
-            Phase::Trouble { failure, permanent: true } => {
-                return Ok(Some(End::Failed { failure: failure.clone(), grace: Some(Duration::ZERO) }));
-            }
-            Phase::Trouble { failure, permanent: false } => {
-                self.progress.say(&failure.text);
-                self.heartbeat();
-                watch.trouble(failure.clone(), Instant::now());
-            }
-            Phase::Ended(ended) => return self.settle(ended.failure(), settle_time(ended)).map(Some),
+    fn seen(&mut self, observation: &Observation, course: &mut Course) -> Option<Ending> {
+        match course.see(observation, Instant::now()) {
+            Step::End(ending) => return Some(ending),
+            Step::Wait(what) => self.progress.say(&what),
         }
-        Ok(None)
+        if !course.has_started() {
+            self.heartbeat();
+        }
+        None
     }
 
     /// A task that waits for its Pod lives, too: the stale sweep must not take it. Afterwards the sidecar says so.
@@ -286,15 +268,16 @@ impl Run<'_> {
         }
     }
 
-    /// The Pod has ended: what the sidecar wrote counts, else the failure. A sidecar that still runs has a moment.
-    fn settle(&self, failure: Failure, limit: Duration) -> Result<End, Failure> {
-        let deadline = Instant::now() + limit;
+    /// The task is over: what the sidecar wrote counts, else the failure. A sidecar that still runs has a moment.
+    fn settle(&self, ending: Ending) -> Result<End, Failure> {
+        let Ending { failure, grace, settle, .. } = ending;
+        let deadline = Instant::now() + settle;
         loop {
             if let Some(verdict) = record::outcome(self.db, &self.request.task)? {
                 return Ok(End::Result(not_cancelled_by_us(verdict, &failure)));
             }
             if Instant::now() >= deadline {
-                return Ok(End::Failed { failure, grace: Some(Duration::ZERO) });
+                return Ok(End::Failed { failure, grace });
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -359,99 +342,5 @@ fn not_cancelled_by_us(verdict: Verdict, failure: &Failure) -> Verdict {
             Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, error })
         }
         other => other,
-    }
-}
-
-/// A sidecar that has ended has said what it had to say; one that is being ended may be about to.
-fn settle_time(ended: &Ended) -> Duration {
-    let deleted = ended.pod.as_ref().is_some_and(|failure| failure.class == Class::PodDeleted);
-    if ended.sidecar.is_none() && deleted { SETTLE } else { Duration::ZERO }
-}
-
-/// The deadlines of one task.
-struct Watch {
-    launched: Instant,
-    timeout: Duration,
-    init_timeout: Duration,
-    started: bool,
-    trouble: Option<(Failure, Instant)>,
-}
-
-impl Watch {
-    fn new(launched: Instant, timeout: Duration, init_timeout: Duration) -> Self {
-        Self { launched, timeout, init_timeout, started: false, trouble: None }
-    }
-
-    /// Trouble that comes and goes (two reasons for one failing pull alternate) counts from its first sight.
-    fn trouble(&mut self, failure: Failure, now: Instant) {
-        let before = self.trouble.as_ref().filter(|(before, _)| before.class == failure.class);
-        let since = before.map_or(now, |(_, since)| *since);
-        self.trouble = Some((failure, since));
-    }
-
-    fn pull_deadline(&self) -> Option<Instant> {
-        let (failure, since) = self.trouble.as_ref()?;
-        (!self.started && failure.class == Class::ImagePull).then(|| *since + PULL_GRACE)
-    }
-
-    fn next_deadline(&self) -> Instant {
-        let mut next = self.launched + self.timeout;
-        if !self.started {
-            next = next.min(self.launched + self.init_timeout);
-        }
-        self.pull_deadline().map_or(next, |pull| next.min(pull))
-    }
-
-    fn expired(&self, now: Instant, warnings: impl FnOnce() -> Vec<String>) -> Option<Failure> {
-        if now >= self.launched + self.timeout {
-            let text = format!("the task did not end within {} s", self.timeout.as_secs());
-            return Some(Failure::new(Class::TimeExceeded, text));
-        }
-        if self.started {
-            return None;
-        }
-        if self.pull_deadline().is_some_and(|deadline| now >= deadline) || now >= self.launched + self.init_timeout {
-            // What the cluster said is the cause; the timeout is only when it counts.
-            if let Some((failure, _)) = &self.trouble {
-                return Some(failure.clone());
-            }
-            let mut text = format!("the pod did not start within {} s", self.init_timeout.as_secs());
-            if let Some(warning) = warnings().last() {
-                text = format!("{text}: {warning}");
-            }
-            return Some(Failure::new(Class::InitTimeout, text));
-        }
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Class, Failure, Instant, PULL_GRACE, Watch};
-    use std::time::Duration;
-
-    #[test]
-    fn deadlines_count_from_the_launch_and_trouble_from_its_first_sight() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut watch = Watch::new(start, Duration::from_mins(10), Duration::from_mins(3));
-        let class = |watch: &Watch, now| watch.expired(now, Vec::new).map(|failure| failure.class);
-        assert_eq!(class(&watch, at(179)), None);
-        assert_eq!(class(&watch, at(180)), Some(Class::InitTimeout));
-        let pull = || Failure::new(Class::ImagePull, "back-off");
-        watch.trouble(pull(), at(10));
-        watch.trouble(pull(), at(60));
-        assert_eq!(class(&watch, at(9) + PULL_GRACE), None);
-        assert_eq!(class(&watch, at(10) + PULL_GRACE), Some(Class::ImagePull));
-        watch.started = true;
-        assert_eq!(class(&watch, at(599)), None);
-        assert_eq!(class(&watch, at(600)), Some(Class::TimeExceeded));
-    }
-
-    #[test]
-    fn the_last_warning_of_the_cluster_explains_a_pod_that_did_not_start() {
-        let watch = Watch::new(Instant::now(), Duration::from_secs(9), Duration::ZERO);
-        let failure = watch.expired(Instant::now(), || vec!["a".to_owned(), "FailedMount: b".to_owned()]);
-        assert!(failure.is_some_and(|failure| failure.text.ends_with("FailedMount: b")));
     }
 }
