@@ -44,20 +44,21 @@ has_image() {
     [[ -n $(ctr --address "$CONTAINERD_SOCKET" --namespace k8s.io images ls --quiet "name==docker.io/$1") ]]
 }
 
+# It tells no endpoint of its own: how its Service is reached is in network.sh.
 # NodeRestriction stays on as in a usual cluster. TaintNodesByCondition (and below the node lifecycle controller) are
 # off: with one node they only delay the first Pod, and evict everything when a busy machine misses heartbeats.
 ensure_apiserver() {
     alive kube-apiserver && return
     launch kube-apiserver "$KUBERNETES/kube-apiserver" \
         --etcd-servers "http://127.0.0.1:$ETCD_PORT" --secure-port "$API_PORT" --bind-address 127.0.0.1 \
-        --advertise-address "$BRIDGE_ADDRESS" --cert-dir "$STATE/apiserver" \
+        --advertise-address "$BRIDGE_ADDRESS" --endpoint-reconciler-type none --cert-dir "$STATE/apiserver" \
         --client-ca-file "$PKI/ca.crt" --tls-cert-file "$PKI/apiserver.crt" --tls-private-key-file "$PKI/apiserver.key" \
         --kubelet-client-certificate "$PKI/admin.crt" --kubelet-client-key "$PKI/admin.key" \
         --kubelet-preferred-address-types InternalIP \
         --service-account-key-file "$PKI/service-account.pub" \
         --service-account-signing-key-file "$PKI/service-account.key" \
         --service-account-issuer https://kubernetes.default.svc \
-        --service-cluster-ip-range "${API_SERVICE_ADDRESS%.*}.0/24" \
+        --service-cluster-ip-range "$SERVICE_NETWORK" \
         --authorization-mode Node,RBAC --allow-privileged \
         --enable-admission-plugins NodeRestriction --disable-admission-plugins TaintNodesByCondition
 }
@@ -78,6 +79,26 @@ ensure_scheduler() {
     launch kube-scheduler "$KUBERNETES/kube-scheduler" --kubeconfig "$STATE/admin.kubeconfig" \
         --leader-elect=false --port 0 --bind-address 127.0.0.1 --cert-dir "$STATE/scheduler"
 }
+
+# Makes Services work, from Pods and from this machine. Everything is masqueraded: two Pods are neighbours on the
+# bridge, and an answer that goes straight to the asker would come from an address that it never asked. Node ports
+# open on the bridge only. The limits of connection tracking stay those of the machine, and so does the switch that
+# lets other machines ask for 127.0.0.1: kube-proxy turns it on for every interface, here in a copy of its own.
+ensure_proxy() {
+    local switch=/proc/sys/net/ipv4/conf/all/route_localnet
+    alive kube-proxy && return
+    echo 1 >"$RUN/route_localnet"
+    # shellcheck disable=SC2016 # the inner shell expands
+    launch kube-proxy unshare --mount sh -c 'mount --bind "$1" "$2" && shift 2 && exec "$@"' sh \
+        "$RUN/route_localnet" "$switch" "$KUBERNETES/kube-proxy" --kubeconfig "$STATE/admin.kubeconfig" \
+        --hostname-override "$NODE" --bind-address "$BRIDGE_ADDRESS" --nodeport-addresses "$POD_NETWORK" \
+        --proxy-mode iptables --cluster-cidr "$POD_NETWORK" --masquerade-all --iptables-min-sync-period 100ms \
+        --conntrack-max-per-core 0 --conntrack-min 0 \
+        --conntrack-tcp-timeout-established 0 --conntrack-tcp-timeout-close-wait 0 \
+        --healthz-port 0 --metrics-bind-address "127.0.0.1:$PROXY_METRICS_PORT"
+}
+
+proxy_ready() { iptables -w -t nat -S KUBE-SERVICES; }
 
 # The kubelet wants the root of its control groups to exist in every hierarchy.
 ensure_cgroups() {
@@ -146,7 +167,7 @@ node_ready() {
         | jq --exit-status '.status.conditions | any(.type == "Ready" and .status == "True")'
 }
 
-KUBERNETES_PROCESSES=(kubelet kube-scheduler kube-controller-manager kube-apiserver containerd etcd)
+KUBERNETES_PROCESSES=(kubelet kube-proxy kube-scheduler kube-controller-manager kube-apiserver containerd etcd)
 
 any_kubernetes_alive() {
     local name
@@ -187,7 +208,9 @@ ensure_kubernetes() {
     wait_until kube-apiserver 120 apiserver_ready
     ensure_controller_manager
     ensure_scheduler
+    ensure_proxy
     wait_until kubelet 120 node_ready
     wait_until kube-controller-manager 60 api /api/v1/namespaces/default/serviceaccounts/default
     alive kube-scheduler || wait_until kube-scheduler 0 false
+    wait_until kube-proxy 30 proxy_ready
 }

@@ -2,14 +2,16 @@
 # Owns the Pods' network: the bridge, its address, and the firewall rules. The bridge is there before the first Pod,
 # because PostgreSQL and the kubelet listen on its address.
 
-# Without ipMasq in the CNI plugin these few rules are all there is to remove. The last one stands in for kube-proxy:
-# the API server is the only Service that a Pod may want here.
+# Without ipMasq in the CNI plugin these few rules, and what kube-proxy makes, are all there is to remove. The last two
+# are the Service of the API server, from Pods and from this machine: it listens on loopback alone, where no other
+# machine gets at it, and an endpoint must not be a loopback address. So it has none, and kube-proxy leaves it to us.
 NETWORK_RULES=(
     "filter INPUT -i $BRIDGE -j ACCEPT"
     "filter FORWARD -i $BRIDGE -j ACCEPT"
     "filter FORWARD -o $BRIDGE -j ACCEPT"
     "nat POSTROUTING -s $POD_NETWORK ! -d $POD_NETWORK -j MASQUERADE"
     "nat PREROUTING -i $BRIDGE -d $API_SERVICE_ADDRESS/32 -p tcp --dport 443 -j DNAT --to-destination 127.0.0.1:$API_PORT"
+    "nat OUTPUT -d $API_SERVICE_ADDRESS/32 -p tcp --dport 443 -j DNAT --to-destination 127.0.0.1:$API_PORT"
 )
 
 ensure_network() {
@@ -51,6 +53,24 @@ remove_network() {
         # shellcheck disable=SC2086
         while iptables -w -t "$table" -D "$chain" $match 2>/dev/null; do :; done
     done
+    remove_service_rules
     [[ ! -d /sys/class/net/$BRIDGE ]] || ip link delete "$BRIDGE"
     rm -f /var/lib/cni/results/syncctl-test-*
+}
+
+# kube-proxy leaves its chains behind when it ends, and its own --cleanup forgets some. One transaction a table: first
+# the jumps from the built-in chains, then the chains, emptied before any is deleted because they name each other.
+remove_service_rules() {
+    local table saved
+    for table in filter nat mangle; do
+        saved=$(iptables-save -t "$table" 2>/dev/null | grep KUBE- || true)
+        [[ -n $saved ]] || continue
+        {
+            echo "*$table"
+            sed -nE 's/^-A ([A-Z]+ .*-j KUBE-)/-D \1/p' <<<"$saved"
+            sed -nE 's/^(:KUBE-[^ ]+) .*/\1 - [0:0]/p' <<<"$saved"
+            sed -nE 's/^:(KUBE-[^ ]+) .*/-X \1/p' <<<"$saved"
+            echo COMMIT
+        } | iptables-restore -w --noflush
+    done
 }
