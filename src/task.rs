@@ -143,6 +143,17 @@ pub struct StreamReport {
 /// `source_task.description` of a read: stream name → report, in catalog order.
 pub type StreamReports = IndexMap<String, StreamReport>;
 
+/// `source_task.metrics`: what a task has used so far.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TaskMetrics {
+    /// Seconds of CPU time.
+    #[serde(rename = "cpu_usage")]
+    pub cpu_seconds: f64,
+    /// Bytes of memory.
+    #[serde(rename = "mem_usage")]
+    pub memory_bytes: u64,
+}
+
 /// A connector image: package and version as the tables hold them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
@@ -317,6 +328,22 @@ impl Task {
         // A name must not begin with a digit to be usable as a DNS label everywhere.
         let slug = if slug.starts_with(|c: char| c.is_ascii_lowercase()) { slug } else { "sync" };
         format!("{slug}{tail}")
+    }
+
+    /// A read as its row tells it: enough to find its Pod and to write its row.
+    pub fn of_read(package: &str, version: &str, sync_id: &str, task_id: &str, started_at: Timestamp) -> Self {
+        Self {
+            kind: TaskKind::Read,
+            image: Image { package: package.to_owned(), version: version.to_owned() },
+            connector_type: CONNECTOR_TYPE_AIRBYTE.to_owned(),
+            task_id: task_id.to_owned(),
+            sync_id: sync_id.to_owned(),
+            storage_key: String::new(),
+            started_at,
+            started_by: None,
+            options: ReadOptions::default(),
+            timeout: Duration::from_secs(DEFAULT_TIMEOUT_HOURS * 3600),
+        }
     }
 
     /// The task as Pod annotations: raw values, of any length and content.

@@ -1,10 +1,13 @@
 //! `source_catalog`: the last catalog that a configuration gives access to, and how the last refresh went.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use postgres::types::Type;
 
 use super::text::{clean, clean_json};
 use super::{Db, DbError, ResultKey, Writer};
+use crate::failure::{Class, Failure};
 use crate::task::to_millis;
 
 /// A row of `source_catalog`.
@@ -81,6 +84,29 @@ impl Db {
             ];
             session.execute(&sql, &params)?;
             Ok(())
+        })
+    }
+
+    /// Fails the refreshes that say RUNNING and began this long ago, by the clock of the database; keeps stored catalogs.
+    /// A late outcome of the same refresh still counts if the sidecar has one. Returns the keys; those of an attempt whose
+    /// answer got lost are missing.
+    pub fn sweep_stale_catalogs(&self, older_than: Duration) -> Result<Vec<ResultKey>, DbError> {
+        let minutes = older_than.as_secs().div_ceil(60);
+        let text = Failure::new(Class::Abandoned, format!("no outcome within {minutes} minutes")).to_string();
+        self.run("failing abandoned refreshes of catalogs", |session| {
+            // A row that is locked has a writer, and so is not abandoned.
+            let rows = session.query(
+                "UPDATE source_catalog SET status = 'FAILED', description = $2
+                 WHERE (package, version, key) IN
+                   (SELECT package, version, key FROM source_catalog
+                    WHERE status = 'RUNNING' AND timestamp < CURRENT_TIMESTAMP - make_interval(secs => $1)
+                    ORDER BY package, version, key FOR UPDATE SKIP LOCKED)
+                 RETURNING package, version, key",
+                &[(&older_than.as_secs_f64(), Type::FLOAT8), (&text, Type::TEXT)],
+            )?;
+            rows.iter()
+                .map(|row| Ok(ResultKey { package: row.try_get(0)?, version: row.try_get(1)?, key: row.try_get(2)? }))
+                .collect()
         })
     }
 

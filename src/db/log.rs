@@ -30,6 +30,19 @@ pub struct LogRow {
     pub timestamp: Timestamp,
 }
 
+/// What a reader wants of a row of `task_log`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    /// INFO, ERROR and so on.
+    pub level: String,
+    /// Who logged it.
+    pub logger: String,
+    /// One line or several.
+    pub message: String,
+    /// When it was logged.
+    pub timestamp: Timestamp,
+}
+
 /// Makes ids and times of log rows that keep the order in which they were asked for, also when the clock steps back.
 #[derive(Debug, Default)]
 pub struct LogIds {
@@ -64,6 +77,9 @@ impl LogIds {
     }
 }
 
+/// Characters of a line that are read: other programs may have written lines of megabytes.
+const LONGEST_READ: i32 = 4000;
+
 impl Db {
     /// Stores rows, each at most once, however often they are handed in.
     pub fn insert_logs(&self, rows: &[LogRow]) -> Result<(), DbError> {
@@ -95,6 +111,31 @@ impl Db {
                 &params,
             )?;
             Ok(())
+        })
+    }
+
+    /// The last lines of a task, in the order in which they were logged; of long ones the beginning.
+    pub fn last_logs(&self, task_id: &str, limit: u32) -> Result<Vec<LogLine>, DbError> {
+        self.run("reading log lines", |session| {
+            // The sum hides the column from its index: by that one the server would walk through the lines of all tasks
+            // to find those of one that ended long ago.
+            let rows = session.query(
+                "SELECT level, logger, left(message, $3), timestamp FROM
+                   (SELECT * FROM task_log WHERE task_id = $1
+                    ORDER BY timestamp + interval '0' DESC, id DESC LIMIT $2) AS last
+                 ORDER BY timestamp, id",
+                &[(&task_id, Type::TEXT), (&i64::from(limit), Type::INT8), (&LONGEST_READ, Type::INT4)],
+            )?;
+            rows.iter()
+                .map(|row| {
+                    Ok(LogLine {
+                        level: row.try_get(0)?,
+                        logger: row.try_get(1)?,
+                        message: row.try_get(2)?,
+                        timestamp: row.try_get(3)?,
+                    })
+                })
+                .collect()
         })
     }
 }

@@ -18,8 +18,11 @@ mod error;
 mod log;
 mod notify;
 mod pool;
+mod probe;
+mod retention;
 mod schema;
 mod spec;
+mod start;
 mod state;
 mod task;
 mod text;
@@ -36,7 +39,8 @@ pub use connect::{Certificates, SslMode, Target};
 pub use error::{DbError, is_transient};
 pub use log::{LogIds, LogRow};
 pub use spec::SpecKey;
-pub use task::Started;
+pub use start::{Beside, Started};
+pub use {log::LogLine, task::StoredTask};
 
 use crate::task::Task;
 
@@ -44,6 +48,10 @@ use crate::task::Task;
 #[derive(Clone)]
 pub struct Db {
     shared: Arc<pool::Shared>,
+    /// How long an operation is repeated.
+    patience: Duration,
+    /// What begins each transaction.
+    begin: Arc<str>,
 }
 
 /// How a [`Db`] behaves.

@@ -15,6 +15,8 @@ use sha2::{Digest, Sha256};
 use super::connect::Target;
 use super::{Db, DbError};
 
+/// How long a notification is tried: nobody should wait long for the sake of a hint.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Between attempts to get a lost connection back.
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -39,10 +41,11 @@ pub struct Listener {
 }
 
 impl Db {
-    /// Tells whoever waits for a task that something about it was written.
+    /// Tells whoever waits for a task that something about it was written. Gives up soon, whatever the patience of this
+    /// database is.
     pub fn notify(&self, task_id: &str) -> Result<(), DbError> {
         let channel = channel(task_id);
-        self.run("notifying of a task", |session| {
+        self.with_patience(self.patience.min(PATIENCE)).run("notifying of a task", |session| {
             session.query("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)])?;
             Ok(())
         })

@@ -14,10 +14,11 @@ use r2d2_postgres::PostgresConnectionManager;
 
 use super::connect::Target;
 use super::error::{DbError, is_transient};
+use super::probe::Probe;
 use super::{Db, Options};
 
 /// No statement of ours takes longer unless it waits for a lock that nobody will release.
-const STATEMENT_TIMEOUT: &str = "30s";
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a wait for a connection looks at why there is none yet.
 const CHECKOUT_SLICE: Duration = Duration::from_secs(1);
 /// The first pause before a repetition; each further one is twice as long.
@@ -30,8 +31,8 @@ pub(super) struct Shared {
     pool: r2d2::Pool<Manager>,
     target: Target,
     application_name: String,
-    patience: Duration,
     state: Arc<State>,
+    pub(super) probe: Probe,
 }
 
 /// What the pool's threads and the operations tell each other.
@@ -43,6 +44,8 @@ struct State {
     generation: AtomicU64,
     /// Whether an outage was reported.
     down: AtomicBool,
+    /// Operations that failed or had to be repeated.
+    troubles: AtomicU64,
 }
 
 /// Opens connections for r2d2, which does so on threads of its own. Whether one is broken is for `r2d2_postgres` to say;
@@ -144,12 +147,11 @@ impl Db {
     /// Connects once, so that a database that does not answer is told at once and not after [`Options::patience`].
     pub fn open(target: Target, options: Options) -> Result<Self, DbError> {
         let Options { application_name, pool_size, patience } = options;
-        let target = target.with_default("statement_timeout", STATEMENT_TIMEOUT);
+        let begin = begin_sql(&target, STATEMENT_TIMEOUT);
         let state = Arc::new(State::default());
         let mut client = target.connect_bare(&application_name)?;
         // So that a setting that the server does not know is told here, too.
-        let probe = format!("BEGIN; {}; COMMIT", target.settings_sql(true).unwrap_or_default());
-        client.batch_execute(&probe).map_err(|error| target.unreachable(&error))?;
+        client.batch_execute(&format!("{begin}; COMMIT")).map_err(|error| target.unreachable(&error))?;
         let first = Mutex::new(Some(client));
         let manager = Manager {
             // Only asked about connections that are open: its own settings do not matter.
@@ -166,7 +168,21 @@ impl Db {
             // The default handler logs each failed attempt; ours are logged once per outage, without secrets.
             .error_handler(Box::new(NopErrorHandler))
             .build_unchecked(manager);
-        Ok(Self { shared: Arc::new(Shared { pool, target, application_name, patience, state }) })
+        let shared = Shared { pool, target, application_name, state, probe: Probe::default() };
+        Ok(Self { shared: Arc::new(shared), patience, begin: begin.into() })
+    }
+
+    /// The same database over the same pool for somebody who is willing to wait this long: for a database that does not
+    /// answer, and for locks of others within a statement (unless the URL has a `statement_timeout` of its own).
+    #[must_use]
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        let begin = begin_sql(self.target(), patience.min(STATEMENT_TIMEOUT));
+        Self { shared: Arc::clone(&self.shared), patience, begin: begin.into() }
+    }
+
+    /// How many operations failed or had to be repeated since the database was opened, all clones together.
+    pub fn troubles(&self) -> u64 {
+        self.shared.state.troubles.load(Ordering::Relaxed)
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -186,11 +202,15 @@ impl Db {
         mut work: impl FnMut(&mut Session<'_>) -> Result<T, Fault>,
     ) -> Result<T, DbError> {
         let started = Instant::now();
-        let deadline = started + self.shared.patience;
+        let deadline = started + self.patience;
         let mut pause = FIRST_PAUSE;
         let mut repeated = false;
         loop {
-            let reason = match self.attempt(deadline, repeated, &mut work) {
+            let result = self.attempt(deadline, repeated, &mut work);
+            if result.is_err() && !repeated {
+                self.shared.state.troubles.fetch_add(1, Ordering::Relaxed);
+            }
+            let reason = match result {
                 Ok(value) => {
                     self.answered();
                     return Ok(value);
@@ -226,9 +246,7 @@ impl Db {
     ) -> Result<T, Fault> {
         let mut pooled = self.checkout(deadline)?;
         pooled.broken = true;
-        // Set in each transaction: behind a PgBouncer the next one may run on another connection.
-        let settings = self.target().settings_sql(true).unwrap_or_default();
-        let result = pooled.client.batch_execute(&format!("BEGIN; {settings}")).map_err(Fault::from).and_then(|()| {
+        let result = pooled.client.batch_execute(&self.begin).map_err(Fault::from).and_then(|()| {
             let mut session = Session { client: &mut pooled.client, target: self.target(), repeated };
             let value = work(&mut session)?;
             pooled.client.batch_execute("COMMIT")?;
@@ -284,7 +302,7 @@ impl Db {
 
     fn silent(&self, doing: &str, reason: &str) {
         if !self.shared.state.down.swap(true, Ordering::Relaxed) {
-            let (place, patience) = (self.target().place(), self.shared.patience);
+            let (place, patience) = (self.target().place(), self.patience);
             tracing::warn!(%place, doing, reason, ?patience, "the database does not answer; trying again");
         }
     }
@@ -294,6 +312,15 @@ impl Db {
             tracing::info!(place = %self.target().place(), "the database answers again");
         }
     }
+}
+
+/// What begins a transaction. Settings are set in each one: behind a `PgBouncer` the next may run on another connection.
+/// The isolation level does not depend on the server's default: whoever has waited for a lock sees what was written.
+fn begin_sql(target: &Target, statement_timeout: Duration) -> String {
+    // 0 would be no limit at all.
+    let millis = statement_timeout.as_millis().max(1);
+    let settings = target.clone().with_default("statement_timeout", &format!("{millis}ms")).settings_sql(true);
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", settings.unwrap_or_default())
 }
 
 /// Between half and all of a pause: programs that lost the same database do not come back in step.

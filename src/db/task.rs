@@ -3,6 +3,7 @@
 //! A row exists before the task's Pod does. It says RUNNING until somebody knows better: the sidecar, which saw the
 //! outcome, or the controller, which infers one where the sidecar left none.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use super::pool::{Fault, Session};
 use super::text::{clean, clean_json};
 use super::{Db, DbError, Writer};
 use crate::failure::{Class, Failure};
-use crate::task::{StreamReport, StreamReports, StreamStatus, Task, TaskStatus, to_millis};
+use crate::task::{StreamReport, StreamReports, StreamStatus, Task, TaskMetrics, TaskStatus, to_millis};
 
 /// A row of `source_task`.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,14 +48,11 @@ pub struct StoredTask {
     pub error: Option<String>,
 }
 
-/// What became of the wish to start a task.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Started {
-    /// The row is ours.
-    New,
-    /// A task of this id was there before.
-    Exists(Box<StoredTask>),
-}
+/// Bytes of a description in a list: some hundred streams.
+const LONGEST_LISTED: usize = 64 * 1024;
+
+/// Tasks that one statement is about.
+const HEARTBEATS: usize = 1000;
 
 const COLUMNS: &str = "sync_id, task_id, package, version, started_at, updated_at, started_by::text, status, \
                        description, metrics::text, error";
@@ -82,32 +80,23 @@ impl StoredTask {
 }
 
 impl Db {
-    /// Inserts the row of a task that has no Pod yet, as RUNNING.
-    pub fn start_task(&self, task: &Task) -> Result<Started, DbError> {
-        self.run("storing the start of a task", |session| {
-            if insert(session, task, TaskStatus::Running, None, None)? {
-                return Ok(Started::New);
-            }
-            let stored = read(session, &task.task_id)?;
-            Ok(match stored {
-                // Our own insert of an attempt whose answer got lost.
-                Some(stored) if session.repeated && is_same_start(&stored, task) => Started::New,
-                Some(stored) => Started::Exists(Box::new(stored)),
-                // Deleted in between.
-                None => return Err(Fault::Own(vanished(session))),
-            })
-        })
-    }
-
-    /// Stores how far the streams of a running task are. False if the task is not (or no longer) RUNNING, for example
-    /// because it was cancelled.
-    pub fn report_progress(&self, task_id: &str, reports: &StreamReports) -> Result<bool, DbError> {
+    /// Stores how far the streams of a running task are, and what it has used if that is known. False if the task is not
+    /// (or no longer) RUNNING, for example because it was cancelled.
+    pub fn report_progress(
+        &self,
+        task_id: &str,
+        reports: &StreamReports,
+        metrics: Option<&TaskMetrics>,
+    ) -> Result<bool, DbError> {
         let description = write_reports(reports);
+        // Two numbers always serialize.
+        let metrics = metrics.and_then(|metrics| serde_json::to_string(metrics).ok());
         self.run("storing the progress of a task", |session| {
             let count = session.execute(
-                "UPDATE source_task SET description = $2, updated_at = CURRENT_TIMESTAMP
+                "UPDATE source_task SET description = $2, metrics = COALESCE($3::text::jsonb, metrics),
+                   updated_at = CURRENT_TIMESTAMP
                  WHERE task_id = $1 AND status = 'RUNNING'",
-                &[(&task_id, Type::TEXT), (&description, Type::TEXT)],
+                &[(&task_id, Type::TEXT), (&description, Type::TEXT), (&metrics.as_deref(), Type::TEXT)],
             )?;
             Ok(count > 0)
         })
@@ -121,6 +110,38 @@ impl Db {
                 &[(&task_id, Type::TEXT)],
             )?;
             Ok(count > 0)
+        })
+    }
+
+    /// Says that tasks are alive, those of them that are RUNNING. Returns how many were; a row that somebody else is just
+    /// writing is left to him.
+    pub fn heartbeats(&self, task_ids: &[&str]) -> Result<u64, DbError> {
+        task_ids.chunks(HEARTBEATS).try_fold(0, |sum, ids| {
+            let count = self.run("storing signs of life of tasks", |session| {
+                // Locked in one order: two programs that do this at a time would wait for each other in a circle.
+                Ok(session.execute(
+                    "UPDATE source_task SET updated_at = CURRENT_TIMESTAMP WHERE task_id IN
+                       (SELECT task_id FROM source_task WHERE task_id = ANY ($1) AND status = 'RUNNING'
+                        ORDER BY task_id FOR UPDATE SKIP LOCKED)",
+                    &[(&ids, Type::TEXT_ARRAY)],
+                )?)
+            })?;
+            Ok(sum + count)
+        })
+    }
+
+    /// Which of these tasks are CANCELLED, or FAILED by this class of failure.
+    pub fn unwanted_of(&self, task_ids: &[&str], class: Class) -> Result<HashSet<String>, DbError> {
+        let sql = "SELECT task_id FROM source_task
+                   WHERE task_id = ANY ($1)
+                     AND (status = 'CANCELLED' OR status = 'FAILED' AND starts_with(error, $2))";
+        let begins = format!("{class}: ");
+        task_ids.chunks(HEARTBEATS).try_fold(HashSet::new(), |mut found, ids| {
+            found.extend(self.run("looking for tasks that must not run", |session| {
+                let rows = session.query(sql, &[(&ids, Type::TEXT_ARRAY), (&begins, Type::TEXT)])?;
+                Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?)
+            })?);
+            Ok(found)
         })
     }
 
@@ -176,6 +197,34 @@ impl Db {
         self.run("reading a task", |session| Ok(read(session, task_id)?))
     }
 
+    /// The tasks of a sync, newest first. Of one with very many streams the streams are left out.
+    pub fn tasks_of_sync(&self, sync_id: &str, limit: u32) -> Result<Vec<StoredTask>, DbError> {
+        let listed = format!("CASE WHEN octet_length(description) <= {LONGEST_LISTED} THEN description END");
+        let columns = COLUMNS.replace("description", &listed);
+        let sql = format!(
+            "SELECT {columns} FROM source_task WHERE sync_id = $1 ORDER BY started_at DESC, task_id DESC LIMIT $2"
+        );
+        self.run("reading the tasks of a sync", |session| {
+            let rows = session.query(&sql, &[(&sync_id, Type::TEXT), (&i64::from(limit), Type::INT8)])?;
+            Ok(rows.iter().map(StoredTask::read).collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// The tasks that say RUNNING, were started under a marker (`fleet` of `syncctl` in their `started_by`) and gave no
+    /// sign of life for a time, by the clock of the database.
+    pub fn running_tasks_marked(&self, marker: &str, idle_for: Duration) -> Result<Vec<StoredTask>, DbError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM source_task
+             WHERE status = 'RUNNING' AND started_by -> 'syncctl' ->> 'fleet' = $1
+               AND updated_at < CURRENT_TIMESTAMP - make_interval(secs => $2)
+             ORDER BY started_at, task_id"
+        );
+        self.run("reading the running tasks", |session| {
+            let params = [(&marker as _, Type::TEXT), (&idle_for.as_secs_f64() as _, Type::FLOAT8)];
+            Ok(session.query(&sql, &params)?.iter().map(StoredTask::read).collect::<Result<_, _>>()?)
+        })
+    }
+
     /// Fails the tasks that say RUNNING and gave no sign of life for a time, by the clock of the database. Returns their
     /// ids; those of an attempt whose answer got lost are missing.
     pub fn sweep_stale(&self, older_than: Duration) -> Result<Vec<String>, DbError> {
@@ -202,7 +251,7 @@ impl Db {
     }
 }
 
-fn insert(
+pub(super) fn insert(
     session: &mut Session<'_>,
     task: &Task,
     status: TaskStatus,
@@ -261,19 +310,19 @@ fn describe(session: &mut Session<'_>, task_id: &str, description: &str) -> Resu
     Ok(())
 }
 
-fn read(session: &mut Session<'_>, task_id: &str) -> Result<Option<StoredTask>, postgres::Error> {
+pub(super) fn read(session: &mut Session<'_>, task_id: &str) -> Result<Option<StoredTask>, postgres::Error> {
     let sql = format!("SELECT {COLUMNS} FROM source_task WHERE task_id = $1");
     session.query_opt(&sql, &[(&task_id, Type::TEXT)])?.as_ref().map(StoredTask::read).transpose()
 }
 
-fn is_same_start(stored: &StoredTask, task: &Task) -> bool {
+pub(super) fn is_same_start(stored: &StoredTask, task: &Task) -> bool {
     stored.started_at == to_millis(task.started_at)
         && stored.sync_id == task.sync_id
         && stored.package == task.image.package
         && stored.version == task.image.version
 }
 
-fn vanished(session: &Session<'_>) -> DbError {
+pub(super) fn vanished(session: &Session<'_>) -> DbError {
     DbError::Refused {
         doing: "storing a task",
         place: session.target().place(),

@@ -2,7 +2,10 @@
 
 mod connections;
 mod outages;
+mod patience;
 mod results;
+mod retention;
+mod running;
 mod schemas;
 mod support;
 mod tasks;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::support::{Proxy, Schema, log_rows, task};
 use crate::db::pool::Fault;
-use crate::db::{DbError, Started, Writer};
+use crate::db::{Beside, DbError, Started, Writer};
 use crate::failure::Class;
 use crate::task::TaskStatus;
 
@@ -18,7 +18,7 @@ fn operations_outlive_the_loss_of_all_connections() {
     let db = schema.ready();
     db.heartbeat("warm").expect("writable");
     assert!(schema.kill_connections() > 0);
-    assert_eq!(db.start_task(&task("t")).expect("writable"), Started::New);
+    assert_eq!(db.start_task(&task("t"), Beside::Allowed).expect("writable"), Started::New);
 }
 
 #[test]
@@ -63,9 +63,9 @@ fn an_operation_whose_answer_got_lost_counts_once() {
     let task = task("t");
 
     proxy.lose_next_answer();
-    assert_eq!(db.start_task(&task), Ok(Started::New), "not taken for somebody else's task");
+    assert_eq!(db.start_task(&task, Beside::Allowed), Ok(Started::New), "not taken for somebody else's task");
     assert!(proxy.has_lost());
-    assert!(matches!(db.start_task(&task), Ok(Started::Exists(_))));
+    assert!(matches!(db.start_task(&task, Beside::Allowed), Ok(Started::Exists(_))));
 
     proxy.lose_next_answer();
     assert_eq!(db.insert_logs(&log_rows(10)), Ok(()));
@@ -84,7 +84,7 @@ fn an_operation_whose_answer_got_lost_counts_once() {
 fn an_outcome_is_stored_while_the_connection_dies_in_the_middle() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t")).expect("writable");
+    db.start_task(&task("t"), Beside::Allowed).expect("writable");
     // The first writer is held up by a lock, killed there, and comes back.
     schema.sql("BEGIN; SELECT 1 FROM source_task FOR UPDATE");
     let writer = {

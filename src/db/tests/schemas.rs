@@ -28,6 +28,7 @@ fn tables_are_made_with_the_names_of_the_contract_and_making_them_again_changes_
         "source_task_pkey PRIMARY KEY (task_id)",
         "task_log_pkey PRIMARY KEY (id)",
         "source_task USING btree (sync_id, started_at DESC)",
+        "source_task USING btree (sync_id) WHERE (status = 'RUNNING'::text)",
         "source_task.started_by jsonb  YES",
         "source_task.updated_at timestamp with time zone 3 NO",
         "task_log.id uuid  NO",
@@ -119,6 +120,27 @@ fn a_missing_index_is_made_and_one_of_another_name_is_accepted() {
     db.ensure_schema().expect("indexes can be made");
     let count = "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND tablename = 'task_log'";
     assert_eq!(schema.value(count).as_deref(), Some("4"));
+}
+
+#[test]
+fn an_index_of_some_rows_does_not_take_the_place_of_one_of_all_rows() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    // The server writes the condition in another way for another type.
+    schema.sql(
+        "ALTER TABLE source_task ALTER status TYPE varchar(20);
+         ALTER INDEX source_task_sync_id_running_idx RENAME TO another_name",
+    );
+    let shape = schema.value(SHAPE);
+    db.ensure_schema().expect("everything is there");
+    assert_eq!(schema.value(SHAPE), shape);
+    schema.sql(
+        "DROP INDEX source_task_sync_id_idx, source_task_sync_id_started_at_idx, another_name;
+         CREATE INDEX of_failures ON source_task (sync_id) WHERE status = 'FAILED'",
+    );
+    db.ensure_schema().expect("indexes can be made");
+    let count = "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND tablename = 'source_task'";
+    assert_eq!(schema.value(count).as_deref(), Some("6"), "{:?}", schema.value(SHAPE));
 }
 
 #[test]

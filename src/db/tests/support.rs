@@ -112,6 +112,7 @@ impl Drop for Schema {
 pub(super) struct Proxy {
     port: u16,
     lose: Arc<AtomicBool>,
+    frozen: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -123,7 +124,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         let lose = Arc::new(AtomicBool::new(false));
-        let flag = lose.clone();
+        let frozen = Arc::new(AtomicBool::new(false));
+        let (flag, ice) = (lose.clone(), frozen.clone());
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let server = TcpStream::connect((server.0.as_str(), server.1)).expect("the server");
@@ -140,10 +142,23 @@ impl Proxy {
                         true
                     });
                 });
-                thread::spawn(move || copy(server_in, client_out, |_| !muted.load(Ordering::SeqCst)));
+                let ice = ice.clone();
+                thread::spawn(move || {
+                    copy(server_in, client_out, |_| {
+                        while ice.load(Ordering::SeqCst) {
+                            thread::sleep(Duration::from_millis(20));
+                        }
+                        !muted.load(Ordering::SeqCst)
+                    });
+                });
             }
         });
-        Self { port, lose }
+        Self { port, lose, frozen }
+    }
+
+    /// From now on no answer comes back, or all do.
+    pub(super) fn freeze(&self, frozen: bool) {
+        self.frozen.store(frozen, Ordering::SeqCst);
     }
 
     /// The next COMMIT reaches the server, and its answer does not come back.

@@ -4,16 +4,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::support::{Schema, reports, task};
-use crate::db::{Started, Writer};
-use crate::task::{StreamStatus, TaskStatus, to_millis};
+use crate::db::{Beside, Started, Writer};
+use crate::task::{StreamStatus, TaskMetrics, TaskStatus, to_millis};
 
 #[test]
 fn a_task_id_is_taken_once() {
     let schema = Schema::new();
     let db = schema.ready();
     let task = task("t");
-    assert_eq!(db.start_task(&task).expect("writable"), Started::New);
-    let Started::Exists(stored) = db.start_task(&task).expect("writable") else { panic!("the id is taken") };
+    assert_eq!(db.start_task(&task, Beside::Allowed).expect("writable"), Started::New);
+    let Started::Exists(stored) = db.start_task(&task, Beside::Allowed).expect("writable") else {
+        panic!("the id is taken")
+    };
     assert_eq!(stored.status, Some(TaskStatus::Running));
     assert_eq!(stored.started_at, to_millis(task.started_at));
     assert_eq!(stored.started_by.as_deref(), Some(r#"{"type": "manual"}"#));
@@ -26,17 +28,17 @@ fn progress_and_signs_of_life_need_a_row_that_is_running() {
     let schema = Schema::new();
     let db = schema.ready();
     let progress = reports(&[("b", StreamStatus::Running), ("a", StreamStatus::Pending)]);
-    assert!(!db.heartbeat("t").expect("writable") && !db.report_progress("t", &progress).expect("writable"));
+    assert!(!db.heartbeat("t").expect("writable") && !db.report_progress("t", &progress, None).expect("writable"));
     assert_eq!(db.task("t").expect("readable"), None, "a sign of life makes no row");
-    db.start_task(&task("t")).expect("writable");
-    assert!(db.report_progress("t", &progress).expect("writable"));
+    db.start_task(&task("t"), Beside::Allowed).expect("writable");
+    assert!(db.report_progress("t", &progress, None).expect("writable"));
     let before = db.task("t").expect("readable").expect("stored");
     assert_eq!(before.streams, progress, "in the order of the catalog");
     thread::sleep(Duration::from_millis(5));
     assert!(db.heartbeat("t").expect("writable"));
     assert!(db.task("t").expect("readable").expect("stored").updated_at > before.updated_at);
     assert!(db.finish_task(&task("t"), Writer::Sidecar, TaskStatus::Success, None, None).expect("writable"));
-    assert!(!db.heartbeat("t").expect("writable") && !db.report_progress("t", &progress).expect("writable"));
+    assert!(!db.heartbeat("t").expect("writable") && !db.report_progress("t", &progress, None).expect("writable"));
 }
 
 #[test]
@@ -53,7 +55,7 @@ fn the_outcome_is_that_of_whom_the_contract_believes() {
         ("the first controller wins", (Controller, Failed), (Controller, Cancelled), Failed),
     ] {
         let task = task(label);
-        db.start_task(&task).expect("writable");
+        db.start_task(&task, Beside::Allowed).expect("writable");
         assert!(db.finish_task(&task, first.0, first.1, None, None).expect("writable"), "{label}");
         let counts = db.finish_task(&task, second.0, second.1, None, Some("e")).expect("writable");
         assert_eq!(counts, second.1 == expected, "{label}");
@@ -65,7 +67,7 @@ fn the_outcome_is_that_of_whom_the_contract_believes() {
 fn a_controller_that_comes_while_the_sidecar_writes_sees_what_it_wrote() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t")).expect("writable");
+    db.start_task(&task("t"), Beside::Allowed).expect("writable");
     schema.sql("BEGIN; UPDATE source_task SET status = 'SUCCESS'");
     let controller = {
         let db = db.clone();
@@ -93,9 +95,9 @@ fn the_controller_closes_the_streams_that_the_sidecar_left_open() {
     let schema = Schema::new();
     let db = schema.ready();
     let task = task("t");
-    db.start_task(&task).expect("writable");
+    db.start_task(&task, Beside::Allowed).expect("writable");
     let open = [("b", StreamStatus::Running), ("a", StreamStatus::Success), ("c", StreamStatus::Pending)];
-    db.report_progress("t", &reports(&open)).expect("writable");
+    db.report_progress("t", &reports(&open), None).expect("writable");
     db.finish_task(&task, Writer::Controller, TaskStatus::Cancelled, None, None).expect("writable");
     let closed = [("b", StreamStatus::Cancelled), ("a", StreamStatus::Success), ("c", StreamStatus::Cancelled)];
     assert_eq!(db.task("t").expect("readable").expect("stored").streams, reports(&closed));
@@ -111,9 +113,9 @@ fn tasks_without_a_sign_of_life_are_failed() {
     let mut schema = Schema::new();
     let db = schema.ready();
     for id in ["lost", "alive", "done"] {
-        db.start_task(&task(id)).expect("writable");
+        db.start_task(&task(id), Beside::Allowed).expect("writable");
     }
-    db.report_progress("lost", &reports(&[("a", StreamStatus::Running)])).expect("writable");
+    db.report_progress("lost", &reports(&[("a", StreamStatus::Running)]), None).expect("writable");
     db.finish_task(&task("done"), Writer::Sidecar, TaskStatus::Success, None, None).expect("writable");
     schema.sql("UPDATE source_task SET updated_at = now() - interval '61 minutes' WHERE task_id <> 'alive'");
     assert_eq!(db.sweep_stale(Duration::from_hours(1)).expect("writable"), ["lost"]);
@@ -142,4 +144,23 @@ fn who_listens_to_a_task_hears_of_it_and_of_no_other() {
     db.notify(&id).expect("notified");
     db.notify(&id).expect("notified");
     assert!(listener.wait(Duration::from_secs(20)), "what came between two waits counts");
+}
+
+#[test]
+fn what_a_task_has_used_stays_until_more_is_known_and_beyond_its_end() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    db.start_task(&task("t"), Beside::Allowed).expect("writable");
+    let progress = reports(&[("a", StreamStatus::Running)]);
+    let used = TaskMetrics { cpu_seconds: 12.5, memory_bytes: 3 << 30 };
+    db.report_progress("t", &progress, Some(&used)).expect("writable");
+    db.report_progress("t", &progress, None).expect("writable");
+    let stored = || db.task("t").expect("readable").expect("stored").metrics.map(|text| serde_json::from_str(&text));
+    assert!(matches!(stored(), Some(Ok(stored)) if used == stored), "{:?}", stored());
+    let columns = "SELECT format('%s %s', metrics->'cpu_usage', metrics->'mem_usage') FROM source_task";
+    assert_eq!(schema.value(columns).as_deref(), Some("12.5 3221225472"));
+    let more = TaskMetrics { cpu_seconds: 13.0, memory_bytes: 1 };
+    db.report_progress("t", &progress, Some(&more)).expect("writable");
+    db.finish_task(&task("t"), Writer::Sidecar, TaskStatus::Success, Some(&progress), None).expect("writable");
+    assert!(matches!(stored(), Some(Ok(stored)) if more == stored), "{:?}", stored());
 }

@@ -1,0 +1,174 @@
+//! The tasks that run: what the service asks about them, and which may run beside which.
+
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use super::support::{Proxy, Schema, task};
+use crate::db::{Beside, Db, Started, StoredTask, Writer};
+use crate::failure::Class;
+use crate::task::{Task, TaskStatus};
+
+fn of_sync(sync_id: &str, task_id: &str) -> Task {
+    Task { sync_id: sync_id.to_owned(), ..task(task_id) }
+}
+
+fn finish(db: &Db, task: &Task) {
+    db.finish_task(task, Writer::Sidecar, TaskStatus::Success, None, None).expect("writable");
+}
+
+fn ids(tasks: &[StoredTask]) -> Vec<&str> {
+    tasks.iter().map(|task| task.task_id.as_str()).collect()
+}
+
+#[test]
+fn a_second_task_of_a_sync_may_be_refused_while_the_first_one_runs() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let start = |task: &Task, beside| db.start_task(task, beside).expect("writable");
+    let first = of_sync("s", "first");
+    assert_eq!(start(&first, Beside::Refused), Started::New);
+    assert_eq!(start(&of_sync("s", "second"), Beside::Refused), Started::Busy("first".to_owned()));
+    assert_eq!(db.task("second").expect("readable"), None, "a refused task leaves no row");
+    assert!(matches!(start(&first, Beside::Refused), Started::Exists(_)), "its own id comes first");
+    assert_eq!(start(&of_sync("other", "third"), Beside::Refused), Started::New);
+    assert_eq!(start(&of_sync("s", "beside"), Beside::Allowed), Started::New);
+    finish(&db, &of_sync("s", "beside"));
+    finish(&db, &first);
+    assert!(matches!(start(&first, Beside::Refused), Started::Exists(stored) if stored.status_text == "SUCCESS"));
+    assert_eq!(start(&of_sync("s", "second"), Beside::Refused), Started::New);
+}
+
+#[test]
+fn of_tasks_that_come_at_the_same_moment_one_is_started() {
+    let schema = Schema::new();
+    let dbs: Vec<Db> = (0..3).map(|_| schema.ready()).collect();
+    for round in 0..20 {
+        let together = Arc::new(Barrier::new(9));
+        let threads: Vec<_> = (0..9)
+            .map(|number| {
+                let (db, together) = (dbs[number % 3].clone(), Arc::clone(&together));
+                thread::spawn(move || {
+                    let task = of_sync(&format!("sync {round}"), &format!("{round} {number}"));
+                    together.wait();
+                    (task.task_id.clone(), db.start_task(&task, Beside::Refused).expect("writable"))
+                })
+            })
+            .collect();
+        let results: Vec<_> = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+        let new: Vec<_> = results.iter().filter(|(_, started)| *started == Started::New).collect();
+        let [(winner, _)] = new[..] else { panic!("{results:?}") };
+        let busy = results.iter().filter(|(_, started)| *started == Started::Busy(winner.clone())).count();
+        assert_eq!(busy, 8, "{results:?}");
+    }
+}
+
+#[test]
+fn a_start_whose_answer_got_lost_is_not_in_its_own_way() {
+    let schema = Schema::new();
+    schema.ready();
+    let proxy = Proxy::start();
+    let db = schema.open_through(&proxy);
+    proxy.lose_next_answer();
+    assert_eq!(db.start_task(&task("t"), Beside::Refused), Ok(Started::New));
+    assert!(proxy.has_lost());
+    assert!(matches!(db.start_task(&task("t"), Beside::Refused), Ok(Started::Exists(_))));
+}
+
+#[test]
+fn the_tasks_of_a_sync_come_newest_first() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    for (id, sync_id) in [("a", "s"), ("c", "s"), ("b", "s"), ("d", "s"), ("x", "other")] {
+        db.start_task(&of_sync(sync_id, id), Beside::Allowed).expect("writable");
+    }
+    schema.sql("UPDATE source_task SET started_at = started_at + interval '1 s' WHERE task_id = 'a'");
+    assert_eq!(ids(&db.tasks_of_sync("s", 3).expect("readable")), ["a", "d", "c"]);
+    assert_eq!(db.tasks_of_sync("s", 100).expect("readable").len(), 4);
+    assert_eq!(db.tasks_of_sync("nobody", 3).expect("readable"), []);
+}
+
+#[test]
+fn signs_of_life_of_many_tasks_reach_those_that_run() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    schema.sql(
+        "INSERT INTO source_task (sync_id, task_id, package, version, status, updated_at)
+         SELECT 's', n, 'p', '1', CASE WHEN n % 10 = 0 THEN 'SUCCESS' ELSE 'RUNNING' END, now() - interval '1 hour'
+         FROM generate_series(1, 2500) AS n",
+    );
+    let names: Vec<String> = (1..=2499).chain([9999]).map(|number| number.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    assert_eq!(db.heartbeats(&names), Ok(2250));
+    let late = "SELECT string_agg(task_id, ' ' ORDER BY task_id::int) FROM source_task
+                WHERE updated_at < now() - interval '1 minute' AND (status = 'RUNNING' OR task_id = '10')";
+    assert_eq!(schema.value(late).as_deref(), Some("10"), "2500 is no running task, and was not named");
+    assert_eq!(db.heartbeats(&[]), Ok(0));
+    // A row that is being written has a writer to say that it lives.
+    schema.sql("BEGIN; UPDATE source_task SET status = 'FAILED' WHERE task_id = '1'");
+    assert_eq!(db.heartbeats(&["1", "2"]), Ok(1));
+    schema.sql("COMMIT");
+    assert_eq!(db.task("1").expect("readable").map(|task| task.status_text).as_deref(), Some("FAILED"));
+}
+
+#[test]
+fn cancelled_tasks_are_told_from_others() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    schema.sql(
+        "INSERT INTO source_task (sync_id, task_id, package, version, status)
+         SELECT 's', n, 'p', '1', CASE WHEN n % 1000 = 0 THEN 'CANCELLED' ELSE 'RUNNING' END
+         FROM generate_series(1, 3000) AS n",
+    );
+    let names: Vec<String> = (1..=2500).chain([9999]).map(|number| number.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let expected = ["1000", "2000"].map(str::to_owned).into_iter().collect();
+    assert_eq!(db.unwanted_of(&names, Class::ClusterUnreachable), Ok(expected), "3000 was not named");
+    assert_eq!(db.unwanted_of(&[], Class::ClusterUnreachable), Ok(std::collections::HashSet::new()));
+}
+
+#[test]
+fn running_tasks_are_found_by_their_marker_once_they_are_silent() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    let marked = |id: &str, by: serde_json::Value| {
+        let task = Task { started_by: Some(by), ..task(id) };
+        db.start_task(&task, Beside::Allowed).expect("writable");
+        task
+    };
+    let ours = serde_json::json!({"type": "manual", "syncctl": {"fleet": "ours"}});
+    marked("silent", ours.clone());
+    marked("alive", ours.clone());
+    marked("theirs", serde_json::json!({"syncctl": {"fleet": "theirs"}}));
+    marked("text", serde_json::json!("syncctl"));
+    marked("flat", serde_json::json!({"syncctl": "ours"}));
+    db.start_task(&Task { started_by: None, ..task("nobody's") }, Beside::Allowed).expect("writable");
+    finish(&db, &marked("done", ours));
+    schema.sql("UPDATE source_task SET updated_at = now() - interval '2 minutes' WHERE task_id <> 'alive'");
+    let found = |marker: &str, idle_for| db.running_tasks_marked(marker, idle_for).expect("readable");
+    assert_eq!(ids(&found("ours", Duration::from_mins(1))), ["silent"]);
+    assert_eq!(ids(&found("ours", Duration::from_mins(3))), Vec::<&str>::new());
+    assert_eq!(ids(&found("theirs", Duration::from_mins(1))), ["theirs"]);
+    assert_eq!(ids(&found("", Duration::ZERO)), Vec::<&str>::new());
+}
+
+#[test]
+fn a_task_that_was_turned_away_may_start_again_unless_its_sync_runs_another_one() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let (away, error) = (of_sync("s", "away"), "CLUSTER_UNREACHABLE: nobody answers");
+    db.start_task(&away, Beside::Refused).expect("writable");
+    assert!(matches!(db.start_task_again(&away, error), Ok(Started::Exists(_))), "it runs");
+    db.finish_task(&away, Writer::Controller, TaskStatus::Failed, None, Some(error)).expect("writable");
+    let ids = ["away"].into_iter().map(str::to_owned).collect();
+    assert_eq!(db.unwanted_of(&["away"], Class::ClusterUnreachable), Ok(ids));
+    assert!(matches!(db.start_task_again(&away, "another error"), Ok(Started::Exists(_))));
+    let other = of_sync("s", "other");
+    db.start_task(&other, Beside::Refused).expect("writable");
+    assert_eq!(db.start_task_again(&away, error), Ok(Started::Busy("other".to_owned())));
+    finish(&db, &other);
+    assert_eq!(db.start_task_again(&away, error), Ok(Started::New));
+    let row = db.task("away").expect("readable").expect("a row");
+    assert_eq!((row.status, row.error), (Some(TaskStatus::Running), None));
+    assert!(matches!(db.start_task_again(&away, error), Ok(Started::Exists(_))), "it runs already");
+}
