@@ -22,5 +22,9 @@ pub const READY_FILE: &str = "ready";
 /// Appears beside the pipes when the connector has ended: its exit code as decimal text.
 pub const EXIT_CODE_FILE: &str = "exit_code";
 
+/// What the connector's container uses, beside the pipes, if that can be seen: nanoseconds of CPU and bytes of memory;
+/// once the connector has ended, the most memory that it ever used.
+pub const METRICS_FILE: &str = "metrics";
+
 /// The last words of a sidecar that cannot write to its database: `{"class":"…","error":"…"}`.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";

@@ -25,10 +25,17 @@ pub const OWNER: &str = "syncctl/owner";
 const SIDECAR_USER: i64 = 65532;
 /// The key of the database URL in the first Secret.
 const DATABASE_URL_KEY: &str = "DATABASE_URL";
+/// The key of the functions' environment, where there is one.
+const FUNCTIONS_ENV_KEY: &str = "FUNCTIONS_ENV";
 /// How long after the task's own timeout the cluster ends a Pod that nobody follows any more.
 const DEADLINE_SLACK_SECONDS: u64 = 300;
 
+/// What the connector's container runs.
 const SOURCE_SCRIPT: &str = include_str!("source.sh");
+
+#[cfg(test)]
+#[path = "script_tests.rs"]
+mod script_tests;
 
 /// Makes FIFOs and unpacks the documents for a sidecar that expects to find them: what our own does by itself.
 const INIT_SCRIPT: &str = r#"set -e
@@ -141,6 +148,9 @@ impl Launch<'_> {
         if index == 0 {
             let url = self.settings.sidecar_database_url.expose_secret().as_bytes().to_vec();
             data.insert(DATABASE_URL_KEY.to_owned(), ByteString(url));
+            if let Some(env) = &self.payload.functions_env {
+                data.insert(FUNCTIONS_ENV_KEY.to_owned(), ByteString(env.as_bytes().to_vec()));
+            }
         }
         let metadata = self.metadata(secret_name(&self.task.pod_name(), index));
         KubeSecret { metadata, data: Some(data), type_: Some("Opaque".to_owned()), ..KubeSecret::default() }
@@ -306,10 +316,10 @@ impl Launch<'_> {
             ("SYNCCTL_CONTRACT", contract::VERSION),
         ]);
         let secret = secret_name(&task.pod_name(), 0);
-        variables.push(json!({
-            "name": DATABASE_URL_KEY,
-            "valueFrom": {"secretKeyRef": {"name": secret, "key": DATABASE_URL_KEY}},
-        }));
+        let functions_env = self.payload.functions_env.as_ref().map(|_| FUNCTIONS_ENV_KEY);
+        for key in [Some(DATABASE_URL_KEY), functions_env].into_iter().flatten() {
+            variables.push(json!({"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}));
+        }
         variables
     }
 }
@@ -370,9 +380,7 @@ mod tests {
     use crate::secret::Secret;
     use crate::task::{Image, ReadOptions, Task, TaskKind};
     use std::collections::BTreeMap;
-    use std::io::Read;
-    use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     fn settings() -> PodSettings {
         PodSettings {
@@ -418,14 +426,17 @@ mod tests {
             catalog: document("catalog"),
             state: document("state"),
             destination_config: document("destination"),
+            functions_env: document("functions"),
         }
     }
 
     fn yaml(pod: &impl serde::Serialize) -> String {
-        // The script has a test of its own and would fill the snapshot.
-        serde_yaml::to_string(pod)
-            .expect("YAML")
-            .replace(&serde_yaml::to_string(SOURCE_SCRIPT).expect("YAML"), "SCRIPT")
+        // The script has tests of its own and would fill the snapshot.
+        let script = serde_json::to_string(SOURCE_SCRIPT).expect("JSON");
+        let json = serde_json::to_string(pod).expect("JSON");
+        assert!(json.contains(&script), "{json}");
+        let document: serde_json::Value = serde_json::from_str(&json.replace(&script, r#""SCRIPT""#)).expect("JSON");
+        serde_yaml::to_string(&document).expect("YAML")
     }
 
     #[test]
@@ -451,74 +462,6 @@ mod tests {
             let mounts: Vec<&str> = source.volume_mounts.iter().flatten().map(|mount| mount.name.as_str()).collect();
             assert_eq!(mounts, ["pipes", "config"], "{label}");
             assert!(source.env.iter().flatten().all(|variable| variable.value_from.is_none()), "{label}");
-        }
-    }
-
-    /// Runs the source container's script with the pipes replaced by files.
-    fn source(shell: &[&str], entrypoint: Option<&str>, folder: &std::path::Path) -> Command {
-        std::fs::write(folder.join("ready"), "").expect("a file");
-        let mut command = Command::new(shell[0]);
-        command.args(&shell[1..]).arg("-c").arg(SOURCE_SCRIPT).arg("sh").arg(folder);
-        command.args(["check", "--config", "/a b"]).env_remove("AIRBYTE_ENTRYPOINT").stdin(Stdio::null());
-        // TERM goes to the whole process group: it must not be the test's own.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        if let Some(entrypoint) = entrypoint {
-            command.env("AIRBYTE_ENTRYPOINT", entrypoint);
-        }
-        command
-    }
-
-    fn shells() -> Vec<Vec<&'static str>> {
-        let all = [vec!["dash"], vec!["bash"], vec!["busybox", "sh"]];
-        let there = |shell: &Vec<&str>| Command::new(shell[0]).arg("-c").arg("true").output().is_ok();
-        let found: Vec<_> = all.into_iter().filter(there).collect();
-        assert!(!found.is_empty(), "no shell to test with");
-        found
-    }
-
-    #[test]
-    fn the_script_passes_on_arguments_output_and_the_exit_code() {
-        for shell in shells() {
-            for (label, entrypoint, code, stdout) in [
-                ("several words", Some("printf '%s|' one"), 0, "one|check|--config|/a b|"),
-                ("a failure", Some("sh -c 'exit 7'"), 7, ""),
-                ("a variable before it", Some("X=1 sh -c 'echo $X'"), 0, "1\n"),
-                ("none", None, 127, ""),
-            ] {
-                let folder = tempfile::tempdir().expect("a folder");
-                let status = source(&shell, entrypoint, folder.path()).status().expect("a shell");
-                assert_eq!(status.code(), Some(code), "{shell:?}: {label}");
-                let file = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("a file");
-                assert_eq!(file("stdout"), stdout, "{shell:?}: {label}");
-                assert_eq!(file("exit_code").trim(), code.to_string(), "{shell:?}: {label}");
-                let said = file("stderr").contains("AIRBYTE_ENTRYPOINT is not set");
-                assert_eq!(said, entrypoint.is_none(), "{shell:?}: {label}");
-            }
-        }
-    }
-
-    #[test]
-    fn term_reaches_the_connector_which_may_take_its_time() {
-        for shell in shells() {
-            let folder = tempfile::tempdir().expect("a folder");
-            let connector = "trap 'sleep 0.3; echo bye; exit 3' TERM; echo hello; while :; do sleep 0.05; done";
-            let entrypoint = format!("sh -c \"{connector}\"");
-            let mut child = source(&shell, Some(&entrypoint), folder.path()).spawn().expect("a shell");
-            let stdout = || {
-                let mut text = String::new();
-                let file = std::fs::File::open(folder.path().join("stdout"));
-                file.and_then(|mut file| file.read_to_string(&mut text)).map_or(String::new(), |_| text)
-            };
-            let begin = Instant::now();
-            while stdout().is_empty() && begin.elapsed() < Duration::from_secs(10) {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            let pid = rustix::process::Pid::from_child(&child);
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a process");
-            let status = child.wait().expect("it ends");
-            // Its own code, 3, would be mistaken for an end of its own.
-            assert_eq!((status.code(), stdout().as_str()), (Some(143), "hello\nbye\n"), "{shell:?}");
-            assert!(begin.elapsed() < Duration::from_secs(8), "{shell:?}");
         }
     }
 }

@@ -1,23 +1,37 @@
-//! The pod-lifecycle module: launch, follow, list, delete. The only place with kube, k8s-openapi, tokio and async.
+//! The pod-lifecycle module: launch, follow, watch, list, delete, lead. The only place with kube, k8s-openapi, tokio and async.
 //!
 //! To the outside everything is blocking. Every call to the API server has a deadline. Knows nothing of the database:
 //! what became of a Pod is told to the caller, who records it first and has the Pod deleted second.
 
+mod changes;
 pub mod client;
+mod follow;
 mod kubernetes;
+mod launch;
+mod lean;
+mod lease;
 pub mod manifest;
+mod pause;
 pub mod payload;
 pub mod status;
+#[cfg(test)]
+mod tests;
+mod watch;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use tokio::runtime::Runtime;
 
-pub use kubernetes::Follower;
+pub use follow::Follower;
+pub use lease::{Campaign, Leadership};
 use manifest::{ATTEMPT, Launch, OWNER};
 use status::Observation;
+pub use watch::{Event, Watch};
 
 use crate::failure::{Class, Failure};
 use crate::task::Task;
@@ -104,6 +118,10 @@ pub struct Cluster {
 pub struct Owned {
     /// The object's name.
     pub name: String,
+    /// What tells it from another object of its name.
+    pub uid: String,
+    /// The launch that made it.
+    pub attempt: Option<String>,
     /// The process that follows it, if a one-off command made it.
     pub owner: Option<String>,
     /// When the API server accepted it.
@@ -116,6 +134,26 @@ pub struct Owned {
     pub deleting: bool,
     /// It goes away with another object.
     pub has_controller: bool,
+    /// How many Secrets a Pod has; 0 for a Secret.
+    pub secrets: usize,
+}
+
+/// When a Pod becomes the owner of its Secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ownership {
+    /// Before `launch` returns: a call more for each Secret.
+    Now,
+    /// By [`Cluster::own_secrets`]. Until then only a sweep finds the Secrets of a Pod that goes away.
+    Later,
+}
+
+/// What a launch has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launched {
+    /// The Pod's uid.
+    pub uid: String,
+    /// How many Secrets it has.
+    pub secrets: usize,
 }
 
 /// What a follower tells.
@@ -147,8 +185,7 @@ impl Cluster {
 
     /// Creates Secrets, then the Pod, then makes the Pod the Secrets' owner. On an error nothing stays behind.
     pub fn launch(&self, launch: &Launch<'_>) -> Result<(), PodError> {
-        let objects = launch.objects()?;
-        self.runtime.block_on(self.api.launch(&objects, launch.attempt))
+        self.launch_with(launch, Ownership::Now).map(|_| ())
     }
 
     /// Calls `tell` at each change of the Pod, and at least every `resync`, until the follower is dropped.
@@ -188,25 +225,119 @@ impl Cluster {
     }
 }
 
+/// What `serve` needs beyond a single command.
+impl Cluster {
+    /// Runs a call where its connection is driven. Driven from the caller's thread, each step of it would be a word from
+    /// thread to thread; hundreds of callers at a time feel that.
+    fn on_runtime<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T, PodError>> + Send + 'static,
+    ) -> Result<T, PodError> {
+        match self.runtime.block_on(self.runtime.spawn(call)) {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// [`launch`](Self::launch), and when the Pod becomes the owner of its Secrets.
+    pub fn launch_with(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<Launched, PodError> {
+        let objects = launch.objects()?;
+        let (api, attempt) = (self.api.clone(), launch.attempt.to_owned());
+        self.on_runtime(async move { api.launch(&objects, &attempt, ownership).await })
+    }
+
+    /// Makes the Pod the owner of its Secrets, so that the cluster deletes them when it goes. Doing it twice is no harm.
+    pub fn own_secrets(&self, pod: &str, uid: &str, secrets: usize) -> Result<(), PodError> {
+        self.runtime.block_on(self.api.own_secrets(pod, uid, secrets))
+    }
+
+    /// Tells of all Pods of ours until the watch is dropped: of each change at once, and of what a watch has missed at
+    /// least every `resync`. `tell` is called on the client's only thread, and must not wait for anything.
+    pub fn watch(&self, resync: Duration, tell: impl Fn(Event) + Send + 'static) -> Watch {
+        Watch::start(&self.runtime, self.api.clone(), resync, Box::new(tell))
+    }
+
+    /// Takes part in the election of the one process that leads in this namespace, until the campaign is dropped. `tell`
+    /// is called on the client's only thread, and must not wait for anything.
+    pub fn campaign(&self, identity: &str, lasts: Duration, tell: impl Fn(Leadership) + Send + 'static) -> Campaign {
+        Campaign::start(&self.runtime, self.api.clone(), identity, lasts, Box::new(tell))
+    }
+
+    /// The uid of the Lease, which is made if need be: it tells this installation from others with the same database.
+    pub fn lease_uid(&self) -> Result<String, PodError> {
+        self.runtime.block_on(self.api.lease_uid())
+    }
+
+    /// One Pod as it is now.
+    pub fn pod(&self, name: &str) -> Result<Option<Owned>, PodError> {
+        Ok(self.runtime.block_on(self.api.pod(name))?.as_ref().map(Owned::of_pod))
+    }
+
+    /// Deletes the Pod and not another one of its name; it is no error that it is gone. Its Secrets stay: the cluster
+    /// deletes them when the Pod owns them, else [`delete_secrets`](Self::delete_secrets) does.
+    pub fn delete_uid(&self, pod: &str, uid: &str, grace: Option<Duration>) -> Result<(), PodError> {
+        let (api, pod, uid) = (self.api.clone(), pod.to_owned(), uid.to_owned());
+        self.on_runtime(async move { api.delete_uid(&pod, &uid, grace).await })
+    }
+
+    /// Deletes a Secret and not another one of its name; it is no error that it is gone.
+    pub fn delete_secret_uid(&self, name: &str, uid: &str) -> Result<(), PodError> {
+        self.runtime.block_on(self.api.delete_secret_uid(name, uid))
+    }
+
+    /// Deletes the Secrets of this very Pod, and not those of a later launch of the same task.
+    pub fn delete_secrets(&self, pod: &Owned) -> Result<(), PodError> {
+        let (api, pod) = (self.api.clone(), pod.clone());
+        self.on_runtime(async move { api.delete_secrets(&pod).await })
+    }
+
+    /// Whether the API server answers within two seconds and lets us see Pods.
+    pub fn reachable(&self) -> Result<(), PodError> {
+        self.runtime.block_on(self.api.reachable())
+    }
+
+    /// How many calls failed since the start for a reason that is not in the request: no answer, an error of the API
+    /// server's, too many requests. What the client sent again with success does not count.
+    pub fn troubles(&self) -> u64 {
+        self.api.troubles()
+    }
+}
+
 impl Owned {
-    fn of(
-        metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-        observation: Option<Observation>,
-    ) -> Self {
-        let annotations = metadata.annotations.clone().unwrap_or_default();
+    fn of_pod(pod: &Pod) -> Self {
+        Self { secrets: secrets_of(pod), ..Self::of(&pod.metadata, Some(Observation::of(pod))) }
+    }
+
+    fn of_secret(metadata: &ObjectMeta) -> Self {
+        Self::of(metadata, None)
+    }
+
+    fn of(metadata: &ObjectMeta, observation: Option<Observation>) -> Self {
+        let annotations = metadata.annotations.as_ref();
+        let annotation = |name: &str| annotations.and_then(|all| all.get(name)).cloned();
         Self {
             name: metadata.name.clone().unwrap_or_default(),
-            owner: annotations.get(OWNER).cloned(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            attempt: annotation(ATTEMPT),
+            owner: annotation(OWNER),
             created_at: metadata.creation_timestamp.as_ref().map(|time| time.0),
-            task: Task::from_annotations(&annotations),
+            task: Task::from_annotations(annotations.unwrap_or(&BTreeMap::new())),
             observation,
             deleting: metadata.deletion_timestamp.is_some(),
             has_controller: metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty()),
+            secrets: 0,
         }
     }
 }
 
 /// The launch that made an object.
-fn attempt_of(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<&str> {
+fn attempt_of(metadata: &ObjectMeta) -> Option<&str> {
     metadata.annotations.as_ref()?.get(ATTEMPT).map(String::as_str)
+}
+
+/// How many Secrets a Pod has: those with its documents, and at least the one with the database URL.
+fn secrets_of(pod: &Pod) -> usize {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let sources = volumes.iter().filter_map(|volume| volume.projected.as_ref()?.sources.as_deref()).flatten();
+    sources.filter(|source| source.secret.is_some()).count().max(1)
 }

@@ -22,6 +22,8 @@ pub struct Payload {
     pub state: Option<String>,
     /// The destination's credentials: for the sidecar alone.
     pub destination_config: Option<String>,
+    /// What a foreign sidecar takes as `FUNCTIONS_ENV`: for the sidecar alone, and it may hold credentials.
+    pub functions_env: Option<String>,
 }
 
 /// The bytes of one Secret: 1 MiB is the API's limit for all values together, the rest is room for the database URL.

@@ -22,6 +22,10 @@ pub const INIT: &str = "init";
 pub struct Observation {
     /// When the API server accepted the Pod.
     pub created_at: Option<Timestamp>,
+    /// When a node was found for it.
+    pub scheduled_at: Option<Timestamp>,
+    /// When the later of our two containers started.
+    pub started_at: Option<Timestamp>,
     /// How far it is.
     pub phase: Phase,
 }
@@ -77,15 +81,6 @@ struct LastWords {
     error: String,
 }
 
-/// Waiting reasons that say: the image reference itself is wrong.
-const HOPELESS_REASONS: [&str; 5] = [
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-];
-
 /// What registries say of an image that is not there or not for us. In lower case.
 const NOT_THERE: [&str; 7] = [
     "manifest unknown",
@@ -97,15 +92,60 @@ const NOT_THERE: [&str; 7] = [
     "denied",
 ];
 
-/// What looks like the above and is not: the registry's trouble, not the image's.
-const MAY_PASS: [&str; 6] =
-    ["429", "toomanyrequests", "timeout", "no such host", "pull qps exceeded", "connection refused"];
+/// What looks like the above and is not: the registry's trouble, not the image's. A bare number would match digests.
+const MAY_PASS: [&str; 9] = [
+    "429 too many",
+    "status code 429",
+    "toomanyrequests",
+    "timeout",
+    "deadline exceeded",
+    "no such host",
+    "pull qps exceeded",
+    "connection refused",
+    "service unavailable",
+];
+
+/// What is wrong with the image itself when a container cannot be made of it. In lower case.
+const CANNOT_START: [&str; 4] = ["no such file", "executable file not found", "permission denied", "exec format error"];
 
 impl Observation {
     /// Reads a Pod.
     pub fn of(pod: &Pod) -> Self {
-        Self { created_at: pod.metadata.creation_timestamp.as_ref().map(|time| time.0), phase: phase(pod) }
+        Self {
+            created_at: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            scheduled_at: scheduled_at(pod),
+            started_at: started_at(pod),
+            phase: phase(pod),
+        }
     }
+
+    /// How far it is in one word: the label of a metric.
+    pub fn phase_label(&self) -> &'static str {
+        match self.phase {
+            Phase::Waiting(_) => "waiting",
+            Phase::Trouble { .. } => "trouble",
+            Phase::Running => "running",
+            Phase::Ended(_) => "ended",
+        }
+    }
+}
+
+fn scheduled_at(pod: &Pod) -> Option<Timestamp> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
+    let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "True");
+    Some(scheduled?.last_transition_time.as_ref()?.0)
+}
+
+fn started_at(pod: &Pod) -> Option<Timestamp> {
+    let containers = pod.status.as_ref()?.container_statuses.as_deref()?;
+    let started = |name: &str| {
+        let state = containers.iter().find(|container| container.name == name)?.state.as_ref()?;
+        let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
+        let ended = state.terminated.as_ref().and_then(|ended| ended.started_at.as_ref());
+        // One that never started may say 1970.
+        running.or(ended).map(|time| time.0).filter(|time| *time > Timestamp::UNIX_EPOCH)
+    };
+    Some(started(SOURCE)?.max(started(SIDECAR)?))
 }
 
 fn phase(pod: &Pod) -> Phase {
@@ -197,13 +237,16 @@ fn container_trouble(container: &ContainerStatus) -> Option<Phase> {
     let message = waiting.message.clone().unwrap_or_default();
     let said = if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") };
     let lower = message.to_lowercase();
-    let image_is_missing =
-        NOT_THERE.iter().any(|word| lower.contains(word)) && !MAY_PASS.iter().any(|word| lower.contains(word));
+    let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    let image_is_missing = says(&NOT_THERE) && !says(&MAY_PASS);
     let (class, permanent) = match reason {
         "InvalidImageName" | "ErrImageNeverPull" => (Class::ImageNotFound, true),
         "ErrImagePull" | "ImagePullBackOff" if image_is_missing => (Class::ImageNotFound, true),
         "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" | "ImageInspectError" => (Class::ImagePull, false),
-        reason if HOPELESS_REASONS.contains(&reason) => (Class::StartError, true),
+        // A key or a Secret is not there; a node that has not heard of the Secret yet will.
+        "CreateContainerConfigError" => (Class::StartError, !lower.contains("failed to sync")),
+        // A slow disk, or a name that is still taken after a restart of the node's agent, is over in a while.
+        "CreateContainerError" | "RunContainerError" => (Class::StartError, says(&CANNOT_START)),
         _ => return None,
     };
     let whose = if container.name == SIDECAR { "the sidecar's image (SYNCCTL_SIDECAR_IMAGE)" } else { "the image" };
@@ -314,136 +357,5 @@ impl Ended {
                 Some(Failure::new(Class::ConnectorFailed, text))
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Observation, Phase};
-    use crate::failure::Class;
-    use serde_json::{Value, json};
-
-    fn observe(status: &Value) -> Phase {
-        let pod = json!({
-            "metadata": {"name": "p", "deletionTimestamp": status.get("deletion")},
-            "spec": {"containers": [
-                {"name": "sidecar"},
-                {"name": "source", "resources": {"limits": {"memory": "64Mi"}}},
-            ]},
-            "status": status,
-        });
-        Observation::of(&serde_json::from_value(pod).expect("a pod")).phase
-    }
-
-    fn container(name: &str, state: &Value) -> Value {
-        json!({"name": name, "image": "img:1", "imageID": "", "ready": false, "restartCount": 0, "state": state})
-    }
-
-    fn both(sidecar: &Value, source: &Value) -> Value {
-        json!({"phase": "Pending", "containerStatuses": [container("sidecar", sidecar), container("source", source)]})
-    }
-
-    fn waiting(reason: &str, message: &str) -> Value {
-        json!({"waiting": {"reason": reason, "message": message}})
-    }
-
-    fn ended(code: i32, reason: &str, message: &str) -> Value {
-        json!({"terminated": {"exitCode": code, "reason": reason, "message": message}})
-    }
-
-    #[test]
-    fn a_pod_that_does_not_start_is_in_order_or_in_trouble() {
-        let running = json!({"running": {}});
-        for (label, status, expected) in [
-            ("no status", json!({}), None),
-            ("creating", both(&waiting("ContainerCreating", ""), &waiting("ContainerCreating", "")), None),
-            ("pulling beside a running sidecar", both(&running, &waiting("PodInitializing", "")), None),
-            (
-                "not found",
-                both(&running, &waiting("ErrImagePull", "manifest unknown")),
-                Some((Class::ImageNotFound, true)),
-            ),
-            (
-                "back-off without a cause",
-                both(&running, &waiting("ImagePullBackOff", "Back-off")),
-                Some((Class::ImagePull, false)),
-            ),
-            (
-                "throttled",
-                both(&running, &waiting("ErrImagePull", "429 Too Many: denied")),
-                Some((Class::ImagePull, false)),
-            ),
-            (
-                "no DNS",
-                both(&running, &waiting("ErrImagePull", "dial tcp: lookup r.example: no such host: not found")),
-                Some((Class::ImagePull, false)),
-            ),
-            ("bad name", both(&running, &waiting("InvalidImageName", "x")), Some((Class::ImageNotFound, true))),
-            ("no key", both(&running, &waiting("CreateContainerConfigError", "x")), Some((Class::StartError, true))),
-            (
-                "no node",
-                json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1"}]}),
-                Some((Class::Unschedulable, false)),
-            ),
-        ] {
-            let got = match observe(&status) {
-                Phase::Trouble { failure, permanent } => Some((failure.class, permanent)),
-                Phase::Waiting(_) => None,
-                other => panic!("{label}: {other:?}"),
-            };
-            assert_eq!(got, expected, "{label}");
-        }
-    }
-
-    #[test]
-    fn a_pod_has_ended_when_its_sidecar_has_or_can_do_nothing() {
-        let running = json!({"running": {}});
-        let last_words = r#"{"class":"DATABASE_UNREACHABLE","error":"no x"}"#;
-        for (label, status, expected) in [
-            ("both run", both(&running, &running), None),
-            ("the sidecar finishes", both(&running, &ended(0, "Completed", "")), None),
-            ("oom", both(&ended(75, "Error", ""), &ended(137, "OOMKilled", "")), Some((Class::OomKilled, "64Mi"))),
-            ("killed", both(&ended(75, "Error", ""), &ended(137, "Error", "")), Some((Class::ConnectorFailed, "137"))),
-            ("last words", both(&ended(3, "Error", last_words), &running), Some((Class::DatabaseUnreachable, "no x"))),
-            ("a crash", both(&ended(101, "Error", "panicked"), &running), Some((Class::SidecarFailed, "panicked"))),
-            ("no shell", both(&running, &ended(128, "StartError", "no sh")), Some((Class::StartError, "no sh"))),
-            (
-                "nothing at all",
-                both(&ended(0, "", ""), &ended(0, "", "")),
-                Some((Class::SidecarFailed, "without a result")),
-            ),
-            (
-                "evicted",
-                json!({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}),
-                Some((Class::Evicted, "low on memory")),
-            ),
-            (
-                "deadline",
-                json!({"phase": "Failed", "reason": "DeadlineExceeded", "message": "active"}),
-                Some((Class::TimeExceeded, "active")),
-            ),
-            ("deleted", json!({"deletion": "2026-01-01T00:00:00Z"}), Some((Class::PodDeleted, "somebody else"))),
-        ] {
-            match (observe(&status), expected) {
-                (Phase::Running, None) => {}
-                (Phase::Ended(ended), Some((class, part))) => {
-                    let failure = ended.failure();
-                    assert_eq!(failure.class, class, "{label}");
-                    assert!(failure.text.contains(part), "{label}: {failure}");
-                }
-                (got, expected) => panic!("{label}: {got:?} instead of {expected:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn a_service_mesh_container_does_not_keep_a_task_running() {
-        let mut status = both(&ended(0, "Completed", ""), &ended(0, "Completed", ""));
-        status["phase"] = json!("Running");
-        status["containerStatuses"]
-            .as_array_mut()
-            .expect("a list")
-            .push(container("istio-proxy", &json!({"running": {}})));
-        assert!(matches!(observe(&status), Phase::Ended(_)));
     }
 }
