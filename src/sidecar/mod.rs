@@ -5,6 +5,7 @@
 
 mod documents;
 mod log;
+mod metrics;
 pub mod pipes;
 mod result;
 mod session;

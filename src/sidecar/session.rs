@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::documents::Documents;
 use super::log::{Level, TaskLog};
+use super::metrics::Metrics;
 use super::sink::Destination;
 use super::source::{Input, Source};
 use super::streams::{Storable, Streams};
-use super::{End, Stop, Stopped};
+use super::{End, PATIENCE, Stop, Stopped};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::{Message, StreamName};
 use crate::airbyte::state::State;
@@ -23,6 +24,8 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const REPORT_PAUSE: Duration = Duration::from_millis(500);
 /// How often counts are shown while records come.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the database may be away when only what the connector has used would be lost.
+const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(2);
 /// Records between two looks at the clock.
 const RECORDS_PER_LOOK: u32 = 4096;
 
@@ -36,7 +39,7 @@ pub fn run(
     stop: &Stop,
 ) -> Result<End, Failure> {
     source.log_stderr(log);
-    let mut session = match Session::open(task, documents, db, log) {
+    let mut session = match Session::open(task, source.metrics(), documents, db, log) {
         Ok(session) => session,
         Err(failure) => {
             finish(task, db, log, TaskStatus::Failed, None, Some(failure))?;
@@ -75,14 +78,20 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn open(task: &'a Task, documents: &Documents, db: &'a Db, log: &'a TaskLog) -> Result<Self, Failure> {
+    fn open(
+        task: &'a Task,
+        metrics: Metrics,
+        documents: &Documents,
+        db: &'a Db,
+        log: &'a TaskLog,
+    ) -> Result<Self, Failure> {
         let catalog: ConfiguredCatalog = documents.json("catalog.json")?;
         let destination: serde_json::Value = documents.json("destinationConfig.json")?;
         let sink = Destination::parse(&destination)?
             .connect()
             .map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
         let streams = Streams::new(&catalog, &task.options, sink);
-        let reporter = Reporter::start(db.clone(), task.task_id.clone(), streams.reports());
+        let reporter = Reporter::start(db.clone(), task.task_id.clone(), metrics, streams.reports());
         Ok(Self {
             task,
             db,
@@ -248,14 +257,19 @@ impl<'a> Session<'a> {
                 let code = source.exit_code();
                 if matches!(code, None | Some(137)) {
                     self.streams.end(false, "the connector was killed");
-                    self.reporter.finish(Some(&self.reports()));
+                    self.reporter.finish();
+                    self.reporter.report(&self.reports(), PATIENCE);
                     return Ok(End::LeavesVerdict);
                 }
                 self.by_exit_code(source, code)?
             }
         };
         let reports = self.reports();
-        self.reporter.finish(None);
+        self.reporter.finish();
+        // The outcome tells all but this.
+        if source.metrics().latest().is_some() {
+            self.reporter.report(&reports, LAST_REPORT_PATIENCE);
+        }
         finish(self.task, self.db, self.log, status, Some(&reports), failure)?;
         Ok(End::Done)
     }
@@ -315,8 +329,15 @@ fn finish(
 struct Reporter {
     shared: Arc<(Mutex<Report>, Condvar)>,
     thread: Option<JoinHandle<()>>,
+    row: Row,
+}
+
+/// The row of the task, and where to look for what it holds besides the reports.
+#[derive(Clone)]
+struct Row {
     db: Db,
     task_id: String,
+    metrics: Metrics,
 }
 
 struct Report {
@@ -326,13 +347,14 @@ struct Report {
 }
 
 impl Reporter {
-    fn start(db: Db, task_id: String, reports: StreamReports) -> Self {
+    fn start(db: Db, task_id: String, metrics: Metrics, reports: StreamReports) -> Self {
+        let row = Row { db, task_id, metrics };
         let shared = Arc::new((Mutex::new(Report { reports, changed: true, ended: false }), Condvar::new()));
         let thread = std::thread::spawn({
-            let (db, task_id, shared) = (db.clone(), task_id.clone(), Arc::clone(&shared));
-            move || report_on(&db, &task_id, &shared)
+            let (row, shared) = (row.clone(), Arc::clone(&shared));
+            move || row.report_on(&shared)
         });
-        Self { shared, thread: Some(thread), db, task_id }
+        Self { shared, thread: Some(thread), row }
     }
 
     /// Shows the reports: now if it matters, else with the next heartbeat.
@@ -346,46 +368,53 @@ impl Reporter {
         }
     }
 
-    /// Ends the thread; `last` is reported when nothing else will report it.
-    fn finish(&mut self, last: Option<&StreamReports>) {
+    /// Ends the thread.
+    fn finish(&mut self) {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
         self.shared.1.notify_one();
         if let Some(thread) = self.thread.take() {
             // A panic there has been printed, and the outcome does not depend on it.
             thread.join().ok();
         }
-        if let Some(last) = last
-            && let Err(error) = self.db.report_progress(&self.task_id, last)
-        {
-            tracing::warn!(%error, "the last report is lost");
-        }
+    }
+
+    /// Reports once more, after the end.
+    fn report(&self, reports: &StreamReports, patience: Duration) {
+        let db = self.row.db.with_patience(patience);
+        Row { db, ..self.row.clone() }.report(reports);
     }
 }
 
 impl Drop for Reporter {
     fn drop(&mut self) {
-        self.finish(None);
+        self.finish();
     }
 }
 
-fn report_on(db: &Db, task_id: &str, shared: &(Mutex<Report>, Condvar)) {
-    let (report, wake) = shared;
-    loop {
-        let reports = {
+impl Row {
+    fn report_on(&self, shared: &(Mutex<Report>, Condvar)) {
+        let (report, wake) = shared;
+        loop {
+            let reports = {
+                let guard = report.lock().unwrap_or_else(PoisonError::into_inner);
+                let (mut guard, _) = wake
+                    .wait_timeout_while(guard, HEARTBEAT, |report| !report.changed && !report.ended)
+                    .unwrap_or_else(PoisonError::into_inner);
+                if guard.ended {
+                    return;
+                }
+                guard.changed = false;
+                guard.reports.clone()
+            };
+            self.report(&reports);
             let guard = report.lock().unwrap_or_else(PoisonError::into_inner);
-            let (mut guard, _) = wake
-                .wait_timeout_while(guard, HEARTBEAT, |report| !report.changed && !report.ended)
-                .unwrap_or_else(PoisonError::into_inner);
-            if guard.ended {
-                return;
-            }
-            guard.changed = false;
-            guard.reports.clone()
-        };
-        if let Err(error) = db.report_progress(task_id, &reports) {
+            drop(wake.wait_timeout_while(guard, REPORT_PAUSE, |report| !report.ended));
+        }
+    }
+
+    fn report(&self, reports: &StreamReports) {
+        if let Err(error) = self.db.report_progress(&self.task_id, reports, self.metrics.latest().as_ref()) {
             tracing::warn!(%error, "a report is lost");
         }
-        let guard = report.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(wake.wait_timeout_while(guard, REPORT_PAUSE, |report| !report.ended));
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::documents::Documents;
 use super::log::{Level, TaskLog};
+use super::metrics::Metrics;
 use super::pipes::{self, Line, Lines};
 use super::{Sidecar, Stop, Stopped};
 use crate::contract::{EXIT_CODE_FILE, READY_FILE};
@@ -139,6 +140,11 @@ impl Source {
                 log.write(Level::Info, "stderr", &text);
             }
         }));
+    }
+
+    /// What the connector's container uses.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::beside(&self.pipes)
     }
 
     /// A sign of life that is not the connector's own: a commit that took its time.
