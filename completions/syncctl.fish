@@ -30,7 +30,9 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "spec" -d 'Print a c
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "check" -d 'Test a connector\'s configuration'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "discover" -d 'List the streams that a configuration gives access to'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "read" -d 'Read rows from a connector and load them into the destination'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "serve" -d 'Serve HTTP: the same tasks, for other programs'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "image" -d 'Write this program as a container image to stdout'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "generate" -d 'Write shell completions'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -187,8 +189,54 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l debug -d 'Ask t
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s q -l quiet -d 'No progress on stderr'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-port -d 'Port to listen on [default: SYNCCTL_PORT, else 3043]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l port -d 'The same, under its older name' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-host -d 'Address to listen on [default: 0.0.0.0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l auth-tokens -d 'Tokens that callers may use, separated by commas: plain ones, or salt.hash as `syncctl token` makes them. Give them in the environment [default: everybody may call]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l raw-auth-tokens -d 'More tokens, all of them plain' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l token-secret -d 'Secret that tokens are hashed with; several, separated by commas, while one takes the place of another' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l instance-id -d 'Name of this process in metrics and in the Lease; env://NAME takes it from another variable [default: a UUID that is kept in ~/.syncctl/instance_id]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-body-mi -d 'The largest request body [default: 32]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-connections -d 'The most connections at a time [default: 1024]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-size -d 'Rows of task_log that are kept of each sync [default: 3000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-age -d 'How long rows of task_log are kept [default: 60]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-format -d 'Form of the program\'s own log: text or json [default: text]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l syncs-enabled -d '`false` or `0` ends the program at once: how a deployment is switched off without removing it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l context -d 'Context of the kubeconfig' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -l name -d 'The image\'s name and tag' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token -d 'Hash a token that exists: - reads it from stdin, where other users do not see it [default: make one]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+json\t'One line of JSON, for programs; failures are also printed as JSON'
+yaml\t'YAML; failures are also printed as YAML'"
+complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token-secret -d 'Secret that is hashed with the token; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -l into -d 'Folder to write the file into [default: stdout]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -s h -l help -d 'Print help'
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l command -d 'What the connector was asked to do: spec, check, discover or read' -r
@@ -219,11 +267,13 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l init-timeout
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l silence-seconds -d 'How long the connector may be silent' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'The controller\'s version of the contract' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "spec" -d 'Print a connector\'s specification'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "check" -d 'Test a connector\'s configuration'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "discover" -d 'List the streams that a configuration gives access to'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "image" -d 'Write this program as a container image to stdout'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "generate" -d 'Write shell completions'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read image generate sidecar help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "spec" -d 'Print a connector\'s specification'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "check" -d 'Test a connector\'s configuration'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "discover" -d 'List the streams that a configuration gives access to'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "serve" -d 'Serve HTTP: the same tasks, for other programs'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "image" -d 'Write this program as a container image to stdout'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "generate" -d 'Write shell completions'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -4,6 +4,8 @@
 //! missing or malformed is reported at once. Nothing else in the program reads the environment, but for the sidecar's
 //! own contract.
 
+mod serve;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +15,8 @@ use crate::pod::client::{ClientSettings, Source};
 use crate::pod::manifest::{PodSettings, Resources};
 use crate::secret::Secret;
 use crate::task::{DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};
+
+pub use serve::{ServeSettings, ServeSettingsArgs};
 
 /// Where the cluster and the database are, and how Pods are made.
 #[derive(Debug, Clone, clap::Args)]
@@ -150,12 +154,16 @@ impl Problems {
         })
     }
 
-    fn seconds(&mut self, value: Option<String>, variable: &str, default: u32) -> Duration {
-        let seconds = self.number(value, variable, default);
-        if seconds == 0 {
+    fn at_least_one(&mut self, value: Option<String>, variable: &str, default: u32) -> u32 {
+        let number = self.number(value, variable, default);
+        if number == 0 {
             self.malformed.push(format!("  {variable} is 0: expected at least 1"));
         }
-        Duration::from_secs(u64::from(seconds))
+        number
+    }
+
+    fn seconds(&mut self, value: Option<String>, variable: &str, default: u32) -> Duration {
+        Duration::from_secs(u64::from(self.at_least_one(value, variable, default)))
     }
 
     fn level(&mut self, value: Option<String>, variable: &str) -> String {

@@ -153,7 +153,7 @@ impl Class {
             }
             Self::OomKilled => "raise SYNCCTL_SOURCE_MEMORY_LIMIT_MI",
             Self::VersionMismatch => "use the sidecar image of this syncctl: `syncctl image`, SYNCCTL_SIDECAR_IMAGE",
-            Self::Forbidden => "grant the rights of deploy/role.yaml in this namespace",
+            Self::Forbidden => "grant the rights of deploy/rbac/role.yaml in this namespace",
             Self::ClusterUnreachable => "check the kubeconfig, its context, and that the API server runs",
             Self::DatabaseUnreachable => "check SYNCCTL_DATABASE_URL and, for Pods, SYNCCTL_SIDECAR_DATABASE_URL",
             Self::TimeExceeded => "raise --timeout",

@@ -38,6 +38,15 @@ impl Output {
         print(self.format.unwrap_or(default), document)
     }
 
+    /// Prints a result that has words of its own for people.
+    pub fn worded(&self, text: &str, document: &Value) -> std::io::Result<()> {
+        match self.format {
+            Some(Format::Text) => print_line(text),
+            None if std::io::stdout().is_terminal() => print_line(text),
+            _ => self.result(document),
+        }
+    }
+
     /// Prints a failure: one sentence and what to change on stderr, and on stdout a document if one was asked for.
     pub fn failure(&self, failure: &Failure) -> std::io::Result<()> {
         self.explain(failure);
@@ -88,6 +97,10 @@ fn print(format: Format, document: &Value) -> std::io::Result<()> {
         Format::Json => document.to_string(),
         Format::Yaml => serde_yaml::to_string(document).map_err(std::io::Error::other)?.trim_end().to_owned(),
     };
+    print_line(&text)
+}
+
+fn print_line(text: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

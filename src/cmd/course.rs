@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::failure::{Class, Failure};
 use crate::pod::status::{Ended, Observation, Phase};
 
-/// An image that cannot be pulled for a reason that may pass has this long to heal.
+/// An image that cannot be pulled, or a container that cannot be made, for a reason that may pass has this long to heal.
 const PULL_GRACE: Duration = Duration::from_mins(1);
 /// How long a sidecar in a Pod that somebody deletes may take to write what it knows.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -81,7 +81,11 @@ impl Course {
     /// What the Pod's state means.
     pub fn see(&mut self, observation: &Observation, now: Instant) -> Step {
         match &observation.phase {
-            Phase::Waiting(what) => Step::Wait(what.clone()),
+            Phase::Waiting(what) => {
+                // It has healed: a node was found, an image was pulled. What comes now has a time of its own.
+                self.trouble = None;
+                Step::Wait(what.clone())
+            }
             Phase::Running => {
                 self.started = true;
                 Step::Wait("the connector runs".to_owned())
@@ -104,7 +108,8 @@ impl Course {
 
     fn pull_deadline(&self) -> Option<Instant> {
         let (failure, since) = self.trouble.as_ref()?;
-        (!self.started && failure.class == Class::ImagePull).then(|| *since + PULL_GRACE)
+        let may_pass = matches!(failure.class, Class::ImagePull | Class::StartError);
+        (!self.started && may_pass).then(|| *since + PULL_GRACE)
     }
 
     /// When [`expired`](Self::expired) is to be asked at the latest.
@@ -147,7 +152,7 @@ fn settle_time(ended: &Ended) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{Class, Course, Ending, Failure, Instant, PULL_GRACE};
+    use super::{Class, Course, Ending, Failure, Instant, Observation, PULL_GRACE, Phase};
     use std::time::Duration;
 
     #[test]
@@ -166,6 +171,22 @@ mod tests {
         course.started = true;
         assert_eq!(class(&course, at(599)), None);
         assert_eq!(class(&course, at(600)), Some(Class::TimeExceeded));
+    }
+
+    #[test]
+    fn trouble_that_has_healed_is_not_what_a_task_fails_of() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut course = Course::new(start, Duration::from_mins(10), Duration::from_mins(3));
+        let observation = |phase| Observation { created_at: None, scheduled_at: None, started_at: None, phase };
+        for class in [Class::ImagePull, Class::Unschedulable] {
+            let failure = Failure::new(class, "for a while");
+            course.see(&observation(Phase::Trouble { failure, permanent: false }), at(10));
+            assert_eq!(course.expired(at(180)).map(|ending| ending.failure.class), Some(class));
+            course.see(&observation(Phase::Waiting("sidecar is ContainerCreating".to_owned())), at(20));
+            assert_eq!(course.expired(at(20) + PULL_GRACE), None);
+            assert_eq!(course.expired(at(180)).map(|ending| ending.failure.class), Some(Class::InitTimeout));
+        }
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Document {
 }
 
 /// serde quotes a value of the wrong type (`invalid type: string "hunter2"`), and that may be a secret.
-fn without_values(message: &str) -> String {
+pub fn without_values(message: &str) -> String {
     for kind in ["string", "integer", "floating point", "boolean"] {
         let Some((before, quoted)) = message.split_once(&format!("{kind} ")) else { continue };
         if let Some((_, after)) = quoted.rsplit_once(", expected") {

@@ -11,9 +11,11 @@ mod owner;
 mod read;
 mod record;
 mod run;
+mod serve;
 mod sidecar;
 mod spec;
 mod sweep;
+mod token;
 
 use std::time::Duration;
 
@@ -46,7 +48,9 @@ enum Command {
     Check(check::CheckArgs),
     Discover(discover::DiscoverArgs),
     Read(Box<read::ReadArgs>),
+    Serve(Box<serve::ServeArgs>),
     Image(image::ImageFileArgs),
+    Token(token::TokenArgs),
     Generate(generate::GenerateArgs),
     Sidecar(Box<sidecar::SidecarArgs>),
 }
@@ -129,7 +133,9 @@ impl Cli {
             Command::Check(args) => check::run(args),
             Command::Discover(args) => discover::run(args),
             Command::Read(args) => read::run(*args),
+            Command::Serve(args) => serve::run(*args),
             Command::Image(args) => image::run(&args),
+            Command::Token(args) => token::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Sidecar(args) => sidecar::run(*args),
         }
@@ -181,11 +187,17 @@ fn start_log(level: &str, quiet: bool, verbose: u8) {
         (false, 1) => "info".to_owned(),
         (false, _) => "debug".to_owned(),
     };
-    init_log(&ours, verbose);
+    init_log(&ours, verbose, false);
+}
+
+/// A service tells what it does without being asked.
+fn start_service_log(level: &str, verbose: u8, json: bool) {
+    let level = if verbose > 0 { "debug".to_owned() } else { level.to_ascii_lowercase() };
+    init_log(&level, verbose, json);
 }
 
 /// Other crates only speak when asked: what matters of their errors is in ours.
-fn init_log(ours: &str, verbose: u8) {
+fn init_log(ours: &str, verbose: u8, json: bool) {
     let others = match verbose {
         0 => "off",
         1 => "warn",
@@ -194,11 +206,12 @@ fn init_log(ours: &str, verbose: u8) {
     };
     let ours = if ours == "fatal" { "error" } else { ours };
     let filter = tracing_subscriber::EnvFilter::new(format!("{others},syncctl={ours}"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        log.json().init();
+    } else {
+        log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    }
 }
 
 /// A task of a one-off command; for spec, check and discover the id only has to be new.

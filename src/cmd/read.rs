@@ -105,8 +105,13 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         let value = serde_json::from_str(&destination).map_err(|error| destination_file.error(&error.to_string()))?;
         Destination::parse(&value).map_err(|error| destination_file.error(&error.text))?;
         let state = load_state(state.as_deref(), settings, &task, &catalog)?;
-        let payload =
-            Payload { config: Some(config), catalog: Some(catalog_text), state, destination_config: Some(destination) };
+        let payload = Payload {
+            config: Some(config),
+            catalog: Some(catalog_text),
+            state,
+            destination_config: Some(destination),
+            functions_env: None,
+        };
         Ok(run::Request { task, payload })
     })
 }

@@ -8,25 +8,19 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::run::Outcome;
-use crate::db::{Db, DbError, ResultKey, SpecKey, Started, Writer};
+use crate::db::{Beside, Db, DbError, ResultKey, SpecKey, Started, Writer};
 use crate::failure::{Class, Failure};
 use crate::task::{StreamStatus, Task, TaskKind, TaskStatus};
 
 /// What became of a task: its own end, or the failure that is recorded.
 pub type Verdict = Result<Outcome, Failure>;
 
-/// Records that the task runs, before its Pod exists.
-pub fn begin(db: &Db, task: &Task) -> Result<(), Failure> {
+/// Records that the task runs, before its Pod exists; says whether it may. Only of reads it may turn out that it must not.
+pub fn begin(db: &Db, task: &Task, beside: Beside) -> Result<Started, DbError> {
     match task.kind {
-        TaskKind::Spec | TaskKind::Check => Ok(()),
-        TaskKind::Discover => Ok(db.start_catalog(&ResultKey::of(task), task.started_at)?),
-        TaskKind::Read => match db.start_task(task)? {
-            Started::New => Ok(()),
-            Started::Exists(row) => {
-                let text = format!("task {} was started before and is {}", task.task_id, row.status_text);
-                Err(Failure::new(Class::TaskExists, text))
-            }
-        },
+        TaskKind::Spec | TaskKind::Check => Ok(Started::New),
+        TaskKind::Discover => db.start_catalog(&ResultKey::of(task), task.started_at).map(|()| Started::New),
+        TaskKind::Read => db.start_task(task, beside),
     }
 }
 
@@ -47,6 +41,23 @@ pub fn failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
             db.finish_task(task, Writer::Controller, status, None, Some(&text)).map(|_| ())
         }
     }
+}
+
+/// How a task that is over ended.
+pub struct Conclusion {
+    /// Its outcome.
+    pub outcome: Verdict,
+    /// The sidecar had written none.
+    pub is_ours: bool,
+}
+
+/// What the rows say of a task that is over; where they say nothing, the failure, which is then recorded.
+pub fn conclude(db: &Db, task: &Task, failure: &Failure) -> Result<Conclusion, DbError> {
+    if let Some(outcome) = outcome(db, task)? {
+        return Ok(Conclusion { outcome, is_ours: false });
+    }
+    self::failure(db, task, failure)?;
+    Ok(Conclusion { outcome: Err(failure.clone()), is_ours: true })
 }
 
 /// Whether the sidecar has reported rows that are in the tables for good.

@@ -15,7 +15,7 @@ use super::owner::Owner;
 use super::record::{self, Verdict};
 use super::sweep;
 use crate::config::Settings;
-use crate::db::{Db, Options, Target};
+use crate::db::{Beside, Db, Options, Started, Target};
 use crate::failure::{Class, Failure};
 use crate::output::{Output, Progress};
 use crate::pod::manifest::Launch;
@@ -161,7 +161,17 @@ impl Run<'_> {
         cancel: &Cancel,
     ) -> Result<Outcome, Failure> {
         let task = &self.request.task;
-        record::begin(self.db, task)?;
+        match record::begin(self.db, task, Beside::Allowed)? {
+            Started::New => {}
+            Started::Exists(row) => {
+                let text = format!("task {} was started before and is {}", task.task_id, row.status_text);
+                return Err(Failure::new(Class::TaskExists, text));
+            }
+            Started::Busy(other) => {
+                let text = format!("task {other} of sync {} is still running", task.sync_id);
+                return Err(Failure::new(Class::TaskExists, text));
+            }
+        }
         let swept = match self.start(cancel) {
             Ok(swept) => swept,
             Err(failure) => return self.close(failure, None),

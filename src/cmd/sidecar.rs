@@ -109,7 +109,7 @@ const SILENCE_SECONDS: u64 = 8000;
 const INIT_SECONDS: u64 = 180;
 
 pub(super) fn run(args: SidecarArgs) -> u8 {
-    super::init_log(&args.log_level.to_ascii_lowercase(), 0);
+    super::init_log(&args.log_level.to_ascii_lowercase(), 0, false);
     let terminated = Arc::new(AtomicBool::new(false));
     let result = listen(&terminated).and_then(|()| args.into_sidecar()).and_then(|sidecar| sidecar.run(&terminated));
     match result {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::course::Ending;
 use super::owner::{Life, Owner};
 use super::record;
 use crate::db::Db;
@@ -18,7 +19,7 @@ use crate::pod::{Cluster, Owned, PodError};
 /// A Pod of another machine's command: that command would have removed it within seconds.
 const UNATTENDED: SignedDuration = SignedDuration::from_mins(10);
 /// A row that says RUNNING and was not touched for this long belongs to nothing that runs.
-const STALE: Duration = Duration::from_hours(1);
+pub const STALE: Duration = Duration::from_hours(1);
 /// How long the containers of an abandoned Pod get.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long their end is waited for; then the Pod goes without its node's word.
@@ -65,7 +66,8 @@ fn try_sweep(cluster: &Cluster, db: &Db) -> Result<Vec<String>, PodError> {
     Ok(swept)
 }
 
-fn is_abandoned(object: &Owned, now: Timestamp) -> bool {
+/// Whether nobody follows an object that a one-off command made.
+pub fn is_abandoned(object: &Owned, now: Timestamp) -> bool {
     let Some(owner) = object.owner.as_deref().and_then(|owner| owner.parse::<Owner>().ok()) else { return false };
     match owner.life() {
         Life::Alive => false,
@@ -80,6 +82,15 @@ fn is_abandoned(object: &Owned, now: Timestamp) -> bool {
     }
 }
 
+/// How an abandoned task ends.
+pub fn ending(pod: &Owned) -> Ending {
+    let failure = match pod.observation.as_ref().map(|seen| &seen.phase) {
+        Some(Phase::Ended(ended)) => ended.failure(),
+        _ => Failure::new(Class::Abandoned, "the syncctl that followed this task was killed"),
+    };
+    Ending { failure, grace: Some(GRACE), settle: Duration::ZERO, unexplained: false }
+}
+
 /// A terminal row, unless the sidecar has written one.
 fn close(db: &Db, pod: &Owned) {
     let task = match &pod.task {
@@ -92,11 +103,7 @@ fn close(db: &Db, pod: &Owned) {
     if matches!(record::outcome(db, task), Ok(Some(_)) | Err(_)) {
         return;
     }
-    let failure = match pod.observation.as_ref().map(|seen| &seen.phase) {
-        Some(Phase::Ended(ended)) => ended.failure(),
-        _ => Failure::new(Class::Abandoned, "the syncctl that followed this task was killed"),
-    };
-    if let Err(error) = record::failure(db, task, &failure) {
+    if let Err(error) = record::failure(db, task, &ending(pod).failure) {
         tracing::warn!(%error, task = task.task_id, "the outcome could not be recorded");
     }
 }

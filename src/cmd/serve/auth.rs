@@ -1,0 +1,323 @@
+//! Who may ask: bearer tokens, compared by their digests and in constant time.
+//!
+//! Knows neither requests nor the environment. No value ever leaves this file: errors name the position of an entry.
+
+use std::fmt::Write;
+
+use secrecy::ExposeSecret;
+use sha2::{Digest, Sha512};
+use subtle::{Choice, ConstantTimeEq};
+
+use super::wire::Response;
+use crate::failure::{Class, Failure};
+use crate::secret::Secret;
+
+/// Plain tokens and `salt.hash` pairs.
+const AUTH_TOKENS: &str = "SYNCCTL_AUTH_TOKENS";
+/// Plain tokens, whatever they contain.
+const RAW_AUTH_TOKENS: &str = "SYNCCTL_RAW_AUTH_TOKENS";
+/// What is hashed together with a token.
+const TOKEN_SECRET: &str = "SYNCCTL_TOKEN_SECRET";
+/// A longer token is not hashed: nobody shall buy work with bytes.
+pub const LONGEST_TOKEN: usize = 4096;
+
+type Hash = [u8; 64];
+
+/// The tokens that are accepted. Of plain ones only digests are kept.
+pub struct Tokens {
+    plain: Vec<Hash>,
+    hashed: Vec<Hashed>,
+    secrets: Vec<Secret>,
+    open: bool,
+}
+
+struct Hashed {
+    salt: Secret,
+    hash: Hash,
+}
+
+impl Tokens {
+    /// Reads the three lists. A list that is given but holds no token is an error: it was not meant to open the
+    /// service. All that is malformed is told at once.
+    pub fn parse(
+        auth_tokens: Option<&Secret>,
+        raw_tokens: Option<&Secret>,
+        secrets: Option<&Secret>,
+    ) -> Result<Self, Failure> {
+        let mut problems = Vec::new();
+        let mut tokens = Self {
+            plain: Vec::new(),
+            hashed: Vec::new(),
+            secrets: secrets_of(secrets, &mut problems),
+            open: auth_tokens.is_none() && raw_tokens.is_none(),
+        };
+        each_entry(auth_tokens, AUTH_TOKENS, &mut problems, |entry| tokens.add(entry));
+        each_entry(raw_tokens, RAW_AUTH_TOKENS, &mut problems, |entry| tokens.add_raw(entry));
+        if problems.is_empty() {
+            Ok(tokens)
+        } else {
+            Err(Failure::new(Class::Usage, format!("malformed settings:\n{}", problems.join("\n"))))
+        }
+    }
+
+    /// Whether everybody may ask.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Judges the value of the one `Authorization` header.
+    pub fn accept(&self, authorization: Option<&str>) -> bool {
+        if self.open {
+            return true;
+        }
+        let Some((scheme, token)) = authorization.and_then(|value| value.trim().split_once(' ')) else { return false };
+        let token = token.trim();
+        if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.len() > LONGEST_TOKEN {
+            return false;
+        }
+        // Every token is tried, so that the time tells nothing about which one it was.
+        let mut found = Choice::from(0);
+        let digest = hash(&[token]);
+        for known in &self.plain {
+            found |= digest.ct_eq(known);
+        }
+        for known in &self.hashed {
+            for secret in &self.secrets {
+                found |= hash(&[token, known.salt.expose_secret(), secret.expose_secret()]).ct_eq(&known.hash);
+            }
+        }
+        found.into()
+    }
+
+    fn add(&mut self, entry: &str) -> Result<(), &'static str> {
+        // A plain token cannot have a dot, so the dot decides; a hash has none, so the last one does.
+        let Some((salt, digits)) = entry.rsplit_once('.') else {
+            check_token(entry)?;
+            self.plain.push(hash(&[entry]));
+            return Ok(());
+        };
+        if salt.is_empty() {
+            return Err("the salt before the dot is empty");
+        }
+        if !salt.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("the salt has a blank or a character that is not ASCII");
+        }
+        let mut known = [0; 64];
+        hex::decode_to_slice(digits, &mut known).map_err(|_| "the hash after the dot is not 128 hex digits")?;
+        self.hashed.push(Hashed { salt: salt.into(), hash: known });
+        Ok(())
+    }
+
+    fn add_raw(&mut self, entry: &str) -> Result<(), &'static str> {
+        if !entry.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("a character is not visible ASCII, which no Authorization header can carry");
+        }
+        if entry.len() > LONGEST_TOKEN {
+            return Err("the token is longer than 4096 characters");
+        }
+        self.plain.push(hash(&[entry]));
+        Ok(())
+    }
+}
+
+/// Checks a token as the documentation allows it. The error does not repeat it.
+pub fn check_token(token: &str) -> Result<(), &'static str> {
+    if token.is_empty() {
+        return Err("the token is empty");
+    }
+    if token.len() > LONGEST_TOKEN {
+        return Err("the token is longer than 4096 characters");
+    }
+    if !token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
+        return Err("a character is none of letters, digits, underscore and dash");
+    }
+    Ok(())
+}
+
+/// The list of secrets; without any it is the empty one.
+pub fn secrets_of(secrets: Option<&Secret>, problems: &mut Vec<String>) -> Vec<Secret> {
+    let Some(text) = secrets.map(ExposeSecret::expose_secret).filter(|text| !text.is_empty()) else {
+        return vec![Secret::from("")];
+    };
+    let secrets: Vec<Secret> =
+        text.split(',').map(str::trim).filter(|each| !each.is_empty()).map(Secret::from).collect();
+    if secrets.is_empty() {
+        problems.push(format!("  {TOKEN_SECRET} is set and holds no secret: set one or unset it"));
+    }
+    secrets
+}
+
+/// The `salt.hash` of a token.
+pub fn hashed(token: &str, salt: &str, secret: &Secret) -> String {
+    format!("{salt}.{}", hex::encode(hash(&[token, salt, secret.expose_secret()])))
+}
+
+/// The answer to whoever may not ask. It says nothing about what was presented.
+pub fn refusal() -> Response {
+    Response::refusal(401, "a valid token is required: send the header Authorization: Bearer TOKEN")
+        .with_header("WWW-Authenticate", "Bearer realm=\"syncctl\"")
+}
+
+fn each_entry(
+    list: Option<&Secret>,
+    variable: &str,
+    problems: &mut Vec<String>,
+    mut add: impl FnMut(&str) -> Result<(), &'static str>,
+) {
+    let Some(list) = list else { return };
+    let mut seen = false;
+    // Positions count all entries, so that they can be found by counting commas.
+    for (index, entry) in list.expose_secret().split(',').map(str::trim).enumerate() {
+        if entry.is_empty() {
+            continue;
+        }
+        seen = true;
+        if let Err(error) = add(entry) {
+            let mut problem = String::new();
+            write!(problem, "  {variable}: entry {}: {error}", index + 1).expect("writing to a string");
+            problems.push(problem);
+        }
+    }
+    if !seen {
+        problems.push(format!("  {variable} is set and holds no token: set one, or unset it to run without tokens"));
+    }
+}
+
+fn hash(parts: &[&str]) -> Hash {
+    let mut hasher = Sha512::new();
+    for part in parts {
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LONGEST_TOKEN, Tokens, hashed, refusal};
+    use crate::failure::Failure;
+    use crate::secret::Secret;
+
+    /// sha512("token" + "salt" + "secret"), made by another program.
+    const KNOWN: &str = "c5988a5c9c1ab212a7baadcb9fbe8b88ae9ace3e8364543905db4fa191a72c9d\
+        d0882a842f492013cb692e66f5de168338988ae703701f5956d3e2eb46cd4ced";
+
+    fn tokens(auth: Option<&str>, raw: Option<&str>, secrets: Option<&str>) -> Result<Tokens, Failure> {
+        let [auth, raw, secrets] = [auth, raw, secrets].map(|text| text.map(Secret::from));
+        Tokens::parse(auth.as_ref(), raw.as_ref(), secrets.as_ref())
+    }
+
+    fn accepts(tokens: &Tokens, token: &str) -> bool {
+        tokens.accept(Some(&format!("Bearer {token}")))
+    }
+
+    #[test]
+    fn a_hash_that_another_program_made_is_accepted_in_both_cases() {
+        for digits in [KNOWN.to_owned(), KNOWN.to_uppercase()] {
+            let tokens = tokens(Some(&format!("salt.{digits}")), None, Some("secret")).expect("tokens");
+            assert!(accepts(&tokens, "token"));
+            assert!(!accepts(&tokens, "token2"));
+            assert!(!accepts(&tokens, &format!("salt.{digits}")), "the stored form is no token");
+        }
+        assert_eq!(hashed("token", "salt", &"secret".into()), format!("salt.{KNOWN}"));
+    }
+
+    #[test]
+    fn every_token_of_a_mixed_list_and_every_secret_is_tried() {
+        let old = hashed("one", "s1", &"old".into());
+        let new = hashed("two", "s2", &"new".into());
+        let none = hashed("three", "s3", &"".into());
+        let list = format!(" plain-1 ,{old}, {new},,plain_2,{none},");
+        let tokens = tokens(Some(&list), Some("raw.with.dots, a+b/c=="), Some("new, old")).expect("tokens");
+        assert!(!tokens.is_open());
+        for token in ["plain-1", "plain_2", "one", "two", "raw.with.dots", "a+b/c=="] {
+            assert!(accepts(&tokens, token), "{token}");
+        }
+        for token in ["three", "plain-1x", "plain-", "", "s1", "raw", "new", &old] {
+            assert!(!accepts(&tokens, token), "{token}");
+        }
+    }
+
+    #[test]
+    fn without_a_secret_it_is_the_empty_one() {
+        let list = hashed("three", "s3", &"".into());
+        for secret in [None, Some("")] {
+            assert!(accepts(&tokens(Some(&list), None, secret).expect("tokens"), "three"));
+        }
+    }
+
+    #[test]
+    fn only_one_form_of_the_header_is_accepted() {
+        let tokens = tokens(Some("abc"), None, None).expect("tokens");
+        for fine in ["Bearer abc", "bearer abc", "BEARER abc", "Bearer   abc", "Bearer abc "] {
+            assert!(tokens.accept(Some(fine)), "{fine:?}");
+        }
+        for bad in
+            ["", "abc", "Bearer", "Bearer ", "Basic abc", "Bearerabc", "Bearer abc def", "Bearer ab c", "Bearer,abc"]
+        {
+            assert!(!tokens.accept(Some(bad)), "{bad:?}");
+        }
+        assert!(!tokens.accept(None));
+    }
+
+    #[test]
+    fn a_token_that_is_too_long_is_refused() {
+        let longest = "a".repeat(LONGEST_TOKEN);
+        let tokens = tokens(None, Some(&longest), None).expect("tokens");
+        assert!(accepts(&tokens, &longest));
+        assert!(!accepts(&tokens, &format!("{longest}a")));
+    }
+
+    #[test]
+    fn only_without_any_list_the_service_is_open() {
+        let open = tokens(None, None, Some("secret")).expect("tokens");
+        assert!(open.is_open() && open.accept(None) && open.accept(Some("Bearer whatever")));
+        for (label, auth, raw) in [
+            ("empty", Some(""), None),
+            ("blank", Some("  "), None),
+            ("commas", Some(" ,, "), None),
+            ("empty raw list", None, Some("")),
+            ("one of two is empty", Some("abc"), Some(",")),
+        ] {
+            let error = tokens(auth, raw, None).err().unwrap_or_else(|| panic!("{label} was accepted"));
+            assert!(error.text.contains("holds no token"), "{label}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_malformed_is_named_by_its_position_and_never_quoted() {
+        let bad_hash = format!("hunter2.{}", &KNOWN[1..]);
+        let no_hex = format!("hunter2.{}g", &KNOWN[1..]);
+        let empty_salt = format!(".{KNOWN}");
+        for (label, auth, raw, secret, expected) in [
+            ("a blank", Some("ok,hunter2 x"), None, None, "SYNCCTL_AUTH_TOKENS: entry 2: a character is none of"),
+            ("a plus", Some("ok,,hunter2+"), None, None, "SYNCCTL_AUTH_TOKENS: entry 3: a character is none of"),
+            ("an umlaut", Some("hunter2ä"), None, None, "entry 1: a character is none of"),
+            ("a short hash", Some(&bad_hash[..]), None, None, "entry 1: the hash after the dot is not 128 hex digits"),
+            ("no hex", Some(&no_hex[..]), None, None, "entry 1: the hash after the dot is not 128 hex digits"),
+            ("no salt", Some(&empty_salt[..]), None, None, "entry 1: the salt before the dot is empty"),
+            ("nothing after the dot", Some("hunter2."), None, None, "entry 1: the hash after the dot is not 128"),
+            ("a blank salt", Some("hunter2 x.ab"), None, None, "entry 1: the salt has a blank"),
+            ("a raw umlaut", None, Some("a,hunter2ä"), None, "SYNCCTL_RAW_AUTH_TOKENS: entry 2: a character is not"),
+            ("no secret", Some("a"), None, Some(" , "), "SYNCCTL_TOKEN_SECRET is set and holds no secret"),
+        ] {
+            let error = tokens(auth, raw, secret).err().unwrap_or_else(|| panic!("{label} was accepted")).to_string();
+            assert!(error.contains(expected), "{label}: {error}");
+            assert!(!error.contains("hunter2") && !error.contains(&KNOWN[1..20]), "{label}: {error}");
+        }
+    }
+
+    #[test]
+    fn all_that_is_malformed_is_told_at_once() {
+        let error = tokens(Some("a b,c d"), Some(""), None).err().expect("it is malformed").to_string();
+        for part in ["entry 1", "entry 2", "SYNCCTL_RAW_AUTH_TOKENS is set"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_refusal_names_the_scheme() {
+        let response = refusal();
+        assert_eq!(response.status, 401);
+        assert_eq!(response.headers, [("WWW-Authenticate".to_owned(), "Bearer realm=\"syncctl\"".to_owned())]);
+    }
+}

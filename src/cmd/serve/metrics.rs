@@ -1,0 +1,253 @@
+//! What `/metrics` tells: the names, labels and units of all of it are here.
+//!
+//! Labels are bounded: kinds, classes of failure, phases, routes. Packages, syncs and tasks never become labels.
+
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::task::TaskKind;
+
+/// Durations of a task's parts in seconds: a spec takes one, a read may take days.
+const TASK_BUCKETS: [f64; 12] = [0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 28_800.0, 172_800.0];
+/// Delays of the service itself in seconds.
+const DELAY_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabel {
+    method: &'static str,
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    route: &'static str,
+}
+
+/// How long the parts of a task took; a part that is not known is left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Durations {
+    /// From the Pod's creation until a node took it.
+    pub queue: Option<Duration>,
+    /// From there until both containers ran: images and volumes.
+    pub pull: Option<Duration>,
+    /// From there until the last container had ended.
+    pub run: Option<Duration>,
+}
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    started: Family<KindLabel, Counter>,
+    finished: Family<OutcomeLabel, Counter>,
+    queue: Family<KindLabel, Histogram>,
+    pull: Family<KindLabel, Histogram>,
+    run: Family<KindLabel, Histogram>,
+    pods: Family<PhaseLabel, Gauge>,
+    outcome_delay: Histogram,
+    requests: Family<RequestLabel, Counter>,
+    request_duration: Family<RouteLabel, Histogram>,
+    leader: Gauge,
+}
+
+/// The phases that `syncctl_pods` tells.
+pub const PHASES: [&str; 5] = ["waiting", "trouble", "running", "ended", "deleting"];
+
+fn task_histogram() -> Histogram {
+    Histogram::new(TASK_BUCKETS)
+}
+
+fn delay_histogram() -> Histogram {
+    Histogram::new(DELAY_BUCKETS)
+}
+
+impl Metrics {
+    /// All at zero. `instance` becomes a label of every metric; `troubles` tells the errors of (the Kubernetes API, the
+    /// database) so far.
+    pub fn new(instance: &str, troubles: impl Fn() -> (u64, u64) + Send + Sync + 'static) -> Self {
+        // Not `instance`: Prometheus gives that name to the address that it scrapes.
+        let labels = [("instance_id".into(), instance.to_owned().into())];
+        let mut registry = Registry::with_prefix_and_labels("syncctl", labels.into_iter());
+        let started = Family::default();
+        let finished = Family::default();
+        let queue = Family::new_with_constructor(task_histogram as fn() -> Histogram);
+        let pull = Family::new_with_constructor(task_histogram as fn() -> Histogram);
+        let run = Family::new_with_constructor(task_histogram as fn() -> Histogram);
+        let pods = Family::default();
+        let outcome_delay = delay_histogram();
+        let requests = Family::default();
+        let request_duration = Family::new_with_constructor(delay_histogram as fn() -> Histogram);
+        let leader = Gauge::default();
+        registry.register("tasks_started", "Tasks whose Pod this process created", started.clone());
+        registry.register("tasks_finished", "Tasks whose end this process saw, by outcome class", finished.clone());
+        for (name, help, family) in [
+            ("task_queue", "From a Pod's creation until a node took it", &queue),
+            ("task_pull", "From a node's taking a Pod until both containers ran", &pull),
+            ("task_run", "From both containers' start until the last one's end", &run),
+        ] {
+            registry.register_with_unit(name, help, Unit::Seconds, family.clone());
+        }
+        registry.register("pods", "Pods of tasks in the namespace, as the leader sees them", pods.clone());
+        registry.register_with_unit(
+            "outcome_delay",
+            "From a Pod's end until its outcome is in the database, where the service had to write it",
+            Unit::Seconds,
+            outcome_delay.clone(),
+        );
+        registry.register("http_requests", "Requests answered", requests.clone());
+        registry.register_with_unit(
+            "http_request_duration",
+            "From a request's head until its answer",
+            Unit::Seconds,
+            request_duration.clone(),
+        );
+        registry.register("leader", "1 where this process runs the status-check loop", leader.clone());
+        registry.register_collector(Box::new(Troubles(Box::new(troubles))));
+        let metrics = Self {
+            registry,
+            started,
+            finished,
+            queue,
+            pull,
+            run,
+            pods,
+            outcome_delay,
+            requests,
+            request_duration,
+            leader,
+        };
+        // What may be looked for from the start has to be there from the start.
+        for kind in [TaskKind::Spec, TaskKind::Check, TaskKind::Discover, TaskKind::Read] {
+            drop(metrics.started.get_or_create(&KindLabel { kind: kind.as_str() }));
+        }
+        metrics.pods([0; PHASES.len()]);
+        metrics
+    }
+
+    /// The Pod of a task was accepted.
+    pub fn task_started(&self, kind: TaskKind) {
+        self.started.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+    }
+
+    /// The outcome of a task is known: SUCCESS or a class of failure.
+    pub fn task_finished(&self, kind: TaskKind, outcome: &'static str, took: Durations) {
+        let kind = kind.as_str();
+        self.finished.get_or_create(&OutcomeLabel { kind, outcome }).inc();
+        for (family, part) in [(&self.queue, took.queue), (&self.pull, took.pull), (&self.run, took.run)] {
+            if let Some(part) = part {
+                family.get_or_create(&KindLabel { kind }).observe(part.as_secs_f64());
+            }
+        }
+    }
+
+    /// How long after a Pod's end its outcome was written.
+    pub fn outcome_written(&self, delay: Duration) {
+        self.outcome_delay.observe(delay.as_secs_f64());
+    }
+
+    /// How many Pods are in each of [`PHASES`].
+    pub fn pods(&self, counts: [usize; PHASES.len()]) {
+        for (phase, count) in PHASES.into_iter().zip(counts) {
+            self.pods.get_or_create(&PhaseLabel { phase }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A request was answered.
+    pub fn request(&self, method: &'static str, route: &'static str, status: u16, took: Duration) {
+        self.requests.get_or_create(&RequestLabel { method, route, status }).inc();
+        self.request_duration.get_or_create(&RouteLabel { route }).observe(took.as_secs_f64());
+    }
+
+    /// Whether this process runs the loop.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// The exposition format (OpenMetrics text).
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        encode(&mut text, &self.registry).unwrap_or_default();
+        text
+    }
+}
+
+/// Counts that the layers below keep themselves.
+struct Troubles(Box<dyn Fn() -> (u64, u64) + Send + Sync>);
+
+impl std::fmt::Debug for Troubles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Troubles")
+    }
+}
+
+impl Collector for Troubles {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (api, database) = (self.0)();
+        for (name, help, count) in [
+            ("kubernetes_api_errors", "Calls to the Kubernetes API that failed for want of an answer", api),
+            ("database_errors", "Operations of the database that failed or had to be repeated", database),
+        ] {
+            let counter = ConstCounter::new(count);
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Durations, Metrics};
+    use crate::task::TaskKind;
+    use std::time::Duration;
+
+    #[test]
+    fn every_metric_carries_the_instance_and_its_counts() {
+        let metrics = Metrics::new("a \"b\"", || (3, 4));
+        metrics.task_started(TaskKind::Check);
+        let took = Durations { run: Some(Duration::from_secs(3)), ..Durations::default() };
+        metrics.task_finished(TaskKind::Check, "OOM_KILLED", took);
+        metrics.request("POST", "/check", 200, Duration::from_millis(3));
+        metrics.pods([1, 0, 2, 0, 0]);
+        metrics.outcome_written(Duration::from_millis(20));
+        let text = metrics.text();
+        for line in [
+            r#"syncctl_tasks_started_total{instance_id="a \"b\"",kind="check"} 1"#,
+            r#"syncctl_tasks_finished_total{instance_id="a \"b\"",kind="check",outcome="OOM_KILLED"} 1"#,
+            r#"syncctl_task_run_seconds_count{instance_id="a \"b\"",kind="check"} 1"#,
+            r#"syncctl_pods{instance_id="a \"b\"",phase="running"} 2"#,
+            r#"syncctl_http_requests_total{instance_id="a \"b\"",method="POST",route="/check",status="200"} 1"#,
+            r#"syncctl_kubernetes_api_errors_total{instance_id="a \"b\""} 3"#,
+            r#"syncctl_database_errors_total{instance_id="a \"b\""} 4"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        let of_ours = text.lines().filter(|line| line.starts_with("syncctl_"));
+        assert!(of_ours.clone().all(|line| line.contains("instance_id=")), "{text}");
+    }
+}

@@ -1,0 +1,199 @@
+//! Which requests there are, who may make them, and who answers them. `/openapi.json` is held against this table.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::app::App;
+use super::wire::{Head, Lane, Request, Response, Served, Service};
+use super::{api, auth, openapi};
+use crate::failure::{Class, Failure};
+
+/// One endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `GET /spec`.
+    Spec,
+    /// `POST /check`.
+    Check,
+    /// `POST /discover`.
+    Discover,
+    /// `POST /read`.
+    Read,
+    /// `GET /cancel`.
+    Cancel,
+    /// `GET /tasks`.
+    Tasks,
+    /// `GET /tasks/{taskId}`.
+    Task,
+    /// `GET /health`.
+    Health,
+    /// `GET /ready`.
+    Ready,
+    /// `GET /metrics`.
+    Metrics,
+    /// `GET /openapi.json`.
+    OpenApi,
+}
+
+/// Method, path, endpoint.
+pub const ROUTES: [(&str, &str, Endpoint); 11] = [
+    ("GET", "/spec", Endpoint::Spec),
+    ("POST", "/check", Endpoint::Check),
+    ("POST", "/discover", Endpoint::Discover),
+    ("POST", "/read", Endpoint::Read),
+    ("GET", "/cancel", Endpoint::Cancel),
+    ("GET", "/tasks", Endpoint::Tasks),
+    ("GET", TASK_PATH, Endpoint::Task),
+    ("GET", "/health", Endpoint::Health),
+    ("GET", "/ready", Endpoint::Ready),
+    ("GET", "/metrics", Endpoint::Metrics),
+    ("GET", "/openapi.json", Endpoint::OpenApi),
+];
+
+/// The one path with something in it.
+const TASK_PATH: &str = "/tasks/{taskId}";
+/// What comes before it.
+const TASK_PREFIX: &str = "/tasks/";
+
+impl Endpoint {
+    /// Whether it is answered without a token: the kubelet, which asks, has none.
+    fn is_open(self) -> bool {
+        matches!(self, Self::Health | Self::Ready)
+    }
+
+    /// Whether it is answered from memory.
+    fn is_light(self) -> bool {
+        matches!(self, Self::Health | Self::Ready | Self::Metrics | Self::OpenApi)
+    }
+}
+
+/// A path with an id in it is the same as its template.
+fn template(path: &str) -> &str {
+    match path.strip_prefix(TASK_PREFIX) {
+        Some(id) if !id.is_empty() && !id.contains('/') => TASK_PATH,
+        _ => path,
+    }
+}
+
+/// The endpoint; the error is the answer 404 or 405.
+fn find(method: &str, path: &str) -> Result<Endpoint, Response> {
+    let path = template(path);
+    if let Some((_, _, endpoint)) = ROUTES.iter().find(|(m, p, _)| *m == method && *p == path) {
+        return Ok(*endpoint);
+    }
+    match ROUTES.iter().find(|(_, p, _)| *p == path) {
+        Some((allowed, ..)) => {
+            Err(Response::refusal(405, &format!("this path takes {allowed} only")).with_header("Allow", allowed))
+        }
+        None => Err(Response::refusal(404, "there is no such path; GET /openapi.json lists all of them")),
+    }
+}
+
+/// The answer to a failure: its status says whose fault it is.
+pub fn failed(failure: &Failure) -> Response {
+    let status = match failure.class {
+        Class::Usage | Class::InvalidInput => 400,
+        Class::TaskExists => 409,
+        Class::PayloadTooLarge => 413,
+        // Sent again later the same request may be taken.
+        Class::ClusterUnreachable | Class::DatabaseUnreachable | Class::Refused => 503,
+        _ => 500,
+    };
+    let document = json!({"ok": false, "error": failure.text, "class": failure.class.code(), "hint": failure.hint()});
+    let response = Response::json(status, &document);
+    if status == 503 { response.with_header("Retry-After", "5") } else { response }
+}
+
+/// The service as the HTTP front sees it.
+pub struct Routes(pub Arc<App>);
+
+impl Service for Routes {
+    fn admit(&self, head: &Head) -> Result<Lane, Response> {
+        let endpoint = find(&head.method, &head.target.path);
+        let open = endpoint.as_ref().is_ok_and(|endpoint| endpoint.is_open());
+        // Also for paths that do not exist: a stranger learns nothing.
+        if !open && !self.0.tokens.accept(head.header("authorization")) {
+            tracing::debug!(peer = %head.peer, "a request without a valid token");
+            return Err(auth::refusal());
+        }
+        Ok(if endpoint?.is_light() { Lane::Light } else { Lane::Worker })
+    }
+
+    fn handle(&self, request: Request) -> Response {
+        let app = &self.0;
+        let Request { method, target, body, .. } = request;
+        let query = &target.query;
+        match find(&method, &target.path) {
+            Err(response) => response,
+            Ok(Endpoint::Health) => Response::json(200, &json!({"status": "pass", "ok": true})),
+            Ok(Endpoint::Ready) => api::ready(app),
+            Ok(Endpoint::Metrics) => {
+                let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8".to_owned();
+                Response { status: 200, content_type, headers: Vec::new(), body: app.metrics.text().into_bytes() }
+            }
+            Ok(Endpoint::OpenApi) => Response::json(200, openapi::document()),
+            Ok(Endpoint::Spec) => api::spec(app, query),
+            Ok(Endpoint::Check) => api::configured(app, crate::task::TaskKind::Check, query, body),
+            Ok(Endpoint::Discover) => api::configured(app, crate::task::TaskKind::Discover, query, body),
+            Ok(Endpoint::Read) => api::read(app, query, body),
+            Ok(Endpoint::Cancel) => api::cancel(app, query),
+            Ok(Endpoint::Tasks) => api::tasks(app, query),
+            Ok(Endpoint::Task) => api::task(app, target.segments.last().map_or("", String::as_str), query),
+        }
+    }
+
+    fn done(&self, served: &Served<'_>) {
+        let Served { method, path, status, duration } = *served;
+        let path = path.map(template).unwrap_or_default();
+        // Bounded labels: what strangers make up is all the same.
+        let route = ROUTES.iter().find(|(_, p, _)| *p == path).map_or("other", |(_, p, _)| p);
+        let method = ["GET", "POST"].into_iter().find(|known| Some(*known) == method).unwrap_or("other");
+        self.0.metrics.request(method, route, status, duration);
+        if duration > SLOW {
+            tracing::warn!(method, route, status, ?duration, "a slow request");
+        }
+    }
+}
+
+/// Callers of an API that answers at once begin to wonder.
+const SLOW: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::{Endpoint, ROUTES, find, openapi};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_document_lists_exactly_the_routes() {
+        let document = openapi::document();
+        let described: BTreeSet<(String, String)> = document["paths"]
+            .as_object()
+            .expect("paths")
+            .iter()
+            .flat_map(|(path, item)| {
+                let methods = item.as_object().expect("an object").keys();
+                methods.map(|method| (method.to_ascii_uppercase(), path.clone())).collect::<Vec<_>>()
+            })
+            .collect();
+        let routes: BTreeSet<(String, String)> =
+            ROUTES.iter().map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned())).collect();
+        assert_eq!(described, routes);
+    }
+
+    #[test]
+    fn a_path_has_one_endpoint_and_tells_its_method() {
+        for (label, method, path, expected) in [
+            ("plain", "GET", "/spec", Ok(Endpoint::Spec)),
+            ("an id", "GET", "/tasks/a%2Fb", Ok(Endpoint::Task)),
+            ("no id", "GET", "/tasks/", Err(404)),
+            ("more than an id", "GET", "/tasks/a/b", Err(404)),
+            ("another method", "POST", "/spec", Err(405)),
+            ("case matters", "get", "/spec", Err(405)),
+            ("unknown", "GET", "/Spec", Err(404)),
+        ] {
+            assert_eq!(find(method, path).map_err(|response| response.status), expected, "{label}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What is refused, and that nothing of it reaches a handler.
+
+use std::io::Write;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::support::{World, post, small, wait_until};
+
+#[test]
+fn what_can_be_read_in_two_ways_reaches_no_handler() {
+    let world = World::new(small());
+    let inside = "GET /echo HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n";
+    let smuggled = |headers: &str| format!("{}0\r\n\r\n{inside}", post("/echo", headers));
+    for (label, status, bytes) in [
+        ("length and chunks", 400, smuggled("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n")),
+        ("chunks and length", 400, smuggled("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n")),
+        ("two lengths", 400, smuggled("Content-Length: 5\r\nContent-Length: 60\r\n")),
+        ("another coding", 400, smuggled("Transfer-Encoding: xchunked\r\n")),
+        ("a coding with a tab", 400, smuggled("Transfer-Encoding:\tchunked, identity\r\n")),
+        ("a blank before the colon", 400, smuggled("Transfer-Encoding : chunked\r\n")),
+        ("a folded line", 400, smuggled("Transfer-Encoding:\r\n chunked\r\n")),
+        ("line feeds alone", 400, smuggled("").replace("\r\n", "\n")),
+        ("a header that is not ASCII", 400, smuggled("X-A: ä\r\n")),
+        ("a null byte", 400, smuggled("X-A: \0\r\n")),
+        ("an absolute target", 400, inside.replace("/echo", "http://x/echo")),
+        ("no host", 400, inside.replace("Host: x\r\n", "")),
+        ("another version", 505, inside.replace("HTTP/1.1", "HTTP/1.7")),
+        ("another expectation", 417, smuggled("Expect: a-miracle\r\n")),
+        ("a token twice", 400, smuggled("Authorization: Bearer bad\r\n")),
+        ("headers", 431, smuggled(&"X-A: b\r\n".repeat(64))),
+        ("a large head", 431, smuggled(&format!("X-A: {}\r\n", "b".repeat(20_000)))),
+        ("a long target", 414, format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(9000))),
+        ("a huge target", 414, format!("GET /{}", "a".repeat(3_000_000))),
+        ("a body that is too large", 413, smuggled("Content-Length: 1048577\r\n")),
+        ("a body that no memory holds", 413, smuggled("Content-Length: 1000000000000000\r\n")),
+        ("TLS", 400, "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03".to_owned()),
+        ("HTTP/2", 505, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()),
+    ] {
+        world.ask(bytes).refuses(status, label);
+    }
+    assert_eq!(world.service.handled.load(Ordering::SeqCst), 0);
+    assert_eq!(world.service.records.lock().expect("no panic").len(), 23, "each one is recorded");
+    world.is_well();
+}
+
+#[test]
+fn a_second_request_on_a_connection_is_never_looked_at() {
+    let world = World::new(small());
+    let second = "GET /echo HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n";
+    for (label, first) in [
+        ("GET", second.to_owned()),
+        ("a body", format!("{}ab", post("/echo", "Content-Length: 2\r\n"))),
+        ("chunks", format!("{}2\r\nab\r\n0\r\n\r\n", post("/echo", "Transfer-Encoding: chunked\r\n"))),
+    ] {
+        let before = world.service.handled.load(Ordering::SeqCst);
+        let reply = world.ask(format!("{first}{}", second.repeat(20)));
+        assert_eq!((reply.status, reply.rest.as_slice()), (200, &b""[..]), "{label}");
+        assert_eq!(world.service.handled.load(Ordering::SeqCst), before + 1, "{label}");
+    }
+}
+
+#[test]
+fn broken_chunks_reach_no_handler() {
+    let world = World::new(small());
+    for (label, status, body) in [
+        ("no size", 400, "\r\n"),
+        ("no hex", 400, "xyz\r\n"),
+        ("too short", 400, "3\r\nabcd\r\n0\r\n\r\n"),
+        ("a line feed alone", 400, "3\nabc\n0\n\n"),
+        ("a chunk that is too large", 413, "100001\r\n"),
+        ("a size of no type", 413, "ffffffffffffffffff\r\n"),
+    ] {
+        world.ask(format!("{}{body}", post("/echo", "Transfer-Encoding: chunked\r\n"))).refuses(status, label);
+    }
+    let mut client = world.connect();
+    client.send(post("/echo", "Transfer-Encoding: chunked\r\n"));
+    client.send("80000\r\n");
+    client.send(vec![b'a'; 0x80000]);
+    client.send("\r\n80001\r\n");
+    client.reply().refuses(413, "a sum that is too large");
+    assert_eq!(world.service.handled.load(Ordering::SeqCst), 0);
+    world.is_well();
+}
+
+#[test]
+fn a_connection_that_ends_too_early_reaches_no_handler() {
+    let world = World::new(small());
+    for (label, bytes) in [
+        ("in the head", "GET /echo HTTP/1.1\r\nHost:".to_owned()),
+        ("in the body", format!("{}abc", post("/echo", "Content-Length: 4\r\n"))),
+        ("in the chunks", format!("{}3\r\nab", post("/echo", "Transfer-Encoding: chunked\r\n"))),
+    ] {
+        let mut client = world.connect();
+        client.send(bytes);
+        client.stream.shutdown(std::net::Shutdown::Write).expect("an end");
+        client.reply().refuses(400, label);
+    }
+    let mut silent = world.connect();
+    silent.stream.shutdown(std::net::Shutdown::Write).expect("an end");
+    assert!(silent.is_ended(), "who asks nothing gets no answer");
+    assert_eq!(world.service.handled.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_wrong_token_is_refused_before_the_body_is_sent() {
+    let world = World::new(small());
+    let started = Instant::now();
+    let reply =
+        world.ask("POST /echo HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer hunter2\r\nContent-Length: 1000000\r\n\r\n");
+    reply.refuses(401, "a wrong token");
+    assert_eq!(reply.headers["www-authenticate"], "Bearer realm=\"syncctl\"");
+    assert!(!String::from_utf8_lossy(&reply.body).contains("hunter2"));
+    let linger = Duration::from_secs(2);
+    assert!(started.elapsed() < linger, "it took {:?}", started.elapsed());
+}
+
+#[test]
+fn a_client_that_sends_its_whole_body_all_the_same_reads_the_refusal() {
+    let world = World::new(small());
+    for length in [1000, 1 << 20] {
+        let mut client = world.connect();
+        client.send(format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"));
+        client.send(vec![b'a'; length]);
+        client.reply().refuses(401, "no token");
+    }
+    assert_eq!(world.service.handled.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_client_that_goes_on_sending_reads_the_refusal_and_no_reset() {
+    let world = World::new(small());
+    let mut client = world.connect();
+    client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n");
+    wait_until("the refusal", || client.stream.peek(&mut [0]).is_ok_and(|read| read == 1));
+    for _ in 0..2 {
+        // Time for a reset to come back, if there is one.
+        std::thread::sleep(Duration::from_millis(50));
+        client.stream.write_all(&[b'a'; 100]).expect("somebody listens");
+    }
+    client.reply().refuses(401, "no token");
+}
+
+#[test]
+fn a_thousand_wrong_tokens_open_nothing_and_cost_little() {
+    let world = World::new(small());
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let world = &world;
+            scope.spawn(move || {
+                for number in 0..250 {
+                    let token = format!("wrong-{thread}-{number}-{}", "x".repeat(number * 30));
+                    let reply =
+                        world.ask(format!("GET /echo HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"));
+                    reply.refuses(401, "a wrong token");
+                }
+            });
+        }
+    });
+    assert!(started.elapsed() < Duration::from_secs(10), "it took {:?}", started.elapsed());
+    assert_eq!(world.service.handled.load(Ordering::SeqCst), 0);
+    world.is_well();
+}

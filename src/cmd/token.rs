@@ -1,0 +1,124 @@
+//! `syncctl token`: makes a token for the HTTP service, and the form in which the service may know it.
+
+use std::io::Read;
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde_json::json;
+
+use super::serve::auth;
+use crate::failure::{Class, Failure};
+use crate::output::{Format, Output};
+use crate::secret::Secret;
+
+/// Bytes of a token: nobody guesses 256 bits.
+const TOKEN_BYTES: usize = 32;
+/// Bytes of a salt: no two tokens get the same one.
+const SALT_BYTES: usize = 16;
+
+/// Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS
+///
+/// The client sends the token, the service only needs to know the hash. Both are made with the same
+/// SYNCCTL_TOKEN_SECRET; of several secrets in it the first one is used.
+#[derive(Debug, clap::Args)]
+pub struct TokenArgs {
+    /// Hash a token that exists: - reads it from stdin, where other users do not see it [default: make one]
+    #[arg(long, value_name = "-", allow_hyphen_values = true)]
+    token: Option<String>,
+    /// Print the result (and a failure) in this form [default: text on a terminal, else json]
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    output: Option<Format>,
+    /// Secret that is hashed with the token; give it in the environment, where other users do not see it
+    #[arg(long, env = "SYNCCTL_TOKEN_SECRET", hide_env_values = true, value_name = "SECRET")]
+    token_secret: Option<String>,
+}
+
+pub(super) fn run(args: TokenArgs) -> u8 {
+    let TokenArgs { token, output: format, token_secret } = args;
+    let output = Output::new(format, false);
+    let (printed, code) = match make(token.as_deref(), token_secret.map(Secret::from).as_ref()) {
+        Ok((token, hashed)) => {
+            let text = format!(
+                "Token, for the client's header \"Authorization: Bearer TOKEN\":\n  {token}\n\
+                 Its salted hash, for the service's SYNCCTL_AUTH_TOKENS:\n  {hashed}"
+            );
+            (output.worded(&text, &json!({"token": token, "hashed": hashed})), 0)
+        }
+        Err(failure) => (output.failure(&failure), failure.class.exit_code()),
+    };
+    match printed {
+        Ok(()) => code,
+        Err(error) => {
+            output.explain(&Failure::new(Class::Internal, format!("writing the token to stdout: {error}")));
+            3
+        }
+    }
+}
+
+/// The token and its `salt.hash`.
+fn make(given: Option<&str>, secrets: Option<&Secret>) -> Result<(String, String), Failure> {
+    let mut problems = Vec::new();
+    let secrets = auth::secrets_of(secrets, &mut problems);
+    let secret = secrets.first().ok_or_else(|| Failure::new(Class::Usage, problems.join("\n").trim().to_owned()))?;
+    let token = match given {
+        None => random(TOKEN_BYTES)?,
+        Some("-") => from_stdin()?,
+        Some(_) => {
+            let text =
+                "--token takes no value but -: an argument is seen by other users, so the token comes from stdin";
+            return Err(Failure::new(Class::Usage, text));
+        }
+    };
+    let hashed = auth::hashed(&token, &random(SALT_BYTES)?, secret);
+    Ok((token, hashed))
+}
+
+fn from_stdin() -> Result<String, Failure> {
+    let mut text = String::new();
+    // One byte more than allowed, and a line break, show that it is too long.
+    let most = auth::LONGEST_TOKEN as u64 + 3;
+    std::io::stdin()
+        .take(most)
+        .read_to_string(&mut text)
+        .map_err(|error| Failure::new(Class::InvalidInput, format!("reading the token from stdin: {error}")))?;
+    let token = text.trim_end_matches(['\r', '\n']);
+    auth::check_token(token).map_err(|error| Failure::new(Class::InvalidInput, format!("stdin: {error}")))?;
+    Ok(token.to_owned())
+}
+
+/// So many random bytes of the system's, as hexadecimal digits: a token may hold nothing but letters, digits, `_`, `-`.
+fn random(bytes: usize) -> Result<String, Failure> {
+    let mut random = vec![0; bytes];
+    let mut filled = 0;
+    while filled < bytes {
+        match getrandom(&mut random[filled..], GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                return Err(Failure::new(Class::Internal, format!("reading random bytes of the system: {error}")));
+            }
+        }
+    }
+    Ok(hex::encode(random))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Secret, auth, make};
+
+    #[test]
+    fn a_made_token_is_accepted_by_its_hash_and_no_two_are_the_same() {
+        let secrets = Secret::from("new,old");
+        let (token, hashed) = make(None, Some(&secrets)).expect("a token");
+        let (other, _) = make(None, Some(&secrets)).expect("a token");
+        assert_ne!(token, other);
+        assert_eq!((token.len(), auth::check_token(&token)), (64, Ok(())));
+        let accepts = |secret: &str| {
+            let tokens =
+                auth::Tokens::parse(Some(&hashed.as_str().into()), None, Some(&secret.into())).expect("tokens");
+            tokens.accept(Some(&format!("Bearer {token}")))
+        };
+        assert!(accepts("new"), "the first secret of the list is used");
+        assert!(accepts("older, new"));
+        assert!(!accepts("old"));
+    }
+}
