@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 RELEASE := target/$(shell rustc -vV | sed -n 's/^host: //p')/release/syncctl
 
-.PHONY: help build install test quickstart bench lint generate image cluster-up cluster-down clean
+.PHONY: help build install test soak quickstart bench lint generate image cluster-up cluster-down clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,6 +21,9 @@ install: build ## Install it into PREFIX (default /usr/local), with completions
 
 test: ## Run every test, end to end on a real Kubernetes (installs what is missing)
 	tests/run
+
+soak: ## Recovery alone, with outages of a minute
+	SYNCCTL_TEST_OUTAGE_SECONDS=60 tests/run -- kill:: outages::
 
 quickstart: ## A real Kubernetes on this machine, and spec, check, discover and read of a real connector
 	tests/quickstart

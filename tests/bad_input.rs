@@ -283,7 +283,7 @@ fn a_missing_right_is_told_in_the_clusters_own_words() {
     let kubeconfig = world.namespace.powerless().display().to_string();
     let done = world.read(INSTANT, "s", &task, &["items"]).env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", &kubeconfig).run();
     done.fails(3, "FORBIDDEN", &["cannot create resource \"secrets\"", &world.namespace.name]).within(SOON);
-    assert!(done.json()["hint"].as_str().is_some_and(|hint| hint.contains("deploy/role.yaml")), "{done}");
+    assert!(done.json()["hint"].as_str().is_some_and(|hint| hint.contains("deploy/rbac/role.yaml")), "{done}");
     let (status, error) = world.schema.task(&task).expect("a row");
     assert_eq!(status, "FAILED");
     assert!(error.starts_with("FORBIDDEN: "), "{error}");

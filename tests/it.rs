@@ -6,13 +6,20 @@
 //! |---|---|
 //! | `SYNCCTL_TEST_SKIP_CLUSTER=1` | skips what needs a cluster, and says so |
 //! | `SYNCCTL_TEST_KEEP=1` | keeps the namespace and the schema of each test |
+//! | `SYNCCTL_TEST_OUTAGE_SECONDS=60` | how long servers are away in the test of outages (12) |
 //! | `SYNCCTL_TEST_UPDATE=1` | writes the golden files anew |
 
 mod bad_input;
 mod cli;
 mod commands;
+mod deploy;
 mod foreign;
+mod hostile;
+mod kill;
 mod layers;
 mod lifecycle;
+mod outages;
 mod read;
+mod serve;
 mod support;
+mod token;

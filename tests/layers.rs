@@ -16,10 +16,11 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that only these folders may know.
-const KNOWN_TO: [(&str, &[&str]); 6] = [
+const KNOWN_TO: [(&str, &[&str]); 7] = [
     ("kube", &["src/pod"]),
     ("k8s_openapi", &["src/pod"]),
-    ("tokio", &["src/pod"]),
+    ("tokio", &["src/pod", "src/cmd/serve/gate"]),
+    ("tiny_http", &["src/cmd/serve/http.rs"]),
     ("r2d2", &["src/db"]),
     ("postgres", &["src/db", "src/sidecar/sink"]),
     ("tracing_subscriber", &["src/cmd"]),

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::support::{Done, Program, World, catalog, unique};
+use super::support::{Done, Program, World, catalog, eventually, unique};
 
 const FAKER: &str = "airbyte/source-faker:7.2.1";
 const SMOKE: &str = "airbyte/source-smoke-test:0.1.2";
@@ -67,6 +68,11 @@ fn a_read_of_a_real_connector_resumes_and_adds_no_duplicates() {
     let query = "SELECT concat_ws('|', package, version, sync_id, status, error) FROM source_task";
     assert_eq!(world.schema.texts(query), ["airbyte/source-faker|7.2.1|sync|SUCCESS"]);
     assert_eq!(world.schema.streams(&first), document["streams"]);
+    let used: Value = serde_json::from_str(&world.schema.text("SELECT metrics::text FROM source_task")).expect("JSON");
+    let (seconds, bytes) = (used["cpu_usage"].as_f64().expect("seconds"), used["mem_usage"].as_u64().expect("bytes"));
+    // A Python program has to be loaded, and the Pod's limit holds.
+    assert!((0.1..600.0).contains(&seconds), "{used}");
+    assert!((5 << 20..=1024 << 20).contains(&bytes), "{used}");
     let states = "SELECT stream || ' ' || state::text FROM source_state WHERE sync_id = 'sync' ORDER BY stream";
     let stored = world.schema.texts(states);
     assert_eq!(stored.len(), 3, "{stored:?}");
@@ -84,6 +90,23 @@ fn a_read_of_a_real_connector_resumes_and_adds_no_duplicates() {
     let distinct = |table: &str| world.schema.number(&format!("SELECT count(DISTINCT id) FROM {table}"));
     assert_eq!(["users", "products", "purchases"].map(distinct), before);
     assert_eq!(world.schema.count("source_task"), 2);
+}
+
+#[test]
+fn what_a_connector_uses_is_told_while_it_runs() {
+    let Some(world) = World::new() else { return };
+    let task = unique("uses-");
+    let running = world.read("syncctl-test/slow:1", "s", &task, &["ticks"]).start();
+    // The wrapper looks after two seconds, the sidecar tells it with its next sign of life, ten seconds after the first.
+    let query = "SELECT metrics::text FROM source_task WHERE status = 'RUNNING' AND metrics IS NOT NULL";
+    let told = || world.schema.task(&task).and_then(|_| world.schema.texts(query).pop());
+    let used = eventually("the metrics of a running task", Duration::from_mins(1), told);
+    let used: Value = serde_json::from_str(&used).expect("JSON");
+    // A shell and its sleeping child.
+    assert!((0.000_1..10.0).contains(&used["cpu_usage"].as_f64().expect("seconds")), "{used}");
+    assert!((10_000..256 << 20).contains(&used["mem_usage"].as_u64().expect("bytes")), "{used}");
+    running.signal(Signal::INT);
+    running.wait().code(130);
 }
 
 #[test]

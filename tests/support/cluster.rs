@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::program::tell;
 use super::{Program, Setup, root, unique};
 
 /// The label of everything that the program makes.
-const CREATOR: &str = "jitsu.com/creator=bulker-sync-controller";
+pub const CREATOR: &str = "jitsu.com/creator=bulker-sync-controller";
+/// The label of the Pods of the service itself, which `deploy/` gives them.
+pub const SERVICE: (&str, &str) = ("app.kubernetes.io/name", "syncctl");
 
 /// The image of the program under test.
 pub struct Image {
@@ -40,14 +42,8 @@ pub fn sidecar_image(setup: &Setup) -> &'static Image {
     IMAGE.get_or_init(|| {
         let program = std::fs::read(env!("CARGO_BIN_EXE_syncctl")).expect("the program under test");
         let name = format!("syncctl:test-{}", &hex::encode(Sha256::digest(&program))[..16]);
-        let mut archive = tempfile::NamedTempFile::new().expect("a temporary file");
-        let made = Command::new(env!("CARGO_BIN_EXE_syncctl"))
-            .args(["image", "--name", &name])
-            .stdout(archive.as_file().try_clone().expect("a second handle"))
-            .status();
-        assert!(made.is_ok_and(|status| status.success()), "`syncctl image` failed");
-        let config_digest = config_digest(archive.path());
-        archive.flush().expect("nothing is buffered");
+        let archive = image_archive(&name);
+        let config_digest = format!("sha256:{}", hex::encode(Sha256::digest(image_config(archive.path()))));
         let command = format!("{} \"$0\"", setup.load_image);
         let loaded = Command::new("sh").args(["-c", &command]).arg(archive.path()).stdout(Stdio::null()).status();
         assert!(loaded.is_ok_and(|status| status.success()), "SYNCCTL_TEST_LOAD_IMAGE failed: {}", setup.load_image);
@@ -55,7 +51,37 @@ pub fn sidecar_image(setup: &Setup) -> &'static Image {
     })
 }
 
-fn config_digest(archive: &Path) -> String {
+fn pairs<'a>(list: &'a [(&'a str, &'a str)]) -> impl Iterator<Item = (&'a str, &'a str)> {
+    list.iter().copied()
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder to copy") {
+        let entry = entry.expect("an entry");
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).expect("a copy");
+        }
+    }
+}
+
+/// What `syncctl image` writes.
+pub fn image_archive(name: &str) -> tempfile::NamedTempFile {
+    let archive = tempfile::NamedTempFile::new().expect("a temporary file");
+    let made = Command::new(env!("CARGO_BIN_EXE_syncctl"))
+        .args(["image", "--name", name])
+        .stdout(archive.as_file().try_clone().expect("a second handle"))
+        .status();
+    assert!(made.is_ok_and(|status| status.success()), "`syncctl image` failed");
+    archive
+}
+
+/// The image's configuration, as it is in the archive.
+pub fn image_config(archive: &Path) -> Vec<u8> {
     let mut files = tar::Archive::new(std::fs::File::open(archive).expect("the archive"));
     let mut config = Vec::new();
     for entry in files.entries().expect("a tar archive") {
@@ -66,7 +92,18 @@ fn config_digest(archive: &Path) -> String {
             entry.read_to_end(&mut config).expect("its content");
         }
     }
-    format!("sha256:{}", hex::encode(Sha256::digest(&config)))
+    config
+}
+
+/// How the service is to run.
+pub struct Service<'a> {
+    /// The program under test.
+    pub image: &'a str,
+    pub replicas: u32,
+    /// The keys of the Secret `syncctl`.
+    pub secret: &'a [(&'a str, &'a str)],
+    /// More variables of the container.
+    pub environment: &'a [(&'a str, &'a str)],
 }
 
 /// A namespace in which the program works as the ServiceAccount that the project ships.
@@ -79,7 +116,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Creates it, with `deploy/` in it.
+    /// Creates it, with `deploy/rbac/` in it: what the one-off commands need.
     pub fn create(setup: &Setup, folder: &Path) -> Self {
         let name = unique("it-");
         let namespace = Self {
@@ -88,28 +125,73 @@ impl Namespace {
             folder: folder.to_owned(),
             name,
         };
-        namespace.deploy();
+        namespace.grant();
         namespace.login(&namespace.kubeconfig, "syncctl");
         namespace
     }
 
-    /// An overlay as a user would write it: `deploy/`, and the name of the namespace.
-    fn deploy(&self) {
-        let base = self.folder.join("deploy");
-        std::fs::create_dir(&base).expect("a folder");
-        for file in std::fs::read_dir(root().join("deploy")).expect("deploy/") {
-            let file = file.expect("an entry");
-            std::fs::copy(file.path(), base.join(file.file_name())).expect("a copy");
-        }
-        let name = &self.name;
-        let overlay = json!({
-            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-            "namespace": name, "resources": ["deploy", "namespace.yaml"],
+    fn grant(&self) {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name}});
+        let folder = self.overlay("rbac", &[("namespace.yaml", object)], &json!({"resources": ["namespace.yaml"]}));
+        self.kubectl(&["create", "--validate=false", "-k", &folder]);
+    }
+
+    /// Applies `deploy/` as a whole: the service. Returns its address, which holds on the tests' own cluster, where this
+    /// machine reaches what Pods reach. May be called again with something else.
+    pub fn serve(&self, service: &Service) -> String {
+        let (name, tag) = service.image.rsplit_once(':').expect("an image with a tag");
+        let data: Map<String, Value> =
+            pairs(service.secret).map(|(key, value)| (key.to_owned(), json!(value))).collect();
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "syncctl"}, "stringData": data});
+        let own = [("SYNCCTL_SIDECAR_IMAGE", service.image)];
+        let environment: Vec<Value> = pairs(&own)
+            .chain(pairs(service.environment))
+            .map(|(name, value)| json!({"name": name, "value": value}))
+            .collect();
+        let settings = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "syncctl"},
+            "spec": {
+                "replicas": service.replicas,
+                "template": {"spec": {"containers": [{"name": "syncctl", "env": environment}]}},
+            },
         });
-        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        std::fs::write(self.folder.join("kustomization.yaml"), overlay.to_string()).expect("a file");
-        std::fs::write(self.folder.join("namespace.yaml"), object.to_string()).expect("a file");
-        self.kubectl(&["create", "--validate=false", "-k", &self.folder.display().to_string()]);
+        let mut kustomization = json!({
+            "resources": ["secret.yaml"],
+            "images": [{"name": "syncctl", "newName": name, "newTag": tag}],
+            "patchesStrategicMerge": ["settings.yaml"],
+        });
+        if !self.kubectl(&["api-versions"]).lines().any(|version| version == "policy/v1") {
+            kustomization["patchesJson6902"] = json!([{
+                "target": {"group": "policy", "version": "v1", "kind": "PodDisruptionBudget", "name": "syncctl"},
+                "path": "old-cluster.json",
+            }]);
+        }
+        let patch = json!([{"op": "replace", "path": "/apiVersion", "value": "policy/v1beta1"}]);
+        let files = [("secret.yaml", secret), ("settings.yaml", settings), ("old-cluster.json", patch)];
+        let folder = self.overlay("", &files, &kustomization);
+        self.kubectl(&["apply", "-k", &folder]);
+        let service = self.kubectl(&["get", "service", "syncctl", "-n", &self.name, "-o", "json"]);
+        let service: Value = serde_json::from_str(&service).expect("a Service");
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        format!("http://{}:{}", text(&service["spec"]["clusterIP"]), service["spec"]["ports"][0]["port"])
+    }
+
+    /// An overlay as a user would write it: a part of `deploy/`, the name of the namespace, and more. Its words are
+    /// those that the kubectl of Debian 12 knows; newer ones know them still.
+    fn overlay(&self, part: &str, files: &[(&str, Value)], more: &Value) -> String {
+        let folder = self.folder.join(unique("overlay-"));
+        copy(&root().join("deploy").join(part), &folder.join("deploy"));
+        let mut kustomization = json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "namespace": self.name, "bases": ["deploy"],
+        });
+        for (field, value) in more.as_object().expect("an object") {
+            kustomization[field] = value.clone();
+        }
+        for (file, content) in files.iter().chain([&("kustomization.yaml", kustomization)]) {
+            std::fs::write(folder.join(file), content.to_string()).expect("a file");
+        }
+        folder.display().to_string()
     }
 
     /// Writes a kubeconfig of a ServiceAccount of this namespace.
@@ -181,14 +263,15 @@ impl Namespace {
         self.list("pods", &[])
     }
 
-    /// What is left of the program's: there should be nothing.
+    /// What is left of the program's: there should be nothing but the service itself.
     pub fn leftovers(&self) -> Vec<String> {
         let name = |object: &Value| {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             format!("{}/{}", text(&object["kind"]), text(&object["metadata"]["name"]))
         };
         let mut left: Vec<String> = self.list("pods,secrets", &["-l", CREATOR]).iter().map(name).collect();
-        let others = self.list("pods,secrets", &[]);
+        let mut others = self.list("pods,secrets", &[]);
+        others.retain(|object| object["metadata"]["labels"][SERVICE.0] != SERVICE.1);
         left.extend(others.iter().map(name).filter(|name| name.starts_with("Pod/") || name.contains("-config")));
         left.sort();
         left.dedup();

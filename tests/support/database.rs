@@ -20,7 +20,7 @@ impl Schema {
     }
 
     /// A connection whose path is this schema alone.
-    fn connect(&self) -> Client {
+    pub fn connect(&self) -> Client {
         let mut client = Client::connect(&self.url, NoTls).expect("the tests' Postgres answers");
         client.batch_execute(&format!("SET search_path = {}", self.name)).expect("a path can be set");
         client

@@ -2,7 +2,10 @@
 
 pub mod cluster;
 pub mod database;
+pub mod http;
 pub mod program;
+pub mod proxy;
+pub mod tasks;
 
 use std::path::PathBuf;
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -12,6 +15,7 @@ use serde_json::{Value, json};
 
 pub use cluster::Namespace;
 pub use database::Schema;
+pub use http::{Http, Service};
 pub use program::{Done, Program, Running};
 
 /// Ordinary tests read, tests that stop what all of them use write.

@@ -1,0 +1,122 @@
+//! What `deploy/` ships: a real API server takes it as it is, and it says the same as the program.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::cluster::{SERVICE, Service, image_archive, image_config, sidecar_image};
+use crate::support::{Namespace, World, eventually, root};
+
+/// A Pod of the service is there at once on an idle machine.
+const SOON: Duration = Duration::from_mins(1);
+
+fn shipped(file: &str) -> String {
+    std::fs::read_to_string(root().join("deploy").join(file)).expect("a file of deploy/")
+}
+
+/// Pods of the service that are to stay, and whose container was started: its settings and Secrets were found.
+fn started(namespace: &Namespace) -> Vec<Value> {
+    let mut pods = namespace.list("pods", &["-l", &format!("{}={}", SERVICE.0, SERVICE.1)]);
+    pods.retain(|pod| {
+        let started = pod["status"]["containerStatuses"][0]["containerID"].is_string();
+        started && pod["metadata"]["deletionTimestamp"].is_null()
+    });
+    pods
+}
+
+/// The variables of the container, each with its value or where it comes from.
+fn environment(pod: &Value) -> BTreeMap<String, Value> {
+    let list = pod["spec"]["containers"][0]["env"].as_array().expect("variables");
+    let value =
+        |entry: &Value| if entry["value"].is_null() { entry["valueFrom"].clone() } else { entry["value"].clone() };
+    list.iter().map(|entry| (entry["name"].as_str().expect("a name").to_owned(), value(entry))).collect()
+}
+
+#[test]
+fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_its_secret() {
+    let Some(world) = World::new() else { return };
+    let image = sidecar_image(world.setup);
+    let secret = [("SYNCCTL_DATABASE_URL", "postgresql://u@h/d"), ("SYNCCTL_AUTH_TOKENS", "token")];
+    let environment_of_the_overlay = [("SYNCCTL_LOG_LEVEL", "DEBUG")];
+    let mut service =
+        Service { image: &image.name, replicas: 2, secret: &secret, environment: &environment_of_the_overlay };
+    let address = world.namespace.serve(&service);
+    assert!(address.starts_with("http://") && address.ends_with(":3043"), "{address}");
+
+    let pods =
+        eventually("two Pods of the service", SOON, || Some(started(&world.namespace)).filter(|pods| pods.len() == 2));
+    for pod in &pods {
+        let spec = &pod["spec"];
+        assert_eq!(spec["containers"][0]["image"], *image.name);
+        assert_eq!(spec["serviceAccountName"], "syncctl");
+        let variables = environment(pod);
+        assert_eq!(variables["SYNCCTL_SIDECAR_IMAGE"], *image.name);
+        assert_eq!(variables["SYNCCTL_KUBERNETES_CLIENT_CONFIG"], "local");
+        assert_eq!(variables["SYNCCTL_LOG_LEVEL"], "DEBUG");
+        assert_eq!(variables["SYNCCTL_INSTANCE_ID"], "env://POD_NAME");
+        assert_eq!(variables["POD_NAME"]["fieldRef"]["fieldPath"], "metadata.name");
+        for secret in ["SYNCCTL_DATABASE_URL", "SYNCCTL_AUTH_TOKENS", "SYNCCTL_TOKEN_SECRET"] {
+            assert_eq!(variables[secret]["secretKeyRef"]["key"], secret);
+        }
+        // Its own Service must not look like settings, and its token has to be there.
+        assert_eq!(spec["enableServiceLinks"], false);
+        let mounts = spec["containers"][0]["volumeMounts"].as_array().expect("the token is mounted");
+        assert_eq!(mounts[0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
+    }
+
+    service.replicas = 1;
+    assert_eq!(world.namespace.serve(&service), address, "the Service stays when an overlay changes");
+    eventually("one Pod of the service", SOON, || Some(()).filter(|()| started(&world.namespace).len() == 1));
+}
+
+#[test]
+fn the_account_of_the_service_may_hold_a_lease_and_not_much_more() {
+    let Some(world) = World::new() else { return };
+    let account = format!("system:serviceaccount:{}:syncctl", world.namespace.name);
+    let list = world.namespace.kubectl(&["auth", "can-i", "--list", "--as", &account, "-n", &world.namespace.name]);
+    let may = |verb: &str, kind: &str| {
+        let line = list.lines().find(|line| line.starts_with(&format!("{kind} "))).unwrap_or_default().to_owned();
+        line.rsplit_once('[').is_some_and(|(_, verbs)| verbs.trim_end_matches(']').split(' ').any(|one| one == verb))
+    };
+    for verb in ["get", "create", "update"] {
+        assert!(may(verb, "leases.coordination.k8s.io"), "{verb} leases");
+    }
+    for (verb, kind) in [
+        ("list", "leases.coordination.k8s.io"),
+        ("delete", "leases.coordination.k8s.io"),
+        ("create", "pods/exec"),
+        ("update", "secrets"),
+        ("create", "events"),
+    ] {
+        assert!(!may(verb, kind), "{verb} {kind}");
+    }
+}
+
+#[test]
+fn the_dockerfile_makes_the_image_that_the_program_makes_of_itself() {
+    let instructions: Vec<String> =
+        shipped("Dockerfile").lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+    let archive = image_archive("syncctl:same");
+    let image: Value = serde_json::from_slice(&image_config(archive.path())).expect("the image's configuration");
+    let config = &image["config"];
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let expected = [
+        "FROM scratch".to_owned(),
+        "COPY syncctl /syncctl".to_owned(),
+        format!("USER {}", text(&config["User"])),
+        format!("WORKDIR {}", text(&config["WorkingDir"])),
+        format!("ENTRYPOINT {}", config["Entrypoint"]),
+    ];
+    assert_eq!(instructions, expected);
+    assert_eq!(config["Entrypoint"][0], "/syncctl");
+    assert_eq!(image["rootfs"]["diff_ids"].as_array().map(Vec::len), Some(1), "one layer: {image}");
+}
+
+#[test]
+fn the_deployment_names_the_image_of_this_version() {
+    let image = format!("syncctl:{}", env!("CARGO_PKG_VERSION"));
+    let deployment = shipped("deployment.yaml");
+    assert!(deployment.contains(&format!("image: {image}\n")), "{deployment}");
+    assert!(deployment.contains(&format!("value: {image}\n")), "{deployment}");
+}

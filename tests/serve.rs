@@ -1,0 +1,392 @@
+//! `syncctl serve`: what its callers and its operators see.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::support::http::target;
+use super::support::{Http, Service, World, catalog, cluster, database, eventually, root, unique};
+
+const INSTANT: &str = "syncctl-test/instant:1";
+const SLOW: &str = "syncctl-test/slow:1";
+/// Until a task of a fake connector has ended, also beside other tests.
+const TASK: Duration = Duration::from_mins(1);
+
+/// The body of a read whose rows go nowhere.
+fn body(streams: &[&str]) -> Value {
+    json!({"config": {}, "catalog": catalog(streams), "destinationConfig": {"destinationType": "discard"}})
+}
+
+/// Waits until a read has ended and returns its document.
+fn ended(service: &Http, task: &str) -> Value {
+    eventually("the end of a task", TASK, || {
+        let (status, document) = service.call(&format!("/tasks/{task}"), &[], None);
+        (status == 200 && document["task"]["status"] != "RUNNING").then(|| document["task"].clone())
+    })
+}
+
+/// Waits until nothing of the service's tasks is left.
+fn wait_empty(world: &World) {
+    eventually("an empty namespace", TASK, || world.namespace.leftovers().is_empty().then_some(()));
+}
+
+/// Waits until a stream of a read is seen to run.
+fn wait_running(world: &World, task: &str, stream: &str) {
+    eventually("a stream that runs", TASK, || {
+        world.schema.task(task)?;
+        (world.schema.streams(task)[stream]["status"] == "RUNNING").then_some(())
+    });
+}
+
+#[test]
+fn each_kind_of_task_reaches_its_table_and_leaves_nothing() {
+    let Some(world) = World::new() else { return };
+    let service = Service::start(&world);
+    let (status, accepted) = service.spec(INSTANT);
+    assert_eq!((status, &accepted["ok"], &accepted["status"]), (200, &json!(true), &json!("ok")), "{accepted}");
+    assert!(accepted["startedAt"].is_u64(), "{accepted}");
+    assert_eq!(service.check(INSTANT, "good", &json!({"password": "right"})).0, 200);
+    assert_eq!(service.check(INSTANT, "bad", &json!({"password": "wrong"})).0, 200);
+    assert_eq!(service.discover(INSTANT, "catalog", &json!({})).0, 200);
+    let task = unique("read-");
+    let (status, accepted) = service.read(INSTANT, "sync", &task, &body(&["items"]));
+    assert_eq!((status, &accepted["taskId"]), (200, &json!(task)), "{accepted}");
+
+    let document = ended(&service, &task);
+    assert_eq!(document["status"], "SUCCESS", "{document}");
+    assert_eq!(document["streams"]["items"]["events"], 1000, "{document}");
+    // What the connector logged last may come a moment after the outcome.
+    eventually("the connector's words", TASK, || {
+        let (_, document) = service.call(&format!("/tasks/{task}"), &[], None);
+        let said = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("reading /config"));
+        document["task"]["logs"].as_array().expect("log lines").iter().any(said).then_some(())
+    });
+    let rows = |query: &str| eventually(query, TASK, || world.schema.texts(query).first().cloned());
+    let title = "SELECT specs->'connectionSpecification'->>'title' FROM source_spec WHERE specs IS NOT NULL";
+    assert_eq!(rows(title), "Instant");
+    assert_eq!(rows("SELECT status FROM source_check WHERE key = 'good'"), "SUCCESS");
+    assert_eq!(rows("SELECT status FROM source_check WHERE key = 'bad'"), "FAILED");
+    let name = "SELECT catalog->'streams'->0->>'name' FROM source_catalog WHERE status = 'SUCCESS'";
+    assert_eq!(rows(name), "items");
+    wait_empty(&world);
+
+    let metrics = service.http.get("/metrics").text();
+    for line in [
+        r#"kind="check"} 2"#,
+        r#"kind="read",outcome="SUCCESS"} 1"#,
+        r#"kind="check",outcome="CONNECTOR_FAILED"} 1"#,
+        r#"method="POST",route="/check",status="200"} 2"#,
+        r#"route="/tasks/{taskId}",status="200"}"#,
+        "syncctl_leader{",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    assert!(!metrics.contains("syncctl-test/instant"), "packages are no labels\n{metrics}");
+}
+
+#[test]
+fn a_request_that_is_sent_again_starts_nothing_and_another_one_is_refused() {
+    let Some(world) = World::new() else { return };
+    let service = Service::start(&world);
+    let task = unique("again-");
+    let same = || service.read(SLOW, "sync", &task, &body(&["ticks"]));
+    assert_eq!(same().0, 200);
+    wait_running(&world, &task, "ticks");
+    let (status, again) = same();
+    assert_eq!((status, &again["ok"], &again["taskStatus"]), (200, &json!(true), &json!("RUNNING")), "{again}");
+    let (status, other) = service.read(SLOW, "sync", &task, &body(&["ticks", "others"]));
+    assert_eq!((status, &other["taskId"]), (409, &json!(task)), "{other}");
+    let (status, beside) = service.read(SLOW, "sync", &unique("beside-"), &body(&["ticks"]));
+    assert_eq!((status, &beside["taskId"]), (409, &json!(task)), "{beside}");
+    assert_eq!(world.namespace.pods().len(), 1);
+
+    let (status, cancelled) = service.cancel(SLOW, "sync", &task);
+    assert_eq!((status, &cancelled["taskStatus"]), (200, &json!("CANCELLED")), "{cancelled}");
+    wait_empty(&world);
+    assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
+    assert_eq!(world.schema.streams(&task)["ticks"]["status"], "CANCELLED");
+    assert_eq!(same().1["taskStatus"], "CANCELLED", "it ran before");
+    assert_eq!(service.cancel(SLOW, "sync", &task).1["taskStatus"], "CANCELLED", "once more does no harm");
+    assert!(world.namespace.pods().is_empty());
+
+    let next = unique("next-");
+    assert_eq!(service.read(INSTANT, "sync", &next, &body(&["items"])).0, 200, "the sync is free again");
+    assert_eq!(ended(&service, &next)["status"], "SUCCESS");
+    let (_, listed) = service.call("/tasks", &[("syncId", "sync")], None);
+    let ids: Vec<&str> =
+        listed["tasks"].as_array().expect("a list").iter().filter_map(|task| task["taskId"].as_str()).collect();
+    assert_eq!(ids, [next.as_str(), task.as_str()], "newest first");
+    wait_empty(&world);
+}
+
+#[test]
+fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
+    let Some(world) = World::new() else { return };
+    let service = Service::start(&world);
+    let secret = "hunter2hunter2";
+    for (label, answer, status, parts) in [
+        ("spec without anything", service.http.get("/spec"), 400, vec!["package is missing", "version is missing"]),
+        (
+            "an unknown type",
+            service.http.get("/spec?package=a/b&version=1&connectorType=x"),
+            400,
+            vec!["connectorType is unknown: the known one is airbyte"],
+        ),
+        (
+            "read with half of it",
+            service.http.post("/read?package=A%20b&version=1&syncId=s&addMeta=maybe", &json!({"config": secret})),
+            400,
+            vec![
+                "package or version",
+                "taskId is missing",
+                "addMeta is neither true nor false",
+                "config in the body is not a JSON object",
+                "catalog is missing in the body",
+                "destinationConfig is missing in the body",
+            ],
+        ),
+        (
+            "an unknown destination",
+            service.http.post(
+                "/read?package=a/b&version=1&syncId=s&taskId=t",
+                &json!({"config": {}, "catalog": catalog(&["a"]), "destinationConfig": {"destinationType": "x", "p": secret}}),
+            ),
+            400,
+            vec!["known types are postgres, discard"],
+        ),
+        ("no such path", service.http.get("/nothing"), 404, vec!["openapi.json"]),
+        ("another method", service.http.get("/check"), 405, vec!["POST"]),
+        ("no such task", service.http.get("/tasks/none"), 404, vec!["no such task"]),
+        ("nothing to cancel", service.http.get("/cancel?package=a&syncId=b&taskId=c"), 404, vec!["no such task"]),
+        ("no sync", service.http.get("/tasks?limit=0"), 400, vec!["syncId is missing", "limit is not a whole number"]),
+    ] {
+        let text = answer.text();
+        assert_eq!(answer.status, status, "{label}: {text}");
+        assert_eq!(answer.json()["ok"], false, "{label}: {text}");
+        for part in parts {
+            assert!(text.contains(part), "{label} does not say {part:?}: {text}");
+        }
+        assert!(!text.contains(secret), "{label}: {text}");
+    }
+    world.namespace.assert_empty();
+}
+
+#[test]
+fn a_token_is_asked_for_everywhere_but_where_the_kubelet_looks() {
+    let Some(world) = World::new() else { return };
+    let service = Service::start(&world);
+    let stranger = service.http.token(None);
+    for (path, open) in [
+        ("/health", true),
+        ("/ready", true),
+        ("/metrics", false),
+        ("/openapi.json", false),
+        ("/spec?package=a/b&version=1", false),
+        ("/tasks?syncId=s", false),
+        ("/nothing", false),
+    ] {
+        for (label, http) in [("none", stranger.clone()), ("a wrong one", stranger.token(Some("wrong-token")))] {
+            let answer = http.get(path);
+            assert_eq!(answer.status == 200, open, "{path} with {label}: {}", answer.text());
+            if !open {
+                assert_eq!(answer.status, 401, "{path} with {label}");
+                assert_eq!(answer.header("www-authenticate"), Some(r#"Bearer realm="syncctl""#));
+                assert!(!answer.text().contains("wrong-token"), "{}", answer.text());
+            }
+        }
+    }
+}
+
+#[test]
+fn without_tokens_the_service_is_open_and_says_so() {
+    let Some(world) = World::new() else { return };
+    let mut service = Service::start_with(&world, |program| program.env("SYNCCTL_AUTH_TOKENS", ""));
+    assert_eq!(service.http.token(None).get("/metrics").status, 200);
+    let done = service.stop();
+    done.code(0);
+    assert!(done.stderr.contains("everybody who reaches this service may use it"), "{done}");
+}
+
+#[test]
+fn a_failure_that_only_the_cluster_knows_is_recorded() {
+    let Some(world) = World::new() else { return };
+    let service = Service::start_with(&world, |program| program.env("SYNCCTL_SOURCE_MEMORY_LIMIT_MI", "32"));
+    assert_eq!(service.check("syncctl-test/oom:1", "k", &json!({})).0, 200);
+    let task = unique("deleted-");
+    assert_eq!(service.read(SLOW, "sync", &task, &body(&["ticks"])).0, 200);
+    wait_running(&world, &task, "ticks");
+    let pods = world.namespace.pods();
+    let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let pod = pods.iter().map(name).find(|name| name.contains("-read-")).expect("the pod of the read");
+    world.namespace.kubectl(&["delete", "pod", &pod, "-n", &world.namespace.name, "--wait=false"]);
+    let document = ended(&service, &task);
+    assert!(["CANCELLED", "FAILED"].contains(&document["status"].as_str().unwrap_or_default()), "{document}");
+    let description = "SELECT description FROM source_check WHERE key = 'k' AND status = 'FAILED'";
+    let told = eventually("the outcome of the check", TASK, || world.schema.texts(description).first().cloned());
+    assert!(told.starts_with("OOM_KILLED: "), "{told}");
+    wait_empty(&world);
+}
+
+#[test]
+fn term_leaves_running_tasks_to_the_next_process() {
+    let Some(world) = World::new() else { return };
+    let mut service = Service::start(&world);
+    let task = unique("left-");
+    assert_eq!(service.read(SLOW, "sync", &task, &body(&["ticks"])).0, 200);
+    wait_running(&world, &task, "ticks");
+    let asked = Instant::now();
+    service.stop().code(0);
+    assert!(asked.elapsed() < Duration::from_secs(10), "nothing was to be waited for");
+    assert_eq!(world.schema.task(&task).expect("a row").0, "RUNNING");
+    assert_eq!(world.namespace.pods().len(), 1);
+    service.start_again();
+    assert_eq!(service.cancel(SLOW, "sync", &task).0, 200);
+    wait_empty(&world);
+    assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
+}
+
+#[test]
+fn what_ended_while_nobody_looked_is_finished_by_the_next_process() {
+    let Some(world) = World::new() else { return };
+    let mut service = Service::start(&world);
+    let (read, check) = (unique("missed-"), unique("missed-"));
+    assert_eq!(service.read(INSTANT, "sync", &read, &body(&["items"])).0, 200);
+    assert_eq!(service.check("syncctl-test/stillborn:1", &check, &json!({})).0, 200);
+    service.kill();
+    eventually("the end of the read", TASK, || (world.schema.task(&read)?.0 == "SUCCESS").then_some(()));
+    service.start_again();
+    wait_empty(&world);
+    assert_eq!(world.schema.task(&read).expect("a row").0, "SUCCESS");
+    let status = format!("SELECT status FROM source_check WHERE key = '{check}'");
+    assert_eq!(world.schema.text(&status), "FAILED");
+}
+
+/// Whether this process runs the loop, by its own word.
+fn leads(service: &Service) -> bool {
+    let metrics = service.http.get("/metrics").text();
+    metrics.lines().any(|line| line.starts_with("syncctl_leader{") && line.ends_with(" 1"))
+}
+
+#[test]
+fn of_two_processes_one_leads_and_the_other_takes_over() {
+    let Some(world) = World::new() else { return };
+    let mut first = Service::start(&world);
+    let mut second = Service::start(&world);
+    assert!(leads(&first) && !leads(&second), "the first one came first");
+    // The one that does not lead takes requests all the same.
+    let task = unique("beside-");
+    assert_eq!(second.read(SLOW, "sync", &task, &body(&["ticks"])).0, 200);
+    wait_running(&world, &task, "ticks");
+    first.kill();
+    let killed = Instant::now();
+    eventually("another leader", Duration::from_secs(15), || leads(&second).then_some(()));
+    assert!(killed.elapsed() < Duration::from_secs(15));
+    assert_eq!(second.cancel(SLOW, "sync", &task).0, 200);
+    wait_empty(&world);
+    first.start_again();
+    second.stop().code(0);
+    eventually("a leader after a release", Duration::from_secs(5), || leads(&first).then_some(()));
+    first.stop().code(0);
+}
+
+#[test]
+fn a_long_request_line_of_ids_finds_its_task_again() {
+    let Some(world) = World::new() else { return };
+    let service = Service::start(&world);
+    let task = format!("{}/ä b%?#&+", unique("odd-"));
+    assert_eq!(service.read(INSTANT, "a sync/of: mine", &task, &body(&["items"])).0, 200);
+    let query = target("", &[("", &task)]);
+    let encoded = query.trim_start_matches("?=").replace('+', "%20");
+    assert_eq!(ended(&service, &encoded)["taskId"], json!(task));
+    wait_empty(&world);
+}
+
+/// The service of a namespace as `deploy/` ships it, once it is ready.
+fn deployed(world: &World, secret: &[(&str, &str)]) -> Http {
+    let image = &cluster::sidecar_image(world.setup).name;
+    let environment = [
+        ("SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", "1"),
+        ("SYNCCTL_SOURCE_MEMORY_REQUEST_MI", "16"),
+        ("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "5"),
+    ];
+    let service = cluster::Service { image, replicas: 2, secret, environment: &environment };
+    let url = url::Url::parse(&world.namespace.serve(&service)).expect("a URL");
+    let address = url.socket_addrs(|| None).expect("an address")[0];
+    let namespace = &world.namespace.name;
+    world.namespace.kubectl(&["rollout", "status", "deployment/syncctl", "-n", namespace, "--timeout=60s"]);
+    let http = Http::new(address);
+    let ready = || http.try_send("GET", "/ready", &[], &[]).is_ok_and(|answer| answer.status == 200).then_some(());
+    eventually("a ready service", TASK, ready);
+    http
+}
+
+/// Every endpoint, each once.
+fn drive(world: &World, http: &Http, name: &str) {
+    assert_eq!(http.get("/health").json()["status"], "pass");
+    assert_eq!(http.get("/openapi.json").json()["openapi"], "3.1.0");
+    assert!(http.get("/metrics").text().contains("syncctl_leader{"));
+    assert_eq!(http.spec(INSTANT).0, 200);
+    assert_eq!(http.check(INSTANT, name, &json!({"password": "wrong"})).0, 200);
+    assert_eq!(http.discover(INSTANT, name, &json!({})).0, 200);
+    let (read, cancelled) = (format!("{name}-read"), format!("{name}-cancelled"));
+    assert_eq!(http.read(INSTANT, name, &read, &body(&["items"])).0, 200);
+    assert_eq!(ended(http, &read)["status"], "SUCCESS");
+    assert_eq!(http.read(SLOW, name, &cancelled, &body(&["ticks"])).0, 200);
+    wait_running(world, &cancelled, "ticks");
+    assert_eq!(http.cancel(SLOW, name, &cancelled).1["taskStatus"], "CANCELLED");
+    let (_, tasks) = http.call("/tasks", &[("syncId", name)], None);
+    assert_eq!(tasks["tasks"].as_array().map(Vec::len), Some(2), "{tasks}");
+    for query in [
+        format!("SELECT status FROM source_check WHERE key = '{name}' AND status = 'FAILED'"),
+        format!("SELECT status FROM source_catalog WHERE key = '{name}' AND status = 'SUCCESS'"),
+        "SELECT package FROM source_spec WHERE specs IS NOT NULL".to_owned(),
+    ] {
+        eventually(&query, TASK, || world.schema.texts(&query).first().map(|_| ()));
+    }
+}
+
+#[test]
+fn the_deployment_serves_every_endpoint_with_tokens_and_without() {
+    let Some(world) = World::new() else { return };
+    let url = database::in_schema(&world.setup.sidecar_database_url, &world.schema.name);
+    let token = unique("token-");
+    let http = deployed(&world, &[("SYNCCTL_DATABASE_URL", &url), ("SYNCCTL_AUTH_TOKENS", &token)]);
+    assert_eq!(http.get("/metrics").status, 401);
+    drive(&world, &http.token(Some(&token)), "closed");
+    // A Deployment does not see that a Secret has changed.
+    world.namespace.kubectl(&["delete", "deployment", "syncctl", "-n", &world.namespace.name]);
+    let http = deployed(&world, &[("SYNCCTL_DATABASE_URL", &url)]);
+    drive(&world, &http, "open");
+    wait_empty(&world);
+}
+
+#[test]
+fn what_it_answers_is_what_its_own_document_says() {
+    let Some(world) = World::new() else { return };
+    // Hundreds of requests are accepted, and no node may be burdened with their Pods.
+    let nowhere = r#"{"syncctl.test/simulated":"true"}"#;
+    let mut service = Service::start_with(&world, |program| program.env("SYNCCTL_KUBERNETES_NODE_SELECTOR", nowhere));
+    let token = service.http.token.clone().expect("a token");
+    let output = Command::new(root().join("tests/schemathesis/run"))
+        .arg(format!("http://{}", service.http.address))
+        .env("SYNCCTL_TEST_TOKEN", token)
+        .output()
+        .expect("a script");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(service.http.get("/health").status, 200, "{said}");
+    service.stop().code(0);
+    let namespace = &world.namespace.name;
+    world.namespace.kubectl(&[
+        "delete",
+        "pods,secrets",
+        "-n",
+        namespace,
+        "-l",
+        cluster::CREATOR,
+        "--wait=true",
+        "--grace-period=0",
+        "--force",
+    ]);
+}
