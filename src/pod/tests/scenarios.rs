@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::support::{connect, launch, plain_kubeconfig};
+use crate::pod::changes::{Change, Changes};
 use crate::pod::{Cluster, Ownership, PodError};
 
 /// One request: method and path without its query.
@@ -155,4 +156,23 @@ fn a_secret_that_is_another_one_by_now_stays() {
         assert!(server.cluster.delete_secret_uid("s", uid).is_ok(), "{uid}");
     }
     assert_eq!(server.asked("delete", "/secrets"), 2);
+}
+
+#[test]
+fn a_version_that_the_api_server_has_forgotten_ends_the_changes() {
+    let forgotten = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Expired", "code": 410,
+        "message": "too old resource version: 1 (5)",
+    });
+    let event = json!({"type": "ERROR", "object": forgotten});
+    for (label, status, answer) in [("as an event", 200, event), ("as the answer", 410, forgotten)] {
+        let server = Server::start(move |_, _, _| (status, answer.clone()));
+        let api = server.cluster.api.clone();
+        let last = server.cluster.runtime.block_on(async {
+            let mut changes = Changes::start(api, 1);
+            tokio::time::timeout(Duration::from_secs(10), changes.next()).await
+        });
+        assert!(matches!(last, Ok(Change::Expired)), "{label}");
+        assert_eq!(server.asked("get", "/pods"), 1, "{label}");
+    }
 }

@@ -1,7 +1,6 @@
 use std::time::{Duration, Instant};
 
 use super::support::{Heard, Namespace, launch};
-use crate::pod::changes::{Change, Changes};
 use crate::pod::{Event, Ownership};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -113,20 +112,4 @@ fn a_list_tells_what_a_dead_connection_does_not() {
     let (late, _) = launch("late");
     let told = heard.until(SOON, seen(&late));
     assert!(!told.iter().any(|event| matches!(event, Event::Failed(_))), "{told:?}");
-}
-
-#[test]
-fn a_version_that_the_api_server_has_forgotten_ends_the_changes() {
-    let Some(namespace) = Namespace::new() else { return };
-    let cluster = namespace.cluster();
-    let last = cluster.runtime.block_on(async {
-        let mut changes = Changes::start(cluster.api.clone(), 1);
-        loop {
-            match tokio::time::timeout(SOON, changes.next()).await.expect("an answer") {
-                Change::Applied(..) | Change::Deleted { .. } => {}
-                last => return last,
-            }
-        }
-    });
-    assert!(matches!(last, Change::Expired));
 }
