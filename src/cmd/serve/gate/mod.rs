@@ -99,7 +99,12 @@ impl Gate {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.take(stream, peer),
+                Ok((stream, peer)) => {
+                    if let Some(wait) = self.table.haste(self.limits.connections) {
+                        tokio::time::sleep(wait).await;
+                    }
+                    self.take(stream, peer);
+                }
                 Err(error) => {
                     let verdict = judge(&error);
                     if verdict == Trouble::Fatal {

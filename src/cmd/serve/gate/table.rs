@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
+
+/// A connection that came just now may have sent its head already: the thread that reads it is the one that accepts.
+const FRESH: Duration = Duration::from_millis(100);
 
 /// All connections.
 #[derive(Default)]
@@ -17,8 +21,8 @@ struct Inner {
     next: u64,
     /// Connections that count, whatever they do.
     open: usize,
-    /// Those that have nothing in work, oldest first, and how to tell them to go.
-    idle: BTreeMap<u64, oneshot::Sender<()>>,
+    /// Those that have nothing in work, oldest first: since when, and how to tell them to go.
+    idle: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
     closing: bool,
 }
 
@@ -53,6 +57,14 @@ impl Table {
         // At once, before it runs for the first time: a burst of new connections must not look like work.
         let told = place.idle();
         Some((place, told))
+    }
+
+    /// How long to wait before a new connection may displace another one: in a flood also those that are displaced
+    /// have had a moment to be heard.
+    pub fn haste(&self, most: usize) -> Option<Duration> {
+        let inner = self.lock();
+        let (since, _) = inner.idle.first_key_value().filter(|_| inner.open >= most)?.1;
+        FRESH.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
     }
 
     /// Sends the connection away that has had nothing in work for the longest time.
@@ -94,7 +106,7 @@ impl Table {
 
 impl Inner {
     fn send_oldest_away(&mut self) -> bool {
-        let Some((_, tell)) = self.idle.pop_first() else { return false };
+        let Some((_, (_, tell))) = self.idle.pop_first() else { return false };
         self.open -= 1;
         tell.send(()).ok();
         true
@@ -111,7 +123,7 @@ impl Place {
                 inner.open -= 1;
                 self.state = State::SentAway;
             } else {
-                inner.idle.insert(self.id, tell);
+                inner.idle.insert(self.id, (Instant::now(), tell));
                 self.state = State::Idle;
             }
             drop(inner);
