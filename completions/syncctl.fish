@@ -54,6 +54,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-node
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
@@ -90,6 +91,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-nod
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
@@ -126,6 +128,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
@@ -168,6 +171,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-node
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
@@ -214,6 +218,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-nod
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r

@@ -14,7 +14,7 @@ use crate::failure::{Class, Failure};
 use crate::pod::client::{ClientSettings, Source};
 use crate::pod::manifest::{PodSettings, Resources};
 use crate::secret::Secret;
-use crate::task::{DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};
+use crate::task::{DEFAULT_SILENCE_SECONDS, DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};
 
 pub use serve::{ServeSettings, ServeSettingsArgs};
 
@@ -58,6 +58,9 @@ pub struct SettingsArgs {
     /// How long a Pod may take to start, from its creation [default: 180]
     #[arg(long, env = "SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", value_name = "SECONDS")]
     container_init_timeout_seconds: Option<String>,
+    /// How long a connector may write nothing before its task fails [default: 8000]
+    #[arg(long, env = "SYNCCTL_SILENCE_SECONDS", value_name = "SECONDS")]
+    silence_seconds: Option<String>,
     /// How long a container may take to end after TERM [default: 60]
     #[arg(long, env = "SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", value_name = "SECONDS")]
     container_grace_shutdown_seconds: Option<String>,
@@ -216,6 +219,7 @@ impl SettingsArgs {
             pods_service_account,
             container_status_check_seconds,
             container_init_timeout_seconds,
+            silence_seconds,
             container_grace_shutdown_seconds,
             task_timeout_hours,
             source_cpu_request_millicores,
@@ -240,6 +244,8 @@ impl SettingsArgs {
         };
         let init_timeout =
             problems.seconds(container_init_timeout_seconds, "SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", 180);
+        let silence_seconds =
+            problems.at_least_one(silence_seconds, "SYNCCTL_SILENCE_SECONDS", DEFAULT_SILENCE_SECONDS);
         let grace = problems.number(container_grace_shutdown_seconds, "SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", 60);
         let default_hours = u32::try_from(DEFAULT_TIMEOUT_HOURS).expect("a small constant");
         let hours = problems.seconds(task_timeout_hours, "SYNCCTL_TASK_TIMEOUT_HOURS", default_hours);
@@ -277,6 +283,7 @@ impl SettingsArgs {
                 service_account: present(pods_service_account),
                 grace_seconds: grace,
                 init_timeout_seconds: u32::try_from(init_timeout.as_secs()).unwrap_or(u32::MAX),
+                silence_seconds,
                 source_resources,
                 sidecar_resources,
                 java_opts: present(source_java_opts).unwrap_or_else(|| "-Xmx7000m".to_owned()),

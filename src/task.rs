@@ -138,6 +138,20 @@ pub struct StreamReport {
     /// Why it is not SUCCESS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What the source expects to send; many never say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
+}
+
+/// What a source expects a stream to be; it may be wrong, and change while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// Records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 /// `source_task.description` of a read: stream name → report, in catalog order.
@@ -248,6 +262,9 @@ pub struct ReadOptions {
     pub full_sync: bool,
     /// Ask the connector for debug messages.
     pub debug: bool,
+    /// How long the connector may be silent; `None` is what the settings say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence_seconds: Option<u32>,
 }
 
 impl Default for ReadOptions {
@@ -260,9 +277,14 @@ impl Default for ReadOptions {
             deduplicate: true,
             full_sync: false,
             debug: false,
+            silence_seconds: None,
         }
     }
 }
+
+/// How long a connector may be silent where nothing else is said: exports of large accounts compute for an hour before
+/// the first row.
+pub const DEFAULT_SILENCE_SECONDS: u32 = 8000;
 
 /// The only connector type there is; the column exists because the seed keys specs by it.
 pub const CONNECTOR_TYPE_AIRBYTE: &str = "airbyte";

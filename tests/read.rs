@@ -362,6 +362,7 @@ fn messages_that_a_read_need_not_know_do_not_disturb_it() {
     let task = unique("chatty-");
     let done = odd(&world, "chatty", &["one"], &task);
     assert_eq!(done.code(0).json()["status"], "SUCCESS");
+    assert_eq!(done.json()["streams"]["one"]["estimate"], json!({"rows": 3}));
     assert_eq!(world.schema.count("one"), 3);
     let lines = |condition: &str| {
         let query = format!("SELECT level || ' ' || message FROM task_log WHERE task_id = '{task}' AND {condition}");
@@ -380,6 +381,41 @@ fn messages_that_a_read_need_not_know_do_not_disturb_it() {
     let sync = world.schema.texts("SELECT DISTINCT sync_id FROM task_log");
     assert_eq!(sync, ["sync"]);
     assert_eq!(lines("level = 'WARN' AND message LIKE '%to think about%'").len(), 1);
+}
+
+#[test]
+fn a_renewed_configuration_is_used_until_the_caller_sends_another_one() {
+    let Some(world) = World::new() else { return };
+    let run = |token: &str| {
+        let config = json!({"mode": "renew", "token": token});
+        let done = read(&world, ODD, &config, &catalog(&["one"]), &unique("renew-")).run();
+        done.keeps("-next");
+        world.schema.texts("SELECT token FROM one ORDER BY length(token), token").join(" ")
+    };
+    assert_eq!(run("token"), "token");
+    // This one fails, after it had used its token up.
+    assert_eq!(run("token"), "token");
+    let used = |text: &str| {
+        world.schema.number(&format!("SELECT count(*) FROM source_config WHERE config::text LIKE '%\"{text}\"%'"))
+    };
+    assert_eq!(used("token-next-next"), 1);
+    assert_eq!(run("token"), "token token-next-next");
+    assert_eq!(run("other"), "other token token-next-next", "the caller has changed it");
+    assert_eq!(world.schema.number("SELECT count(*) FROM task_log WHERE message LIKE '%token%'"), 0, "masked");
+    assert_eq!(world.schema.number("SELECT count(*) FROM task_log WHERE message LIKE 'logged in with ***, %'"), 4);
+}
+
+#[test]
+fn a_destination_that_refuses_everything_ends_the_read_at_once() {
+    let Some(world) = World::new() else { return };
+    world.schema.execute("CREATE VIEW ticks AS SELECT 1 AS id");
+    let task = unique("refused-");
+    // This connector never ends by itself.
+    let done = read(&world, "syncctl-test/slow:1", &json!({}), &catalog(&["ticks"]), &task).run();
+    let document = done.within(Duration::from_mins(1)).code(3).json();
+    assert_eq!(document["class"], "DESTINATION_FAILED", "{done}");
+    assert!(document["error"].as_str().is_some_and(|error| error.contains("not a table")), "{done}");
+    assert_eq!(world.schema.task(&task).expect("a row").0, "FAILED");
 }
 
 #[test]

@@ -49,6 +49,8 @@ pub enum Message<'a> {
         stream: Option<StreamName>,
         /// Rows, if told.
         rows: Option<u64>,
+        /// Bytes, if told.
+        bytes: Option<u64>,
     },
     /// The connector asks to persist this new configuration.
     ControlConfig(Box<RawText>),
@@ -208,7 +210,7 @@ impl<'a> Message<'a> {
             Self::Catalog(catalog) => Message::Catalog(catalog),
             Self::TraceError(error) => Message::TraceError(error),
             Self::StreamStatus { stream, status } => Message::StreamStatus { stream, status },
-            Self::Estimate { stream, rows } => Message::Estimate { stream, rows },
+            Self::Estimate { stream, rows, bytes } => Message::Estimate { stream, rows, bytes },
             Self::ControlConfig(config) => Message::ControlConfig(config),
             Self::Other(kind) => Message::Other(kind),
             Self::Text => Message::Text,
@@ -317,6 +319,7 @@ fn trace(trace: &Value) -> Option<Message<'static>> {
         "ESTIMATE" => inner("estimate").map(|estimate| Message::Estimate {
             stream: stream_name(estimate).filter(|_| text(estimate, "type").as_deref() != Some("SYNC")),
             rows: estimate.get("row_estimate").and_then(whole),
+            bytes: estimate.get("byte_estimate").and_then(whole),
         }),
         other => Some(Message::Other(format!("TRACE {other}"))),
     }

@@ -87,6 +87,8 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         deduplicate: !no_deduplicate,
         full_sync,
         debug,
+        // The settings of this very command say it.
+        silence_seconds: None,
     };
     run_task(task_args, |settings, timeout| {
         let mut task = new_task(TaskKind::Read, connector.image()?, Some(timeout.unwrap_or(settings.task_timeout)));

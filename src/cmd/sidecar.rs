@@ -103,8 +103,6 @@ pub struct SidecarArgs {
     contract: Option<String>,
 }
 
-/// How long a connector may be silent: exports of large accounts compute for an hour before the first row.
-const SILENCE_SECONDS: u64 = 8000;
 /// How long a connector may take to start where the controller does not say.
 const INIT_SECONDS: u64 = 180;
 
@@ -193,6 +191,7 @@ impl SidecarArgs {
                 deduplicate: flag(&deduplicate, true),
                 full_sync: flag(&full_sync, false),
                 debug: false,
+                silence_seconds: None,
             },
             timeout: Duration::from_secs(timeout),
         };
@@ -209,7 +208,11 @@ impl SidecarArgs {
                 "SYNCCTL_INIT_TIMEOUT_SECONDS",
                 INIT_SECONDS,
             )?),
-            silence: Duration::from_secs(number(&silence_seconds, "SYNCCTL_SILENCE_SECONDS", SILENCE_SECONDS)?),
+            silence: Duration::from_secs(number(
+                &silence_seconds,
+                "SYNCCTL_SILENCE_SECONDS",
+                u64::from(task::DEFAULT_SILENCE_SECONDS),
+            )?),
             contract: contract.filter(|contract| !contract.is_empty()),
         })
     }

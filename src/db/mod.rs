@@ -13,6 +13,7 @@
 
 mod catalog;
 mod check;
+mod config;
 mod connect;
 mod error;
 mod log;

@@ -111,7 +111,7 @@ impl Index {
 /// The column that a `source_spec` of another program may lack.
 const CONNECTOR_TYPE: &str = "connector_type";
 
-const TABLES: [Table; 6] = [
+const TABLES: [Table; 7] = [
     Table {
         name: "source_spec",
         columns: &[
@@ -161,6 +161,19 @@ const TABLES: [Table; 6] = [
             time("timestamp"),
         ],
         key: &["sync_id", "stream"],
+        indexes: &[],
+    },
+    // Not of the contract: see `config`.
+    Table {
+        name: "source_config",
+        columns: &[
+            text("sync_id"),
+            text("package"),
+            text("given"),
+            Column { name: "config", kind: Kind::Json, nullable: false, default: None },
+            time("timestamp"),
+        ],
+        key: &["sync_id"],
         indexes: &[],
     },
     Table {

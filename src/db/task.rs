@@ -370,6 +370,7 @@ fn parse_reports(description: &str) -> StreamReports {
                 bytes: number(&report, "bytes"),
                 status: serde_json::from_value(status).unwrap_or(StreamStatus::Pending),
                 error: report.get("error").and_then(Value::as_str).map(str::to_owned),
+                estimate: report.get("estimate").and_then(|estimate| serde_json::from_value(estimate.clone()).ok()),
             };
             Some((name, report))
         })

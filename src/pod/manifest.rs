@@ -82,6 +82,8 @@ pub struct PodSettings {
     pub grace_seconds: u32,
     /// After this the sidecar, too, gives up waiting for a connector that never starts.
     pub init_timeout_seconds: u32,
+    /// How long a connector may be silent.
+    pub silence_seconds: u32,
     /// The connector's share.
     pub source_resources: Resources,
     /// The sidecar's share.
@@ -288,6 +290,7 @@ impl Launch<'_> {
         let timeout_hours = task.timeout.as_secs().div_ceil(3600).to_string();
         let timeout_seconds = task.timeout.as_secs().to_string();
         let init_timeout = self.settings.init_timeout_seconds.to_string();
+        let silence = options.silence_seconds.unwrap_or(self.settings.silence_seconds).to_string();
         let started_by = task.started_by.as_ref().map(ToString::to_string).unwrap_or_default();
         let flag = |on: bool| if on { "true" } else { "false" };
         let mut variables = environment(&[
@@ -313,6 +316,7 @@ impl Launch<'_> {
             ("TASK_TIMEOUT_HOURS", &timeout_hours),
             ("SYNCCTL_TASK_TIMEOUT_SECONDS", &timeout_seconds),
             ("SYNCCTL_INIT_TIMEOUT_SECONDS", &init_timeout),
+            ("SYNCCTL_SILENCE_SECONDS", &silence),
             ("SYNCCTL_CONTRACT", contract::VERSION),
         ]);
         let secret = secret_name(&task.pod_name(), 0);
@@ -391,6 +395,7 @@ mod tests {
             service_account: None,
             grace_seconds: 60,
             init_timeout_seconds: 180,
+            silence_seconds: 8000,
             source_resources: Resources { cpu_request: 100, cpu_limit: 1000, memory_request: 256, memory_limit: 128 },
             sidecar_resources: Resources { cpu_request: 0, cpu_limit: 500, memory_request: 0, memory_limit: 0 },
             java_opts: "-Xmx7000m".to_owned(),

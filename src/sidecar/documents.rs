@@ -16,8 +16,11 @@ pub struct Documents {
     files: BTreeMap<String, String>,
 }
 
+/// The connector's configuration.
+pub const CONFIG: &str = "config.json";
+
 /// What the connector may see: not the destination's credentials.
-const CONNECTORS: [&str; 3] = ["config.json", "catalog.json", "state.json"];
+const CONNECTORS: [&str; 3] = [CONFIG, "catalog.json", "state.json"];
 
 /// The destination's configuration; the connector never sees it.
 const DESTINATION: &str = "destinationConfig.json";
@@ -64,6 +67,11 @@ impl Documents {
         self.files.get(name).map(String::as_str)
     }
 
+    /// Puts another document into the place of one.
+    pub fn put(&mut self, name: &str, content: String) {
+        self.files.insert(name.to_owned(), content);
+    }
+
     /// One document, parsed.
     pub fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
         let text = self.get(name).ok_or_else(|| {
@@ -82,7 +90,7 @@ impl Documents {
     /// Masks what is secret in any of them. A catalog is not, and it holds every column's name. Nor is where the
     /// destination is: an error that does not name it helps nobody.
     pub fn masker(&self) -> Masker {
-        let secret = ["config.json", "state.json", DESTINATION];
+        let secret = [CONFIG, "state.json", DESTINATION];
         let value = |name: &str| {
             let mut value: Value = serde_json::from_str(self.get(name)?).ok()?;
             if name == DESTINATION

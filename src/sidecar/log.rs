@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::db::{Db, LogIds, LogRow};
@@ -113,6 +114,11 @@ impl TaskLog {
                 dropped: AtomicU64::new(0),
             }),
         }
+    }
+
+    /// Masks what is in this document, too.
+    pub fn learn(&self, document: &Value) {
+        self.shared.masker.add([document]);
     }
 
     /// The text without what is secret.

@@ -4,9 +4,11 @@
 //! the pipes and the documents are.
 
 mod documents;
+mod kept;
 mod log;
 mod metrics;
 pub mod pipes;
+mod reporter;
 mod result;
 mod session;
 pub mod sink;
@@ -19,14 +21,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use documents::Documents;
+use documents::{CONFIG, Documents};
+use kept::Kept;
 use log::TaskLog;
+use serde_json::Value;
 use source::Source;
 
 use crate::contract;
-use crate::db::{Db, Options, Target};
+use crate::db::{Db, Options, SpecKey, Target};
 use crate::failure::{Class, Failure};
-use crate::secret::Secret;
+use crate::secret::{Masker, Secret};
 use crate::task::{Task, TaskKind};
 
 /// How long the database may be away in the middle of a task. Meanwhile the connector waits at a full pipe.
@@ -116,17 +120,20 @@ impl Sidecar {
             let text = format!("the controller speaks contract {theirs}, this sidecar {}", contract::VERSION);
             return Err(Failure::new(Class::VersionMismatch, text));
         }
-        // The pipes come first: the connector starts while we connect.
-        let documents = Documents::read(&self.secrets)?;
-        let source = Source::prepare(&self, &documents)?;
-        let target = Target::parse(&self.database_url, "DATABASE_URL")?;
-        let name = format!("syncctl {}", self.task.kind);
-        let db = open(&target, &Options { application_name: name, pool_size: 3, patience: PATIENCE })?;
+        let mut documents = Documents::read(&self.secrets)?;
+        let masker = documents.masker();
         let stop = Stop::new(Arc::clone(terminated), self.task.timeout);
-        let log = TaskLog::start(db.clone(), &self.task, documents.masker(), &self.db_log_level);
-        let end = match self.task.kind {
-            TaskKind::Spec | TaskKind::Check | TaskKind::Discover => result::run(&self.task, source, &db, &log, &stop),
-            TaskKind::Read => session::run(&self.task, source, &documents, &db, &log, &stop),
+        let (end, db, log) = if self.task.kind == TaskKind::Read {
+            // The connector may have to start with another configuration than the caller's: so the database comes first.
+            let (db, log) = self.connect(&documents, &masker)?;
+            let kept = Kept::restore(&db, &self.task, &mut documents, &log)?;
+            let source = Source::prepare(&self, &documents, &masker)?;
+            (session::run(&self.task, source, &documents, &kept, &db, &log, &stop), db, log)
+        } else {
+            // The pipes come first: the connector starts while we connect.
+            let source = Source::prepare(&self, &documents, &masker)?;
+            let (db, log) = self.connect(&documents, &masker)?;
+            (result::run(&self.task, source, &db, &log, &stop), db, log)
         };
         log.finish();
         if end.is_ok() {
@@ -137,6 +144,26 @@ impl Sidecar {
         }
         end
     }
+
+    fn connect(&self, documents: &Documents, masker: &Masker) -> Result<(Db, TaskLog), Failure> {
+        let target = Target::parse(&self.database_url, "DATABASE_URL")?;
+        let name = format!("syncctl {}", self.task.kind);
+        let db = open(&target, &Options { application_name: name, pool_size: 3, patience: PATIENCE })?;
+        if let Some(config) = documents.get(CONFIG).and_then(|config| serde_json::from_str(config).ok())
+            && let Some(schema) = stored_schema(&db, &self.task)?
+        {
+            masker.add_marked(&config, &schema);
+        }
+        let log = TaskLog::start(db.clone(), &self.task, masker.clone(), &self.db_log_level);
+        Ok((db, log))
+    }
+}
+
+/// The JSON Schema of the connector's configuration, if its specification was ever asked for.
+fn stored_schema(db: &Db, task: &Task) -> Result<Option<Value>, Failure> {
+    let stored = db.spec(&SpecKey::of(task))?.and_then(|stored| stored.specs);
+    let spec = stored.and_then(|specs| serde_json::from_str::<Value>(&specs).ok());
+    Ok(spec.and_then(|mut spec| spec.get_mut("connectionSpecification").map(Value::take)))
 }
 
 /// Opens the database; one that is just starting has a moment.

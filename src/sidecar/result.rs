@@ -33,6 +33,14 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog, stop: &Stop)
                     reported.get_or_insert(error);
                 }
                 Message::Log { level, text } => log.write(Level::parse(&level), "source", &text),
+                Message::ControlConfig(config) => {
+                    if let Ok(config) = serde_json::from_str(&config.0) {
+                        log.learn(&config);
+                    }
+                    let text = "the connector has renewed its configuration, which is kept in a read alone: if it can \
+                                be used only once, the next read has to be given a new one";
+                    log.write(Level::Warn, "syncctl", text);
+                }
                 Message::Text => {
                     log.write(Level::Info, "source", &line);
                     let line = line.into_owned();

@@ -1,12 +1,12 @@
 //! read: rows to the sink, states to the database, and how far it is.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::documents::Documents;
+use super::kept::Kept;
 use super::log::{Level, TaskLog};
 use super::metrics::Metrics;
+use super::reporter::Reporter;
 use super::sink::Destination;
 use super::source::{Input, Source};
 use super::streams::{Storable, Streams};
@@ -16,30 +16,29 @@ use crate::airbyte::message::{Message, StreamName};
 use crate::airbyte::state::State;
 use crate::db::{Db, Writer};
 use crate::failure::{Class, Failure};
-use crate::task::{StreamReports, StreamStatus, Task, TaskStatus};
+use crate::task::{Estimate, StreamReports, StreamStatus, Task, TaskStatus};
 
-/// How often a task that changes nothing says that it lives; the stale sweep begins after an hour.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-/// The least time between two reports.
-const REPORT_PAUSE: Duration = Duration::from_millis(500);
 /// How often counts are shown while records come.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
+/// How soon a change of a status is shown, at least: with thousands of streams each look at all of them costs.
+const CHANGE_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the database may be away when only what the connector has used would be lost.
 const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(2);
-/// Records between two looks at the clock.
-const RECORDS_PER_LOOK: u32 = 4096;
+/// Lines between two looks at the clock.
+const LINES_PER_LOOK: u32 = 4096;
 
 /// Reads until the source has ended, and stores the outcome.
 pub fn run(
     task: &Task,
     mut source: Source,
     documents: &Documents,
+    kept: &Kept<'_>,
     db: &Db,
     log: &TaskLog,
     stop: &Stop,
 ) -> Result<End, Failure> {
     source.log_stderr(log);
-    let mut session = match Session::open(task, source.metrics(), documents, db, log) {
+    let mut session = match Session::open(task, source.metrics(), documents, kept, db, log) {
         Ok(session) => session,
         Err(failure) => {
             finish(task, db, log, TaskStatus::Failed, None, Some(failure))?;
@@ -56,12 +55,15 @@ enum Ended {
     Source,
     Stopped(Stopped),
     Silent(Failure),
+    /// The destination took no more, and nothing that is left to read could go anywhere.
+    Destination,
 }
 
 struct Session<'a> {
     task: &'a Task,
     db: &'a Db,
     log: &'a TaskLog,
+    kept: &'a Kept<'a>,
     streams: Streams,
     reporter: Reporter,
     /// The source's own words for its failure.
@@ -73,8 +75,11 @@ struct Session<'a> {
     last_states: Storable,
     /// The stored states are still to be forgotten.
     forgets: bool,
-    records: u32,
-    counted: Instant,
+    /// Something else than a count has changed since the reports were shown.
+    changed: bool,
+    /// Lines since the clock was looked at.
+    lines: u32,
+    shown: Instant,
 }
 
 impl<'a> Session<'a> {
@@ -82,6 +87,7 @@ impl<'a> Session<'a> {
         task: &'a Task,
         metrics: Metrics,
         documents: &Documents,
+        kept: &'a Kept<'a>,
         db: &'a Db,
         log: &'a TaskLog,
     ) -> Result<Self, Failure> {
@@ -96,6 +102,7 @@ impl<'a> Session<'a> {
             task,
             db,
             log,
+            kept,
             streams,
             reporter,
             reported: None,
@@ -103,8 +110,9 @@ impl<'a> Session<'a> {
             unknown: Vec::new(),
             last_states: Vec::new(),
             forgets: task.options.full_sync,
-            records: 0,
-            counted: Instant::now(),
+            changed: false,
+            lines: 0,
+            shown: Instant::now(),
         })
     }
 
@@ -130,7 +138,11 @@ impl<'a> Session<'a> {
                         self.lost.get_or_insert(reason);
                     }
                 }
-                Input::Quiet => self.reporter.publish(&self.reports(), false),
+                Input::Quiet => {
+                    self.changed |= self.lines > 0 && self.shown.elapsed() >= COUNT_INTERVAL;
+                    self.lines = 0;
+                    self.show();
+                }
                 Input::End => {
                     let with_us = source.was_ended_with_us(stop);
                     return Ok(if with_us { Ended::Stopped(Stopped::Cancelled) } else { Ended::Source });
@@ -138,6 +150,10 @@ impl<'a> Session<'a> {
                 Input::Stopped(stopped) => return Ok(Ended::Stopped(stopped)),
                 Input::Silent(failure) => return Ok(Ended::Silent(failure)),
             }
+            if self.streams.is_refused() {
+                return Ok(Ended::Destination);
+            }
+            self.show_now_and_then();
         }
     }
 
@@ -146,18 +162,8 @@ impl<'a> Session<'a> {
         match message {
             Message::Record(record) => {
                 match self.streams.record(&record) {
-                    Ok(false) => {}
-                    Ok(true) => self.reporter.publish(&self.reports(), true),
+                    Ok(changed) => self.changed |= changed,
                     Err(name) => self.unknown(name),
-                }
-                self.records += 1;
-                if self.records >= RECORDS_PER_LOOK {
-                    self.records = 0;
-                    if self.counted.elapsed() >= COUNT_INTERVAL {
-                        self.counted = Instant::now();
-                        self.reporter.publish(&self.reports(), true);
-                        return Ok(true);
-                    }
                 }
                 return Ok(false);
             }
@@ -179,7 +185,7 @@ impl<'a> Session<'a> {
                 self.log.write(Level::Info, "source", &format!("stream {} is {status}", stream.key()));
                 let storable = self.streams.status(&stream, &status);
                 self.store(storable)?;
-                self.reporter.publish(&self.reports(), true);
+                self.changed = true;
             }
             Message::TraceError(error) => {
                 let text = self.log.mask(error.text());
@@ -190,9 +196,12 @@ impl<'a> Session<'a> {
                 self.reported.get_or_insert(text);
             }
             Message::Log { level, text } => self.log.write(Level::parse(&level), "source", &text),
-            Message::ControlConfig(_) => {
-                let text = "the connector asks to keep a new configuration; it is not kept";
-                self.log.write(Level::Warn, "syncctl", text);
+            Message::ControlConfig(config) => self.kept.keep(&config.0, self.log)?,
+            Message::Estimate { stream: Some(stream), rows, bytes } => {
+                self.changed |= self.streams.estimate(&stream, Estimate { rows, bytes });
+            }
+            Message::Estimate { stream: None, rows: Some(rows), .. } => {
+                self.log.write(Level::Info, "source", &format!("about {rows} records are expected in all"));
             }
             Message::Other(kind) => self.log.write(Level::Debug, "syncctl", &format!("a {kind} message was ignored")),
             Message::Spec(_)
@@ -202,6 +211,24 @@ impl<'a> Session<'a> {
             | Message::Text => {}
         }
         Ok(true)
+    }
+
+    /// Looks now and then whether it is time to show how far it is.
+    fn show_now_and_then(&mut self) {
+        self.lines += 1;
+        if self.changed || self.lines >= LINES_PER_LOOK {
+            self.lines = 0;
+            if self.shown.elapsed() >= if self.changed { CHANGE_INTERVAL } else { COUNT_INTERVAL } {
+                self.changed = true;
+                self.show();
+            }
+        }
+    }
+
+    /// Shows how far it is: at once where something has changed, else with the next sign of life.
+    fn show(&mut self) {
+        self.shown = Instant::now();
+        self.reporter.publish(self.reports(), std::mem::take(&mut self.changed));
     }
 
     /// The per-stream map, without what is secret.
@@ -253,6 +280,7 @@ impl<'a> Session<'a> {
                 self.streams.end(false, &failure.text);
                 (self.verdict(), Some(failure))
             }
+            Ended::Destination => (self.verdict(), self.destination_failure()),
             Ended::Source => {
                 let code = source.exit_code();
                 if matches!(code, None | Some(137)) {
@@ -289,6 +317,9 @@ impl<'a> Session<'a> {
         if clean && success == all {
             return Ok((TaskStatus::Success, None));
         }
+        if let Some(failure) = self.destination_failure() {
+            return Ok((self.verdict(), Some(failure)));
+        }
         let failure = match (&self.lost, reported, code) {
             (Some(lost), _, _) => Failure::new(Class::ConnectorFailed, lost),
             (None, Some(reported), _) => Failure::new(Class::ConnectorFailed, reported),
@@ -299,6 +330,12 @@ impl<'a> Session<'a> {
             (None, None, code) => source.failure(code, ""),
         };
         Ok((self.verdict(), Some(failure)))
+    }
+
+    /// What the destination did to the first stream that it refused.
+    fn destination_failure(&self) -> Option<Failure> {
+        let refusal = self.streams.refusal()?;
+        Some(Failure::new(Class::DestinationFailed, refusal))
     }
 
     /// PARTIAL when anything arrived for good.
@@ -323,98 +360,4 @@ fn finish(
     }
     db.finish_task(task, Writer::Sidecar, status, reports, error.as_deref())?;
     Ok(())
-}
-
-/// Keeps `source_task` current from a thread of its own, so that a slow database does not slow the rows.
-struct Reporter {
-    shared: Arc<(Mutex<Report>, Condvar)>,
-    thread: Option<JoinHandle<()>>,
-    row: Row,
-}
-
-/// The row of the task, and where to look for what it holds besides the reports.
-#[derive(Clone)]
-struct Row {
-    db: Db,
-    task_id: String,
-    metrics: Metrics,
-}
-
-struct Report {
-    reports: StreamReports,
-    changed: bool,
-    ended: bool,
-}
-
-impl Reporter {
-    fn start(db: Db, task_id: String, metrics: Metrics, reports: StreamReports) -> Self {
-        let row = Row { db, task_id, metrics };
-        let shared = Arc::new((Mutex::new(Report { reports, changed: true, ended: false }), Condvar::new()));
-        let thread = std::thread::spawn({
-            let (row, shared) = (row.clone(), Arc::clone(&shared));
-            move || row.report_on(&shared)
-        });
-        Self { shared, thread: Some(thread), row }
-    }
-
-    /// Shows the reports: now if it matters, else with the next heartbeat.
-    fn publish(&self, reports: &StreamReports, now: bool) {
-        let (report, wake) = &*self.shared;
-        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.reports.clone_from(reports);
-        if now {
-            report.changed = true;
-            wake.notify_one();
-        }
-    }
-
-    /// Ends the thread.
-    fn finish(&mut self) {
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
-        self.shared.1.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been printed, and the outcome does not depend on it.
-            thread.join().ok();
-        }
-    }
-
-    /// Reports once more, after the end.
-    fn report(&self, reports: &StreamReports, patience: Duration) {
-        let db = self.row.db.with_patience(patience);
-        Row { db, ..self.row.clone() }.report(reports);
-    }
-}
-
-impl Drop for Reporter {
-    fn drop(&mut self) {
-        self.finish();
-    }
-}
-
-impl Row {
-    fn report_on(&self, shared: &(Mutex<Report>, Condvar)) {
-        let (report, wake) = shared;
-        loop {
-            let reports = {
-                let guard = report.lock().unwrap_or_else(PoisonError::into_inner);
-                let (mut guard, _) = wake
-                    .wait_timeout_while(guard, HEARTBEAT, |report| !report.changed && !report.ended)
-                    .unwrap_or_else(PoisonError::into_inner);
-                if guard.ended {
-                    return;
-                }
-                guard.changed = false;
-                guard.reports.clone()
-            };
-            self.report(&reports);
-            let guard = report.lock().unwrap_or_else(PoisonError::into_inner);
-            drop(wake.wait_timeout_while(guard, REPORT_PAUSE, |report| !report.ended));
-        }
-    }
-
-    fn report(&self, reports: &StreamReports) {
-        if let Err(error) = self.db.report_progress(&self.task_id, reports, self.metrics.latest().as_ref()) {
-            tracing::warn!(%error, "a report is lost");
-        }
-    }
 }

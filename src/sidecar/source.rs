@@ -33,7 +33,7 @@ const OWN_SIGNAL_WAIT: Duration = Duration::from_secs(2);
 const LAST_LINES: usize = 10;
 /// And how much of each.
 const LAST_LINE_BYTES: usize = 500;
-/// How much of a line is looked through for secrets before it is cut: more would be work for nothing.
+/// How much of a line is kept, to be looked through for secrets before it is cut: more would be work for nothing.
 const LONGEST_MASKED: usize = 64 * 1024;
 
 /// The connector's pipes.
@@ -65,7 +65,7 @@ struct Life {
     last_sign: Arc<Mutex<Instant>>,
     last_lines: Arc<Mutex<LastLines>>,
     heard: Arc<AtomicBool>,
-    masker: Arc<Masker>,
+    masker: Masker,
 }
 
 /// What came from stdout.
@@ -86,7 +86,7 @@ pub enum Input<'a> {
 
 impl Source {
     /// Makes the pipes and the connector's files, then says so.
-    pub fn prepare(sidecar: &Sidecar, documents: &Documents) -> Result<Self, Failure> {
+    pub fn prepare(sidecar: &Sidecar, documents: &Documents, masker: &Masker) -> Result<Self, Failure> {
         let fail = |what: &str, path: &Path, error: &std::io::Error| {
             Failure::new(Class::SidecarFailed, format!("{what} {}: {error}", path.display()))
         };
@@ -113,7 +113,7 @@ impl Source {
                 last_sign: Arc::new(Mutex::new(Instant::now())),
                 last_lines: Arc::default(),
                 heard: Arc::default(),
-                masker: Arc::new(documents.masker()),
+                masker: masker.clone(),
             },
             unsigned: false,
             exit_code: OnceCell::new(),
@@ -230,7 +230,14 @@ impl Source {
     pub fn last_words(&self) -> Option<String> {
         let lines = self.life.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = if lines.stderr.is_empty() { &lines.stdout } else { &lines.stderr };
-        (!lines.is_empty()).then(|| lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n"))
+        let told = |line: &String| {
+            // Masked before it is cut: half a secret is one, too.
+            let line = self.life.masker.mask(line);
+            let end = line.floor_char_boundary(LAST_LINE_BYTES);
+            // It will be shown on terminals: nothing in it may colour or move them.
+            line[..end].replace(|c: char| c.is_control() && c != '\t', "")
+        };
+        (!lines.is_empty()).then(|| lines.iter().map(told).collect::<Vec<_>>().join("\n"))
     }
 
     /// Why there is no result, told by the exit code and the last lines.
@@ -259,11 +266,7 @@ impl Life {
         if text.is_empty() {
             return;
         }
-        // Masked before it is cut: half a secret is one, too.
-        let text = self.masker.mask(&text[..text.floor_char_boundary(LONGEST_MASKED)]);
-        let end = text.floor_char_boundary(LAST_LINE_BYTES);
-        // It will be shown on terminals: nothing in it may colour or move them.
-        let text = text[..end].replace(|c: char| c.is_control() && c != '\t', "");
+        let text = text[..text.floor_char_boundary(LONGEST_MASKED)].to_owned();
         let mut lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = which(&mut lines);
         if lines.len() == LAST_LINES {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream, DestinationSyncMode, SyncMode};
 use crate::airbyte::message::{Record, StreamName};
 use crate::sidecar::sink::{Committed, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
-use crate::task::{ReadOptions, StreamReport, StreamReports, StreamStatus};
+use crate::task::{Estimate, ReadOptions, StreamReport, StreamReports, StreamStatus};
 
 /// One selected stream.
 struct Stream {
@@ -22,6 +22,7 @@ struct Stream {
     committed: u64,
     status: StreamStatus,
     error: Option<String>,
+    estimate: Option<Estimate>,
     /// The state that waits for the stream's end, when rows only count then.
     waiting: Option<String>,
 }
@@ -39,6 +40,8 @@ pub struct Streams {
     has_statuses: bool,
     /// Rows of streams that the catalog does not select were dropped.
     has_unknown: bool,
+    /// Why the destination refused the first stream that it refused.
+    refusal: Option<String>,
 }
 
 /// States that may be stored now: (key, document).
@@ -48,24 +51,40 @@ impl Streams {
     /// Prepares for the catalog's streams.
     pub fn new(catalog: &ConfiguredCatalog, options: &ReadOptions, mut sink: Box<dyn Sink>) -> Self {
         let mut streams: Vec<Stream> = catalog.streams.iter().map(|stream| Stream::new(stream, options)).collect();
+        let mut refusal = None;
         // In the catalog's order, not that of arrival: of two streams with one table name the same one always has it.
         for stream in &mut streams {
             match sink.open(stream.spec.clone()) {
                 Ok(index) => stream.open = Some(index),
-                Err(error) => (stream.status, stream.error) = (StreamStatus::Failed, Some(error.text)),
+                Err(error) => {
+                    refusal.get_or_insert_with(|| error.text.clone());
+                    (stream.status, stream.error) = (StreamStatus::Failed, Some(error.text));
+                }
             }
         }
         let mut index: HashMap<_, _> =
             streams.iter().enumerate().map(|(at, stream)| (stream.spec.name.clone(), at)).collect();
         // Some sources leave the namespace out of their records: the bare name finds the stream if it is the only one.
+        let mut namesakes: HashMap<&str, usize> = HashMap::new();
+        for stream in &streams {
+            *namesakes.entry(&stream.spec.name.name).or_default() += 1;
+        }
         for (at, stream) in streams.iter().enumerate() {
-            let name = &stream.spec.name.name;
-            let alone = streams.iter().filter(|other| other.spec.name.name == *name).count() == 1;
-            if alone {
+            let name = stream.spec.name.name.as_str();
+            if namesakes[name] == 1 {
                 index.entry(StreamName::new(None, name)).or_insert(at);
             }
         }
-        Self { sink, all: streams, index, last: None, waiting_global: None, has_statuses: false, has_unknown: false }
+        Self {
+            sink,
+            all: streams,
+            index,
+            last: None,
+            waiting_global: None,
+            has_statuses: false,
+            has_unknown: false,
+            refusal,
+        }
     }
 
     /// The per-stream map.
@@ -75,6 +94,7 @@ impl Streams {
             bytes: stream.bytes,
             status: stream.status,
             error: stream.error.clone(),
+            estimate: stream.estimate,
         };
         self.all.iter().map(|stream| (stream.key.clone(), report(stream))).collect()
     }
@@ -98,7 +118,7 @@ impl Streams {
         if let Some(index) = self.all[at].open
             && let Err(error) = self.sink.write(index, record)
         {
-            self.fail(at, &error.text);
+            self.refuse(at, &error);
             return Ok(true);
         }
         Ok(changed)
@@ -161,6 +181,36 @@ impl Streams {
         stream.waiting = None;
     }
 
+    /// The destination refuses a stream. One that is away after all its patience will not take the others either: each
+    /// of them would only wait for it again.
+    fn refuse(&mut self, at: usize, error: &SinkError) {
+        self.refusal.get_or_insert_with(|| error.text.clone());
+        self.fail(at, &error.text);
+        if error.transient {
+            for at in 0..self.all.len() {
+                if self.all[at].is_open() {
+                    self.fail(at, &error.text);
+                }
+            }
+        }
+    }
+
+    /// Why the destination refused a stream, the first one.
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
+    /// Whether nothing that may still come has a place to go to, because of the destination.
+    pub fn is_refused(&self) -> bool {
+        self.refusal.is_some() && !self.all.iter().any(Stream::is_open)
+    }
+
+    /// What the source expects a stream to be. Returns whether that is news.
+    pub fn estimate(&mut self, name: &StreamName, estimate: Estimate) -> bool {
+        let Some(at) = self.position(name) else { return false };
+        self.all[at].estimate.replace(estimate) != Some(estimate)
+    }
+
     /// The source speaks of a stream: STARTED, RUNNING, COMPLETE or INCOMPLETE.
     pub fn status(&mut self, name: &StreamName, status: &str) -> Storable {
         self.has_statuses = true;
@@ -189,7 +239,7 @@ impl Streams {
         self.start(at);
         let Some(index) = self.all[at].open else { return Vec::new() };
         if let Err(error) = self.sink.finish(index) {
-            self.fail(at, &error.text);
+            self.refuse(at, &error);
             return Vec::new();
         }
         let stream = &mut self.all[at];
@@ -218,7 +268,7 @@ impl Streams {
                 Vec::new()
             }
             Err(error) => {
-                self.fail(at, &error.text);
+                self.refuse(at, &error);
                 Vec::new()
             }
         }
@@ -230,7 +280,7 @@ impl Streams {
             if self.all[at].status == StreamStatus::Running
                 && let Err(error) = self.commit(at)
             {
-                self.fail(at, &error.text);
+                self.refuse(at, &error);
             }
         }
         self.waiting_global = Some((key, state));
@@ -238,6 +288,9 @@ impl Streams {
     }
 
     fn global_if_ready(&mut self) -> Storable {
+        if self.waiting_global.is_none() {
+            return Vec::new();
+        }
         let failed = |stream: &Stream| {
             !matches!(stream.status, StreamStatus::Pending | StreamStatus::Running | StreamStatus::Success)
         };
@@ -320,6 +373,7 @@ impl Stream {
             committed: 0,
             status: StreamStatus::Pending,
             error: None,
+            estimate: None,
             waiting: None,
         }
     }
@@ -339,10 +393,9 @@ fn spec(configured: &ConfiguredStream, options: &ReadOptions) -> StreamSpec {
     } else {
         configured.cursor_field.clone()
     };
-    let table = stream.table_name.clone().filter(|table| !table.is_empty()).unwrap_or_else(|| stream.name.clone());
     StreamSpec {
         schema: schema(options.namespace.as_deref(), name.namespace.as_deref()),
-        table: format!("{}{table}", options.table_name_prefix),
+        table: table(stream.table_name.as_deref(), &name, options),
         json_schema: stream.json_schema.clone(),
         mode: write_mode(configured, options, !primary_key.is_empty()),
         primary_key,
@@ -353,11 +406,28 @@ fn spec(configured: &ConfiguredStream, options: &ReadOptions) -> StreamSpec {
     }
 }
 
-/// `${SOURCE_NAMESPACE}` is the stream's own; `${LEGACY}` and nothing are the destination's default.
+/// Stands for the stream's own namespace.
+const SOURCE_NAMESPACE: &str = "${SOURCE_NAMESPACE}";
+/// As the option `namespace`: everything goes into the default schema, and the namespace into the table's name.
+const LEGACY: &str = "${LEGACY}";
+
+/// The schema of a stream; `None` is the destination's default.
 fn schema(wanted: Option<&str>, own: Option<&str>) -> Option<String> {
-    let wanted = wanted.filter(|wanted| !wanted.is_empty())?;
-    let schema = wanted.replace("${SOURCE_NAMESPACE}", own.unwrap_or_default()).replace("${LEGACY}", "");
+    let wanted = wanted.filter(|wanted| !wanted.contains(LEGACY))?;
+    let schema = wanted.replace(SOURCE_NAMESPACE, own.unwrap_or_default()).trim().to_owned();
     Some(schema).filter(|schema| !schema.is_empty())
+}
+
+/// The table of a stream. A name in the catalog is the caller's last word; else it is prefix and name, as the existing
+/// implementation puts them together.
+fn table(wanted: Option<&str>, stream: &StreamName, options: &ReadOptions) -> String {
+    if let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) {
+        return wanted.to_owned();
+    }
+    let prefix = options.table_name_prefix.replace(SOURCE_NAMESPACE, stream.namespace.as_deref().unwrap_or_default());
+    let legacy = options.namespace.as_deref().is_some_and(|namespace| namespace.contains(LEGACY));
+    let name = if legacy { stream.key() } else { stream.name.clone() };
+    format!("{prefix}{name}")
 }
 
 fn write_mode(configured: &ConfiguredStream, options: &ReadOptions, has_key: bool) -> WriteMode {
@@ -375,5 +445,37 @@ fn write_mode(configured: &ConfiguredStream, options: &ReadOptions, has_key: boo
         (true, _) => WriteMode::Replace,
         (false, true) => WriteMode::Merge,
         (false, false) => WriteMode::Append,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{schema, table};
+    use crate::airbyte::message::StreamName;
+    use crate::task::ReadOptions;
+
+    #[test]
+    fn tables_are_placed_and_named_as_the_options_say() {
+        let own = StreamName::new(Some("crm"), "users");
+        let none = StreamName::new(None, "users");
+        for (label, namespace, prefix, wanted, stream, expected) in [
+            ("nothing asked for", None, "", None, &own, (None, "users")),
+            ("a schema", Some("raw"), "", None, &own, (Some("raw"), "users")),
+            ("the stream's own", Some("${SOURCE_NAMESPACE}"), "p_", None, &own, (Some("crm"), "p_users")),
+            ("a part of it", Some("raw_${SOURCE_NAMESPACE}"), "", None, &own, (Some("raw_crm"), "users")),
+            ("its own, and it has none", Some("${SOURCE_NAMESPACE}"), "", None, &none, (None, "users")),
+            ("legacy", Some("${LEGACY}"), "p_", None, &own, (None, "p_crm.users")),
+            ("legacy without a namespace", Some("${LEGACY}"), "", None, &none, (None, "users")),
+            ("its own in the prefix", None, "${SOURCE_NAMESPACE}_", None, &own, (None, "crm_users")),
+            ("a name in the catalog", Some("raw"), "p_", Some("people"), &own, (Some("raw"), "people")),
+            ("an empty name in the catalog", None, "p_", Some(""), &own, (None, "p_users")),
+        ] {
+            let namespace = namespace.map(str::to_owned);
+            let options = ReadOptions { namespace, table_name_prefix: prefix.to_owned(), ..ReadOptions::default() };
+            let schema = schema(options.namespace.as_deref(), stream.namespace.as_deref());
+            let (expected_schema, expected_table) = expected;
+            assert_eq!(schema.as_deref(), expected_schema, "{label}");
+            assert_eq!(table(wanted, stream, &options), expected_table, "{label}");
+        }
     }
 }

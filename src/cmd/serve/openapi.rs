@@ -286,6 +286,12 @@ fn read() -> Value {
         flag("deduplicate", "Merge by primary key where the catalog asks for it; true unless told otherwise."),
         flag("fullSync", "Start from scratch and replace the tables."),
         flag("debug", "Ask the connector for debug messages."),
+        query(
+            "silenceSeconds",
+            false,
+            "How long the connector may write nothing before the task fails; SYNCCTL_SILENCE_SECONDS unless told otherwise.",
+            &json!({"type": "integer", "minimum": 1, "maximum": 604_800}),
+        ),
     ]);
     let properties = json!({
         "config": {"type": "object", "description": "Credentials."},

@@ -2,6 +2,7 @@
 //!
 //! No message quotes a value of a body: it holds secrets.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -29,6 +30,8 @@ const LONGEST_ID: usize = 512;
 const LONGEST_STARTED_BY: usize = 16 * 1024;
 /// The longest `functionsEnv`: Linux ends one environment variable at 128 KiB.
 const LONGEST_FUNCTIONS_ENV: usize = 120 * 1024;
+/// The longest silence of a connector that a caller may allow: as long as a task may take by default, and then some.
+const LONGEST_SILENCE: u32 = 7 * 24 * 3600;
 
 /// What is wrong with a request, one entry each.
 pub type Problems = Vec<String>;
@@ -76,13 +79,18 @@ impl<'a> Query<'a> {
     }
 
     /// A whole number within a range.
-    pub fn number(&mut self, name: &str, default: u32, range: std::ops::RangeInclusive<u32>) -> u32 {
-        let Some(text) = self.optional(name) else { return default };
-        text.parse().ok().filter(|number| range.contains(number)).unwrap_or_else(|| {
+    pub fn number(&mut self, name: &str, default: u32, range: RangeInclusive<u32>) -> u32 {
+        self.optional_number(name, range).unwrap_or(default)
+    }
+
+    /// A whole number within a range, if there is one.
+    fn optional_number(&mut self, name: &str, range: RangeInclusive<u32>) -> Option<u32> {
+        let number = self.optional(name)?.parse().ok().filter(|number| range.contains(number));
+        if number.is_none() {
             let (least, most) = (range.start(), range.end());
             self.problems.push(format!("{name} is not a whole number between {least} and {most}"));
-            default
-        })
+        }
+        number
     }
 
     /// An id or key: any text that the tables can hold.
@@ -248,6 +256,7 @@ pub fn read(
         deduplicate: query.flag("deduplicate", true),
         full_sync: query.flag("fullSync", false),
         debug: query.flag("debug", false),
+        silence_seconds: query.optional_number("silenceSeconds", 1..=LONGEST_SILENCE),
     };
     task.started_by = Some(marked(task.started_by.take(), &fingerprint(&settings.database_url, pairs, body), marker));
     let mut problems = Problems::new();

@@ -1,5 +1,6 @@
 //! Against a real `PostgreSQL`, each test in a schema of its own.
 
+mod configs;
 mod connections;
 mod outages;
 mod patience;

@@ -65,7 +65,7 @@ fn a_schema_with_capitals_is_found_by_the_name_of_prisma() {
     db.ensure_schema().expect("the schema can be made");
     let count = schema.value(&format!("SELECT count(*) FROM pg_tables WHERE schemaname = '{name}'"));
     schema.sql(&format!("DROP SCHEMA \"{name}\" CASCADE"));
-    assert_eq!(count.as_deref(), Some("6"));
+    assert_eq!(count.as_deref(), Some("7"));
 }
 
 #[test]

@@ -211,7 +211,9 @@ pub(super) fn task(task_id: &str) -> Task {
 pub(super) fn reports(streams: &[(&str, StreamStatus)]) -> StreamReports {
     streams
         .iter()
-        .map(|(name, status)| ((*name).to_owned(), StreamReport { events: 0, bytes: 0, status: *status, error: None }))
+        .map(|(name, status)| {
+            ((*name).to_owned(), StreamReport { events: 0, bytes: 0, status: *status, error: None, estimate: None })
+        })
         .collect()
 }
 

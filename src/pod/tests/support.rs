@@ -155,6 +155,7 @@ pub(super) fn settings() -> PodSettings {
         service_account: None,
         grace_seconds: 1,
         init_timeout_seconds: 180,
+        silence_seconds: 8000,
         source_resources: resources,
         sidecar_resources: resources,
         java_opts: String::new(),

@@ -1,6 +1,5 @@
 #!/bin/sh
-# Behaves in one of many odd ways, which its configuration chooses: {"mode":"…","tell":"HOST PORT"}, on one line and
-# without blanks around the colons. What it "tells" goes to a TCP listener of the test: it is seen even when the Pod
+# Behaves in one of many odd ways, which its configuration chooses: {"mode":"…","tell":"HOST PORT"}, on one line. What it "tells" goes to a TCP listener of the test: it is seen even when the Pod
 # and all that it wrote are gone.
 # user: 1000
 
@@ -16,7 +15,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-setting() { sed -n 's/.*"'"$1"'":"\([^"]*\)".*/\1/p' "$config" 2>/dev/null; }
+setting() { sed -n 's/.*"'"$1"'": *"\([^"]*\)".*/\1/p' "$config" 2>/dev/null; }
 tell() {
     [ -n "$(setting tell)" ] || return 0
     for try in 1 2 3 4 5; do
@@ -86,6 +85,14 @@ case $command-$(setting mode) in
         [ -z "$debug" ] || log INFO 'debug was asked for'
         records one 1 3
         state_of one 3
+        ;;
+    read-renew)
+        # A token that is good for one run: the next one is asked to be kept as soon as it is there.
+        token=$(setting token)
+        echo '{"type":"CONTROL","control":{"type":"CONNECTOR_CONFIG","emitted_at":1700000000000,"connectorConfig":{"config":{"mode":"renew","token":"'"$token"'-next"}}}}'
+        log INFO "logged in with $token, the next one is $token-next"
+        echo '{"type":"RECORD","record":{"stream":"one","data":{"id":'"${#token}"',"token":"'"$token"'"},"emitted_at":1700000000000}}'
+        [ "$token" != token-next ] || exit 1 # what was renewed counts, whatever came after
         ;;
     read-incomplete)
         # What happens when the catalog asks for a stream that the source does not have.
