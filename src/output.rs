@@ -130,6 +130,20 @@ impl Progress {
     }
 }
 
+/// How often a count is worth looking at: on a terminal it moves, elsewhere each look is a line.
+const LOOKS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+
+impl Progress {
+    /// How often to say how far something is; `None` when nobody listens.
+    pub fn interval(&self) -> Option<Duration> {
+        match (self.quiet, self.bar.is_hidden()) {
+            (true, _) => None,
+            (false, false) => Some(LOOKS.0),
+            (false, true) => Some(LOOKS.1),
+        }
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();

@@ -6,6 +6,7 @@
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use indicatif::{DecimalBytes, HumanCount};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -22,7 +23,7 @@ use crate::pod::manifest::Launch;
 use crate::pod::payload::Payload;
 use crate::pod::status::Observation;
 use crate::pod::{Cluster, PodError, Update};
-use crate::task::{StreamReports, Task, TaskKind, TaskStatus};
+use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
 /// A validated task and its documents.
 pub struct Request {
@@ -139,7 +140,7 @@ pub fn run(settings: &Settings, output: &Output, request: &Request) -> Result<Ou
     let db = Db::open(target, options)?;
     db.ensure_schema()?;
     let cluster = Cluster::connect(&settings.client)?;
-    let run = Run { settings, db: &db, cluster: &cluster, request, progress: output.progress() };
+    let run = Run { settings, db: &db, cluster: &cluster, request, progress: output.progress(), counts: false };
     let outcome = run.whole_way(&events, &inbox, &cancel);
     drop(cancel);
     outcome
@@ -151,6 +152,8 @@ struct Run<'a> {
     cluster: &'a Cluster,
     request: &'a Request,
     progress: Progress,
+    /// The last thing said was how far it is.
+    counts: bool,
 }
 
 impl Run<'_> {
@@ -223,8 +226,15 @@ impl Run<'_> {
     fn follow(&mut self, inbox: &Receiver<Event>) -> Result<End, Failure> {
         let task = &self.request.task;
         let mut course = Course::new(Instant::now(), task.timeout, self.settings.init_timeout);
+        let looks = self.progress.interval().filter(|_| task.kind == TaskKind::Read);
+        let mut looked = Instant::now();
         loop {
             let wait = course.next_deadline().saturating_duration_since(Instant::now());
+            let wait = looks.map_or(wait, |pause| wait.min(pause));
+            if looks.is_some_and(|pause| course.has_started() && looked.elapsed() >= pause) {
+                looked = Instant::now();
+                self.count();
+            }
             match inbox.recv_timeout(wait) {
                 Ok(Event::Cancelled) => {
                     self.progress.say("cancelling");
@@ -261,6 +271,8 @@ impl Run<'_> {
     fn seen(&mut self, observation: &Observation, course: &mut Course) -> Option<Ending> {
         match course.see(observation, Instant::now()) {
             Step::End(ending) => return Some(ending),
+            // Once records come, their number is what people want to see.
+            Step::Wait(_) if self.counts => {}
             Step::Wait(what) => self.progress.say(&what),
         }
         if !course.has_started() {
@@ -275,6 +287,16 @@ impl Run<'_> {
             && let Err(error) = self.db.heartbeat(&self.request.task.task_id)
         {
             tracing::warn!(%error, "the task's row was not refreshed");
+        }
+    }
+
+    /// Says how far a read is, as its row tells it.
+    fn count(&mut self) {
+        // Nothing depends on it; whoever needs the database will say that it is away.
+        let Ok(Some(row)) = self.db.task(&self.request.task.task_id) else { return };
+        if row.streams.values().any(|stream| stream.status != StreamStatus::Pending) {
+            self.counts = true;
+            self.progress.say(&counts(&row.streams));
         }
     }
 
@@ -329,6 +351,19 @@ impl Run<'_> {
     }
 }
 
+/// How far the streams of a read are, in one line.
+fn counts(streams: &StreamReports) -> String {
+    let events: u64 = streams.values().map(|stream| stream.events).sum();
+    let bytes: u64 = streams.values().map(|stream| stream.bytes).sum();
+    let open = |status| matches!(status, StreamStatus::Pending | StreamStatus::Running);
+    let done = streams.values().filter(|stream| !open(stream.status)).count();
+    // An estimate of some streams alone would be one that is too low.
+    let rows: Option<u64> = streams.values().map(|stream| stream.estimate?.rows).sum();
+    let of = rows.map(|rows| format!(" of about {}", HumanCount(rows))).unwrap_or_default();
+    let (events, bytes) = (HumanCount(events), DecimalBytes(bytes));
+    format!("{events}{of} records, {bytes}; {done} of {} streams have ended", streams.len())
+}
+
 /// How following ended.
 enum End {
     /// The rows tell what became of it.
@@ -352,5 +387,28 @@ fn not_cancelled_by_us(verdict: Verdict, failure: &Failure) -> Verdict {
             Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, error })
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+    use crate::task::{Estimate, StreamReport, StreamReports, StreamStatus};
+
+    #[test]
+    fn how_far_a_read_is_fits_into_a_line() {
+        let stream = |events, status, rows| StreamReport {
+            events,
+            bytes: 1_500_000,
+            status,
+            error: None,
+            estimate: Some(Estimate { rows, bytes: None }),
+        };
+        let mut streams = StreamReports::new();
+        streams.insert("users".to_owned(), stream(12_000, StreamStatus::Success, Some(12_000)));
+        streams.insert("orders".to_owned(), stream(345, StreamStatus::Running, Some(50_000)));
+        assert_eq!(counts(&streams), "12,345 of about 62,000 records, 3.00 MB; 1 of 2 streams have ended");
+        streams.insert("other".to_owned(), stream(0, StreamStatus::Pending, None));
+        assert_eq!(counts(&streams), "12,345 records, 4.50 MB; 1 of 3 streams have ended");
     }
 }
