@@ -1,21 +1,16 @@
 """Measures syncctl against something real in the same run, because machines are noisy: ratios are what counts.
 
 (a) `syncctl spec` of a connector that answers at once, against a bare Pod of two containers
-(b) `read` into Postgres through the sidecar, against `psql \\copy` of the same rows into the same table
-(c) the sidecar into a destination that discards
-(d) peak memory of both roles
+(b) peak memory of the command
 
-Usage: bench.py SYNCCTL [--rows N] [--runs N]; the environment is that of tests/cluster/up.
+Usage: bench.py SYNCCTL [--runs N]; the environment is that of tests/cluster/up.
 """
 
 import argparse
 import base64
-import csv
-import gzip
 import http.client
 import json
 import os
-import shutil
 import ssl
 import statistics
 import subprocess
@@ -148,138 +143,17 @@ def bench_spec(syncctl, runs, scratch):
     print(f"(a) syncctl spec      median {a:.3f} s ({min(ours):.3f}-{max(ours):.3f})")
     print(f"    bare Pod          median {b:.3f} s ({min(bare):.3f}-{max(bare):.3f})")
     print(f"    ratio             {a / b:.2f}  (goal: at most 1.15)")
-    print(f"(d) peak memory CLI   {memory:.1f} MB  (goal: less than 25)")
-
-
-# (b) (c) (d) ---------------------------------------------------------------------------------------------------------
-
-COLUMNS = {
-    "id": {"type": "integer"},
-    "name": {"type": "string"},
-    "price": {"type": "number"},
-    "ts": {"type": "string", "format": "date-time"},
-}
-
-
-def small(number):
-    return {"id": number, "name": f"name of item {number}", "price": number * 0.25, "ts": "2026-01-02T03:04:05.678Z"}
-
-
-def large(number):
-    """About 1.7 KB, nested."""
-    lines = [{"sku": f"sku-{number}-{line}", "amount": line, "note": "x" * 100} for line in range(10)]
-    return {**small(number), "order": {"lines": lines, "customer": {"id": number, "tags": ["a", "b", "c"]}}}
-
-
-SHAPES = {
-    "small rows": (small, COLUMNS, 1),
-    "1.7 KB rows": (large, {**COLUMNS, "order": {"type": "object"}}, 10),
-}
-
-
-def write_rows(scratch, shape, count):
-    """The rows as Airbyte messages and as CSV."""
-    make, columns, _ = SHAPES[shape]
-    messages, table = scratch / "messages", scratch / "rows.csv"
-    with open(messages, "w") as out, open(table, "w", newline="") as rows:
-        writer = csv.writer(rows)
-        for number in range(count):
-            row = make(number)
-            record = {"stream": "items", "data": row, "emitted_at": 1760000000000}
-            out.write(json.dumps({"type": "RECORD", "record": record}) + "\n")
-            writer.writerow([json.dumps(row[c]) if isinstance(row[c], dict) else row[c] for c in columns])
-    return messages, table
-
-
-def sidecar(syncctl, scratch, messages, columns, destination):
-    """Runs the sidecar over a file of messages: (seconds, peak memory in MB, CPU seconds)."""
-    work = Path(tempfile.mkdtemp(dir=scratch))
-    for folder in ("pipes", "secrets", "config"):
-        (work / folder).mkdir()
-    catalog = {"streams": [{"stream": {"name": "items", "json_schema": {"properties": columns}},
-                            "sync_mode": "full_refresh", "destination_sync_mode": "append"}]}
-    for name, document in {"config": {}, "catalog": catalog, "destinationConfig": destination}.items():
-        (work / "secrets" / f"{name}.json.gz.000").write_bytes(gzip.compress(json.dumps(document).encode()))
-    environment = {
-        "COMMAND": "read", "PACKAGE": "bench", "PACKAGE_VERSION": "1", "SYNC_ID": "bench", "TASK_ID": str(uuid.uuid4()),
-        "DATABASE_URL": f"{DATABASE}&search_path={SCHEMA}",
-        "STDOUT_PIPE_FILE": str(work / "pipes/stdout"), "STDERR_PIPE_FILE": str(work / "pipes/stderr"),
-        "SYNCCTL_SECRETS_DIR": str(work / "secrets"), "SYNCCTL_CONFIG_DIR": str(work / "config"),
-    }
-    begin = time.monotonic()
-    process = subprocess.Popen([syncctl, "sidecar"], env=environment)
-
-    def source():
-        while not (work / "pipes/ready").exists():
-            time.sleep(0.002)
-        script = 'exec 2>"$1/stderr" >"$1/stdout"; cat "$2"; echo 0 >"$1/exit_code"'
-        subprocess.run(["sh", "-c", script, "sh", work / "pipes", messages], check=True)
-
-    feeder = threading.Thread(target=source)
-    feeder.start()
-    code, peak, cpu = finish(process)
-    seconds = time.monotonic() - begin
-    feeder.join()
-    status = psql(f"SELECT status || coalesce(error, '') FROM {SCHEMA}.source_task WHERE task_id = "
-                  f"'{environment['TASK_ID']}'")
-    assert (code, status) == (0, "SUCCESS"), f"the sidecar ended with {code}: {status}"
-    shutil.rmtree(work)
-    return seconds, peak, cpu
-
-
-def bench_read(syncctl, runs, scratch, rows):
-    url = urllib.parse.urlparse(DATABASE)
-    postgres = {"destinationType": "postgres", "host": url.hostname, "port": url.port, "database": url.path[1:],
-                "username": url.username, "password": urllib.parse.unquote(url.password), "defaultSchema": SCHEMA,
-                "sslMode": "disable"}
-    for shape, (_, columns, divisor) in SHAPES.items():
-        count = rows // divisor
-        messages, table = write_rows(scratch, shape, count)
-        megabytes = messages.stat().st_size / 1e6
-        print(f"{shape}: {count} records, {megabytes:.0f} MB")
-
-        def show(label, seconds, note=""):
-            print(f"    {label:17} {seconds:.2f} s  {count / seconds / 1e3:.0f} k records/s  "
-                  f"{megabytes / seconds:.0f} MB/s  {note}")
-
-        psql(f"DROP TABLE IF EXISTS {SCHEMA}.items, {SCHEMA}.copied")
-        sidecar(syncctl, scratch, messages, columns, postgres)  # makes the table
-        psql(f"CREATE TABLE {SCHEMA}.copied (LIKE {SCHEMA}.items INCLUDING ALL)")
-        names = ", ".join(f'"{name}"' for name in columns)
-        loads, copies, discards = [], [], []
-        for _ in range(runs):
-            psql(f"TRUNCATE {SCHEMA}.items, {SCHEMA}.copied", "CHECKPOINT")
-            loads.append(sidecar(syncctl, scratch, messages, columns, postgres))
-            begin = time.monotonic()
-            psql(f"\\copy {SCHEMA}.copied ({names}) FROM '{table}' WITH (FORMAT csv)")
-            copies.append(time.monotonic() - begin)
-            discards.append(sidecar(syncctl, scratch, messages, columns, {"destinationType": "discard"}))
-        assert psql(f"SELECT count(*) FROM {SCHEMA}.items") == str(count)
-        load, copy = statistics.median(run[0] for run in loads), statistics.median(copies)
-        show("(b) sidecar", load, f"{statistics.median(run[2] for run in loads):.2f} s CPU")
-        show("    psql \\copy", copy)
-        print(f"        ratio         {copy / load:.2f}  (goal: at least 0.7)")
-        discard = statistics.median(run[0] for run in discards)
-        show("(c) discarding", discard, f"{statistics.median(run[2] for run in discards):.2f} s CPU "
-                                        "(goal: 150 MB/s and 250 k records/s on one core)")
-        print(f"(d) peak memory       {max(run[1] for run in loads + discards):.1f} MB  (goal: less than 40)")
+    print(f"(b) peak memory CLI   {memory:.1f} MB  (goal: less than 25)")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("syncctl")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--only", choices=["spec", "read"])
+    parser.add_argument("--runs", type=int, default=15)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
         psql(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE", f"CREATE SCHEMA {SCHEMA}")
-        # The sidecar finds its tables made: the command that starts a task makes them.
-        if arguments.only != "read":
-            bench_spec(arguments.syncctl, arguments.runs * 3, scratch)
-        if arguments.only != "spec":
-            bench_read(arguments.syncctl, arguments.runs, scratch, arguments.rows)
+        bench_spec(arguments.syncctl, arguments.runs, Path(folder))
         psql(f"DROP SCHEMA {SCHEMA} CASCADE")
 
 

@@ -1,0 +1,232 @@
+"""Measures loading rows: the sidecar against `psql \\copy` of the same rows in the same run, because machines are noisy.
+
+Per shape of rows (small, 1.7 KB nested):
+(b) append into Postgres, against `\\copy` into the same table
+(c) append_dedup into a table that holds half of the keys, against `\\copy` and one INSERT ... ON CONFLICT
+(d) into a destination that discards
+(e) peak memory of all of these
+and for small rows
+(f) append of 10 k to 10 M rows: the cost has to grow as the rows do
+
+Usage: rows.py SYNCCTL [--rows N] [--runs N] [--longest N]; the environment is that of tests/cluster/up. The sidecar runs
+on this machine, over its pipes, and not in a Pod, where its CPU limit would be what is measured.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.parse
+import uuid
+from pathlib import Path
+
+from bench import DATABASE, finish, psql
+
+SCHEMA = "bench_rows"
+
+COLUMNS = {
+    "id": {"type": "integer"},
+    "name": {"type": "string"},
+    "price": {"type": "number"},
+    "ts": {"type": "string", "format": "date-time"},
+}
+
+
+def small(number):
+    return {"id": number, "name": f"name of item {number}", "price": number * 0.25, "ts": "2026-01-02T03:04:05.678Z"}
+
+
+def large(number):
+    """About 1.7 KB, nested."""
+    lines = [{"sku": f"sku-{number}-{line}", "amount": line, "note": "x" * 100} for line in range(10)]
+    return {**small(number), "order": {"lines": lines, "customer": {"id": number, "tags": ["a", "b", "c"]}}}
+
+
+SHAPES = {
+    "small rows": (small, COLUMNS, 1),
+    "1.7 KB rows": (large, {**COLUMNS, "order": {"type": "object"}}, 10),
+}
+
+
+def write_rows(scratch, shape, count):
+    """The rows as Airbyte messages and as CSV."""
+    make, columns, _ = SHAPES[shape]
+    messages, table = scratch / "messages", scratch / "rows.csv"
+    with open(messages, "w") as out, open(table, "w", newline="") as rows:
+        writer = csv.writer(rows)
+        for number in range(count):
+            row = make(number)
+            record = {"stream": "items", "data": row, "emitted_at": 1760000000000}
+            out.write(json.dumps({"type": "RECORD", "record": record}) + "\n")
+            writer.writerow([json.dumps(row[c]) if isinstance(row[c], dict) else row[c] for c in columns])
+    return messages, table
+
+
+def sidecar(syncctl, scratch, messages, columns, destination, key=None, repeat=1):
+    """Runs the sidecar over a file of messages, some times over: (seconds, peak memory in MB, CPU seconds).
+
+    With a key the rows are merged by it.
+    """
+    work = Path(tempfile.mkdtemp(dir=scratch))
+    for folder in ("pipes", "secrets", "config"):
+        (work / folder).mkdir()
+    catalog = {"streams": [{"stream": {"name": "items", "json_schema": {"properties": columns}},
+                            "sync_mode": "incremental", "primary_key": [[key]] if key else [],
+                            "destination_sync_mode": "append_dedup" if key else "append"}]}
+    for name, document in {"config": {}, "catalog": catalog, "destinationConfig": destination}.items():
+        (work / "secrets" / f"{name}.json.gz.000").write_bytes(gzip.compress(json.dumps(document).encode()))
+    environment = {
+        "COMMAND": "read", "PACKAGE": "bench", "PACKAGE_VERSION": "1", "SYNC_ID": "bench", "TASK_ID": str(uuid.uuid4()),
+        "DATABASE_URL": f"{DATABASE}&search_path={SCHEMA}",
+        "STDOUT_PIPE_FILE": str(work / "pipes/stdout"), "STDERR_PIPE_FILE": str(work / "pipes/stderr"),
+        "SYNCCTL_SECRETS_DIR": str(work / "secrets"), "SYNCCTL_CONFIG_DIR": str(work / "config"),
+    }
+    begin = time.monotonic()
+    process = subprocess.Popen([syncctl, "sidecar"], env=environment)
+
+    def source():
+        while not (work / "pipes/ready").exists():
+            time.sleep(0.002)
+        script = 'pipes=$1; shift; exec 2>"$pipes/stderr" >"$pipes/stdout"; cat "$@"; echo 0 >"$pipes/exit_code"'
+        subprocess.run(["sh", "-c", script, "sh", work / "pipes", *[messages] * repeat], check=True)
+
+    feeder = threading.Thread(target=source)
+    feeder.start()
+    code, peak, cpu = finish(process)
+    seconds = time.monotonic() - begin
+    feeder.join()
+    status = psql(f"SELECT status || coalesce(error, '') FROM {SCHEMA}.source_task WHERE task_id = "
+                  f"'{environment['TASK_ID']}'")
+    assert (code, status) == (0, "SUCCESS"), f"the sidecar ended with {code}: {status}"
+    shutil.rmtree(work)
+    return seconds, peak, cpu
+
+
+def postgres():
+    url = urllib.parse.urlparse(DATABASE)
+    return {"destinationType": "postgres", "host": url.hostname, "port": url.port, "database": url.path[1:],
+            "username": url.username, "password": urllib.parse.unquote(url.password or ""), "defaultSchema": SCHEMA,
+            "sslMode": "disable"}
+
+
+def timed(*statements):
+    begin = time.monotonic()
+    psql(*statements)
+    return time.monotonic() - begin
+
+
+class Report:
+    """Prints the figures of one shape."""
+
+    def __init__(self, count, megabytes):
+        self.count, self.megabytes = count, megabytes
+
+    def line(self, label, seconds, cpu=None):
+        note = f"{cpu:.2f} s CPU" if cpu is not None else ""
+        print(f"    {label:28} {seconds:6.2f} s  {self.count / seconds / 1e3:6.0f} k records/s  "
+              f"{self.megabytes / seconds:5.0f} MB/s  {note}", flush=True)
+
+    def against(self, label, ours, theirs, other, goal):
+        """Our runs and the seconds of the other: pairs of one round, so that noise hits both."""
+        self.line(label, statistics.median(run[0] for run in ours), statistics.median(run[2] for run in ours))
+        self.line(other, statistics.median(theirs))
+        ratios = [their / our[0] for our, their in zip(ours, theirs)]
+        print(f"        ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}; goal: at least {goal})")
+
+
+def bench_shape(syncctl, runs, scratch, shape, rows):
+    _, columns, divisor = SHAPES[shape]
+    count = rows // divisor
+    messages, table = write_rows(scratch, shape, count)
+    report = Report(count, messages.stat().st_size / 1e6)
+    print(f"{shape}: {count} records, {report.megabytes:.0f} MB")
+    names = ", ".join(f'"{name}"' for name in columns)
+    copy = f"\\copy {SCHEMA}.%s ({names}) FROM '{table}' WITH (FORMAT csv)"
+    load = lambda **more: sidecar(syncctl, scratch, messages, columns, postgres(), **more)
+    peak = 0
+
+    psql(f"DROP TABLE IF EXISTS {SCHEMA}.items, {SCHEMA}.copied")
+    load()  # makes the table
+    psql(f"CREATE TABLE {SCHEMA}.copied (LIKE {SCHEMA}.items INCLUDING ALL)")
+    loads, copies, discards = [], [], []
+    for _ in range(runs):
+        psql(f"TRUNCATE {SCHEMA}.items, {SCHEMA}.copied", "CHECKPOINT")
+        loads.append(load())
+        copies.append(timed(copy % "copied"))
+        discards.append(sidecar(syncctl, scratch, messages, columns, {"destinationType": "discard"}))
+    assert psql(f"SELECT count(*) FROM {SCHEMA}.items") == str(count)
+    report.against("(b) append", loads, copies, "    psql \\copy", 0.8)
+
+    psql(f"DROP TABLE {SCHEMA}.items, {SCHEMA}.copied")
+    load(key="id")
+    psql(f"CREATE TABLE {SCHEMA}.copied (LIKE {SCHEMA}.items INCLUDING ALL)")
+    merges, upserts = [], []
+    update = ", ".join(f'"{name}" = EXCLUDED."{name}"' for name in columns if name != "id")
+    for _ in range(runs):
+        for name in ("items", "copied"):
+            psql(f"TRUNCATE {SCHEMA}.{name}", copy % name, f"DELETE FROM {SCHEMA}.{name} WHERE id % 2 = 0",
+                 f"VACUUM ANALYZE {SCHEMA}.{name}")
+        psql("CHECKPOINT")
+        merges.append(load(key="id"))
+        psql("CHECKPOINT")
+        upserts.append(timed(
+            f"CREATE TEMPORARY TABLE staged (LIKE {SCHEMA}.copied)", (copy % "staged").replace(f"{SCHEMA}.staged", "staged"),
+            f"INSERT INTO {SCHEMA}.copied SELECT * FROM staged ON CONFLICT (id) DO UPDATE SET {update}"))
+    assert psql(f"SELECT count(*) FROM {SCHEMA}.items") == str(count)
+    report.against("(c) append_dedup", merges, upserts, "    \\copy and ON CONFLICT", 0.5)
+    report.line("(d) discarding", statistics.median(run[0] for run in discards),
+                statistics.median(run[2] for run in discards))
+    print("        (goal: 200 MB/s on one core)")
+    peak = max(run[1] for run in loads + merges + discards)
+    print(f"    (e) peak memory {peak:.1f} MB (goal: less than 40)")
+    psql(f"DROP TABLE {SCHEMA}.items, {SCHEMA}.copied")
+
+
+def bench_growth(syncctl, scratch, longest):
+    """The same file of rows is read over and over: what grows is the stream."""
+    step = 10_000
+    messages, _ = write_rows(scratch, "small rows", step)
+    print(f"small rows: growth, append in one stream of {step} to {longest} records")
+    count = step
+    while count <= longest:
+        psql(f"DROP TABLE IF EXISTS {SCHEMA}.items", "CHECKPOINT")
+        run = sidecar(syncctl, scratch, messages, COLUMNS, postgres(), repeat=count // step)
+        Report(count, messages.stat().st_size / 1e6 * (count // step)).line(f"(f) {count} records", run[0], run[2])
+        print(f"        {run[2] / count * 1e6:.2f} us CPU a record, peak memory {run[1]:.1f} MB")
+        count *= 10
+    psql(f"DROP TABLE IF EXISTS {SCHEMA}.items")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("syncctl")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--longest", type=int, default=10_000_000)
+    parser.add_argument("--only", choices=["shapes", "growth"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        psql(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE", f"CREATE SCHEMA {SCHEMA}")
+        # The sidecar finds its tables made: the command that starts a task makes them, before it looks for a cluster.
+        environment = {**os.environ, "SYNCCTL_DATABASE_URL": f"{DATABASE}&search_path={SCHEMA}",
+                       "SYNCCTL_SIDECAR_IMAGE": "none", "SYNCCTL_KUBERNETES_CLIENT_CONFIG": str(scratch / "none")}
+        subprocess.run([arguments.syncctl, "spec", "none:1", "-q"], env=environment, check=False,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if arguments.only != "growth":
+            for shape in SHAPES:
+                bench_shape(arguments.syncctl, arguments.runs, scratch, shape, arguments.rows)
+        if arguments.only != "shapes":
+            bench_growth(arguments.syncctl, scratch, arguments.longest)
+        psql(f"DROP SCHEMA {SCHEMA} CASCADE")
+
+
+if __name__ == "__main__":
+    main()
