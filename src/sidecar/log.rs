@@ -1,5 +1,5 @@
 //! `task_log`: batched, capped, masked. Never stops a sync: what the database does not take in time is dropped, and the
-//! last row says how much that was.
+//! last row says how much that was. What goes there also goes to the sidecar's own log, each by a level of its own.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,6 +58,28 @@ impl Level {
             "ERROR" => Self::Error,
             "FATAL" | "CRITICAL" => Self::Fatal,
             _ => Self::Info,
+        }
+    }
+
+    /// Whether the sidecar's own log takes it.
+    fn is_told(self) -> bool {
+        match self {
+            Self::Trace => tracing::enabled!(tracing::Level::TRACE),
+            Self::Debug => tracing::enabled!(tracing::Level::DEBUG),
+            Self::Info => tracing::enabled!(tracing::Level::INFO),
+            Self::Warn => tracing::enabled!(tracing::Level::WARN),
+            Self::Error | Self::Fatal => tracing::enabled!(tracing::Level::ERROR),
+        }
+    }
+
+    /// Writes to the sidecar's own log.
+    fn tell(self, logger: &str, message: &str) {
+        match self {
+            Self::Trace => tracing::trace!(logger, "{message}"),
+            Self::Debug => tracing::debug!(logger, "{message}"),
+            Self::Info => tracing::info!(logger, "{message}"),
+            Self::Warn => tracing::warn!(logger, "{message}"),
+            Self::Error | Self::Fatal => tracing::error!(logger, "{message}"),
         }
     }
 
@@ -129,7 +151,8 @@ impl TaskLog {
     /// Logs a message. Does not wait.
     pub fn write(&self, level: Level, logger: &str, message: &str) {
         let shared = &self.shared;
-        if level < shared.least || message.trim().is_empty() {
+        let stored = level >= shared.least;
+        if !(stored || level.is_told()) || message.trim().is_empty() {
             return;
         }
         let severe = level >= Level::Warn && shared.severe_rows.fetch_add(1, Ordering::Relaxed) < MOST_SEVERE_ROWS;
@@ -138,6 +161,10 @@ impl TaskLog {
             return;
         }
         let row = shared.row(level, logger, message);
+        level.tell(logger, &row.message);
+        if !stored {
+            return;
+        }
         let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.as_ref().is_none_or(|queue| queue.try_send(row).is_err()) {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
