@@ -20,6 +20,9 @@ const MASK: &str = "***";
 /// a specification marks as secret are masked all the same, where they stand alone.
 const SHORTEST_MASKED: usize = 4;
 
+/// Looking for values takes memory, some dozen bytes for each of theirs, and states of many megabytes exist.
+const MOST_BYTES: usize = 256 * 1024;
+
 /// Replaces known values in text, also where they are spelled with JSON's or a URL's escapes. Clones share what they
 /// know.
 #[derive(Clone, Default)]
@@ -42,11 +45,16 @@ impl Masker {
         masker
     }
 
-    /// Masks every string leaf of these documents, too.
+    /// Masks every string leaf of these documents, too, up to [`MOST_BYTES`] of them.
     pub fn add<'a>(&self, documents: impl IntoIterator<Item = &'a Value>) {
         let mut leaves = Vec::new();
         documents.into_iter().for_each(|document| collect(document, &mut leaves));
         leaves.retain(|leaf| leaf.chars().count() >= SHORTEST_MASKED);
+        let mut bytes = 0;
+        leaves.retain(|leaf| {
+            bytes += leaf.len();
+            bytes <= MOST_BYTES
+        });
         self.add_values(leaves);
     }
 

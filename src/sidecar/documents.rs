@@ -87,20 +87,41 @@ impl Documents {
         CONNECTORS.into_iter().filter_map(|name| Some((name, self.get(name)?)))
     }
 
-    /// Masks what is secret in any of them. A catalog is not, and it holds every column's name. Nor is where the
-    /// destination is: an error that does not name it helps nobody.
-    pub fn masker(&self) -> Masker {
-        let secret = [CONFIG, "state.json", DESTINATION];
-        let value = |name: &str| {
-            let mut value: Value = serde_json::from_str(self.get(name)?).ok()?;
-            if name == DESTINATION
-                && let Some(fields) = value.as_object_mut()
-            {
-                fields.retain(|field, _| !PLACES.contains(&field.as_str()));
-            }
-            Some(value)
-        };
-        let values: Vec<Value> = secret.iter().filter_map(|name| value(name)).collect();
-        Masker::of(&values)
+    /// What is masked of them. A catalog is not secret, and it holds every column's name.
+    pub fn maskers(&self) -> Maskers {
+        let value = |name: &str| serde_json::from_str::<Value>(self.get(name)?).ok();
+        let mut destination = value(DESTINATION);
+        // The state comes last: it may be longer than all that can be masked.
+        let state = value("state.json");
+        let config = value(CONFIG);
+        let logs = Masker::of(config.iter().chain(&destination).chain(&state));
+        if let Some(fields) = destination.as_mut().and_then(Value::as_object_mut) {
+            fields.retain(|field, _| !PLACES.contains(&field.as_str()));
+        }
+        let errors = Masker::of(config.iter().chain(&destination).chain(&state));
+        Maskers { logs, errors }
+    }
+}
+
+/// What masks a task's texts. Clones share what they know.
+#[derive(Clone)]
+pub struct Maskers {
+    /// For rows of the log: every string of the documents.
+    pub logs: Masker,
+    /// For the error of the task. It tells where the destination is: one that does not name it helps nobody.
+    pub errors: Masker,
+}
+
+impl Maskers {
+    /// Masks what is in this document, too.
+    pub fn learn(&self, document: &Value) {
+        self.logs.add([document]);
+        self.errors.add([document]);
+    }
+
+    /// Masks what a JSON Schema marks as secret in a configuration.
+    pub fn learn_marked(&self, config: &Value, schema: &Value) {
+        self.logs.add_marked(config, schema);
+        self.errors.add_marked(config, schema);
     }
 }

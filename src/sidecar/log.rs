@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::documents::Maskers;
 use crate::db::{Db, LogIds, LogRow};
-use crate::secret::Masker;
 use crate::task::{Task, TaskKind};
 
 /// Rows of one task. The existing implementation keeps as many per sync.
@@ -106,7 +106,7 @@ struct Shared {
     queue: Mutex<Option<SyncSender<LogRow>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     ids: Mutex<LogIds>,
-    masker: Masker,
+    maskers: Maskers,
     least: Level,
     sync_id: String,
     task_id: String,
@@ -117,7 +117,7 @@ struct Shared {
 
 impl TaskLog {
     /// Begins to write. Spec, check and discover have empty ids in their rows, as the contract wants it.
-    pub fn start(db: Db, task: &Task, masker: Masker, least: &str) -> Self {
+    pub fn start(db: Db, task: &Task, maskers: Maskers, least: &str) -> Self {
         let (queue, rows) = mpsc::sync_channel(QUEUE);
         let thread = std::thread::spawn(move || write_batches(&db, &rows));
         let is_read = task.kind == TaskKind::Read;
@@ -127,7 +127,7 @@ impl TaskLog {
                 queue: Mutex::new(Some(queue)),
                 thread: Mutex::new(Some(thread)),
                 ids: Mutex::default(),
-                masker,
+                maskers,
                 least: Level::parse(least),
                 sync_id: id(&task.sync_id),
                 task_id: id(&task.task_id),
@@ -140,12 +140,12 @@ impl TaskLog {
 
     /// Masks what is in this document, too.
     pub fn learn(&self, document: &Value) {
-        self.shared.masker.add([document]);
+        self.shared.maskers.learn(document);
     }
 
-    /// The text without what is secret.
+    /// The text without what is secret, for the error of the task.
     pub fn mask(&self, text: &str) -> String {
-        self.shared.masker.mask(text)
+        self.shared.maskers.errors.mask(text)
     }
 
     /// Logs a message. Does not wait.
@@ -199,7 +199,7 @@ impl TaskLog {
 impl Shared {
     fn row(&self, level: Level, logger: &str, message: &str) -> LogRow {
         // Masked before it is cut: half a secret is one, too.
-        let mut message = self.masker.mask(message);
+        let mut message = self.maskers.logs.mask(message);
         if message.len() > LONGEST_MESSAGE {
             let length = message.len();
             message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use documents::{CONFIG, Documents};
+use documents::{CONFIG, Documents, Maskers};
 use kept::Kept;
 use log::TaskLog;
 use serde_json::Value;
@@ -30,7 +30,7 @@ use source::Source;
 use crate::contract;
 use crate::db::{Db, Options, SpecKey, Target};
 use crate::failure::{Class, Failure};
-use crate::secret::{Masker, Secret};
+use crate::secret::Secret;
 use crate::task::{Task, TaskKind};
 
 /// How long the database may be away in the middle of a task. Meanwhile the connector waits at a full pipe.
@@ -121,18 +121,18 @@ impl Sidecar {
             return Err(Failure::new(Class::VersionMismatch, text));
         }
         let mut documents = Documents::read(&self.secrets)?;
-        let masker = documents.masker();
+        let maskers = documents.maskers();
         let stop = Stop::new(Arc::clone(terminated), self.task.timeout);
         let (end, db, log) = if self.task.kind == TaskKind::Read {
             // The connector may have to start with another configuration than the caller's: so the database comes first.
-            let (db, log) = self.connect(&documents, &masker)?;
+            let (db, log) = self.connect(&documents, &maskers)?;
             let kept = Kept::restore(&db, &self.task, &mut documents, &log)?;
-            let source = Source::prepare(&self, &documents, &masker)?;
+            let source = Source::prepare(&self, &documents, &maskers.errors)?;
             (session::run(&self.task, source, &documents, &kept, &db, &log, &stop), db, log)
         } else {
             // The pipes come first: the connector starts while we connect.
-            let source = Source::prepare(&self, &documents, &masker)?;
-            let (db, log) = self.connect(&documents, &masker)?;
+            let source = Source::prepare(&self, &documents, &maskers.errors)?;
+            let (db, log) = self.connect(&documents, &maskers)?;
             (result::run(&self.task, source, &db, &log, &stop), db, log)
         };
         log.finish();
@@ -145,25 +145,28 @@ impl Sidecar {
         end
     }
 
-    fn connect(&self, documents: &Documents, masker: &Masker) -> Result<(Db, TaskLog), Failure> {
+    fn connect(&self, documents: &Documents, maskers: &Maskers) -> Result<(Db, TaskLog), Failure> {
         let target = Target::parse(&self.database_url, "DATABASE_URL")?;
         let name = format!("syncctl {}", self.task.kind);
         let db = open(&target, &Options { application_name: name, pool_size: 3, patience: PATIENCE })?;
         if let Some(config) = documents.get(CONFIG).and_then(|config| serde_json::from_str(config).ok())
-            && let Some(schema) = stored_schema(&db, &self.task)?
+            && let Some(schema) = stored_schema(&db, &self.task)
         {
-            masker.add_marked(&config, &schema);
+            maskers.learn_marked(&config, &schema);
         }
-        let log = TaskLog::start(db.clone(), &self.task, masker.clone(), &self.db_log_level);
+        let log = TaskLog::start(db.clone(), &self.task, maskers.clone(), &self.db_log_level);
         Ok((db, log))
     }
 }
 
 /// The JSON Schema of the connector's configuration, if its specification was ever asked for.
-fn stored_schema(db: &Db, task: &Task) -> Result<Option<Value>, Failure> {
-    let stored = db.spec(&SpecKey::of(task))?.and_then(|stored| stored.specs);
-    let spec = stored.and_then(|specs| serde_json::from_str::<Value>(&specs).ok());
-    Ok(spec.and_then(|mut spec| spec.get_mut("connectionSpecification").map(Value::take)))
+fn stored_schema(db: &Db, task: &Task) -> Option<Value> {
+    let stored = db.spec(&SpecKey::of(task)).unwrap_or_else(|error| {
+        tracing::warn!(%error, "what the specification marks as secret is not known");
+        None
+    });
+    let mut spec: Value = serde_json::from_str(&stored?.specs?).ok()?;
+    spec.get_mut("connectionSpecification").map(Value::take)
 }
 
 /// Opens the database; one that is just starting has a moment.
