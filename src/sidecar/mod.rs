@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use documents::Documents;
 use log::TaskLog;
 use source::Source;
+pub use streams::CommitLimits;
 
 use crate::contract;
 use crate::db::{Db, Options, Target};
@@ -54,6 +55,8 @@ pub struct Sidecar {
     pub init_timeout: Duration,
     /// How long the connector may be silent.
     pub silence: Duration,
+    /// When rows are committed though the connector has sent no state.
+    pub commit: CommitLimits,
     /// The controller's version of the contract; absent when the controller is not ours.
     pub contract: Option<String>,
 }
@@ -126,7 +129,7 @@ impl Sidecar {
         let log = TaskLog::start(db.clone(), &self.task, documents.masker(), &self.db_log_level);
         let end = match self.task.kind {
             TaskKind::Spec | TaskKind::Check | TaskKind::Discover => result::run(&self.task, source, &db, &log, &stop),
-            TaskKind::Read => session::run(&self.task, source, &documents, &db, &log, &stop),
+            TaskKind::Read => session::run(&self.task, source, &documents, self.commit, &db, &log, &stop),
         };
         log.finish();
         if end.is_ok() {

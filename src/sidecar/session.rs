@@ -9,11 +9,11 @@ use super::log::{Level, TaskLog};
 use super::metrics::Metrics;
 use super::sink::Destination;
 use super::source::{Input, Source};
-use super::streams::{Storable, Streams};
+use super::streams::{CommitLimits, Storable, Streams};
 use super::{End, PATIENCE, Stop, Stopped};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::{Message, StreamName};
-use crate::airbyte::state::State;
+use crate::airbyte::state::{Progress, State};
 use crate::db::{Db, Writer};
 use crate::failure::{Class, Failure};
 use crate::task::{StreamReports, StreamStatus, Task, TaskStatus};
@@ -26,20 +26,23 @@ const REPORT_PAUSE: Duration = Duration::from_millis(500);
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the database may be away when only what the connector has used would be lost.
 const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(2);
-/// Records between two looks at the clock.
+/// Records between two looks at the clock for what is shown.
 const RECORDS_PER_LOOK: u32 = 4096;
+/// Records between two looks at the clock for what is to be committed: few come where a source is slow.
+const RECORDS_PER_COMMIT_LOOK: u32 = 64;
 
 /// Reads until the source has ended, and stores the outcome.
 pub fn run(
     task: &Task,
     mut source: Source,
     documents: &Documents,
+    limits: CommitLimits,
     db: &Db,
     log: &TaskLog,
     stop: &Stop,
 ) -> Result<End, Failure> {
     source.log_stderr(log);
-    let mut session = match Session::open(task, source.metrics(), documents, db, log) {
+    let mut session = match Session::open(task, source.metrics(), documents, limits, db, log) {
         Ok(session) => session,
         Err(failure) => {
             finish(task, db, log, TaskStatus::Failed, None, Some(failure))?;
@@ -82,15 +85,18 @@ impl<'a> Session<'a> {
         task: &'a Task,
         metrics: Metrics,
         documents: &Documents,
+        limits: CommitLimits,
         db: &'a Db,
         log: &'a TaskLog,
     ) -> Result<Self, Failure> {
         let catalog: ConfiguredCatalog = documents.json("catalog.json")?;
+        catalog.validate().map_err(|why| Failure::new(Class::InvalidInput, format!("catalog.json: {why}")))?;
+        let progress = Progress::of(documents.get("state.json"));
         let destination: serde_json::Value = documents.json("destinationConfig.json")?;
         let sink = Destination::parse(&destination)?
             .connect()
             .map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
-        let streams = Streams::new(&catalog, &task.options, sink);
+        let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
         let reporter = Reporter::start(db.clone(), task.task_id.clone(), metrics, streams.reports());
         Ok(Self {
             task,
@@ -130,7 +136,11 @@ impl<'a> Session<'a> {
                         self.lost.get_or_insert(reason);
                     }
                 }
-                Input::Quiet => self.reporter.publish(&self.reports(), false),
+                Input::Quiet => {
+                    let storable = self.streams.commit_overdue();
+                    self.store(storable)?;
+                    self.reporter.publish(&self.reports(), false);
+                }
                 Input::End => {
                     let with_us = source.was_ended_with_us(stop);
                     return Ok(if with_us { Ended::Stopped(Stopped::Cancelled) } else { Ended::Source });
@@ -151,6 +161,10 @@ impl<'a> Session<'a> {
                     Err(name) => self.unknown(name),
                 }
                 self.records += 1;
+                if self.records.is_multiple_of(RECORDS_PER_COMMIT_LOOK) {
+                    let storable = self.streams.commit_overdue();
+                    self.store(storable)?;
+                }
                 if self.records >= RECORDS_PER_LOOK {
                     self.records = 0;
                     if self.counted.elapsed() >= COUNT_INTERVAL {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::airbyte::message::{Record, StreamName};
 use crate::sidecar::sink::postgres::{PostgresSink, Settings};
-use crate::sidecar::sink::{Sink, StreamIndex, StreamSpec, WriteMode};
+use crate::sidecar::sink::{Generation, Sink, StreamIndex, StreamSpec, WriteMode};
 
 const VARIABLE: &str = "SYNCCTL_TEST_DATABASE_URL";
 
@@ -135,6 +135,7 @@ pub fn spec(table: &str, mode: WriteMode, fields: &[(&str, Value)]) -> StreamSpe
         mode,
         primary_key: Vec::new(),
         cursor: Vec::new(),
+        generation: Generation::default(),
         to_same_case: false,
         add_meta: false,
     }
