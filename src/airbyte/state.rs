@@ -155,8 +155,7 @@ impl Progress {
         let mut progress = Self::default();
         for state in &states {
             let stream = state.get("stream");
-            let with_state =
-                stream.filter(|stream| stream.get("stream_state").is_some_and(|state| !state.is_null()));
+            let with_state = stream.filter(|stream| stream.get("stream_state").is_some_and(|state| !state.is_null()));
             let parts = state.pointer("/global/stream_states").and_then(Value::as_array);
             let streams = with_state.into_iter().chain(parts.into_iter().flatten());
             let names = streams.filter_map(|stream| stream_name(stream.get("stream_descriptor")?));
@@ -259,7 +258,8 @@ mod tests {
 
     #[test]
     fn a_state_tells_which_streams_go_on() {
-        let global = |streams: &str| format!(r#"[{{"global":{{"shared_state":{{"lsn":1}},"stream_states":{streams}}}}}]"#);
+        let global =
+            |streams: &str| format!(r#"[{{"global":{{"shared_state":{{"lsn":1}},"stream_states":{streams}}}}}]"#);
         for (label, state, expected) in [
             ("none", None, [false, false]),
             ("an empty list", Some("[]".to_owned()), [false, false]),

@@ -26,6 +26,8 @@ const REPORT_PAUSE: Duration = Duration::from_millis(500);
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the database may be away when only what the connector has used would be lost.
 const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(2);
+/// A commit that takes longer is a sign of life: meanwhile nobody listens to the connector.
+const LONG_COMMIT: Duration = Duration::from_secs(1);
 /// Records between two looks at the clock for what is shown.
 const RECORDS_PER_LOOK: u32 = 4096;
 /// Records between two looks at the clock for what is to be committed: few come where a source is slow.
@@ -137,8 +139,12 @@ impl<'a> Session<'a> {
                     }
                 }
                 Input::Quiet => {
+                    let began = Instant::now();
                     let storable = self.streams.commit_overdue();
                     self.store(storable)?;
+                    if began.elapsed() >= LONG_COMMIT {
+                        source.alive();
+                    }
                     self.reporter.publish(&self.reports(), false);
                 }
                 Input::End => {
