@@ -136,15 +136,15 @@ pub fn keep(
     let name = target.collection_name(own_run);
     if staging.exists() {
         if staging.name != name {
-            statements.push_str(&format!("ALTER TABLE {} RENAME TO {};", staging.quoted(), quote(&name)));
+            statements.extend(["ALTER TABLE ", &staging.quoted(), " RENAME TO ", &quote(&name), ";"]);
         }
         // Names of columns are cleaned: nothing in them but double quotes of JSON has a meaning.
         let mark = serde_json::to_string(mark).map_err(|error| SinkError {
             text: format!("noting how far {} goes: {error}", staging.subject()),
             transient: false,
         })?;
-        let comment = mark.replace('\'', "''");
-        statements.push_str(&format!("COMMENT ON TABLE {}.{} IS '{comment}';", quote(&staging.schema), quote(&name)));
+        let (schema, table, comment) = (quote(&staging.schema), quote(&name), mark.replace('\'', "''"));
+        statements.extend(["COMMENT ON TABLE ", &schema, ".", &table, " IS '", &comment, "';"]);
     }
     if statements.is_empty() {
         return Ok(());

@@ -62,7 +62,7 @@ impl Publication<'_> {
         let unique =
             keyed && self.key.iter().all(|name| target.has_column(name)) && self.ensure_key(session, target)?;
         let mut statements = target.missing(self.columns).unwrap_or_default();
-        statements.push_str(&format!("DELETE FROM {} WHERE {};", target.quoted(), generation::below(minimum)));
+        statements.extend(["DELETE FROM ", &target.quoted(), " WHERE ", &generation::below(minimum), ";"]);
         if !unique {
             statements.push_str(&target.drop_stale_key(self.key).unwrap_or_default());
         }

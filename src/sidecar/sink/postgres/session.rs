@@ -335,7 +335,8 @@ impl Session {
     }
 }
 
-fn warn_of_lock(subject: &str) {
+/// Says that somebody else is waited for.
+pub fn warn_of_lock(subject: &str) {
     tracing::warn!(on = %subject, "waiting for a lock that another session holds");
 }
 

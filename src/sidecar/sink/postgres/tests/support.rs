@@ -35,6 +35,13 @@ impl World {
         Self { admin, schema, url }
     }
 
+    /// Another connection that looks into the schema.
+    pub fn connect(&self) -> Client {
+        let mut client = Client::connect(self.url.as_str(), NoTls).expect("a connection");
+        client.batch_execute(&format!("SET search_path TO {}", self.schema)).expect("the schema");
+        client
+    }
+
     pub fn port(&self) -> u16 {
         self.url.port().unwrap_or(5432)
     }
@@ -105,6 +112,15 @@ impl World {
             std::thread::sleep(Duration::from_millis(5));
         }
         ended.len()
+    }
+
+    /// Ends a sink as KILL does: nobody cleans up, and the server sees the connections end.
+    pub fn kill(&mut self, sink: PostgresSink) {
+        std::mem::forget(sink);
+        // What its thread has in its hands it takes to the server over a new connection, for it does not know of its end.
+        while self.terminate() > 0 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
 
     /// Connections of the sink that are in a transaction.
