@@ -3,6 +3,8 @@
 //! The environment and the files are the wire contract's. Knows nothing of Kubernetes: the same program runs wherever
 //! the pipes and the documents are.
 
+#[cfg(test)]
+mod checkpoint_tests;
 mod documents;
 mod log;
 mod metrics;

@@ -141,7 +141,7 @@ impl Streams {
         stream.bytes += record.data.len() as u64;
         stream.pending_bytes += record.data.len() as u64;
         stream.pending_since.get_or_insert_with(Instant::now);
-        let full = stream.pending_bytes >= self.limits.bytes;
+        let full = stream.pending_bytes >= self.limits.bytes && stream.spec.mode != WriteMode::Replace;
         let changed = self.start(at);
         let Some(index) = self.all[at].open else { return Ok(changed) };
         let mut written = self.sink.write(index, record);
@@ -168,6 +168,7 @@ impl Streams {
             let stream = &self.all[at];
             let overdue = stream.pending_since.is_some_and(|since| now.duration_since(since) >= limit);
             if overdue
+                && stream.spec.mode != WriteMode::Replace
                 && stream.is_open()
                 && let Err(error) = self.commit(at)
             {

@@ -6,3 +6,4 @@ mod locks;
 mod modes;
 mod restarts;
 mod support;
+mod tls;
