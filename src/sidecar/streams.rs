@@ -301,7 +301,8 @@ impl Streams {
     /// The state of all streams together: only when none of them has failed.
     pub fn global_state(&mut self, key: String, state: String) -> Storable {
         for at in 0..self.all.len() {
-            if self.all[at].status == StreamStatus::Running
+            let stream = &self.all[at];
+            if (stream.status == StreamStatus::Running || (stream.is_open() && stream.is_refreshed()))
                 && let Err(error) = self.commit(at)
             {
                 self.fail(at, &error.text);
@@ -326,8 +327,9 @@ impl Streams {
     fn commit(&mut self, at: usize) -> Result<Committed, SinkError> {
         let stream = &self.all[at];
         let Some(index) = stream.open else { return Ok(Committed::Durable) };
-        // A stream of which nothing came leaves no trace.
-        if stream.status == StreamStatus::Pending && stream.spec.mode != WriteMode::Replace {
+        // A stream of which nothing came leaves no trace, but where a state has to be told from one of earlier days.
+        let quiet = stream.status == StreamStatus::Pending && stream.spec.mode != WriteMode::Replace;
+        if quiet && !stream.is_refreshed() {
             return Ok(Committed::Durable);
         }
         let committed = self.sink.commit(index)?;
@@ -382,6 +384,11 @@ impl Stream {
     /// Neither complete nor given up.
     fn is_open(&self) -> bool {
         matches!(self.status, StreamStatus::Pending | StreamStatus::Running)
+    }
+
+    /// Rows of earlier generations go when it is complete.
+    fn is_refreshed(&self) -> bool {
+        self.spec.generation.minimum > 0 && self.spec.mode != WriteMode::Replace
     }
 
     fn new(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> Self {

@@ -30,6 +30,8 @@ pub struct Mark {
     pub key: Vec<String>,
     /// The column of the cursor.
     pub cursor: Option<String>,
+    /// Of the run that wrote it.
+    pub generation: i64,
 }
 
 /// A collection that an earlier run left.
@@ -39,7 +41,7 @@ pub struct Collection {
     name: String,
     /// The run that owned it.
     run: Option<i64>,
-    comment: Option<String>,
+    mark: Mark,
 }
 
 /// A collection that is ours now.
@@ -62,11 +64,21 @@ impl Collection {
              WHERE n.nspname = $1 AND c.relkind = 'r' AND starts_with(c.relname::text, $2) ORDER BY c.oid DESC LIMIT 1",
             &[&target.schema, &prefix],
         )?;
-        Ok(found.map(|row| {
-            let name: String = row.get(0);
-            let run = name.get(prefix.len()..prefix.len() + 16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
-            Self { schema: target.schema.clone(), run: run.map(u64::cast_signed), comment: row.get(1), name }
-        }))
+        let Some(found) = found else { return Ok(None) };
+        let (name, comment): (String, Option<String>) = (found.get(0), found.get(1));
+        let mark = serde_json::from_str(&comment.unwrap_or_default()).map_err(|_| {
+            Trouble::Other(format!(
+                "the comment of {name:?} no longer tells which of its rows count: \
+                 drop that table, and read the stream from scratch (without its state)"
+            ))
+        })?;
+        let run = name.get(prefix.len()..prefix.len() + 16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        Ok(Some(Self { schema: target.schema.clone(), run: run.map(u64::cast_signed), mark, name }))
+    }
+
+    /// Whether it holds anything of this generation or later ones.
+    pub fn reaches(&self, minimum: i64) -> bool {
+        self.mark.generation >= minimum
     }
 
     /// The statement that drops it.
@@ -74,16 +86,15 @@ impl Collection {
         format!("DROP TABLE IF EXISTS {}.{};", quote(&self.schema), quote(&self.name))
     }
 
-    /// Takes it over: what no state stands for goes, and so do generations below `minimum`. `None` when nothing is left.
+    /// Takes it over: what no state stands for goes, and so do generations below `minimum`.
     pub fn adopt(
         &self,
         session: &mut Session,
         target: &Table,
         own_run: i64,
         minimum: i64,
-    ) -> Result<Option<Adopted>, SinkError> {
+    ) -> Result<Adopted, SinkError> {
         let subject = format!("table {}.{}", quote(&self.schema), quote(&self.name));
-        let mark = self.mark().map_err(|trouble| session.error(&subject, &trouble))?;
         if let Some(run) = self.run.filter(|run| *run != own_run) {
             end_sessions(session, run);
         }
@@ -97,62 +108,43 @@ impl Collection {
         let trim = format!(
             "{take_over}DELETE FROM {own} WHERE {} > {} OR coalesce({}, 0) < {minimum}",
             quote(SEQUENCE),
-            mark.rows,
+            self.mark.rows,
             quote(GENERATION)
         );
         session.atomically(&subject, |client| {
             client.batch_execute(&trim)?;
-            if !client.query_one(&format!("SELECT EXISTS (SELECT FROM {own})"), &[])?.get::<_, bool>(0) {
-                client.batch_execute(&format!("DROP TABLE {own}"))?;
-                return Ok(None);
-            }
             let (table, columns) = Table::inspect_staging(client, &self.schema, &own_name)?;
-            Ok(Some(Adopted { table, columns, mark: mark.clone() }))
-        })
-    }
-
-    fn mark(&self) -> Result<Mark, Trouble> {
-        let text = self.comment.as_deref().unwrap_or_default();
-        serde_json::from_str(text).map_err(|_| {
-            Trouble::Other(
-                "its comment no longer tells which of its rows count: \
-                 drop it, and read the stream from scratch (without its state)"
-                    .to_owned(),
-            )
+            Ok(Adopted { table, columns, mark: self.mark.clone() })
         })
     }
 }
 
-/// The rows so far count: makes the staging table a collection, or says how far it goes. `obsolete` goes with it.
+/// The rows so far count: makes the staging table a collection, or says how far it goes. `obsolete` goes with it. Also
+/// when there are none: it tells that the state after them belongs to this generation.
 pub fn keep(
     session: &mut Session,
     target: &Table,
-    staging: &mut Table,
+    (staging, columns): (&mut Table, &[Column]),
     own_run: i64,
     mark: &Mark,
     obsolete: Option<&Collection>,
 ) -> Result<(), SinkError> {
     let mut statements = obsolete.map(Collection::drop_sql).unwrap_or_default();
+    statements.push_str(&staging.missing(columns).unwrap_or_default());
     let name = target.collection_name(own_run);
-    if staging.exists() {
-        if staging.name != name {
-            statements.extend(["ALTER TABLE ", &staging.quoted(), " RENAME TO ", &quote(&name), ";"]);
-        }
-        // Names of columns are cleaned: nothing in them but double quotes of JSON has a meaning.
-        let mark = serde_json::to_string(mark).map_err(|error| SinkError {
-            text: format!("noting how far {} goes: {error}", staging.subject()),
-            transient: false,
-        })?;
-        let (schema, table, comment) = (quote(&staging.schema), quote(&name), mark.replace('\'', "''"));
-        statements.extend(["COMMENT ON TABLE ", &schema, ".", &table, " IS '", &comment, "';"]);
+    if staging.name != name {
+        statements.extend(["ALTER TABLE ", &staging.quoted(), " RENAME TO ", &quote(&name), ";"]);
     }
-    if statements.is_empty() {
-        return Ok(());
-    }
+    // Names of columns are cleaned: nothing in them but double quotes of JSON has a meaning.
+    let mark = serde_json::to_string(mark).map_err(|error| SinkError {
+        text: format!("noting how far {} goes: {error}", staging.subject()),
+        transient: false,
+    })?;
+    let (schema, table, comment) = (quote(&staging.schema), quote(&name), mark.replace('\'', "''"));
+    statements.extend(["COMMENT ON TABLE ", &schema, ".", &table, " IS '", &comment, "';"]);
     session.atomically(&target.subject(), |client| Ok(client.batch_execute(&statements)?))?;
-    if staging.exists() {
-        staging.name = name;
-    }
+    staging.has(columns);
+    staging.name = name;
     Ok(())
 }
 

@@ -70,11 +70,12 @@ impl Preparation<'_> {
         }
         let ending = self.ending(session, &target, found.is_some())?;
         let mut adopted = None;
-        if matches!(ending, Ending::Renew { kept: true, .. })
-            && generation.resumes
-            && let Some(collection) = found.take()
-        {
-            adopted = collection.adopt(session, &target, self.run, generation.minimum)?;
+        if matches!(ending, Ending::Renew { kept: true, .. }) && generation.resumes {
+            let valid = found.take_if(|collection| collection.reaches(generation.minimum));
+            adopted = match valid {
+                Some(collection) => Some(collection.adopt(session, &target, self.run, generation.minimum)?),
+                None => self.check_state(session, &target).map(|()| None)?,
+            };
         }
         if let Some(Adopted { columns, .. }) = &mut adopted {
             // Rows go to the collection first: where both have a column, its type is the one that counts.
@@ -127,6 +128,20 @@ impl Preparation<'_> {
         })
     }
 
+    /// A state of an earlier generation would have the source leave out what is then deleted.
+    fn check_state(&self, session: &mut Session, target: &Table) -> Result<(), SinkError> {
+        let minimum = self.spec.generation.minimum;
+        if session.atomically(&self.subject(), |client| generation::any_from(client, target, minimum))? {
+            return Ok(());
+        }
+        let text = format!(
+            "{}: the source would go on from a saved state, but nothing of generation {minimum} or later was loaded, \
+             and what was loaded before is to be deleted: read the stream from scratch (without its state)",
+            self.subject()
+        );
+        Err(SinkError { text, transient: false })
+    }
+
     fn mode(&self, layout: &Layout) -> WriteMode {
         if self.spec.mode == WriteMode::Merge && !layout.has_key() {
             let stream = self.spec.name.key();
@@ -144,9 +159,7 @@ impl Preparation<'_> {
 
     /// Puts the rows of a collection into the table, beside those that are there.
     fn publish(&self, collection: &Collection, session: &mut Session, target: &mut Table) -> Result<(), SinkError> {
-        let Some(Adopted { table: staging, columns, mark }) = collection.adopt(session, target, self.run, 0)? else {
-            return Ok(());
-        };
+        let Adopted { table: staging, columns, mark } = collection.adopt(session, target, self.run, 0)?;
         let key = if self.spec.mode == WriteMode::Merge { mark.key } else { Vec::new() };
         if key.is_empty() {
             self.drop_stale_key(session, target)?;

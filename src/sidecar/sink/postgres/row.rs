@@ -44,7 +44,7 @@ pub struct Encoder {
     /// The number of the last row, where rows are numbered in a first column.
     sequence: Option<u64>,
     /// What the column of generations holds in each row.
-    generation: Vec<u8>,
+    generation: (i64, Vec<u8>),
     /// Where each column's value stands in the current row; empty when it has none.
     slots: Vec<Range<usize>>,
     /// Values of the current row without a column: field, place in the text.
@@ -61,7 +61,7 @@ impl Encoder {
         Self {
             layout,
             sequence,
-            generation: generation.to_string().into_bytes(),
+            generation: (generation, generation.to_string().into_bytes()),
             slots: Vec::new(),
             homeless: Vec::new(),
             document: String::new(),
@@ -72,6 +72,11 @@ impl Encoder {
     /// The number of the last row; 0 before the first, and where rows are not numbered.
     pub fn sequence(&self) -> u64 {
         self.sequence.unwrap_or_default()
+    }
+
+    /// What the rows carry; 0: nothing.
+    pub fn generation(&self) -> i64 {
+        self.generation.0
     }
 
     fn sequenced(&self) -> bool {
@@ -188,7 +193,7 @@ impl Encoder {
                 continue;
             }
             if Some(index) == self.layout.generation() {
-                out.extend_from_slice(&self.generation);
+                out.extend_from_slice(&self.generation.1);
                 continue;
             }
             if Some(index) == unmapped {

@@ -272,13 +272,13 @@ impl Active {
     fn keep(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
         self.flush(shared)?;
         let (key, cursor) = self.key();
-        self.mark = Mark { rows: self.encoder.sequence(), key, cursor };
+        self.mark = Mark { rows: self.encoder.sequence(), key, cursor, generation: self.encoder.generation() };
         let (mark, obsolete, run) = (self.mark.clone(), self.obsolete.take(), shared.place.run);
         let feed = self.feed(shared)?;
-        self.kept = feed.publish(|staging, target, _, session| {
-            generation::keep(session, target, staging, run, &mark, obsolete.as_ref())?;
-            Ok(staging.exists())
+        feed.publish(|staging, target, columns, session| {
+            generation::keep(session, target, (staging, columns), run, &mark, obsolete.as_ref())
         })?;
+        self.kept = true;
         let session = self.feed(shared)?.take_session();
         shared.give_back(session);
         Ok(())

@@ -73,7 +73,7 @@ fn a_generation_of_several_runs_shows_at_the_end_and_keeps_what_hangs_on_the_tab
 fn an_empty_generation_empties_the_table_when_it_is_complete() {
     for (label, stream) in [
         ("incremental", incremental(WriteMode::Append, 2, 2, false)),
-        ("merged", incremental(WriteMode::Merge, 2, 2, true)),
+        ("merged", incremental(WriteMode::Merge, 2, 2, false)),
         ("full refresh", full_refresh(WriteMode::Append, 2, 2)),
     ] {
         let mut world = World::new();
@@ -225,7 +225,7 @@ fn a_half_generation_counts_in_a_later_one_unless_it_is_below_the_minimum() {
         world.kill(sink);
 
         let mut sink = world.sink();
-        let stream = sink.open(incremental(mode, id, minimum, true)).expect("open");
+        let stream = sink.open(incremental(mode, id, minimum, minimum < 3)).expect("open");
         write(&mut sink, stream, &[r#"{"id":5,"v":"new"}"#]);
         sink.commit(stream).expect(label);
         if minimum > 0 {
@@ -239,6 +239,45 @@ fn a_half_generation_counts_in_a_later_one_unless_it_is_below_the_minimum() {
         };
         assert_eq!(world.rows(sql), expected, "{label}");
         assert_eq!(world.tables(), ["t"], "{label}");
+    }
+}
+
+#[test]
+fn a_state_of_an_earlier_generation_is_refused_before_anything_is_lost() {
+    let mut world = World::new();
+    old_table(&mut world);
+    let mut sink = world.sink();
+    let half = sink.open(incremental(WriteMode::Append, 2, 2, false)).expect("open");
+    write(&mut sink, half, &[r#"{"id":4}"#]);
+    sink.commit(half).expect("commit");
+    drop(sink);
+    let tables = world.tables();
+    for _ in 0..2 {
+        let mut sink = world.sink();
+        let stream = sink.open(incremental(WriteMode::Append, 3, 3, true)).expect("open");
+        let error = sink.finish(stream).expect_err("the rows before the state would be missing");
+        assert!(error.text.contains("without its state") && error.text.contains("generation 3"), "{}", error.text);
+        assert!(!error.transient);
+    }
+    assert_eq!((world.rows(ALL), world.tables()), (OLD.map(str::to_owned).to_vec(), tables));
+}
+
+#[test]
+fn a_state_after_no_rows_at_all_is_a_state_of_its_generation() {
+    for mode in [WriteMode::Append, WriteMode::Merge] {
+        let mut world = World::new();
+        old_table(&mut world);
+        let mut sink = world.sink();
+        let stream = sink.open(incremental(mode, 2, 2, false)).expect("open");
+        sink.commit(stream).expect("commit");
+        world.kill(sink);
+        let mut sink = world.sink();
+        let stream = sink.open(incremental(mode, 2, 2, true)).expect("open");
+        write(&mut sink, stream, &[r#"{"id":2,"v":"b"}"#]);
+        assert_eq!(world.rows(ALL), OLD);
+        sink.finish(stream).expect("finish");
+        assert_eq!(world.rows(ALL), ["2|b"]);
+        assert_eq!(world.tables(), ["t"]);
     }
 }
 

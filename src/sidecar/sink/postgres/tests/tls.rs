@@ -116,7 +116,8 @@ fn a_server_that_asks_for_a_certificate_gets_it() {
     ] {
         // Behind the doorkeeper the way goes on without encryption.
         assert_eq!(load(&mut world, &at(fields.clone())), Ok(false));
-        assert_eq!(load(&mut world, &at(json!({"sslMode": "require"}))).is_ok(), false, "without one nobody gets in");
+        let error = load(&mut world, &at(json!({"sslMode": "require"}))).expect_err("nobody gets in without one");
+        assert!(error.to_lowercase().contains("certificate"), "{error}");
     }
 }
 
