@@ -1,9 +1,13 @@
 //! Runs that are killed at any point: the last one's table is an undisturbed run's.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::support::{World, record, spec};
-use crate::sidecar::sink::postgres::PostgresSink;
+use crate::sidecar::sink::postgres::session::{Place, Session};
+use crate::sidecar::sink::postgres::{PostgresSink, Settings};
 use crate::sidecar::sink::{Generation, Sink, StreamIndex, StreamSpec, WriteMode};
 
 const ROWS: usize = 6000;
@@ -126,4 +130,25 @@ fn without_a_key_each_row_is_there_at_least_once() {
         // What was committed without a saved state comes twice, once for each kill at most.
         assert!(all.len() <= ROWS + KILLS * 2 * PER_STATE, "{label}: {} rows", all.len());
     }
+}
+
+#[test]
+fn commits_outlive_the_server_unless_the_destination_asks_otherwise() {
+    let mut world = World::new();
+    let role = format!("{}_hasty", world.schema);
+    world.run(&format!("CREATE ROLE {role} LOGIN PASSWORD 'hunter2'; ALTER ROLE {role} SET synchronous_commit TO off"));
+    let mut config = world.config();
+    (config["username"], config["password"]) = (json!(role), json!("hunter2"));
+    for (parameters, expected) in [
+        (json!({}), "on"),
+        (json!({"options": "-c synchronous_commit=off"}), "off"),
+        (json!({"options": "-c synchronous_commit=local"}), "local"),
+    ] {
+        config["parameters"] = parameters.clone();
+        let target = Settings::parse(&config).expect("settings").target;
+        let mut session = Session::new(Arc::new(Place { target, run: 1, patience: Duration::from_secs(20) }));
+        let row = session.client().expect("a connection").query_one("SHOW synchronous_commit", &[]);
+        assert_eq!(row.expect("a setting").get::<_, &str>(0), expected, "{parameters}");
+    }
+    world.run(&format!("DROP ROLE {role}"));
 }
