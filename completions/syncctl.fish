@@ -270,6 +270,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-timeout
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-timeout-seconds -d 'The same, finer' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l init-timeout-seconds -d 'How long the connector may take to start' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l silence-seconds -d 'How long the connector may be silent' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-seconds -d 'How long rows may wait for a state until they are committed without one' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-mi -d 'How much row JSON may wait, in MiB' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'The controller\'s version of the contract' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "spec" -d 'Print a connector\'s specification'

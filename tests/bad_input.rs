@@ -64,6 +64,12 @@ fn a_malformed_file_is_told_with_its_line_and_what_was_expected() {
             &CATALOG.replace("full_refresh", "sometimes"),
             ["catalog.json: line 1", "configured catalog"],
         ),
+        (
+            "a generation below the minimum",
+            "catalog.json",
+            &CATALOG.replacen("\"sync_mode\"", "\"generation_id\": 1, \"minimum_generation_id\": 2, \"sync_mode\"", 1),
+            ["catalog.json: ", "minimum_generation_id is 2, but generation_id is 1"],
+        ),
         ("a destination that is cut off", "destination.json", "{\n", ["destination.json: line 2", "expected"]),
         ("no type", "destination.json", "{}", ["destination.json: ", "destinationType"]),
         ("an unknown type", "destination.json", r#"{"destinationType":"oracle"}"#, ["oracle", "postgres"]),

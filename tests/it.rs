@@ -20,6 +20,7 @@ mod layers;
 mod lifecycle;
 mod outages;
 mod read;
+mod refresh;
 mod serve;
 mod support;
 mod token;

@@ -29,6 +29,12 @@ pub struct ConfiguredStream {
     /// Paths of the key's parts, for merging.
     #[serde(default, deserialize_with = "or_default")]
     pub primary_key: Vec<Vec<String>>,
+    /// As the caller wrote it: [`generations`](Self::generations) reads it.
+    #[serde(default)]
+    pub generation_id: Value,
+    /// As the caller wrote it: [`generations`](Self::generations) reads it.
+    #[serde(default)]
+    pub minimum_generation_id: Value,
 }
 
 /// A stream as `discover` printed it.
@@ -96,10 +102,49 @@ impl ConfiguredStream {
     pub fn name(&self) -> StreamName {
         StreamName::new(self.stream.namespace.as_deref(), &self.stream.name)
     }
+
+    /// The generation of this read's rows, and the least one whose rows stay once the stream is complete; 0 where there
+    /// is none.
+    pub fn generations(&self) -> Result<(i64, i64), String> {
+        let number = |field: &str, value: &Value| {
+            whole(value).ok_or_else(|| {
+                let stream = self.name().key();
+                format!("stream {stream:?}: {field} is {value}: expected a whole number, 0 or more")
+            })
+        };
+        let own = number("generation_id", &self.generation_id)?;
+        let minimum = number("minimum_generation_id", &self.minimum_generation_id)?;
+        if minimum > own {
+            return Err(format!(
+                "stream {:?}: minimum_generation_id is {minimum}, but generation_id is {own}: \
+                 the rows of this read would be among those that are to go",
+                self.name().key()
+            ));
+        }
+        Ok((own, minimum))
+    }
+}
+
+/// A number of the protocol that is absent, or whole and not negative; some platforms write 2 as 2.0.
+fn whole(value: &Value) -> Option<i64> {
+    /// Whole numbers below this are exact as floating-point numbers.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Null => Some(0),
+        Value::Number(number) => match number.as_i64() {
+            Some(number) => Some(number),
+            None => number
+                .as_f64()
+                .filter(|number| number.fract() == 0.0 && number.abs() < EXACT)
+                .and_then(|number| format!("{number:.0}").parse().ok()),
+        }
+        .filter(|number| *number >= 0),
+        _ => None,
+    }
 }
 
 impl ConfiguredCatalog {
-    /// Checks what the types cannot: at least one stream, none twice.
+    /// Checks what the types cannot: at least one stream, none twice, generations that make sense.
     pub fn validate(&self) -> Result<(), String> {
         if self.streams.is_empty() {
             return Err("the catalog selects no streams: expected at least one entry in \"streams\"".to_owned());
@@ -110,6 +155,7 @@ impl ConfiguredCatalog {
             if !seen.insert(stream.name().key()) {
                 return Err(format!("the catalog selects stream {:?} twice", stream.name().key()));
             }
+            stream.generations()?;
         }
         Ok(())
     }
@@ -132,6 +178,34 @@ mod tests {
             (SyncMode::Incremental, Some(DestinationSyncMode::AppendDedup))
         );
         assert_eq!(catalog.validate(), Ok(()));
+    }
+
+    #[test]
+    fn generations_are_whole_numbers_and_the_minimum_is_not_above_them() {
+        for (label, fields, expected) in [
+            ("absent", "", Ok((0, 0))),
+            ("null", r#","generation_id":null,"minimum_generation_id":null"#, Ok((0, 0))),
+            ("given", r#","generation_id":7,"minimum_generation_id":6,"sync_id":3"#, Ok((7, 6))),
+            ("with a point", r#","generation_id":7.0,"minimum_generation_id":7"#, Ok((7, 7))),
+            ("large", r#","generation_id":9223372036854775807"#, Ok((i64::MAX, 0))),
+            ("too large", r#","generation_id":9223372036854775808"#, Err("generation_id is 9223372036854775808")),
+            ("negative", r#","generation_id":-1"#, Err("generation_id is -1: expected a whole number")),
+            ("a fraction", r#","generation_id":1.5"#, Err("generation_id is 1.5: expected a whole number")),
+            ("text", r#","minimum_generation_id":"1""#, Err("minimum_generation_id is \"1\"")),
+            ("above", r#","generation_id":1,"minimum_generation_id":2"#, Err("minimum_generation_id is 2, but")),
+            ("alone", r#","minimum_generation_id":1"#, Err("but generation_id is 0")),
+        ] {
+            let text = format!(r#"{{"streams":[{{"stream":{{"name":"s"}}{fields}}}]}}"#);
+            let catalog: ConfiguredCatalog = serde_json::from_str(&text).expect(label);
+            match (catalog.streams[0].generations(), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{label}"),
+                (Err(found), Err(expected)) => {
+                    assert!(found.starts_with("stream \"s\": ") && found.contains(expected), "{label}: {found}");
+                    assert_eq!(catalog.validate(), Err(found), "{label}");
+                }
+                (found, _) => panic!("{label}: {found:?}"),
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! States are opaque. A row holds the `stream_state` of a STREAM state under the stream's key, the `global` object of a
 //! GLOBAL state under [`GLOBAL_KEY`], and the `data` of a legacy one under [`LEGACY_KEY`].
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -130,6 +132,47 @@ fn filter(state: &str, catalog: &ConfiguredCatalog) -> Result<Option<String>, No
     Ok(Some(state.to_owned()))
 }
 
+/// Which streams a state that is given to the connector lets go on, instead of beginning anew.
+///
+/// In doubt they go on: rows that come again do less harm than rows that are missing.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Names without namespaces, which some sources leave out.
+    streams: HashSet<String>,
+    /// Only the connector can tell what is in it.
+    of_all: bool,
+}
+
+impl Progress {
+    /// Of the document that [`for_connector`] let pass; `None` is from scratch.
+    pub fn of(document: Option<&str>) -> Self {
+        let value: Value = document.and_then(|document| serde_json::from_str(document).ok()).unwrap_or_default();
+        let states = match value {
+            Value::Array(states) => states,
+            Value::Object(legacy) => return Self { streams: HashSet::new(), of_all: !legacy.is_empty() },
+            _ => Vec::new(),
+        };
+        let mut progress = Self::default();
+        for state in &states {
+            let stream = state.get("stream");
+            let with_state = stream.filter(|stream| stream.get("stream_state").is_some_and(|state| !state.is_null()));
+            let parts = state.pointer("/global/stream_states").and_then(Value::as_array);
+            let streams = with_state.into_iter().chain(parts.into_iter().flatten());
+            let names = streams.filter_map(|stream| stream_name(stream.get("stream_descriptor")?));
+            progress.streams.extend(names.map(|name| name.name));
+            // A state without streams in it says nothing of any of them.
+            let whole = state.get("global").is_some() && parts.is_none_or(Vec::is_empty);
+            progress.of_all |= whole || (stream.is_none() && state.get("data").is_some());
+        }
+        progress
+    }
+
+    /// Whether the source goes on with this stream.
+    pub fn covers(&self, stream: &StreamName) -> bool {
+        self.of_all || self.streams.contains(&stream.name)
+    }
+}
+
 fn list(states: &[String]) -> Option<String> {
     if states.is_empty() { None } else { Some(format!("[{}]", states.join(","))) }
 }
@@ -167,8 +210,9 @@ pub fn from_rows(rows: &[(String, String)], catalog: &ConfiguredCatalog) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use super::{State, for_connector, from_rows};
+    use super::{Progress, State, for_connector, from_rows};
     use crate::airbyte::catalog::ConfiguredCatalog;
+    use crate::airbyte::message::StreamName;
 
     fn catalog() -> ConfiguredCatalog {
         serde_json::from_str(
@@ -210,6 +254,34 @@ mod tests {
         let expected = r#"[{"type":"STREAM","stream":{"stream_descriptor":{"name":"a.b","namespace":"n"},"stream_state":{"c":1}}}]"#;
         assert_eq!(from_rows(&rows, &catalog()), Ok(Some(expected.to_owned())));
         assert_eq!(from_rows(&[], &catalog()), Ok(None));
+    }
+
+    #[test]
+    fn a_state_tells_which_streams_go_on() {
+        let global =
+            |streams: &str| format!(r#"[{{"global":{{"shared_state":{{"lsn":1}},"stream_states":{streams}}}}}]"#);
+        for (label, state, expected) in [
+            ("none", None, [false, false]),
+            ("an empty list", Some("[]".to_owned()), [false, false]),
+            ("a legacy object", Some(r#"{"c":1}"#.to_owned()), [true, true]),
+            ("a legacy message", Some(r#"[{"data":{"c":1}}]"#.to_owned()), [true, true]),
+            (
+                "one stream, without its namespace",
+                Some(r#"[{"stream":{"stream_descriptor":{"name":"a"},"stream_state":{}}}]"#.to_owned()),
+                [true, false],
+            ),
+            (
+                "no state of a stream",
+                Some(r#"[{"stream":{"stream_descriptor":{"name":"a"},"stream_state":null}}]"#.to_owned()),
+                [false, false],
+            ),
+            ("global, with one", Some(global(r#"[{"stream_descriptor":{"name":"b"}}]"#)), [false, true]),
+            ("global, with none", Some(global("[]")), [true, true]),
+        ] {
+            let progress = Progress::of(state.as_deref());
+            let covers = |name| progress.covers(&StreamName::new(Some("n"), name));
+            assert_eq!([covers("a"), covers("b")], expected, "{label}");
+        }
     }
 
     #[test]

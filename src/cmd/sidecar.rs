@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::contract;
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
-use crate::sidecar::{End, Sidecar};
+use crate::sidecar::{CommitLimits, End, Sidecar};
 use crate::task::{self, Image, ReadOptions, Task, TaskKind};
 
 /// Capture a connector's output; runs in the task's Pod
@@ -98,6 +98,12 @@ pub struct SidecarArgs {
     /// How long the connector may be silent
     #[arg(long, env = "SYNCCTL_SILENCE_SECONDS", hide_env_values = true, default_value = "")]
     silence_seconds: String,
+    /// How long rows may wait for a state until they are committed without one
+    #[arg(long, env = "SYNCCTL_COMMIT_SECONDS", hide_env_values = true, default_value = "")]
+    commit_seconds: String,
+    /// How much row JSON may wait, in MiB
+    #[arg(long, env = "SYNCCTL_COMMIT_MI", hide_env_values = true, default_value = "")]
+    commit_mi: String,
     /// The controller's version of the contract
     #[arg(long, env = "SYNCCTL_CONTRACT", hide_env_values = true)]
     contract: Option<String>,
@@ -161,8 +167,11 @@ impl SidecarArgs {
             task_timeout_seconds,
             init_timeout_seconds,
             silence_seconds,
+            commit_seconds,
+            commit_mi,
             contract,
         } = self;
+        let commit = commit_limits(&commit_seconds, &commit_mi)?;
         let kind: TaskKind = required(command, "COMMAND")?
             .parse()
             .map_err(|error: String| Failure::new(Class::Usage, format!("COMMAND: {error}")))?;
@@ -213,9 +222,20 @@ impl SidecarArgs {
                 "SYNCCTL_SILENCE_SECONDS",
                 u64::from(task::DEFAULT_SILENCE_SECONDS),
             )?),
+            commit,
             contract: contract.filter(|contract| !contract.is_empty()),
         })
     }
+}
+
+fn commit_limits(seconds: &str, mebibytes: &str) -> Result<CommitLimits, Failure> {
+    let default = CommitLimits::default();
+    let seconds = number(seconds, "SYNCCTL_COMMIT_SECONDS", default.interval.as_secs())?;
+    let mebibytes = number(mebibytes, "SYNCCTL_COMMIT_MI", default.bytes >> 20)?;
+    if seconds == 0 || mebibytes == 0 {
+        return Err(Failure::new(Class::Usage, "SYNCCTL_COMMIT_SECONDS and SYNCCTL_COMMIT_MI have to be 1 or more"));
+    }
+    Ok(CommitLimits { bytes: mebibytes.saturating_mul(1 << 20), interval: Duration::from_secs(seconds) })
 }
 
 fn required(value: Option<String>, variable: &str) -> Result<String, Failure> {

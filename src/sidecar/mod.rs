@@ -3,6 +3,8 @@
 //! The environment and the files are the wire contract's. Knows nothing of Kubernetes: the same program runs wherever
 //! the pipes and the documents are.
 
+#[cfg(test)]
+mod checkpoint_tests;
 mod documents;
 mod kept;
 mod log;
@@ -26,6 +28,7 @@ use kept::Kept;
 use log::TaskLog;
 use serde_json::Value;
 use source::Source;
+pub use streams::CommitLimits;
 
 use crate::contract;
 use crate::db::{Db, Options, SpecKey, Target};
@@ -58,6 +61,8 @@ pub struct Sidecar {
     pub init_timeout: Duration,
     /// How long the connector may be silent.
     pub silence: Duration,
+    /// When rows are committed though the connector has sent no state.
+    pub commit: CommitLimits,
     /// The controller's version of the contract; absent when the controller is not ours.
     pub contract: Option<String>,
 }
@@ -128,7 +133,8 @@ impl Sidecar {
             let (db, log) = self.connect(&documents, &maskers)?;
             let kept = Kept::restore(&db, &self.task, &mut documents, &log)?;
             let source = Source::prepare(&self, &documents, &maskers.errors)?;
-            (session::run(&self.task, source, &documents, &kept, &db, &log, &stop), db, log)
+            let read = session::Read { task: &self.task, limits: self.commit, kept: &kept, db: &db, log: &log };
+            (session::run(read, source, &documents, &stop), db, log)
         } else {
             // The pipes come first: the connector starts while we connect.
             let source = Source::prepare(&self, &documents, &maskers.errors)?;

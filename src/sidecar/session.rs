@@ -9,11 +9,11 @@ use super::metrics::Metrics;
 use super::reporter::Reporter;
 use super::sink::Destination;
 use super::source::{Input, Source};
-use super::streams::{Storable, Streams};
+use super::streams::{CommitLimits, Storable, Streams};
 use super::{End, PATIENCE, Stop, Stopped};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::{Message, StreamName};
-use crate::airbyte::state::State;
+use crate::airbyte::state::{Progress, State};
 use crate::db::{Db, Writer};
 use crate::failure::{Class, Failure};
 use crate::task::{Estimate, StreamReports, StreamStatus, Task, TaskStatus};
@@ -24,24 +24,35 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 const CHANGE_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the database may be away when only what the connector has used would be lost.
 const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(2);
-/// Lines between two looks at the clock.
+/// Lines between two looks at the clock for what is shown.
 const LINES_PER_LOOK: u32 = 4096;
+/// A commit that takes longer is a sign of life: meanwhile nobody listens to the connector.
+const LONG_COMMIT: Duration = Duration::from_secs(1);
+/// Records between two looks at the clock for what is to be committed: few come where a source is slow.
+const RECORDS_PER_COMMIT_LOOK: u32 = 64;
+
+/// A read: what it is, and where it is written down.
+#[derive(Clone, Copy)]
+pub struct Read<'a> {
+    /// The task.
+    pub task: &'a Task,
+    /// When rows are committed though no state has come.
+    pub limits: CommitLimits,
+    /// The connector's configuration, as it renews it.
+    pub kept: &'a Kept<'a>,
+    /// The database of results.
+    pub db: &'a Db,
+    /// The task's log.
+    pub log: &'a TaskLog,
+}
 
 /// Reads until the source has ended, and stores the outcome.
-pub fn run(
-    task: &Task,
-    mut source: Source,
-    documents: &Documents,
-    kept: &Kept<'_>,
-    db: &Db,
-    log: &TaskLog,
-    stop: &Stop,
-) -> Result<End, Failure> {
-    source.log_stderr(log);
-    let mut session = match Session::open(task, source.metrics(), documents, kept, db, log) {
+pub fn run(read: Read<'_>, mut source: Source, documents: &Documents, stop: &Stop) -> Result<End, Failure> {
+    source.log_stderr(read.log);
+    let mut session = match Session::open(read, source.metrics(), documents) {
         Ok(session) => session,
         Err(failure) => {
-            finish(task, db, log, TaskStatus::Failed, None, Some(failure))?;
+            read.finish(TaskStatus::Failed, None, Some(failure))?;
             return Ok(End::Done);
         }
     };
@@ -60,10 +71,7 @@ enum Ended {
 }
 
 struct Session<'a> {
-    task: &'a Task,
-    db: &'a Db,
-    log: &'a TaskLog,
-    kept: &'a Kept<'a>,
+    to: Read<'a>,
     streams: Streams,
     reporter: Reporter,
     /// The source's own words for its failure.
@@ -83,26 +91,19 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn open(
-        task: &'a Task,
-        metrics: Metrics,
-        documents: &Documents,
-        kept: &'a Kept<'a>,
-        db: &'a Db,
-        log: &'a TaskLog,
-    ) -> Result<Self, Failure> {
+    fn open(read: Read<'a>, metrics: Metrics, documents: &Documents) -> Result<Self, Failure> {
+        let Read { task, limits, db, .. } = read;
         let catalog: ConfiguredCatalog = documents.json("catalog.json")?;
+        catalog.validate().map_err(|why| Failure::new(Class::InvalidInput, format!("catalog.json: {why}")))?;
+        let progress = Progress::of(documents.get("state.json"));
         let destination: serde_json::Value = documents.json("destinationConfig.json")?;
         let sink = Destination::parse(&destination)?
             .connect()
             .map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
-        let streams = Streams::new(&catalog, &task.options, sink);
+        let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
         let reporter = Reporter::start(db.clone(), task.task_id.clone(), metrics, streams.reports());
         Ok(Self {
-            task,
-            db,
-            log,
-            kept,
+            to: read,
             streams,
             reporter,
             reported: None,
@@ -122,7 +123,7 @@ impl<'a> Session<'a> {
                 Input::Line(line) => {
                     let message = Message::parse(&line);
                     if message == Message::Text {
-                        self.log.write(Level::Info, "source", &line);
+                        self.to.log.write(Level::Info, "source", &line);
                         let line = line.into_owned();
                         source.remember(&line);
                     } else if self.message(message)? {
@@ -131,7 +132,7 @@ impl<'a> Session<'a> {
                 }
                 Input::Lost(head, length) => {
                     let text = format!("a line of {length} bytes is too long to be understood; it began: {head}");
-                    self.log.write(Level::Error, "syncctl", &text);
+                    self.to.log.write(Level::Error, "syncctl", &text);
                     if !head.contains(r#""LOG""#) {
                         let reason = format!("a line of {length} bytes was dropped, and rows may be missing");
                         self.streams.lost(&head, &reason);
@@ -139,6 +140,12 @@ impl<'a> Session<'a> {
                     }
                 }
                 Input::Quiet => {
+                    let began = Instant::now();
+                    let storable = self.streams.commit_overdue();
+                    self.store(storable)?;
+                    if began.elapsed() >= LONG_COMMIT {
+                        source.alive();
+                    }
                     self.changed |= self.lines > 0 && self.shown.elapsed() >= COUNT_INTERVAL;
                     self.lines = 0;
                     self.show();
@@ -165,6 +172,10 @@ impl<'a> Session<'a> {
                     Ok(changed) => self.changed |= changed,
                     Err(name) => self.unknown(name),
                 }
+                if self.lines.is_multiple_of(RECORDS_PER_COMMIT_LOOK) {
+                    let storable = self.streams.commit_overdue();
+                    self.store(storable)?;
+                }
                 return Ok(false);
             }
             Message::State(state) => {
@@ -175,35 +186,37 @@ impl<'a> Session<'a> {
                         self.streams.global_state(key, state)
                     }
                     None => {
-                        self.log.write(Level::Warn, "syncctl", "a STATE message holds no state");
+                        self.to.log.write(Level::Warn, "syncctl", "a STATE message holds no state");
                         Vec::new()
                     }
                 };
                 self.store(storable)?;
             }
             Message::StreamStatus { stream, status } => {
-                self.log.write(Level::Info, "source", &format!("stream {} is {status}", stream.key()));
+                self.to.log.write(Level::Info, "source", &format!("stream {} is {status}", stream.key()));
                 let storable = self.streams.status(&stream, &status);
                 self.store(storable)?;
                 self.changed = true;
             }
             Message::TraceError(error) => {
-                let text = self.log.mask(error.text());
-                self.log.write(Level::Error, "source", &text);
+                let text = self.to.log.mask(error.text());
+                self.to.log.write(Level::Error, "source", &text);
                 if let Some(stream) = &error.stream {
                     self.streams.error(stream, &text);
                 }
                 self.reported.get_or_insert(text);
             }
-            Message::Log { level, text } => self.log.write(Level::parse(&level), "source", &text),
-            Message::ControlConfig(config) => self.kept.keep(&config.0, self.log)?,
+            Message::Log { level, text } => self.to.log.write(Level::parse(&level), "source", &text),
+            Message::ControlConfig(config) => self.to.kept.keep(&config.0, self.to.log)?,
             Message::Estimate { stream: Some(stream), rows, bytes } => {
                 self.changed |= self.streams.estimate(&stream, Estimate { rows, bytes });
             }
             Message::Estimate { stream: None, rows: Some(rows), .. } => {
-                self.log.write(Level::Info, "source", &format!("about {rows} records are expected in all"));
+                self.to.log.write(Level::Info, "source", &format!("about {rows} records are expected in all"));
             }
-            Message::Other(kind) => self.log.write(Level::Debug, "syncctl", &format!("a {kind} message was ignored")),
+            Message::Other(kind) => {
+                self.to.log.write(Level::Debug, "syncctl", &format!("a {kind} message was ignored"))
+            }
             Message::Spec(_)
             | Message::ConnectionStatus { .. }
             | Message::Catalog(_)
@@ -235,7 +248,7 @@ impl<'a> Session<'a> {
     fn reports(&self) -> StreamReports {
         let mut reports = self.streams.reports();
         for error in reports.values_mut().filter_map(|report| report.error.as_mut()) {
-            *error = self.log.mask(error);
+            *error = self.to.log.mask(error);
         }
         reports
     }
@@ -245,13 +258,13 @@ impl<'a> Session<'a> {
         // A full sync forgets what was stored only once something has taken its place: if it fails before, the next run
         // goes on where the last good one stopped.
         if self.forgets && self.streams.tally().0 > 0 {
-            self.db.clear_states(&self.task.sync_id)?;
+            self.to.db.clear_states(&self.to.task.sync_id)?;
             self.forgets = false;
         }
         if storable.is_empty() || storable == self.last_states {
             return Ok(());
         }
-        self.db.save_states(&self.task.sync_id, &storable)?;
+        self.to.db.save_states(&self.to.task.sync_id, &storable)?;
         self.last_states = storable;
         Ok(())
     }
@@ -261,7 +274,7 @@ impl<'a> Session<'a> {
         const MOST: usize = 100;
         if self.unknown.len() < MOST && !self.unknown.contains(&name) {
             let text = format!("records of stream {} are dropped: the catalog does not select it", name.key());
-            self.log.write(Level::Warn, "syncctl", &text);
+            self.to.log.write(Level::Warn, "syncctl", &text);
             self.unknown.push(name);
         }
     }
@@ -298,7 +311,7 @@ impl<'a> Session<'a> {
         if source.metrics().latest().is_some() {
             self.reporter.report(&reports, LAST_REPORT_PATIENCE);
         }
-        finish(self.task, self.db, self.log, status, Some(&reports), failure)?;
+        self.to.finish(status, Some(&reports), failure)?;
         Ok(End::Done)
     }
 
@@ -345,19 +358,20 @@ impl<'a> Session<'a> {
     }
 }
 
-fn finish(
-    task: &Task,
-    db: &Db,
-    log: &TaskLog,
-    status: TaskStatus,
-    reports: Option<&StreamReports>,
-    failure: Option<Failure>,
-) -> Result<(), Failure> {
-    // The class is a word of ours, and stays whatever the configuration holds.
-    let error = failure.map(|failure| Failure::new(failure.class, log.mask(&failure.text)).to_string());
-    if let Some(error) = &error {
-        log.write(Level::Error, "syncctl", error);
+impl Read<'_> {
+    /// Stores the outcome.
+    fn finish(
+        &self,
+        status: TaskStatus,
+        reports: Option<&StreamReports>,
+        failure: Option<Failure>,
+    ) -> Result<(), Failure> {
+        // The class is a word of ours, and stays whatever the configuration holds.
+        let error = failure.map(|failure| Failure::new(failure.class, self.log.mask(&failure.text)).to_string());
+        if let Some(error) = &error {
+            self.log.write(Level::Error, "syncctl", error);
+        }
+        self.db.finish_task(self.task, Writer::Sidecar, status, reports, error.as_deref())?;
+        Ok(())
     }
-    db.finish_task(task, Writer::Sidecar, status, reports, error.as_deref())?;
-    Ok(())
 }

@@ -4,11 +4,32 @@
 //! success when the source says COMPLETE and its rows are committed.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream, DestinationSyncMode, SyncMode};
 use crate::airbyte::message::{Record, StreamName};
-use crate::sidecar::sink::{Committed, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
+use crate::airbyte::state::Progress;
+use crate::sidecar::sink::{Committed, Generation, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
 use crate::task::{Estimate, ReadOptions, StreamReport, StreamReports, StreamStatus};
+
+/// When rows are committed though the source has sent no state: a database that holds a transaction open for long
+/// cannot clean up behind anybody, and what is not committed has to come again after an interruption.
+#[derive(Debug, Clone, Copy)]
+pub struct CommitLimits {
+    /// So much row JSON was not committed, in bytes.
+    pub bytes: u64,
+    /// So long ago the first row came that is not committed.
+    pub interval: Duration,
+}
+
+impl Default for CommitLimits {
+    fn default() -> Self {
+        Self { bytes: 256 << 20, interval: Duration::from_mins(5) }
+    }
+}
+
+/// How often the streams are looked through within an interval.
+const LOOKS_PER_INTERVAL: u32 = 20;
 
 /// One selected stream.
 struct Stream {
@@ -20,6 +41,10 @@ struct Stream {
     bytes: u64,
     /// Of `events`, those that are in the table for good.
     committed: u64,
+    /// Of `bytes`, those that no commit has seen.
+    pending_bytes: u64,
+    /// When the first of them came.
+    pending_since: Option<Instant>,
     status: StreamStatus,
     error: Option<String>,
     estimate: Option<Estimate>,
@@ -42,6 +67,9 @@ pub struct Streams {
     has_unknown: bool,
     /// Why the destination refused the first stream that it refused.
     refusal: Option<String>,
+    limits: CommitLimits,
+    /// When to look for streams that have not committed for long.
+    next_look: Instant,
 }
 
 /// States that may be stored now: (key, document).
@@ -49,8 +77,15 @@ pub type Storable = Vec<(String, String)>;
 
 impl Streams {
     /// Prepares for the catalog's streams.
-    pub fn new(catalog: &ConfiguredCatalog, options: &ReadOptions, mut sink: Box<dyn Sink>) -> Self {
-        let mut streams: Vec<Stream> = catalog.streams.iter().map(|stream| Stream::new(stream, options)).collect();
+    pub fn new(
+        catalog: &ConfiguredCatalog,
+        options: &ReadOptions,
+        progress: &Progress,
+        limits: CommitLimits,
+        mut sink: Box<dyn Sink>,
+    ) -> Self {
+        let stream = |stream| Stream::new(stream, options, progress);
+        let mut streams: Vec<Stream> = catalog.streams.iter().map(stream).collect();
         let mut refusal = None;
         // In the catalog's order, not that of arrival: of two streams with one table name the same one always has it.
         for stream in &mut streams {
@@ -84,6 +119,8 @@ impl Streams {
             has_statuses: false,
             has_unknown: false,
             refusal,
+            limits,
+            next_look: Instant::now(),
         }
     }
 
@@ -114,14 +151,43 @@ impl Streams {
         }
         stream.events += 1;
         stream.bytes += record.data.len() as u64;
+        stream.pending_bytes += record.data.len() as u64;
+        stream.pending_since.get_or_insert_with(Instant::now);
+        let full = stream.pending_bytes >= self.limits.bytes && stream.spec.mode != WriteMode::Replace;
         let changed = self.start(at);
-        if let Some(index) = self.all[at].open
-            && let Err(error) = self.sink.write(index, record)
-        {
+        let Some(index) = self.all[at].open else { return Ok(changed) };
+        let mut written = self.sink.write(index, record);
+        if full && written.is_ok() {
+            written = self.commit(at).map(|_| ());
+        }
+        if let Err(error) = written {
             self.refuse(at, &error);
             return Ok(true);
         }
         Ok(changed)
+    }
+
+    /// Commits the streams whose source has sent rows for long and no state. No state is stored for them: after an
+    /// interruption these rows come again. Returns what has waited for them alone.
+    pub fn commit_overdue(&mut self) -> Storable {
+        let now = Instant::now();
+        if now < self.next_look {
+            return Vec::new();
+        }
+        self.next_look = now + self.limits.interval / LOOKS_PER_INTERVAL;
+        let limit = self.limits.interval;
+        for at in 0..self.all.len() {
+            let stream = &self.all[at];
+            let overdue = stream.pending_since.is_some_and(|since| now.duration_since(since) >= limit);
+            if overdue
+                && stream.spec.mode != WriteMode::Replace
+                && stream.is_open()
+                && let Err(error) = self.commit(at)
+            {
+                self.refuse(at, &error);
+            }
+        }
+        self.global_if_ready()
     }
 
     fn find(&mut self, record: &Record<'_>) -> Result<usize, StreamName> {
@@ -277,7 +343,8 @@ impl Streams {
     /// The state of all streams together: only when none of them has failed.
     pub fn global_state(&mut self, key: String, state: String) -> Storable {
         for at in 0..self.all.len() {
-            if self.all[at].status == StreamStatus::Running
+            let stream = &self.all[at];
+            if (stream.status == StreamStatus::Running || (stream.is_open() && stream.is_refreshed()))
                 && let Err(error) = self.commit(at)
             {
                 self.refuse(at, &error);
@@ -305,11 +372,13 @@ impl Streams {
     fn commit(&mut self, at: usize) -> Result<Committed, SinkError> {
         let stream = &self.all[at];
         let Some(index) = stream.open else { return Ok(Committed::Durable) };
-        // A stream of which nothing came leaves no trace.
-        if stream.status == StreamStatus::Pending && stream.spec.mode != WriteMode::Replace {
+        // A stream of which nothing came leaves no trace, but where a state has to be told from one of earlier days.
+        let quiet = stream.status == StreamStatus::Pending && stream.spec.mode != WriteMode::Replace;
+        if quiet && !stream.is_refreshed() {
             return Ok(Committed::Durable);
         }
         let committed = self.sink.commit(index)?;
+        (self.all[at].pending_bytes, self.all[at].pending_since) = (0, None);
         if committed == Committed::Durable {
             self.all[at].committed = self.all[at].events;
         }
@@ -362,15 +431,22 @@ impl Stream {
         matches!(self.status, StreamStatus::Pending | StreamStatus::Running)
     }
 
-    fn new(configured: &ConfiguredStream, options: &ReadOptions) -> Self {
+    /// Rows of earlier generations go when it is complete.
+    fn is_refreshed(&self) -> bool {
+        self.spec.generation.minimum > 0 && self.spec.mode != WriteMode::Replace
+    }
+
+    fn new(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> Self {
         let name = configured.name();
         Self {
             key: name.key(),
-            spec: spec(configured, options),
+            spec: spec(configured, options, progress),
             open: None,
             events: 0,
             bytes: 0,
             committed: 0,
+            pending_bytes: 0,
+            pending_since: None,
             status: StreamStatus::Pending,
             error: None,
             estimate: None,
@@ -380,7 +456,7 @@ impl Stream {
 }
 
 /// The configured catalog and the options, put together.
-fn spec(configured: &ConfiguredStream, options: &ReadOptions) -> StreamSpec {
+fn spec(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> StreamSpec {
     let stream = &configured.stream;
     let name = configured.name();
     let primary_key = if configured.primary_key.is_empty() {
@@ -400,10 +476,18 @@ fn spec(configured: &ConfiguredStream, options: &ReadOptions) -> StreamSpec {
         mode: write_mode(configured, options, !primary_key.is_empty()),
         primary_key,
         cursor,
+        generation: generation(configured, options, progress),
         to_same_case: options.to_same_case,
         add_meta: options.add_meta,
         name,
     }
+}
+
+fn generation(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> Generation {
+    // Whoever takes the catalog in has checked them.
+    let (id, minimum) = configured.generations().unwrap_or_default();
+    let resumable = configured.sync_mode == SyncMode::Incremental && !options.full_sync;
+    Generation { id, minimum, resumable, resumes: resumable && progress.covers(&configured.name()) }
 }
 
 /// Stands for the stream's own namespace.

@@ -62,12 +62,28 @@ pub struct StreamSpec {
     pub mode: WriteMode,
     /// Paths of the key's parts; empty when there is none.
     pub primary_key: Vec<Vec<String>>,
-    /// Path of the cursor: of two rows with one key in a batch, the one with the higher cursor wins.
+    /// Path of the cursor: of two rows with one key the one with the higher cursor wins, whichever came first.
     pub cursor: Vec<String>,
+    /// Which rows of the table this read makes obsolete.
+    pub generation: Generation,
     /// Lower-case names.
     pub to_same_case: bool,
     /// Add a column `_jitsu_timestamp`.
     pub add_meta: bool,
+}
+
+/// Airbyte's generations: rows carry the number of the refresh that brought them, and a refresh that is complete may
+/// make those of earlier ones obsolete.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Generation {
+    /// What the rows carry; 0: nothing.
+    pub id: i64,
+    /// Rows of generations below it go, but only when the stream is finished. 0: none go.
+    pub minimum: i64,
+    /// A state after a part of the rows is of use to the next run: a stream that is always read as a whole has none.
+    pub resumable: bool,
+    /// The source goes on after such a state: what an earlier run brought of this generation counts.
+    pub resumes: bool,
 }
 
 /// How rows meet those that are there.
@@ -84,7 +100,7 @@ pub enum WriteMode {
 /// What a commit achieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Committed {
-    /// The rows so far are in the table: the state after them may be stored.
+    /// The rows so far are in the table, or kept for it by the destination: the state after them may be stored.
     Durable,
     /// They will be when the stream is finished: the state has to wait until then.
     Deferred,
@@ -116,7 +132,8 @@ pub trait Sink: Send {
     /// Makes the stream's rows so far durable.
     fn commit(&mut self, stream: StreamIndex) -> Result<Committed, SinkError>;
 
-    /// The source says that the stream is complete: commits, and replaces the table in [`WriteMode::Replace`].
+    /// The source says that the stream is complete: commits, and replaces the table in [`WriteMode::Replace`], or the
+    /// generations that are obsolete now.
     /// A full refresh with zero rows empties the table.
     fn finish(&mut self, stream: StreamIndex) -> Result<(), SinkError>;
 

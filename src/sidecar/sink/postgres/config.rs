@@ -11,13 +11,15 @@ const PORT: u16 = 5432;
 /// The schema of a configuration that names none.
 const SCHEMA: &str = "public";
 
-/// What every connection needs: times without an offset are UTC, a transaction may wait for its source, and names mean
-/// what is in the schema that stands before them. Parameters of the configuration win.
-const SETTINGS: [(&str, &str); 5] = [
+/// What every connection needs: times without an offset are UTC, a transaction may wait for its source, and who waits for
+/// a lock lets others pass now and then, for behind a writer that waits every new reader waits too. Parameters of the
+/// configuration win.
+const SETTINGS: [(&str, &str); 6] = [
     ("TimeZone", "UTC"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
+    ("lock_timeout", "10s"),
     ("client_encoding", "UTF8"),
 ];
 

@@ -8,12 +8,14 @@ use std::collections::{HashMap, HashSet};
 
 use super::names::{self, Kind};
 use super::types::ColumnType;
-use crate::sidecar::sink::StreamSpec;
+use crate::sidecar::sink::{StreamSpec, WriteMode};
 
 /// Where values go that no column takes.
 pub const UNMAPPED: &str = "_unmapped_data";
 /// When the source sent the row.
 pub const TIMESTAMP: &str = "_jitsu_timestamp";
+/// Which refresh brought the row; the name is Airbyte's.
+pub const GENERATION: &str = "_airbyte_generation_id";
 /// Order of arrival, in staging tables.
 pub const SEQUENCE: &str = "_syncctl_sequence";
 
@@ -98,6 +100,7 @@ pub struct Layout {
     same_case: bool,
     unmapped: Option<usize>,
     timestamp: Option<usize>,
+    generation: Option<usize>,
     /// Identities of the key's parts, with their columns.
     key: Vec<(String, Option<usize>)>,
     cursor: Option<(String, Option<usize>)>,
@@ -114,6 +117,7 @@ impl Layout {
             same_case: spec.to_same_case,
             unmapped: None,
             timestamp: None,
+            generation: None,
             key: Vec::new(),
             cursor: None,
         };
@@ -121,13 +125,19 @@ impl Layout {
         let declared = |key: &str| fields.is_some_and(|fields| fields.contains_key(key));
         // Nothing can be looked up in a document without being parsed: a path into one is no key.
         let usable = |path: &[String]| path.len() == 1 || path.first().is_some_and(|first| !declared(first.as_str()));
-        if !spec.primary_key.is_empty() && spec.primary_key.iter().all(|path| usable(path)) {
+        // Rows that are only added need none.
+        let merges = spec.mode != WriteMode::Append;
+        if merges && !spec.primary_key.is_empty() && spec.primary_key.iter().all(|path| usable(path)) {
             layout.key = spec.primary_key.iter().map(|path| (identity(path), None)).collect();
         }
         layout.cursor = Some((identity(&spec.cursor), None)).filter(|_| usable(&spec.cursor));
         if spec.add_meta {
             layout.taken.insert(TIMESTAMP.to_owned());
             layout.timestamp = layout.add(TIMESTAMP.to_owned(), ColumnType::TimestampTz, usize::MAX);
+        }
+        if spec.generation.id > 0 {
+            layout.taken.insert(GENERATION.to_owned());
+            layout.generation = layout.add(GENERATION.to_owned(), ColumnType::BIGINT, usize::MAX);
         }
         for (key, schema) in fields.into_iter().flatten() {
             let entry = layout.insert(0, key, true);
@@ -144,6 +154,11 @@ impl Layout {
     /// The column of [`TIMESTAMP`], if wanted.
     pub fn timestamp(&self) -> Option<usize> {
         self.timestamp
+    }
+
+    /// The column of [`GENERATION`], if rows carry one and the table can hold it.
+    pub fn generation(&self) -> Option<usize> {
+        self.generation
     }
 
     /// Whether rows have a key.
@@ -167,9 +182,10 @@ impl Layout {
         columns.unwrap_or_default().into_iter().map(|column| self.columns[column].name.clone()).collect()
     }
 
-    /// The column of the cursor.
+    /// The column of the cursor, if its values can be compared.
     pub fn cursor_column(&self) -> Option<&str> {
-        self.cursor.as_ref().and_then(|(_, column)| *column).map(|column| self.columns[column].name.as_str())
+        let column = self.cursor.as_ref().and_then(|(_, column)| *column).map(|column| &self.columns[column]);
+        column.filter(|column| column.sql_type != "json").map(|column| column.name.as_str())
     }
 
     /// The field of that name; `after` is the field before it in this row.

@@ -94,9 +94,9 @@ impl Feed {
     fn load_direct(&mut self, session: &mut Session, chunk: Chunk) -> Result<Option<Chunk>, SinkError> {
         let replayable = !self.open.overflowed;
         let loaded = if replayable {
-            session.persist(|session| {
-                self.resume(session)?;
-                self.send(session, &chunk)
+            session.persist(&self.target.subject(), |session| {
+                let sent = self.resume(session).and_then(|()| self.send(session, &chunk));
+                self.unless_locked(sent)
             })
         } else {
             self.send(session, &chunk)
@@ -110,6 +110,14 @@ impl Feed {
         Ok(self.keep(chunk))
     }
 
+    /// A lock that was not to be had ends the transaction: the next attempt is a new one.
+    fn unless_locked(&mut self, done: Result<(), Trouble>) -> Result<(), Trouble> {
+        if done.as_ref().is_err_and(Trouble::is_locked) {
+            self.open.transaction = None;
+        }
+        done
+    }
+
     /// Makes sure that the transaction is open and has all rows that are kept.
     fn resume(&mut self, session: &mut Session) -> Result<(), Trouble> {
         if self.open.transaction.is_some() && session.is_connected() {
@@ -118,7 +126,7 @@ impl Feed {
         self.open.transaction = None;
         // In a transaction of its own: it would lock readers out until the commit.
         if let Some(missing) = self.target.missing(&self.columns) {
-            session.attempt_atomically(|client| Ok(client.batch_execute(&missing)?))?;
+            session.attempt_atomically(&self.target.subject(), |client| Ok(client.batch_execute(&missing)?))?;
             self.target.has(&self.columns);
         }
         self.open.transaction = Some(session.begin()?);
@@ -134,12 +142,11 @@ impl Feed {
             return Err(lost());
         }
         let columns = &self.columns[..chunk.columns];
-        let client = session.client_in_transaction()?;
         // Columns that came since the transaction began. Not noted in the table: a rollback takes them away again.
         if let Some(missing) = self.target.missing(columns) {
-            client.batch_execute(&missing)?;
+            session.within_transaction(&self.target.subject(), &missing)?;
         }
-        copy(client, &self.target.copy_sql(columns), &chunk.bytes)
+        copy(session.client_in_transaction()?, &self.target.copy_sql(columns), &chunk.bytes)
     }
 
     /// Keeps a chunk as long as there is room; afterwards none is kept, for they are of use only together.
@@ -187,8 +194,9 @@ impl Feed {
         if self.open.overflowed {
             return self.commit_once(session);
         }
-        session.persist(|session| {
-            self.resume(session)?;
+        session.persist(&self.target.subject(), |session| {
+            let resumed = self.resume(session);
+            self.unless_locked(resumed)?;
             self.commit_once(session)
         })
     }
@@ -218,10 +226,10 @@ impl Feed {
     }
 
     /// Publishes what was staged.
-    pub fn publish(
+    pub fn publish<T>(
         &mut self,
-        publish: impl FnOnce(&mut Table, &mut Table, &[Column], &mut Session) -> Result<(), SinkError>,
-    ) -> Result<(), SinkError> {
+        publish: impl FnOnce(&mut Table, &mut Table, &[Column], &mut Session) -> Result<T, SinkError>,
+    ) -> Result<T, SinkError> {
         match (self.staging.as_mut(), self.session.as_mut()) {
             (Some(staging), Some(session)) => publish(staging, &mut self.target, &self.columns, session),
             _ => Err(no_session()),

@@ -6,6 +6,8 @@
 //! | `names`, `types`, `number`, `time` | what columns are called and hold |
 //! | `layout`, `row`, `value` | which field goes to which column, and the lines of COPY |
 //! | `session`, `table`, `load`, `publish` | connections and transactions, DDL, the way into the target |
+//! | `generation` | rows of a refresh that are collected over several runs |
+//! | `prepare`, `stream` | what is to become of a stream's rows, and what each of its commits means |
 //! | `courier` | the thread that loads while rows are encoded |
 //!
 //! What the facts leave open is decided so:
@@ -14,14 +16,20 @@
 //! * Two fields or streams whose cleaned names are equal do not share: the later one gets a suffix made of its name.
 //! * A row without a value for a part of its key fails its stream: it could be neither merged nor kept unique.
 //! * A replacement with a key keeps one row of each key, as a merge does.
+//! * The cursor decides against rows that are there already as it does within a batch: an older row never overwrites a
+//!   newer one, equal cursors let the later one win, and none is older than any. So the table does not depend on where
+//!   batches end, nor on rows that come again after an interruption. (Airbyte's destinations do so, too; the existing
+//!   implementation looks at the cursor within a batch only.)
 //! * A primary key named `jitsu_pk_…` on other columns than the stream's is dropped: it is ours, and in the way.
 
 mod config;
 mod courier;
+mod generation;
 mod layout;
 mod load;
 mod names;
 mod number;
+mod prepare;
 mod publish;
 mod row;
 mod session;
@@ -49,6 +57,8 @@ use crate::airbyte::message::{Record, StreamName};
 
 /// How long a database that went away is waited for: a restart or a fail-over takes less.
 pub const PATIENCE: Duration = Duration::from_mins(5);
+/// How many times that long a lock is waited for, which a user's long query may hold: an hour.
+const LOCK_PATIENCE: u32 = 12;
 /// Rows are sent in chunks of about this size: a little less than what a buffer that doubles arrives at.
 const CHUNK: usize = (1 << 20) - (32 << 10);
 /// Memory of all chunks that are being filled. Beyond it the largest one is sent early.

@@ -5,6 +5,7 @@
 use postgres::Client;
 use postgres::error::SqlState;
 
+use super::generation::{self, Collection};
 use super::layout::{Column, SEQUENCE};
 use super::names::quote;
 use super::session::{Session, Trouble};
@@ -12,6 +13,7 @@ use super::table::{Table, quoted_list};
 use crate::sidecar::sink::SinkError;
 
 /// What is to be published, and by which key.
+#[derive(Clone, Copy)]
 pub struct Publication<'p> {
     /// Where rows come from.
     pub staging: &'p Table,
@@ -37,15 +39,53 @@ impl Publication<'_> {
         } else if self.ensure_key(session, target)? {
             statements.push_str(&self.upsert(target));
         } else {
-            statements.push_str(&self.delete(target));
-            statements.push_str(&self.insert(target));
+            statements.push_str(&self.delete_and_insert(target));
         }
         statements.extend(["TRUNCATE ", &self.staging.quoted(), ";"]);
         session.atomically(&subject, |client| Ok(client.batch_execute(&statements)?))
     }
 
-    /// Puts the staged rows in the place of all others, and drops the staging table. Grants, views and indexes stay.
-    pub fn replace(&self, session: &mut Session, target: &mut Table) -> Result<(), SinkError> {
+    /// Puts the staged rows in the place of all of generations below `minimum`, and drops the staging table and what is
+    /// `obsolete` with it.
+    pub fn renew(
+        &self,
+        session: &mut Session,
+        target: &mut Table,
+        minimum: i64,
+        obsolete: Option<&Collection>,
+    ) -> Result<(), SinkError> {
+        let subject = target.subject();
+        if !session.atomically(&subject, |client| generation::any_from(client, target, minimum))? {
+            return self.replace(session, target, obsolete);
+        }
+        let keyed = !self.key.is_empty();
+        let unique =
+            keyed && self.key.iter().all(|name| target.has_column(name)) && self.ensure_key(session, target)?;
+        let mut statements = target.missing(self.columns).unwrap_or_default();
+        statements.extend(["DELETE FROM ", &target.quoted(), " WHERE ", &generation::below(minimum), ";"]);
+        if !unique {
+            statements.push_str(&target.drop_stale_key(self.key).unwrap_or_default());
+        }
+        if self.staging.exists() {
+            statements.push_str(&match (keyed, unique) {
+                (false, _) => self.insert(target),
+                (true, true) => self.upsert(target),
+                (true, false) => self.delete_and_insert(target),
+            });
+            statements.extend(["DROP TABLE ", &self.staging.quoted(), ";"]);
+        }
+        statements.push_str(&obsolete.map(Collection::drop_sql).unwrap_or_default());
+        session.atomically(&subject, |client| Ok(client.batch_execute(&statements)?))
+    }
+
+    /// Puts the staged rows in the place of all others, and drops the staging table and what is `obsolete` with it.
+    /// Grants, views and indexes stay.
+    pub fn replace(
+        &self,
+        session: &mut Session,
+        target: &mut Table,
+        obsolete: Option<&Collection>,
+    ) -> Result<(), SinkError> {
         let mut statements = target.missing(self.columns).unwrap_or_default();
         statements.extend(["TRUNCATE ", &target.quoted(), ";"]);
         statements.push_str(&target.drop_stale_key(self.key).unwrap_or_default());
@@ -56,6 +96,7 @@ impl Publication<'_> {
             statements.push_str(&self.insert(target));
             statements.extend(["DROP TABLE ", &self.staging.quoted(), ";"]);
         }
+        statements.push_str(&obsolete.map(Collection::drop_sql).unwrap_or_default());
         session.atomically(&target.subject(), |client| Ok(client.batch_execute(&statements)?))
     }
 
@@ -86,9 +127,15 @@ impl Publication<'_> {
             .filter(|column| !self.key.contains(&column.name))
             .map(|column| format!("{0} = EXCLUDED.{0}", quote(&column.name)))
             .collect();
-        let action = if set.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", set.join(", ")) };
+        let newer =
+            self.cursor.map(|cursor| format!(" WHERE target.{0} IS NULL OR EXCLUDED.{0} >= target.{0}", quote(cursor)));
+        let action = if set.is_empty() {
+            "NOTHING".to_owned()
+        } else {
+            format!("UPDATE SET {}{}", set.join(", "), newer.unwrap_or_default())
+        };
         format!(
-            "INSERT INTO {} ({}) {} ON CONFLICT ({}) DO {action};",
+            "INSERT INTO {} AS target ({}) {} ON CONFLICT ({}) DO {action};",
             target.quoted(),
             self.names(),
             self.rows(),
@@ -96,13 +143,21 @@ impl Publication<'_> {
         )
     }
 
-    fn delete(&self, target: &Table) -> String {
+    /// What [`upsert`](Self::upsert) does, for a table in which the key is not unique.
+    fn delete_and_insert(&self, target: &Table) -> String {
         let same: Vec<String> = self.key.iter().map(|name| format!("target.{0} = staged.{0}", quote(name))).collect();
+        let (same, target_name, staging) = (same.join(" AND "), target.quoted(), self.staging.quoted());
+        let older = self.cursor.map(|cursor| {
+            format!(
+                "DELETE FROM {staging} staged USING {target_name} target WHERE {same} \
+                 AND target.{0} IS NOT NULL AND (staged.{0} IS NULL OR staged.{0} < target.{0});",
+                quote(cursor)
+            )
+        });
         format!(
-            "DELETE FROM {} target USING {} staged WHERE {};",
-            target.quoted(),
-            self.staging.quoted(),
-            same.join(" AND ")
+            "{}DELETE FROM {target_name} target USING {staging} staged WHERE {same};{}",
+            older.unwrap_or_default(),
+            self.insert(target)
         )
     }
 
@@ -124,7 +179,7 @@ impl Publication<'_> {
             return Ok(false);
         }
         let run = |session: &mut Session, statements: String| {
-            session.attempt_atomically(|client: &mut Client| Ok(client.batch_execute(&statements)?))
+            session.attempt_atomically(&subject, |client: &mut Client| Ok(client.batch_execute(&statements)?))
         };
         let stale = target.drop_stale_key(self.key).unwrap_or_default();
         let mut primary = true;
@@ -139,7 +194,7 @@ impl Publication<'_> {
                 Ok(true)
             }
             Err(trouble @ (Trouble::Connect(_) | Trouble::Other(_))) => Err(session.error(&subject, &trouble)),
-            Err(trouble) if trouble.is_lost() => Err(session.error(&subject, &trouble)),
+            Err(trouble) if trouble.is_lost() || trouble.is_locked() => Err(session.error(&subject, &trouble)),
             Err(trouble) => {
                 let why = session.error(&subject, &trouble).text;
                 target.refuse_key();

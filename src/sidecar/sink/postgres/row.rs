@@ -41,9 +41,10 @@ pub enum RowError {
 pub struct Encoder {
     /// The stream's columns.
     pub layout: Layout,
-    /// The rows are numbered in a first column.
-    sequenced: bool,
-    sequence: u64,
+    /// The number of the last row, where rows are numbered in a first column.
+    sequence: Option<u64>,
+    /// What the column of generations holds in each row.
+    generation: (i64, Vec<u8>),
     /// Where each column's value stands in the current row; empty when it has none.
     slots: Vec<Range<usize>>,
     /// Values of the current row without a column: field, place in the text.
@@ -55,17 +56,31 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Writes rows of this layout.
-    pub fn new(layout: Layout, sequenced: bool) -> Self {
+    /// Writes rows of this layout, numbered on from `sequence` if that is given, each with this generation.
+    pub fn new(layout: Layout, sequence: Option<u64>, generation: i64) -> Self {
         Self {
             layout,
-            sequenced,
-            sequence: 0,
+            sequence,
+            generation: (generation, generation.to_string().into_bytes()),
             slots: Vec::new(),
             homeless: Vec::new(),
             document: String::new(),
             time: (None, String::new()),
         }
+    }
+
+    /// The number of the last row; 0 before the first, and where rows are not numbered.
+    pub fn sequence(&self) -> u64 {
+        self.sequence.unwrap_or_default()
+    }
+
+    /// What the rows carry; 0: nothing.
+    pub fn generation(&self) -> i64 {
+        self.generation.0
+    }
+
+    fn sequenced(&self) -> bool {
+        self.sequence.is_some()
     }
 
     /// Adds a row to a chunk. On an error the chunk is as it was, save for columns that are null in all its rows.
@@ -94,7 +109,7 @@ impl Encoder {
 
     /// Gives all rows of the chunk all columns, and at least one.
     pub fn seal(&mut self, chunk: &mut Chunk) {
-        if chunk.rows > 0 && !self.sequenced && self.layout.columns().is_empty() {
+        if chunk.rows > 0 && !self.sequenced() && self.layout.columns().is_empty() {
             self.layout.unmapped();
         }
         self.pad(chunk);
@@ -144,7 +159,7 @@ impl Encoder {
             return;
         }
         // Rows of no columns at all cannot be told from rows of one empty column.
-        let first = !self.sequenced && chunk.columns == added;
+        let first = !self.sequenced() && chunk.columns == added;
         let mut padded = Vec::with_capacity(chunk.bytes.len() + usize::try_from(chunk.rows).unwrap_or(0) * added * 3);
         for line in chunk.bytes.split_inclusive(|byte| *byte == b'\n') {
             padded.extend_from_slice(&line[..line.len() - 1]);
@@ -161,20 +176,24 @@ impl Encoder {
 
     fn write(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
         let out = &mut chunk.bytes;
-        if self.sequenced {
-            self.sequence += 1;
+        if let Some(sequence) = self.sequence.as_mut() {
+            *sequence += 1;
             // Writing to a vector cannot fail.
-            let _ = write!(out, "{}", self.sequence);
+            let _ = write!(out, "{sequence}");
         }
         let unmapped = self.layout.known_unmapped();
         let mut unmapped_at = None;
         for (index, column) in self.layout.columns().iter().enumerate() {
-            if index > 0 || self.sequenced {
+            if index > 0 || self.sequenced() {
                 out.push(b'\t');
             }
             if Some(index) == self.layout.timestamp() {
                 tell_time(&mut self.time, emitted_at);
                 value::encode(column.kind, &self.time.1, out);
+                continue;
+            }
+            if Some(index) == self.layout.generation() {
+                out.extend_from_slice(&self.generation.1);
                 continue;
             }
             if Some(index) == unmapped {
@@ -222,7 +241,7 @@ impl Encoder {
         let start = chunk.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         let mut row = chunk.bytes.split_off(start);
         self.pad(chunk);
-        if column > 0 || self.sequenced {
+        if column > 0 || self.sequenced() {
             row.push(b'\t');
         }
         chunk.bytes.append(&mut row);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
 
+use super::LOCK_PATIENCE;
 use crate::db::{DbError, Target};
 use crate::sidecar::sink::SinkError;
 
@@ -19,6 +20,10 @@ const APPLICATION: &str = "syncctl-sidecar";
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How much is handed to the connection at a time: enough for a full socket, little beside a chunk.
 const PIECE: usize = 64 * 1024;
+/// Where the server was told to report commits that a crash of its own could undo, a state could outlive its rows. Who
+/// asks for that in the parameters of the destination gets it.
+const COMMITS_ARE_DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) FROM pg_settings
+     WHERE name = 'synchronous_commit' AND setting = 'off' AND source NOT IN ('client', 'session')";
 
 /// What all sessions of one run have in common.
 pub struct Place {
@@ -73,14 +78,14 @@ impl Trouble {
         }
     }
 
+    /// Whether somebody else holds a lock that was waited for.
+    pub fn is_locked(&self) -> bool {
+        self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
     /// Whether the same statement may succeed on the same connection.
     fn is_passing(&self) -> bool {
-        matches!(
-            self.code(),
-            Some(
-                &(SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED | SqlState::LOCK_NOT_AVAILABLE)
-            )
-        )
+        matches!(self.code(), Some(&(SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED)))
     }
 }
 
@@ -88,6 +93,20 @@ impl Trouble {
 struct Backoff {
     until: Instant,
     pause: Duration,
+}
+
+/// What is left of the patience with one piece of work.
+struct Patience {
+    /// For what keeps the server from doing it.
+    server: Backoff,
+    /// For whoever holds a lock.
+    lock: Backoff,
+}
+
+impl Patience {
+    fn new(place: &Place) -> Self {
+        Self { server: Backoff::new(place.patience), lock: Backoff::new(place.patience * LOCK_PATIENCE) }
+    }
 }
 
 impl Backoff {
@@ -131,7 +150,8 @@ impl Session {
         if self.client.as_ref().is_none_or(Client::is_closed) {
             self.client = None;
             let mut client = self.place.target.connect(APPLICATION).map_err(Trouble::Connect)?;
-            client.batch_execute(&format!("SELECT pg_advisory_lock_shared({})", self.place.run))?;
+            client
+                .batch_execute(&format!("SELECT pg_advisory_lock_shared({}); {COMMITS_ARE_DURABLE}", self.place.run))?;
             self.client = Some(client);
         }
         self.client_in_transaction()
@@ -174,15 +194,16 @@ impl Session {
         subject: &str,
         mut body: impl FnMut(&mut Client) -> Result<T, Trouble>,
     ) -> Result<T, SinkError> {
-        self.attempt_atomically(&mut body).map_err(|trouble| self.error(subject, &trouble))
+        self.attempt_atomically(subject, &mut body).map_err(|trouble| self.error(subject, &trouble))
     }
 
     /// [`atomically`](Self::atomically), for callers that want to look at the cause.
     pub fn attempt_atomically<T>(
         &mut self,
+        subject: &str,
         mut body: impl FnMut(&mut Client) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
-        let mut backoff = Backoff::new(self.place.patience);
+        let mut patience = Patience::new(&self.place);
         loop {
             match self.once(&mut body) {
                 Ok(value) => return Ok(value),
@@ -193,7 +214,7 @@ impl Session {
                     }
                 }
                 Err(Failed::Before(trouble)) => {
-                    if !self.may_retry(&trouble, &mut backoff) {
+                    if !self.may_retry(subject, &trouble, &mut patience) {
                         return Err(trouble);
                     }
                 }
@@ -217,23 +238,54 @@ impl Session {
     }
 
     /// Cleans up after a failure and waits; `false` if another attempt is pointless.
-    fn may_retry(&mut self, trouble: &Trouble, backoff: &mut Backoff) -> bool {
+    fn may_retry(&mut self, subject: &str, trouble: &Trouble, patience: &mut Patience) -> bool {
         if trouble.is_lost() {
             self.client = None;
             tracing::warn!(destination = %self.place.target.place(), "lost the connection, trying again");
-            return backoff.wait();
+            return patience.server.wait();
         }
         self.roll_back();
-        trouble.is_passing() && backoff.wait()
+        if trouble.is_locked() {
+            warn_of_lock(subject);
+            return patience.lock.wait();
+        }
+        trouble.is_passing() && patience.server.wait()
     }
 
-    /// Like a loop around `body`, which is called again whenever the connection was lost, until patience ends.
-    pub fn persist<T>(&mut self, mut body: impl FnMut(&mut Self) -> Result<T, Trouble>) -> Result<T, Trouble> {
-        let mut backoff = Backoff::new(self.place.patience);
+    /// Like a loop around `body`, which is called again whenever the connection was lost or a lock was not to be had,
+    /// until patience ends. An open transaction is over then.
+    pub fn persist<T>(
+        &mut self,
+        subject: &str,
+        mut body: impl FnMut(&mut Self) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let mut patience = Patience::new(&self.place);
         loop {
             match body(self) {
                 Ok(value) => return Ok(value),
-                Err(trouble) if trouble.is_lost() && self.may_retry(&trouble, &mut backoff) => {}
+                Err(trouble)
+                    if (trouble.is_lost() || trouble.is_locked())
+                        && self.may_retry(subject, &trouble, &mut patience) => {}
+                Err(trouble) => return Err(trouble),
+            }
+        }
+    }
+
+    /// Runs statements within the open transaction, which outlives a lock that is not to be had at once.
+    pub fn within_transaction(&mut self, subject: &str, statements: &str) -> Result<(), Trouble> {
+        let mut patience = Patience::new(&self.place);
+        loop {
+            let client = self.client_in_transaction()?;
+            let done = client.batch_execute(&format!("SAVEPOINT attempt; {statements} ; RELEASE attempt"));
+            match done.map_err(Trouble::from) {
+                Ok(()) => return Ok(()),
+                Err(trouble) if trouble.is_locked() => {
+                    client.batch_execute("ROLLBACK TO attempt; RELEASE attempt")?;
+                    warn_of_lock(subject);
+                    if !patience.lock.wait() {
+                        return Err(trouble);
+                    }
+                }
                 Err(trouble) => return Err(trouble),
             }
         }
@@ -243,7 +295,7 @@ impl Session {
     pub fn was_committed(&mut self, transaction: i64) -> Result<bool, Trouble> {
         let mut backoff = Backoff::new(self.place.patience);
         loop {
-            let answer = self.persist(|session| {
+            let answer = self.persist("the last transaction", |session| {
                 Ok(session.client()?.simple_query(&format!("SELECT txid_status({transaction})"))?)
             });
             match answer {
@@ -269,14 +321,23 @@ impl Session {
     pub fn error(&self, subject: &str, trouble: &Trouble) -> SinkError {
         let reason = match trouble {
             Trouble::Connect(error) => return SinkError { text: error.to_string(), transient: error.is_transient() },
+            Trouble::Server(_) if trouble.is_locked() => {
+                "another session holds a lock on it, and does so for too long".to_owned()
+            }
             Trouble::Server(error) => self.place.target.describe(error),
             Trouble::Lost(reason) | Trouble::Other(reason) => reason.clone(),
         };
         let transient = trouble.is_lost()
             || trouble.is_passing()
+            || trouble.is_locked()
             || trouble.code().is_some_and(|code| code.code().starts_with("53") || *code == SqlState::QUERY_CANCELED);
         SinkError { text: format!("{subject} in {}: {reason}", self.place.target.place()), transient }
     }
+}
+
+/// Says that somebody else is waited for.
+pub fn warn_of_lock(subject: &str) {
+    tracing::warn!(on = %subject, "waiting for a lock that another session holds");
 }
 
 /// Loads lines of COPY's text format.

@@ -3,8 +3,9 @@
 use std::sync::mpsc::Receiver;
 
 use super::courier::{Outcome, died};
-use super::layout::Layout;
+use super::generation::{self, Collection, Mark};
 use super::load::{Feed, Way};
+use super::prepare::{Ending, Preparation, Prepared, as_columns};
 use super::publish::Publication;
 use super::row::{Chunk, Encoder, RowError};
 use super::table::Table;
@@ -39,6 +40,13 @@ struct Active {
     outcome: Option<Receiver<Outcome>>,
     /// `Merge` without a usable key is `Append`.
     mode: WriteMode,
+    ending: Ending,
+    /// How far the collection goes that the staging table is.
+    mark: Mark,
+    /// A collection that goes once there is something better.
+    obsolete: Option<Collection>,
+    /// The staging table is a collection: it outlives the run.
+    kept: bool,
 }
 
 impl Stream {
@@ -81,19 +89,21 @@ impl Stream {
     /// Makes the rows so far durable, where the mode does that before the end.
     pub fn commit(&mut self, shared: &mut Shared) -> Result<Committed, SinkError> {
         let active = self.active(shared)?;
-        if active.mode == WriteMode::Replace {
-            return Ok(Committed::Deferred);
-        }
-        let done = active.commit(shared);
+        let done = match active.ending {
+            Ending::AsItGoes => active.commit(shared),
+            Ending::Renew { kept: true, .. } => active.keep(shared),
+            Ending::Replace | Ending::Renew { kept: false, .. } => return Ok(Committed::Deferred),
+        };
         self.settle(shared, done).map(|()| Committed::Durable)
     }
 
-    /// Commits for the last time; replaces the table in that mode.
+    /// Commits for the last time; replaces what the mode or the generation says.
     pub fn finish(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
         let active = self.active(shared)?;
-        let done = match active.mode {
-            WriteMode::Replace => active.replace(shared),
-            WriteMode::Append | WriteMode::Merge => active.commit(shared),
+        let done = match active.ending {
+            Ending::AsItGoes => active.commit(shared),
+            Ending::Replace => active.publish(shared, None),
+            Ending::Renew { minimum, .. } => active.publish(shared, Some(minimum)),
         };
         self.settle(shared, done)?;
         self.abort(shared);
@@ -134,31 +144,17 @@ impl Stream {
 
     /// Looks the table up and lays the columns out.
     fn prepare(&self, shared: &mut Shared) -> Result<Active, SinkError> {
-        let (place, mut session) = (shared.place.clone(), shared.session());
-        let subject = format!("stream {:?}, table {:?}.{:?}", self.spec.name.key(), self.schema, self.table);
-        let (target, existing) = session.atomically(&subject, |client| {
-            let (target, existing) = Table::inspect(client, &self.schema, &self.table)?;
-            target.drop_leftovers(client, place.run)?;
-            Ok((target, existing))
-        })?;
-        let layout = Layout::new(&self.spec, existing);
-        let mut mode = self.spec.mode;
-        if mode == WriteMode::Merge && !layout.has_key() {
-            tracing::warn!(stream = %self.spec.name.key(), "has no usable primary key: its rows are added, not merged");
-            mode = WriteMode::Append;
-        }
-        let keyed = mode != WriteMode::Append && layout.has_key();
-        if mode == WriteMode::Append
-            && let Some(drop_key) = target.drop_stale_key(&[])
-        {
-            session.atomically(&subject, |client| Ok(client.batch_execute(&drop_key)?))?;
-        }
+        let (run, mut session) = (shared.place.run, shared.session());
+        let preparation = Preparation { spec: &self.spec, schema: &self.schema, table: &self.table, run };
+        let Prepared { target, staging, layout, mode, ending, mark, sequence, obsolete } =
+            preparation.prepare(&mut session)?;
         shared.give_back(Some(session));
         shared.unreachable = false;
-        let staging = target.staging(place.run, keyed);
-        let feed = Feed::new(target, Some(staging), shared.kept.clone());
-        let encoder = Encoder::new(layout, keyed);
-        Ok(Active { encoder, chunk: Chunk::default(), feed: Some(Box::new(feed)), outcome: None, mode })
+        // A collection that was taken over is there already.
+        let kept = staging.exists();
+        let feed = Some(Box::new(Feed::new(target, Some(staging), shared.kept.clone())));
+        let encoder = Encoder::new(layout, sequence, self.spec.generation.id);
+        Ok(Active { encoder, chunk: Chunk::default(), feed, outcome: None, mode, ending, mark, obsolete, kept })
     }
 
     fn row_error(&self, error: &RowError) -> SinkError {
@@ -220,13 +216,13 @@ impl Active {
     /// Makes the feed ready for the chunk: columns, way, session.
     fn ready(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
         self.encoder.seal(&mut self.chunk);
-        let (any_rows, mode) = (self.chunk.rows > 0, self.mode);
+        let (any_rows, mode, ending) = (self.chunk.rows > 0, self.mode, self.ending);
         let known = self.feed(shared)?.columns.len();
         let added = self.encoder.layout.columns()[known..].to_vec();
         let feed = self.feed(shared)?;
         feed.columns.extend(added);
         if any_rows && feed.way.is_none() {
-            let direct = mode == WriteMode::Append && shared.open < MOST_OPEN;
+            let direct = mode == WriteMode::Append && ending == Ending::AsItGoes && shared.open < MOST_OPEN;
             feed.way = Some(if direct { Way::Direct } else { Way::Staged });
             shared.open += usize::from(direct);
         }
@@ -237,9 +233,7 @@ impl Active {
     }
 
     fn commit(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
-        let key = self.encoder.layout.key_columns();
-        let cursor = self.encoder.layout.cursor_column().map(str::to_owned);
-        let key = if self.mode == WriteMode::Merge { key } else { Vec::new() };
+        let (key, cursor) = self.key();
         let feed = self.flush(shared)?;
         match feed.way {
             Some(Way::Direct) => {
@@ -260,15 +254,58 @@ impl Active {
         Ok(())
     }
 
-    fn replace(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
-        let key = self.encoder.layout.key_columns();
-        let cursor = self.encoder.layout.cursor_column().map(str::to_owned);
-        let feed = self.flush(shared)?;
+    /// By which columns rows are merged, and which one tells the newer row.
+    fn key(&self) -> (Vec<String>, Option<String>) {
+        if self.mode == WriteMode::Append {
+            return (Vec::new(), None);
+        }
+        let layout = &self.encoder.layout;
+        let key = Some(layout.key_columns()).filter(|key| !key.is_empty());
+        // In this run no row may have come that shows the columns.
+        (
+            key.unwrap_or_else(|| self.mark.key.clone()),
+            layout.cursor_column().map(str::to_owned).or_else(|| self.mark.cursor.clone()),
+        )
+    }
+
+    /// The rows so far are kept for the run that completes the generation.
+    fn keep(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
+        self.flush(shared)?;
+        let (key, cursor) = self.key();
+        self.mark = Mark { rows: self.encoder.sequence(), key, cursor, generation: self.encoder.generation() };
+        let (mark, obsolete, run) = (self.mark.clone(), self.obsolete.take(), shared.place.run);
+        let feed = self.feed(shared)?;
         feed.publish(|staging, target, columns, session| {
-            let publication = Publication { staging, columns, key: &key, cursor: cursor.as_deref() };
-            publication.replace(session, target)
+            generation::keep(session, target, (staging, columns), run, &mark, obsolete.as_ref())
+        })?;
+        self.kept = true;
+        let session = self.feed(shared)?.take_session();
+        shared.give_back(session);
+        Ok(())
+    }
+
+    /// Puts what was staged in the place of generations below `minimum`, or of all rows.
+    fn publish(&mut self, shared: &mut Shared, minimum: Option<i64>) -> Result<(), SinkError> {
+        self.flush(shared)?;
+        let ((key, cursor), obsolete) = (self.key(), self.obsolete.take());
+        let feed = self.feed(shared)?;
+        feed.publish(|staging, target, columns, session| {
+            let mut columns = columns.to_vec();
+            if staging.exists() {
+                // Earlier runs may have brought columns that this one has not seen.
+                let (schema, name) = (&staging.schema, &staging.name);
+                let staged = session
+                    .atomically(&target.subject(), |client| Ok(Table::inspect_staging(client, schema, name)?.1))?;
+                columns = as_columns(staged);
+            }
+            let publication = Publication { staging, columns: &columns, key: &key, cursor: cursor.as_deref() };
+            match minimum {
+                Some(minimum) => publication.renew(session, target, minimum, obsolete.as_ref()),
+                None => publication.replace(session, target, obsolete.as_ref()),
+            }
         })?;
         feed.way = None;
+        self.kept = false;
         Ok(())
     }
 
@@ -282,7 +319,7 @@ impl Active {
             shared.open -= 1;
         }
         feed.roll_back();
-        if feed.has_staging() && !shared.unreachable {
+        if feed.has_staging() && !self.kept && !shared.unreachable {
             let mut session = feed.session.take().unwrap_or_else(|| shared.session());
             if feed.drop_staging(&mut session).is_err() {
                 // A connection that was idle may be one that the server closed meanwhile.

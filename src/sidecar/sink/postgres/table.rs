@@ -82,6 +82,13 @@ impl Table {
         Ok((table, columns))
     }
 
+    /// Looks a staging table up, with its columns save for the order of arrival.
+    pub fn inspect_staging(client: &mut Client, schema: &str, name: &str) -> Result<(Self, Vec<Existing>), Trouble> {
+        let (table, mut columns) = Self::inspect(client, schema, name)?;
+        columns.retain(|column| column.name != SEQUENCE);
+        Ok((Self { sequenced: true, ..table }, columns))
+    }
+
     /// The staging table for this one.
     pub fn staging(&self, run: i64, sequenced: bool) -> Self {
         let mut name = format!("{}{run:016x}_{}", self.staging_prefix(), self.name);
@@ -95,6 +102,19 @@ impl Table {
             sequenced,
             schema: self.schema.clone(),
         }
+    }
+
+    /// What the collection of rows for this table is called that outlives the run which owns it. It is no number where a
+    /// staging table has one, so that nobody takes it for a leftover.
+    pub fn collection_name(&self, run: i64) -> String {
+        let mut name = format!("{}{run:016x}_{}", self.collection_prefix(), self.name);
+        names::cut(&mut name, 63);
+        name
+    }
+
+    /// With what that name starts, whoever owns it.
+    pub fn collection_prefix(&self) -> String {
+        format!("{}gen", self.staging_prefix())
     }
 
     /// With what the names of all staging tables for this table start.
@@ -115,6 +135,11 @@ impl Table {
     /// Whether it is there.
     pub fn exists(&self) -> bool {
         self.there == There::Table
+    }
+
+    /// Whether it has a column of this name.
+    pub fn has_column(&self, name: &str) -> bool {
+        self.columns.contains(name)
     }
 
     /// The statements that make it have these columns; `None` when it has.
@@ -239,8 +264,13 @@ impl Table {
             if run == own || !client.query_one("SELECT pg_try_advisory_lock($1)", &[&run])?.get::<_, bool>(0) {
                 continue;
             }
+            // What cannot be dropped, because it is another user's or somebody looks into it, is no reason to fail.
+            let table = format!("{}.{}", quote(&self.schema), quote(&name));
             let dropped =
-                client.batch_execute(&format!("DROP TABLE IF EXISTS {}.{}", quote(&self.schema), quote(&name)));
+                client.batch_execute(&format!("SAVEPOINT leftover; DROP TABLE IF EXISTS {table}; RELEASE leftover"));
+            if dropped.as_ref().is_err_and(|error| error.as_db_error().is_some()) {
+                client.batch_execute("ROLLBACK TO leftover; RELEASE leftover")?;
+            }
             client.execute("SELECT pg_advisory_unlock($1)", &[&run])?;
             match dropped {
                 Ok(()) => tracing::info!(table = %name, "dropped the staging table of a run that was killed"),

@@ -66,6 +66,64 @@ fn the_highest_cursor_wins_within_a_batch() {
 }
 
 #[test]
+fn an_older_cursor_never_overwrites_a_newer_row() {
+    for (label, prepared) in
+        [("with our key", ""), ("without a key", "CREATE TABLE t (id bigint, at bigint, v text, n serial PRIMARY KEY)")]
+    {
+        let mut world = World::new();
+        world.run(prepared);
+        let fields =
+            [("id", json!({"type": "integer"})), ("at", json!({"type": "integer"})), ("v", json!({"type": "string"}))];
+        let stream = StreamSpec {
+            primary_key: vec![vec!["id".to_owned()]],
+            cursor: vec!["at".to_owned()],
+            ..spec("t", WriteMode::Merge, &fields)
+        };
+        let mut sink = world.sink();
+        let stream = sink.open(stream).expect("open");
+        for rows in [
+            [r#"{"id":1,"at":5,"v":"a"}"#, r#"{"id":2,"at":5,"v":"b"}"#, r#"{"id":3,"at":null,"v":"c"}"#],
+            [r#"{"id":1,"at":4,"v":"A"}"#, r#"{"id":2,"at":5,"v":"B"}"#, r#"{"id":3,"at":1,"v":"C"}"#],
+            [r#"{"id":1,"at":3,"v":"x"}"#, r#"{"id":1,"at":null,"v":"y"}"#, r#"{"id":3,"at":null,"v":"z"}"#],
+        ] {
+            write(&mut sink, stream, &rows);
+            sink.commit(stream).expect("commit");
+        }
+        sink.finish(stream).expect("finish");
+        assert_eq!(world.rows("SELECT id, at, v FROM t ORDER BY id"), ["1|5|a", "2|5|B", "3|1|C"], "{label}");
+    }
+}
+
+#[test]
+fn a_cursor_that_cannot_be_compared_decides_nothing() {
+    let mut world = World::new();
+    world.run("CREATE TABLE t (id bigint, at json)");
+    let fields = [("id", json!({"type": "integer"})), ("at", json!({"type": "object"}))];
+    let stream = StreamSpec {
+        primary_key: vec![vec!["id".to_owned()]],
+        cursor: vec!["at".to_owned()],
+        ..spec("t", WriteMode::Merge, &fields)
+    };
+    let mut sink = world.sink();
+    let stream = sink.open(stream).expect("open");
+    for row in [r#"{"id":1,"at":{"n":2}}"#, r#"{"id":1,"at":{"n":1}}"#] {
+        write(&mut sink, stream, &[row]);
+        sink.commit(stream).expect("commit");
+    }
+    assert_eq!(world.rows("SELECT * FROM t"), [r#"1|{"n":1}"#]);
+}
+
+#[test]
+fn rows_that_are_only_added_need_no_key() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
+    write(&mut sink, stream, &[r#"{"id":null,"v":"a"}"#, r#"{"v":"b"}"#, r#"{"id":"x"}"#]);
+    sink.finish(stream).expect("finish");
+    assert_eq!(world.count("t"), 3);
+}
+
+#[test]
 fn merging_works_with_whatever_keys_a_table_has() {
     for (label, table, expected) in [
         ("no key", "CREATE TABLE t (id bigint, v text)", ["1|new", "2|b"]),
@@ -269,6 +327,25 @@ fn leftovers_of_a_killed_run_go_and_those_of_a_living_one_stay() {
     assert_eq!(world.tables(), [staging, "t".to_owned()]);
     living.finish(stream).expect("finish");
     assert_eq!((world.count("t"), world.tables().len()), (3000, 1));
+}
+
+#[test]
+fn leftovers_that_cannot_be_dropped_are_left() {
+    let mut world = World::new();
+    let mut living = world.sink();
+    let stream = living.open(keyed("t", WriteMode::Replace)).expect("open");
+    write_many(&mut living, stream, 0..3000, 1000);
+    living.commit(stream).expect("commit");
+    let staging = world.tables().remove(0);
+    drop(living);
+    let killed = format!("{}{:016x}{}", &staging[..18], 12345, &staging[34..]);
+    world.run(&format!("CREATE TABLE \"{killed}\" (); CREATE VIEW looks AS SELECT * FROM \"{killed}\""));
+
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
+    write(&mut sink, stream, &[r#"{"id":1}"#]);
+    sink.finish(stream).expect("finish");
+    assert_eq!((world.count("t"), world.tables()), (1, vec![killed, "t".to_owned()]));
 }
 
 #[test]

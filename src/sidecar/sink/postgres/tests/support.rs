@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::airbyte::message::{Record, StreamName};
 use crate::sidecar::sink::postgres::{PostgresSink, Settings};
-use crate::sidecar::sink::{Sink, StreamIndex, StreamSpec, WriteMode};
+use crate::sidecar::sink::{Generation, Sink, StreamIndex, StreamSpec, WriteMode};
 
 const VARIABLE: &str = "SYNCCTL_TEST_DATABASE_URL";
 
@@ -33,6 +33,13 @@ impl World {
         let schema = format!("sink_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         admin.batch_execute(&format!("SET client_min_messages TO warning; DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}; SET search_path TO {schema}; SET TimeZone TO 'UTC'")).expect("a schema");
         Self { admin, schema, url }
+    }
+
+    /// Another connection that looks into the schema.
+    pub fn connect(&self) -> Client {
+        let mut client = Client::connect(self.url.as_str(), NoTls).expect("a connection");
+        client.batch_execute(&format!("SET search_path TO {}", self.schema)).expect("the schema");
+        client
     }
 
     pub fn port(&self) -> u16 {
@@ -107,6 +114,15 @@ impl World {
         ended.len()
     }
 
+    /// Ends a sink as KILL does: nobody cleans up, and the server sees the connections end.
+    pub fn kill(&mut self, sink: PostgresSink) {
+        std::mem::forget(sink);
+        // What its thread has in its hands it takes to the server over a new connection, for it does not know of its end.
+        while self.terminate() > 0 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
     /// Connections of the sink that are in a transaction.
     pub fn open_transactions(&mut self) -> usize {
         let schema = self.schema.clone();
@@ -135,6 +151,7 @@ pub fn spec(table: &str, mode: WriteMode, fields: &[(&str, Value)]) -> StreamSpe
         mode,
         primary_key: Vec::new(),
         cursor: Vec::new(),
+        generation: Generation::default(),
         to_same_case: false,
         add_meta: false,
     }

@@ -1,0 +1,159 @@
+//! Commits that no state asks for: by size, by time, and what they mean for states that wait.
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::sink::{Committed, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
+use super::streams::{CommitLimits, Streams};
+use crate::airbyte::catalog::ConfiguredCatalog;
+use crate::airbyte::message::{Record, StreamName};
+use crate::airbyte::state::Progress;
+use crate::task::{ReadOptions, StreamStatus};
+
+/// Notes what it is asked for, and refuses to commit the stream called `bad`.
+#[derive(Default)]
+struct Notes {
+    calls: Arc<Mutex<Vec<String>>>,
+    streams: Vec<StreamSpec>,
+}
+
+impl Notes {
+    fn note(&self, what: &str, stream: StreamIndex) {
+        self.calls.lock().expect("no panic").push(format!("{what} {}", self.streams[stream].name.name));
+    }
+}
+
+impl Sink for Notes {
+    fn open(&mut self, stream: StreamSpec) -> Result<StreamIndex, SinkError> {
+        self.streams.push(stream);
+        Ok(self.streams.len() - 1)
+    }
+
+    fn write(&mut self, _: StreamIndex, _: &Record<'_>) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    fn commit(&mut self, stream: StreamIndex) -> Result<Committed, SinkError> {
+        self.note("commit", stream);
+        if self.streams[stream].name.name == "bad" {
+            return Err(SinkError { text: "no room".to_owned(), transient: true });
+        }
+        let replaces = self.streams[stream].mode == WriteMode::Replace;
+        Ok(if replaces { Committed::Deferred } else { Committed::Durable })
+    }
+
+    fn finish(&mut self, stream: StreamIndex) -> Result<(), SinkError> {
+        self.note("finish", stream);
+        Ok(())
+    }
+
+    fn abort(&mut self, stream: StreamIndex) {
+        self.note("abort", stream);
+    }
+}
+
+/// Streams of these names: `full` is replaced, the others are added to.
+fn streams(names: &[&str], bytes: u64, interval: Duration) -> (Streams, Arc<Mutex<Vec<String>>>) {
+    let configured = names.iter().map(|name| {
+        let mode = if *name == "full" { ["full_refresh", "overwrite"] } else { ["incremental", "append"] };
+        serde_json::json!({"stream": {"name": name}, "sync_mode": mode[0], "destination_sync_mode": mode[1]})
+    });
+    let catalog = serde_json::json!({"streams": configured.collect::<Vec<_>>()});
+    let catalog: ConfiguredCatalog = serde_json::from_value(catalog).expect("a catalog");
+    let sink = Notes::default();
+    let calls = sink.calls.clone();
+    let limits = CommitLimits { bytes, interval };
+    (Streams::new(&catalog, &ReadOptions::default(), &Progress::default(), limits, Box::new(sink)), calls)
+}
+
+fn row(streams: &mut Streams, stream: &str) {
+    let record =
+        Record { stream: Cow::Borrowed(stream), namespace: None, data: Cow::Borrowed("0123456789"), emitted_at: None };
+    streams.record(&record).expect("a selected stream");
+}
+
+fn taken(calls: &Mutex<Vec<String>>) -> Vec<String> {
+    std::mem::take(&mut *calls.lock().expect("no panic"))
+}
+
+const NEVER: Duration = Duration::from_hours(1);
+const SOON: Duration = Duration::from_millis(20);
+
+#[test]
+fn rows_are_committed_by_size() {
+    let (mut streams, calls) = streams(&["a", "b", "full"], 30, NEVER);
+    for _ in 0..7 {
+        row(&mut streams, "a");
+        row(&mut streams, "full");
+    }
+    row(&mut streams, "b");
+    assert_eq!(taken(&calls), ["commit a", "commit a"]);
+    assert!(streams.state(&StreamName::new(None, "a"), "{}".to_owned()).len() == 1, "a state stands for the seventh");
+    for _ in 0..2 {
+        row(&mut streams, "a");
+    }
+    assert_eq!(taken(&calls), ["commit a"], "the state's commit counts");
+    streams.end(false, "it broke");
+    let status = |name: &str| streams.reports()[name].status;
+    assert_eq!((status("a"), status("b")), (StreamStatus::Partial, StreamStatus::Failed));
+    assert_eq!(taken(&calls), ["abort a", "abort b", "abort full"]);
+}
+
+#[test]
+fn rows_are_committed_when_they_have_waited_long() {
+    let (mut streams, calls) = streams(&["a", "b", "idle", "full"], 1 << 20, SOON);
+    row(&mut streams, "a");
+    row(&mut streams, "full");
+    row(&mut streams, "b");
+    streams.state(&StreamName::new(None, "b"), "{}".to_owned());
+    assert_eq!(taken(&calls), ["commit b"]);
+    assert_eq!(streams.commit_overdue(), Vec::new());
+    assert_eq!(taken(&calls), Vec::<String>::new(), "it is too early");
+    std::thread::sleep(SOON * 2);
+    assert_eq!(streams.commit_overdue(), Vec::new(), "no state comes of it");
+    assert_eq!(taken(&calls), ["commit a"], "only what has waiting rows");
+    std::thread::sleep(SOON * 2);
+    streams.commit_overdue();
+    assert_eq!(taken(&calls), Vec::<String>::new(), "nothing has come since");
+}
+
+#[test]
+fn a_commit_that_fails_fails_its_stream() {
+    for (label, bytes, interval) in [("by size", 10, NEVER), ("by time", 1 << 20, SOON)] {
+        let (mut streams, calls) = streams(&["a", "bad"], bytes, interval);
+        row(&mut streams, "bad");
+        std::thread::sleep(if label == "by time" { SOON * 2 } else { Duration::ZERO });
+        streams.commit_overdue();
+        assert_eq!(taken(&calls), ["commit bad", "abort bad"], "{label}");
+        let report = &streams.reports()["bad"];
+        assert_eq!((report.status, report.error.as_deref()), (StreamStatus::Failed, Some("no room")), "{label}");
+    }
+}
+
+#[test]
+fn a_global_state_waits_for_whom_it_has_to_and_no_longer() {
+    let (mut streams, calls) = streams(&["full", "a"], 1 << 20, SOON);
+    row(&mut streams, "full");
+    row(&mut streams, "a");
+    assert_eq!(streams.global_state("_GLOBAL_STATE".to_owned(), "{}".to_owned()), []);
+    row(&mut streams, "a");
+    std::thread::sleep(SOON * 2);
+    assert_eq!(streams.commit_overdue(), [], "the replaced stream is not complete");
+    row(&mut streams, "a");
+    assert_eq!(streams.status(&StreamName::new(None, "full"), "COMPLETE"), [], "rows of the other are under way");
+    std::thread::sleep(SOON * 2);
+    assert_eq!(streams.commit_overdue(), [("_GLOBAL_STATE".to_owned(), "{}".to_owned())]);
+    assert_eq!(taken(&calls), ["commit full", "commit a", "commit a", "finish full", "commit a"].map(str::to_owned));
+}
+
+#[test]
+fn a_global_state_of_a_failed_stream_is_never_released() {
+    let (mut streams, _calls) = streams(&["full", "bad"], 1 << 20, SOON);
+    row(&mut streams, "full");
+    assert_eq!(streams.global_state("_GLOBAL_STATE".to_owned(), "{}".to_owned()), []);
+    row(&mut streams, "bad");
+    std::thread::sleep(SOON * 2);
+    assert_eq!(streams.commit_overdue(), []);
+    assert_eq!(streams.status(&StreamName::new(None, "full"), "COMPLETE"), []);
+}
