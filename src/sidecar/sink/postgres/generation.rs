@@ -41,7 +41,8 @@ pub struct Collection {
     name: String,
     /// The run that owned it.
     run: Option<i64>,
-    mark: Mark,
+    /// `None`: somebody changed the comment.
+    mark: Option<Mark>,
 }
 
 /// A collection that is ours now.
@@ -66,19 +67,14 @@ impl Collection {
         )?;
         let Some(found) = found else { return Ok(None) };
         let (name, comment): (String, Option<String>) = (found.get(0), found.get(1));
-        let mark = serde_json::from_str(&comment.unwrap_or_default()).map_err(|_| {
-            Trouble::Other(format!(
-                "the comment of {name:?} no longer tells which of its rows count: \
-                 drop that table, and read the stream from scratch (without its state)"
-            ))
-        })?;
+        let mark = serde_json::from_str(&comment.unwrap_or_default()).ok();
         let run = name.get(prefix.len()..prefix.len() + 16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
         Ok(Some(Self { schema: target.schema.clone(), run: run.map(u64::cast_signed), mark, name }))
     }
 
-    /// Whether it holds anything of this generation or later ones.
+    /// Whether it was written for this generation or a later one, as far as can be told.
     pub fn reaches(&self, minimum: i64) -> bool {
-        self.mark.generation >= minimum
+        self.mark.as_ref().is_none_or(|mark| mark.generation >= minimum)
     }
 
     /// The statement that drops it.
@@ -95,6 +91,13 @@ impl Collection {
         minimum: i64,
     ) -> Result<Adopted, SinkError> {
         let subject = format!("table {}.{}", quote(&self.schema), quote(&self.name));
+        let Some(mark) = &self.mark else {
+            let text = format!(
+                "{subject}: its comment no longer tells which of its rows count: \
+                 drop it, and read the stream from scratch (without its state)"
+            );
+            return Err(SinkError { text, transient: false });
+        };
         if let Some(run) = self.run.filter(|run| *run != own_run) {
             end_sessions(session, run);
         }
@@ -108,13 +111,13 @@ impl Collection {
         let trim = format!(
             "{take_over}DELETE FROM {own} WHERE {} > {} OR coalesce({}, 0) < {minimum}",
             quote(SEQUENCE),
-            self.mark.rows,
+            mark.rows,
             quote(GENERATION)
         );
         session.atomically(&subject, |client| {
             client.batch_execute(&trim)?;
             let (table, columns) = Table::inspect_staging(client, &self.schema, &own_name)?;
-            Ok(Adopted { table, columns, mark: self.mark.clone() })
+            Ok(Adopted { table, columns, mark: mark.clone() })
         })
     }
 }

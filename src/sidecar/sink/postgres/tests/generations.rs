@@ -386,6 +386,10 @@ fn a_comment_that_was_changed_is_not_guessed_at() {
     let error = sink.write(stream, &record(r#"{"id":2}"#)).and_then(|()| sink.finish(stream)).expect_err("no mark");
     assert!(error.text.contains(&kept) && error.text.contains("comment") && !error.transient, "{}", error.text);
     assert_eq!(world.rows(ALL), OLD);
+    // Who has no use for it is not disturbed.
+    let whole = sink.open(full_refresh(WriteMode::Replace, 3, 3)).expect("open");
+    sink.finish(whole).expect("finish");
+    assert_eq!((world.count("t"), world.tables()), (0, vec!["t".to_owned()]));
 }
 
 #[test]
