@@ -11,7 +11,7 @@ use crate::airbyte::message::{Record, StreamName};
 use crate::airbyte::state::Progress;
 use crate::task::{ReadOptions, StreamStatus};
 
-/// Notes what it is asked for, and refuses to commit the stream called `bad`.
+/// Notes what it is asked for, and refuses to commit the stream called `bad`. At the one called `gone` it is away.
 #[derive(Default)]
 struct Notes {
     calls: Arc<Mutex<Vec<String>>>,
@@ -36,8 +36,10 @@ impl Sink for Notes {
 
     fn commit(&mut self, stream: StreamIndex) -> Result<Committed, SinkError> {
         self.note("commit", stream);
-        if self.streams[stream].name.name == "bad" {
-            return Err(SinkError { text: "no room".to_owned(), transient: true });
+        match self.streams[stream].name.name.as_str() {
+            "bad" => return Err(SinkError { text: "no such right".to_owned(), transient: false }),
+            "gone" => return Err(SinkError { text: "no answer".to_owned(), transient: true }),
+            _ => {}
         }
         let replaces = self.streams[stream].mode == WriteMode::Replace;
         Ok(if replaces { Committed::Deferred } else { Committed::Durable })
@@ -127,8 +129,22 @@ fn a_commit_that_fails_fails_its_stream() {
         streams.commit_overdue();
         assert_eq!(taken(&calls), ["commit bad", "abort bad"], "{label}");
         let report = &streams.reports()["bad"];
-        assert_eq!((report.status, report.error.as_deref()), (StreamStatus::Failed, Some("no room")), "{label}");
+        assert_eq!((report.status, report.error.as_deref()), (StreamStatus::Failed, Some("no such right")), "{label}");
     }
+}
+
+#[test]
+fn a_destination_that_is_away_takes_no_other_stream_either() {
+    let (mut streams, calls) = streams(&["a", "gone", "done"], 10, NEVER);
+    let done = StreamName::new(None, "done");
+    streams.status(&done, "COMPLETE");
+    row(&mut streams, "gone");
+    assert_eq!(taken(&calls), ["finish done", "commit gone", "abort gone", "abort a"], "nobody waits for it again");
+    let reports = streams.reports();
+    let statuses = ["a", "gone", "done"].map(|name| reports[name].status);
+    assert_eq!(statuses, [StreamStatus::Failed, StreamStatus::Failed, StreamStatus::Success]);
+    assert!(streams.is_refused(), "nothing is left to read");
+    assert_eq!(streams.refusal(), Some("no answer"));
 }
 
 #[test]

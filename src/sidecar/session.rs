@@ -215,7 +215,7 @@ impl<'a> Session<'a> {
                 self.to.log.write(Level::Info, "source", &format!("about {rows} records are expected in all"));
             }
             Message::Other(kind) => {
-                self.to.log.write(Level::Debug, "syncctl", &format!("a {kind} message was ignored"))
+                self.to.log.write(Level::Debug, "syncctl", &format!("a {kind} message was ignored"));
             }
             Message::Spec(_)
             | Message::ConnectionStatus { .. }
