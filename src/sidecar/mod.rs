@@ -10,6 +10,7 @@ mod kept;
 mod log;
 mod metrics;
 pub mod pipes;
+mod plan;
 mod reporter;
 mod result;
 mod session;
