@@ -88,7 +88,7 @@ impl<'a> Session<'a> {
         let catalog: ConfiguredCatalog = documents.json("catalog.json")?;
         let destination: serde_json::Value = documents.json("destinationConfig.json")?;
         let sink = Destination::parse(&destination)?
-            .connect()
+            .connect(task)
             .map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
         let streams = Streams::new(&catalog, &task.options, sink);
         let reporter = Reporter::start(db.clone(), task.task_id.clone(), metrics, streams.reports());

@@ -38,17 +38,20 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-pub use config::Settings;
+use config::Settings;
 use courier::Courier;
 use names::Kind;
+use serde_json::Value;
 use session::{Place, Session};
 use stream::Stream;
 
-use super::{Committed, Sink, SinkError, StreamIndex, StreamSpec};
+use super::{Committed, Connect, Sink, SinkError, StreamIndex, StreamSpec};
 use crate::airbyte::message::{Record, StreamName};
+use crate::failure::Failure;
+use crate::task::Task;
 
 /// How long a database that went away is waited for: a restart or a fail-over takes less.
-pub const PATIENCE: Duration = Duration::from_mins(5);
+const PATIENCE: Duration = Duration::from_mins(5);
 /// Rows are sent in chunks of about this size: a little less than what a buffer that doubles arrives at.
 const CHUNK: usize = (1 << 20) - (32 << 10);
 /// Memory of all chunks that are being filled. Beyond it the largest one is sent early.
@@ -58,6 +61,17 @@ const FILLING: usize = 4 << 20;
 const MOST_OPEN: usize = 8;
 /// Connections that are kept between uses.
 const MOST_IDLE: usize = 2;
+
+/// Reads the configuration.
+pub(super) fn parse(config: &Value) -> Result<Box<dyn Connect>, Failure> {
+    Ok(Box::new(Settings::parse(config)?))
+}
+
+impl Connect for Settings {
+    fn connect(&self, _task: &Task) -> Result<Box<dyn Sink>, SinkError> {
+        Ok(Box::new(PostgresSink::connect(self, PATIENCE)?))
+    }
+}
 
 /// What the streams of a sink share.
 struct Shared {
