@@ -130,7 +130,11 @@ impl<'a> Session<'a> {
                         self.lost.get_or_insert(reason);
                     }
                 }
-                Input::Quiet => self.reporter.publish(&self.reports(), false),
+                Input::Quiet => {
+                    self.streams.tend();
+                    self.tell_warnings();
+                    self.reporter.publish(&self.reports(), false);
+                }
                 Input::End => {
                     let with_us = source.was_ended_with_us(stop);
                     return Ok(if with_us { Ended::Stopped(Stopped::Cancelled) } else { Ended::Source });
@@ -204,6 +208,12 @@ impl<'a> Session<'a> {
         Ok(true)
     }
 
+    fn tell_warnings(&mut self) {
+        for text in self.streams.warnings() {
+            self.log.write(Level::Warn, "syncctl", &text);
+        }
+    }
+
     /// The per-stream map, without what is secret.
     fn reports(&self) -> StreamReports {
         let mut reports = self.streams.reports();
@@ -215,6 +225,7 @@ impl<'a> Session<'a> {
 
     /// Rows are in: now the states that stand for them. Equal states repeat, and are stored once.
     fn store(&mut self, storable: Storable) -> Result<(), Failure> {
+        self.tell_warnings();
         // A full sync forgets what was stored only once something has taken its place: if it fails before, the next run
         // goes on where the last good one stopped.
         if self.forgets && self.streams.tally().0 > 0 {
@@ -264,6 +275,7 @@ impl<'a> Session<'a> {
                 self.by_exit_code(source, code)?
             }
         };
+        self.tell_warnings();
         let reports = self.reports();
         self.reporter.finish();
         // The outcome tells all but this.

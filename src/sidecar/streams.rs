@@ -68,6 +68,16 @@ impl Streams {
         Self { sink, all: streams, index, last: None, waiting_global: None, has_statuses: false, has_unknown: false }
     }
 
+    /// What the destination wants to have told.
+    pub fn warnings(&mut self) -> Vec<String> {
+        self.sink.warnings()
+    }
+
+    /// While no rows come: lets the destination look after what is open.
+    pub fn tend(&mut self) {
+        self.sink.tend();
+    }
+
     /// The per-stream map.
     pub fn reports(&self) -> StreamReports {
         let report = |stream: &Stream| StreamReport {

@@ -3,6 +3,7 @@
 //! A sink knows streams, rows and checkpoints; it knows nothing of states, statuses or the connector. Adding a
 //! destination is one file here and one line in [`KNOWN`].
 
+mod bulker;
 mod discard;
 mod postgres;
 
@@ -15,7 +16,8 @@ use crate::failure::{Class, Failure};
 use crate::task::Task;
 
 /// The values of `destinationType`, each with what reads the rest of its configuration.
-const KNOWN: &[(&str, Parse)] = &[("postgres", postgres::parse), ("discard", discard::parse)];
+const KNOWN: &[(&str, Parse)] =
+    &[("postgres", postgres::parse), ("bulker", bulker::parse), ("discard", discard::parse)];
 
 /// Reads a `destinationConfig` without connecting. Errors name the field, never its value.
 type Parse = fn(&Value) -> Result<Box<dyn Connect>, Failure>;
@@ -130,6 +132,14 @@ pub trait Sink: Send {
 
     /// Gives up the rows since the last commit and removes what was staged.
     fn abort(&mut self, stream: StreamIndex);
+
+    /// Called now and then while no rows come, for what must not wait for the next one.
+    fn tend(&mut self) {}
+
+    /// What the user should know although nothing failed, each told once.
+    fn warnings(&mut self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 #[cfg(test)]
@@ -142,7 +152,7 @@ mod tests {
         for config in [json!({}), json!(null), json!({"destinationType": "bigquery"}), json!({"destinationType": 1})] {
             let failure = Destination::parse(&config).expect_err("no such destination");
             assert!(failure.text.starts_with("destinationConfig.destinationType: "), "{failure}");
-            assert!(failure.text.ends_with("known types are postgres, discard"), "{failure}");
+            assert!(failure.text.ends_with("known types are postgres, bulker, discard"), "{failure}");
         }
         assert!(Destination::parse(&json!({"destinationType": "discard"})).is_ok());
     }

@@ -20,7 +20,7 @@ mod config;
 mod courier;
 mod layout;
 mod load;
-mod names;
+pub(super) mod names;
 mod number;
 mod publish;
 mod row;
@@ -30,7 +30,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod time;
-mod types;
+pub(super) mod types;
 mod value;
 
 use std::collections::HashMap;

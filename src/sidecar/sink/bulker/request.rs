@@ -1,0 +1,307 @@
+//! One request: its rows, and what is kept of them in case the connection breaks before its end.
+//!
+//! Bulker takes all rows of a request or none, and none without its end. So until the end is sent everything may be sent
+//! again; afterwards only where the same rows twice make the same table.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+
+use super::answer::{self, Verdict};
+use super::config::Place;
+use super::http::{self, Answer, Chunk};
+use super::wire::{Sent, Wire};
+
+/// The first pause before another attempt, and the longest one.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// What one request may keep for being sent again.
+const KEPT_BY_REQUEST: usize = 4 << 20;
+/// What all requests together may keep.
+const KEPT_BY_ALL: usize = 8 << 20;
+/// How long the goodbye of a request that is given up may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// How long an answer that has begun before the request's end may take to be complete.
+const EARLY_ANSWER: Duration = Duration::from_secs(10);
+
+/// Limits of time.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How long a server that is not there, or that hangs up, is waited for.
+    pub patience: Duration,
+    /// How long a server may take no data.
+    pub stall: Duration,
+    /// How long a server may take to answer once it has all rows.
+    pub answer: Duration,
+    /// How long a request may be open: Bulker and what is in front of it end longer ones.
+    pub open: Duration,
+}
+
+/// What all requests of a sink share.
+pub struct Server {
+    /// Where it is.
+    pub place: Place,
+    /// The destination within Bulker.
+    pub destination_id: String,
+    /// There when it is reached over TLS.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// Limits of time.
+    pub limits: Limits,
+    /// What all requests keep.
+    pub kept: usize,
+}
+
+/// Why a request did not succeed.
+#[derive(Debug)]
+pub struct Trouble {
+    /// A part of a sentence.
+    pub text: String,
+    /// The same rows may get in later.
+    pub transient: bool,
+    /// So soon that it is worth to wait for it here.
+    passing: bool,
+    /// The server says that it did not look at the rows at all.
+    untouched: bool,
+}
+
+impl Trouble {
+    /// One that waiting here does not heal.
+    pub fn of(text: impl Into<String>, transient: bool) -> Self {
+        Self { text: text.into(), transient, passing: false, untouched: false }
+    }
+
+    /// One that may heal while we wait.
+    pub fn passing(text: impl Into<String>) -> Self {
+        Self { text: text.into(), transient: true, passing: true, untouched: false }
+    }
+
+    /// The server did not look at the rows.
+    pub fn untouched(self) -> Self {
+        Self { untouched: true, ..self }
+    }
+
+    fn of_connection(doing: &str, error: &std::io::Error) -> Self {
+        let text = format!("{doing}: {error}");
+        match error.kind() {
+            // A certificate that does not fit.
+            ErrorKind::InvalidData => Self::of(text, false),
+            // It had its time.
+            ErrorKind::TimedOut if doing != CONNECTING => Self::of(text, true),
+            _ => Self::passing(text),
+        }
+    }
+}
+
+const CONNECTING: &str = "connecting";
+const SENDING: &str = "sending rows";
+
+/// A request that is filled row by row. Nothing is connected to before there is a chunk to be sent.
+pub struct Request {
+    /// Secret.
+    head: Arc<str>,
+    /// The same rows twice make the same table.
+    repeatable: bool,
+    wire: Option<Wire>,
+    opened: Option<Instant>,
+    chunk: Chunk,
+    rows: u64,
+    kept: Vec<Vec<u8>>,
+    kept_bytes: usize,
+    /// More was sent than may be kept.
+    overflowed: bool,
+}
+
+impl Request {
+    /// With this head; nothing is sent.
+    pub fn new(head: Arc<str>, repeatable: bool) -> Self {
+        Self {
+            head,
+            repeatable,
+            wire: None,
+            opened: None,
+            chunk: Chunk::default(),
+            rows: 0,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            overflowed: false,
+        }
+    }
+
+    /// The chunk that is being filled; whole rows only.
+    pub fn chunk(&mut self) -> &mut Chunk {
+        &mut self.chunk
+    }
+
+    /// One more row is in the chunk.
+    pub fn count_row(&mut self) {
+        self.rows += 1;
+    }
+
+    /// Whether it is open for longer than it may.
+    pub fn is_old(&self, server: &Server) -> bool {
+        self.opened.is_some_and(|opened| opened.elapsed() >= server.limits.open)
+    }
+
+    /// Sends the chunk.
+    pub fn flush(&mut self, server: &mut Server) -> Result<(), Trouble> {
+        let sealed = std::mem::take(&mut self.chunk).seal();
+        if sealed.is_empty() {
+            return Ok(());
+        }
+        self.persist(server, |request, server| request.attempt(server, &sealed))?;
+        self.keep(server, sealed);
+        Ok(())
+    }
+
+    /// Sends the rest and the end, and hears what became of the rows.
+    pub fn finish(mut self, server: &mut Server) -> Result<Verdict, Trouble> {
+        self.flush(server)?;
+        let done = self.persist(server, |request, server| {
+            // The rows by themselves: whatever goes wrong until here, no row is in the table.
+            request.attempt(server, &[])?;
+            request.end(server).map_err(|trouble| request.in_doubt(trouble))
+        });
+        self.release(server);
+        done
+    }
+
+    /// Takes the rows back: Bulker forgets them at this line, and also when the end is missing.
+    pub fn abort(mut self, server: &mut Server) {
+        if let Some(mut wire) = self.wire.take() {
+            let mut chunk = Chunk::default();
+            chunk.body().extend_from_slice(b"ABORT\n");
+            // Without it the connection's end says the same.
+            let _ = wire.send(&chunk.seal(), GOODBYE);
+        }
+        self.release(server);
+    }
+
+    /// Repeats what fails for a reason that passes, as long as everything can be sent again.
+    fn persist<T>(
+        &mut self,
+        server: &mut Server,
+        mut attempt: impl FnMut(&mut Self, &Server) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let (until, mut pause) = (Instant::now() + server.limits.patience, PAUSES.0);
+        loop {
+            let mut trouble = match attempt(self, server) {
+                Ok(done) => return Ok(done),
+                Err(trouble) => trouble,
+            };
+            // In an unknown state: nothing more can be said over it, not even a goodbye.
+            self.wire = None;
+            if trouble.passing && self.overflowed {
+                trouble.text.push_str(
+                    "; more rows were under way than are kept for being sent again: \
+                     the next run resumes from the state that was saved last",
+                );
+            }
+            if !trouble.passing || self.overflowed || Instant::now() + pause > until {
+                self.release(server);
+                return Err(trouble);
+            }
+            tracing::warn!(why = %trouble.text, server = %server.place, "will be tried again");
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Makes sure that there is a connection over which the head and what is kept were sent.
+    fn prepare(&mut self, server: &Server) -> Result<(), Trouble> {
+        if self.wire.is_some() {
+            return Ok(());
+        }
+        let wire = Wire::connect(&server.place, server.tls.as_ref());
+        self.wire = Some(wire.map_err(|error| Trouble::of_connection(CONNECTING, &error))?);
+        self.opened = Some(Instant::now());
+        let head = Arc::clone(&self.head);
+        self.send(server, head.as_bytes())?;
+        let kept = std::mem::take(&mut self.kept);
+        let sent = kept.iter().try_for_each(|chunk| self.send(server, chunk));
+        self.kept = kept;
+        sent
+    }
+
+    fn attempt(&mut self, server: &Server, bytes: &[u8]) -> Result<(), Trouble> {
+        self.prepare(server)?;
+        self.send(server, bytes)
+    }
+
+    /// Sends bytes in the middle of the request.
+    fn send(&mut self, server: &Server, bytes: &[u8]) -> Result<(), Trouble> {
+        let Some(wire) = &mut self.wire else { return Err(gone()) };
+        match wire.send(bytes, server.limits.stall) {
+            Ok(Sent::All) => Ok(()),
+            Ok(Sent::Interrupted) => {
+                let answer = hear(wire, EARLY_ANSWER)?;
+                Err(answer::refusal(server, &answer))
+            }
+            Err(error) => Err(Trouble::of_connection(SENDING, &error)),
+        }
+    }
+
+    fn end(&mut self, server: &Server) -> Result<Verdict, Trouble> {
+        let Some(wire) = &mut self.wire else { return Err(gone()) };
+        let sent = wire.send(http::END, server.limits.stall);
+        sent.map_err(|error| Trouble::of_connection("sending the end of the rows", &error))?;
+        let answer = hear(wire, server.limits.answer)?;
+        answer::verdict(server, &answer, self.rows)
+    }
+
+    /// After the end was sent: what may have succeeded is not tried again where that would double rows.
+    fn in_doubt(&self, trouble: Trouble) -> Trouble {
+        if self.repeatable || !trouble.passing || trouble.untouched {
+            return trouble;
+        }
+        let text = format!(
+            "{}; whether the {} rows of the request are in the table is not known, and the next run may bring them a \
+             second time",
+            trouble.text, self.rows
+        );
+        Trouble { text, passing: false, ..trouble }
+    }
+
+    /// Keeps what was sent as long as there is room; afterwards nothing, for it is of use only together.
+    fn keep(&mut self, server: &mut Server, mut sealed: Vec<u8>) {
+        if !self.overflowed {
+            sealed.shrink_to_fit();
+            let size = sealed.capacity();
+            if self.kept_bytes + size <= KEPT_BY_REQUEST && server.kept + size <= KEPT_BY_ALL {
+                self.kept_bytes += size;
+                server.kept += size;
+                self.kept.push(sealed);
+                return;
+            }
+            self.release(server);
+            self.overflowed = true;
+        }
+        self.chunk = Chunk::reusing(sealed);
+    }
+
+    fn release(&mut self, server: &mut Server) {
+        server.kept -= self.kept_bytes;
+        self.kept_bytes = 0;
+        self.kept.clear();
+    }
+}
+
+/// Waits for an answer.
+fn hear(wire: &mut Wire, limit: Duration) -> Result<Answer, Trouble> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if wire.received.is_empty() && wire.ended {
+            return Err(Trouble::passing("it closed the connection without an answer"));
+        }
+        match http::parse(&wire.received, wire.ended) {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => {}
+            Err(why) => return Err(Trouble::of(why, false)),
+        }
+        wire.wait_for_more(deadline).map_err(|error| Trouble::of_connection("waiting for the answer", &error))?;
+    }
+}
+
+fn gone() -> Trouble {
+    Trouble::passing("the connection is gone")
+}

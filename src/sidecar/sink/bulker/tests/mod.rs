@@ -1,0 +1,5 @@
+//! The destination against a server at the other end of a socket.
+
+mod modes;
+mod support;
+mod troubles;
