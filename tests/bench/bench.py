@@ -4,6 +4,7 @@
 (b) `read` into Postgres through the sidecar, against `psql \\copy` of the same rows into the same table
 (c) the sidecar into a destination that discards
 (d) peak memory of both roles
+(e) the sidecar into a Bulker that discards, over HTTP on this machine
 
 Usage: bench.py SYNCCTL [--rows N] [--runs N]; the environment is that of tests/cluster/up.
 """
@@ -25,6 +26,8 @@ import time
 import urllib.parse
 import uuid
 from pathlib import Path
+
+from bulker import Discarding
 
 SCHEMA = "bench"
 DATABASE = os.environ["SYNCCTL_TEST_DATABASE_URL"]
@@ -246,7 +249,7 @@ def bench_read(syncctl, runs, scratch, rows):
         sidecar(syncctl, scratch, messages, columns, postgres)  # makes the table
         psql(f"CREATE TABLE {SCHEMA}.copied (LIKE {SCHEMA}.items INCLUDING ALL)")
         names = ", ".join(f'"{name}"' for name in columns)
-        loads, copies, discards = [], [], []
+        loads, copies, discards, posts = [], [], [], []
         for _ in range(runs):
             psql(f"TRUNCATE {SCHEMA}.items, {SCHEMA}.copied", "CHECKPOINT")
             loads.append(sidecar(syncctl, scratch, messages, columns, postgres))
@@ -254,6 +257,9 @@ def bench_read(syncctl, runs, scratch, rows):
             psql(f"\\copy {SCHEMA}.copied ({names}) FROM '{table}' WITH (FORMAT csv)")
             copies.append(time.monotonic() - begin)
             discards.append(sidecar(syncctl, scratch, messages, columns, {"destinationType": "discard"}))
+            with Discarding() as bulker:
+                posts.append(sidecar(syncctl, scratch, messages, columns, bulker.destination))
+            assert bulker.received > megabytes * 5e5, f"only {bulker.received} bytes arrived"
         assert psql(f"SELECT count(*) FROM {SCHEMA}.items") == str(count)
         load, copy = statistics.median(run[0] for run in loads), statistics.median(copies)
         show("(b) sidecar", load, f"{statistics.median(run[2] for run in loads):.2f} s CPU")
@@ -263,6 +269,9 @@ def bench_read(syncctl, runs, scratch, rows):
         show("(c) discarding", discard, f"{statistics.median(run[2] for run in discards):.2f} s CPU "
                                         "(goal: 150 MB/s and 250 k records/s on one core)")
         print(f"(d) peak memory       {max(run[1] for run in loads + discards):.1f} MB  (goal: less than 40)")
+        post = statistics.median(run[0] for run in posts)
+        show("(e) bulker", post, f"{statistics.median(run[2] for run in posts):.2f} s CPU, peak memory "
+                                 f"{max(run[1] for run in posts):.1f} MB (goal: 150 MB/s for the 1.7 KB rows, 40 MB)")
 
 
 def main():
