@@ -2,4 +2,5 @@
 
 mod modes;
 mod support;
+mod tls;
 mod troubles;

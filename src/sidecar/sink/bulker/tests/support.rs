@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 use crate::airbyte::message::{Record, StreamName};
@@ -85,6 +86,11 @@ impl Fake {
     }
 
     pub fn on(listener: TcpListener, script: &[Does]) -> Self {
+        Self::with_tls(listener, script, None)
+    }
+
+    /// With a TLS configuration it speaks nothing else.
+    pub fn with_tls(listener: TcpListener, script: &[Does], tls: Option<Arc<ServerConfig>>) -> Self {
         let port = listener.local_addr().expect("an address").port();
         let mut script: VecDeque<Does> = script.iter().cloned().collect();
         let seen: Arc<Mutex<Vec<Arc<Mutex<Seen>>>>> = Arc::default();
@@ -94,7 +100,14 @@ impl Fake {
                 let does = script.pop_front().unwrap_or(Does::Load);
                 let one: Arc<Mutex<Seen>> = Arc::default();
                 all.lock().expect("no panic").push(Arc::clone(&one));
-                std::thread::spawn(move || serve(&client.expect("a connection"), &does, &one));
+                let (client, tls) = (client.expect("a connection"), tls.clone());
+                std::thread::spawn(move || match tls {
+                    None => serve(client, &does, &one),
+                    Some(tls) => {
+                        let connection = ServerConnection::new(tls).expect("a connection");
+                        serve(StreamOwned::new(connection, client), &does, &one);
+                    }
+                });
             }
         });
         Self { port, seen }
@@ -135,7 +148,7 @@ pub fn sink_at(port: u16, limits: Limits) -> BulkerSink {
     BulkerSink::new(&Settings::parse(&config).expect("settings"), "sync", "task", limits).expect("a sink")
 }
 
-fn serve(client: &TcpStream, does: &Does, seen: &Mutex<Seen>) {
+fn serve(client: impl Read + Write, does: &Does, seen: &Mutex<Seen>) {
     let mut from = BufReader::new(client);
     let Some((method, target)) = head(&mut from, seen) else { return };
     let url = url::Url::parse(&format!("http://x{target}")).expect("a target");
@@ -147,7 +160,7 @@ fn serve(client: &TcpStream, does: &Does, seen: &Mutex<Seen>) {
     match does {
         Does::Early(status, body) => {
             from.fill_buf().expect("some of the body");
-            answer(client, *status, body);
+            answer(from.get_mut(), *status, body);
             take(&mut from, usize::MAX, seen);
         }
         Does::HangUp(bytes) => {
@@ -161,10 +174,10 @@ fn serve(client: &TcpStream, does: &Does, seen: &Mutex<Seen>) {
             let rows = seen.lock().expect("no panic").lines.len();
             let state = json!({"status": "COMPLETED", "processedRows": rows, "successfulRows": rows});
             match does {
-                Does::Answer(status, body) => answer(client, *status, body),
+                Does::Answer(status, body) => answer(from.get_mut(), *status, body),
                 Does::HangUpAfterEnd => {}
-                _ if rows == 0 => answer(client, 200, &json!({"message": "ok"})),
-                _ => answer(client, 200, &json!({"message": "ok", "state": state})),
+                _ if rows == 0 => answer(from.get_mut(), 200, &json!({"message": "ok"})),
+                _ => answer(from.get_mut(), 200, &json!({"message": "ok", "state": state})),
             }
         }
     }
@@ -213,12 +226,12 @@ fn text(line: &[u8]) -> String {
     String::from_utf8(line.to_vec()).expect("text")
 }
 
-fn answer(mut client: &TcpStream, status: u16, body: &Value) {
+fn answer(client: &mut impl Write, status: u16, body: &Value) {
     let body = body.to_string();
     let head =
         format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
     // Who has gone does not want to hear it.
-    let _ = client.write_all(format!("{head}{body}").as_bytes());
+    let _ = client.write_all(format!("{head}{body}").as_bytes()).and_then(|()| client.flush());
 }
 
 pub fn spec(name: &str, mode: WriteMode) -> StreamSpec {
