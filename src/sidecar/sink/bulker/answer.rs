@@ -62,8 +62,9 @@ pub fn refusal(server: &Server, answer: &Answer) -> Trouble {
         404 => Trouble::of("there is no /bulk endpoint (404): check url", false),
         300..=399 => Trouble::of(format!("it redirects elsewhere ({status}): give that address as url"), false),
         413 => Trouble::of(format!("the request is too large for something in front of it (413){because}"), false),
-        429 => Trouble::passing(format!("it is busy (429){because}")).untouched(),
-        502..=504 => Trouble::passing(format!("it is not reachable ({status}){because}")),
+        429 => Trouble::untouched(format!("it is busy (429){because}")),
+        502 | 503 => Trouble::passing(format!("it is not reachable ({status}){because}")),
+        504 => Trouble::under_way(format!("something in front of it did not wait for its answer (504){because}")),
         _ => Trouble::of(format!("it refused the rows ({status}){because}"), status >= 500),
     }
 }

@@ -44,7 +44,7 @@ use answer::Verdict;
 use config::Settings;
 use fields::Fields;
 use http::Post;
-use request::{Limits, Server};
+use request::{Limits, Server, Trouble};
 use row::Encoder;
 use stream::{Heads, Stream};
 
@@ -63,6 +63,8 @@ const LIMITS: Limits = Limits {
     answer: Duration::from_mins(30),
     open: OPEN,
 };
+/// How long the first connection may take: then a wrong address is more likely than a restart.
+const FIRST_PATIENCE: Duration = Duration::from_secs(20);
 /// Rows are sent in chunks of about this size.
 const CHUNK: usize = 128 << 10;
 /// Memory of all chunks that are being filled. Beyond it the largest one is sent early.
@@ -78,7 +80,14 @@ pub(super) fn parse(config: &Value) -> Result<Box<dyn Connect>, Failure> {
 
 impl Connect for Settings {
     fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError> {
-        Ok(Box::new(BulkerSink::new(self, &task.sync_id, &task.task_id, LIMITS)?))
+        let sink = BulkerSink::new(self, &task.sync_id, &task.task_id, LIMITS)?;
+        // A wrong address is told before the source is read for nothing.
+        let error = |trouble: Trouble| SinkError {
+            text: format!("{}: {}", self.place, trouble.text),
+            transient: trouble.transient,
+        };
+        sink.server.reach(FIRST_PATIENCE).map_err(error)?;
+        Ok(Box::new(sink))
     }
 }
 
@@ -100,13 +109,13 @@ pub struct BulkerSink {
 }
 
 impl BulkerSink {
-    /// Makes ready; nothing is connected to before there are rows.
+    /// Makes ready, without a connection.
     fn new(settings: &Settings, sync_id: &str, task_id: &str, limits: Limits) -> Result<Self, SinkError> {
         let tls = settings.place.secure.then(wire::tls).transpose();
         let tls = tls.map_err(|error| SinkError { text: format!("preparing TLS: {error}"), transient: false })?;
         let destination_id = settings.destination_id.clone().unwrap_or_else(|| sync_id.to_owned());
         Ok(Self {
-            server: Server { place: settings.place.clone(), destination_id, tls, limits, kept: 0 },
+            server: Server { place: settings.place.clone(), destination_id, tls, limits, kept: 0, given_up: false },
             authorization: settings.authorization(),
             task_id: task_id.to_owned(),
             sync_id: sync_id.to_owned(),

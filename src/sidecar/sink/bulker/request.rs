@@ -50,6 +50,48 @@ pub struct Server {
     pub limits: Limits,
     /// What all requests keep.
     pub kept: usize,
+    /// It was waited for in vain: the next ones are not, or each of a thousand streams would wait anew.
+    pub given_up: bool,
+}
+
+impl Server {
+    /// Waits until somebody takes a connection.
+    pub fn reach(&self, patience: Duration) -> Result<(), Trouble> {
+        let mut backoff = Backoff::new(patience);
+        loop {
+            let Err(error) = Wire::connect(&self.place, self.tls.as_ref()) else { return Ok(()) };
+            let trouble = Trouble::of_connection(CONNECTING, &error);
+            if trouble.passing == Passing::No || !backoff.wait() {
+                return Err(trouble);
+            }
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(if self.given_up { Duration::ZERO } else { self.limits.patience })
+    }
+}
+
+/// Pauses that grow until patience ends.
+struct Backoff {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Backoff {
+    fn new(patience: Duration) -> Self {
+        Self { until: Instant::now() + patience, pause: PAUSES.0 }
+    }
+
+    /// Waits; `false` when there is no time left.
+    fn wait(&mut self) -> bool {
+        if Instant::now() + self.pause > self.until {
+            return false;
+        }
+        std::thread::sleep(self.pause);
+        self.pause = (self.pause * 2).min(PAUSES.1);
+        true
+    }
 }
 
 /// Why a request did not succeed.
@@ -59,26 +101,41 @@ pub struct Trouble {
     pub text: String,
     /// The same rows may get in later.
     pub transient: bool,
-    /// So soon that it is worth to wait for it here.
-    passing: bool,
-    /// The server says that it did not look at the rows at all.
-    untouched: bool,
+    passing: Passing,
+}
+
+/// Whether it is worth to wait here and to send the request again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passing {
+    /// It will not help.
+    No,
+    /// It may help.
+    Soon,
+    /// It may, and the server says that it did not look at the rows at all.
+    Untouched,
+    /// It may, but if it had all rows, then the server may be busy with them even now.
+    UnderWay,
 }
 
 impl Trouble {
     /// One that waiting here does not heal.
     pub fn of(text: impl Into<String>, transient: bool) -> Self {
-        Self { text: text.into(), transient, passing: false, untouched: false }
+        Self { text: text.into(), transient, passing: Passing::No }
     }
 
     /// One that may heal while we wait.
     pub fn passing(text: impl Into<String>) -> Self {
-        Self { text: text.into(), transient: true, passing: true, untouched: false }
+        Self { text: text.into(), transient: true, passing: Passing::Soon }
     }
 
     /// The server did not look at the rows.
-    pub fn untouched(self) -> Self {
-        Self { untouched: true, ..self }
+    pub fn untouched(text: impl Into<String>) -> Self {
+        Self { text: text.into(), transient: true, passing: Passing::Untouched }
+    }
+
+    /// The server may be busy with the rows.
+    pub fn under_way(text: impl Into<String>) -> Self {
+        Self { text: text.into(), transient: true, passing: Passing::UnderWay }
     }
 
     fn of_connection(doing: &str, error: &std::io::Error) -> Self {
@@ -183,27 +240,32 @@ impl Request {
         server: &mut Server,
         mut attempt: impl FnMut(&mut Self, &Server) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
-        let (until, mut pause) = (Instant::now() + server.limits.patience, PAUSES.0);
+        let mut backoff = server.backoff();
         loop {
             let mut trouble = match attempt(self, server) {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    server.given_up = false;
+                    return Ok(done);
+                }
                 Err(trouble) => trouble,
             };
             // In an unknown state: nothing more can be said over it, not even a goodbye.
             self.wire = None;
-            if trouble.passing && self.overflowed {
+            if trouble.passing != Passing::No && self.overflowed {
                 trouble.text.push_str(
                     "; more rows were under way than are kept for being sent again: \
                      the next run resumes from the state that was saved last",
                 );
             }
-            if !trouble.passing || self.overflowed || Instant::now() + pause > until {
+            let worth_it = trouble.passing != Passing::No && !self.overflowed;
+            if worth_it {
+                tracing::warn!(why = %trouble.text, server = %server.place, "may be tried again");
+            }
+            if !worth_it || !backoff.wait() {
+                server.given_up |= worth_it;
                 self.release(server);
                 return Err(trouble);
             }
-            tracing::warn!(why = %trouble.text, server = %server.place, "will be tried again");
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(PAUSES.1);
         }
     }
 
@@ -249,17 +311,20 @@ impl Request {
         answer::verdict(server, &answer, self.rows)
     }
 
-    /// After the end was sent: what may have succeeded is not tried again where that would double rows.
+    /// After the end was sent: what may have succeeded is not tried again where that would double rows, and what may
+    /// still be under way not at all: it could overtake what is sent after it.
     fn in_doubt(&self, trouble: Trouble) -> Trouble {
-        if self.repeatable || !trouble.passing || trouble.untouched {
-            return trouble;
+        match trouble.passing {
+            Passing::No | Passing::Untouched => return trouble,
+            Passing::Soon if self.repeatable => return trouble,
+            Passing::Soon | Passing::UnderWay => {}
         }
+        let twice = if self.repeatable { "" } else { ", and the next run may bring them a second time" };
         let text = format!(
-            "{}; whether the {} rows of the request are in the table is not known, and the next run may bring them a \
-             second time",
+            "{}; whether the {} rows of the request are in the table is not known{twice}",
             trouble.text, self.rows
         );
-        Trouble { text, passing: false, ..trouble }
+        Trouble { text, passing: Passing::No, ..trouble }
     }
 
     /// Keeps what was sent as long as there is room; afterwards nothing, for it is of use only together.
@@ -298,7 +363,10 @@ fn hear(wire: &mut Wire, limit: Duration) -> Result<Answer, Trouble> {
             Ok(None) => {}
             Err(why) => return Err(Trouble::of(why, false)),
         }
-        wire.wait_for_more(deadline).map_err(|error| Trouble::of_connection("waiting for the answer", &error))?;
+        wire.wait_for_more(deadline).map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => Trouble::under_way(error.to_string()),
+            _ => Trouble::of_connection("waiting for the answer", &error),
+        })?;
     }
 }
 
