@@ -13,6 +13,7 @@
 //!   rows are there, whatever becomes of the source. Only a request that is open for [`OPEN`] is ended early; what comes
 //!   after it is added, and the user is told that the table is incomplete meanwhile. No state is stored before the
 //!   stream's end even then: a run that resumed in the middle would replace the table with the rest alone.
+//! * A request that has nothing to send for long sends blanks behind its last row, so that nothing in between ends it.
 //! * Other streams end their request at each commit. Without a key a request that got no answer is not sent again: its
 //!   rows may be in the table.
 //! * There is no way to empty a table: a request without rows answers 200 and does nothing, whatever its schema. It is
@@ -61,6 +62,8 @@ const LIMITS: Limits = Limits {
     patience: Duration::from_mins(5),
     stall: Duration::from_mins(5),
     answer: Duration::from_mins(30),
+    // Proxies and load balancers end what is silent for a minute.
+    idle: Duration::from_secs(20),
     open: OPEN,
 };
 /// How long the first connection may take: then a wrong address is more likely than a restart.
@@ -268,7 +271,7 @@ impl Sink for BulkerSink {
         self.looked = Instant::now();
         for index in 0..self.streams.len() {
             // An error is told when the stream is used next.
-            let _ = self.with(index, Stream::cut_if_old);
+            let _ = self.with(index, Stream::tend);
         }
     }
 

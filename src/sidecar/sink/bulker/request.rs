@@ -7,11 +7,13 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memchr::memrchr;
 use rustls::ClientConfig;
 
 use super::answer::{self, Verdict};
 use super::config::Place;
 use super::http::{self, Answer, Chunk};
+use super::row::LONGEST_LINE;
 use super::wire::{Sent, Wire};
 
 /// The first pause before another attempt, and the longest one.
@@ -34,6 +36,8 @@ pub struct Limits {
     pub stall: Duration,
     /// How long a server may take to answer once it has all rows.
     pub answer: Duration,
+    /// How long nothing may be sent in the middle of a request.
+    pub idle: Duration,
     /// How long a request may be open: Bulker and what is in front of it end longer ones.
     pub open: Duration,
 }
@@ -163,6 +167,11 @@ pub struct Request {
     opened: Option<Instant>,
     chunk: Chunk,
     rows: u64,
+    /// Of `rows`, those in the chunk.
+    waiting: u64,
+    /// When something was sent last, and how long the line is that has not ended yet.
+    sent: Instant,
+    line: usize,
     kept: Vec<Vec<u8>>,
     kept_bytes: usize,
     /// More was sent than may be kept.
@@ -179,6 +188,9 @@ impl Request {
             opened: None,
             chunk: Chunk::default(),
             rows: 0,
+            waiting: 0,
+            sent: Instant::now(),
+            line: 0,
             kept: Vec::new(),
             kept_bytes: 0,
             overflowed: false,
@@ -193,6 +205,7 @@ impl Request {
     /// One more row is in the chunk.
     pub fn count_row(&mut self) {
         self.rows += 1;
+        self.waiting += 1;
     }
 
     /// Whether it is open for longer than it may.
@@ -200,23 +213,47 @@ impl Request {
         self.opened.is_some_and(|opened| opened.elapsed() >= server.limits.open)
     }
 
-    /// Sends the chunk.
+    /// Sends the chunk, but for the end of its last line: until there is another one, blanks may follow.
     pub fn flush(&mut self, server: &mut Server) -> Result<(), Trouble> {
-        let sealed = std::mem::take(&mut self.chunk).seal();
-        if sealed.is_empty() {
+        if self.waiting == 0 {
             return Ok(());
         }
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let body = chunk.body();
+        body.pop();
+        self.line = body.len() - memrchr(b'\n', body).map_or(0, |at| at + 1);
+        let sealed = chunk.seal();
         self.persist(server, |request, server| request.attempt(server, &sealed))?;
+        self.waiting = 0;
         self.keep(server, sealed);
+        self.chunk.body().push(b'\n');
+        Ok(())
+    }
+
+    /// Sends something if nothing was sent for long: who stands in between ends what seems dead.
+    pub fn keep_alive(&mut self, server: &mut Server) -> Result<(), Trouble> {
+        if self.opened.is_none() || self.sent.elapsed() < server.limits.idle {
+            return Ok(());
+        }
+        if self.waiting > 0 {
+            return self.flush(server);
+        }
+        // Blanks count for the length of the line.
+        if self.line + 2 >= LONGEST_LINE {
+            return Ok(());
+        }
+        self.persist(server, |request, server| request.attempt(server, b"1\r\n \r\n"))?;
+        self.line += 1;
         Ok(())
     }
 
     /// Sends the rest and the end, and hears what became of the rows.
     pub fn finish(mut self, server: &mut Server) -> Result<Verdict, Trouble> {
         self.flush(server)?;
+        let last = std::mem::take(&mut self.chunk).seal();
         let done = self.persist(server, |request, server| {
-            // The rows by themselves: whatever goes wrong until here, no row is in the table.
-            request.attempt(server, &[])?;
+            // By itself: whatever goes wrong until here, no row is in the table.
+            request.attempt(server, &last)?;
             request.end(server).map_err(|trouble| request.in_doubt(trouble))
         });
         self.release(server);
@@ -227,7 +264,7 @@ impl Request {
     pub fn abort(mut self, server: &mut Server) {
         if let Some(mut wire) = self.wire.take() {
             let mut chunk = Chunk::default();
-            chunk.body().extend_from_slice(b"ABORT\n");
+            chunk.body().extend_from_slice(b"\nABORT\n");
             // Without it the connection's end says the same.
             let _ = wire.send(&chunk.seal(), GOODBYE);
         }
@@ -294,7 +331,10 @@ impl Request {
     fn send(&mut self, server: &Server, bytes: &[u8]) -> Result<(), Trouble> {
         let Some(wire) = &mut self.wire else { return Err(gone()) };
         match wire.send(bytes, server.limits.stall) {
-            Ok(Sent::All) => Ok(()),
+            Ok(Sent::All) => {
+                self.sent = Instant::now();
+                Ok(())
+            }
             Ok(Sent::Interrupted) => {
                 let answer = hear(wire, EARLY_ANSWER)?;
                 Err(answer::refusal(server, &answer))

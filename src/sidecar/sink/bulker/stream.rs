@@ -84,7 +84,7 @@ impl Stream {
     }
 
     /// Ends a request that is open for as long as it may, with all rows in it.
-    pub fn cut_if_old(&mut self, server: &mut Server) -> Result<(), SinkError> {
+    fn cut_if_old(&mut self, server: &mut Server) -> Result<(), SinkError> {
         match &self.state {
             State::Active(request) if request.is_old(server) => {}
             _ => return Ok(()),
@@ -92,6 +92,16 @@ impl Stream {
         self.close(server)?;
         self.was_cut = self.mode == WriteMode::Replace;
         Ok(())
+    }
+
+    /// Looks after a request that is open: it must be neither too old nor silent for too long.
+    pub fn tend(&mut self, server: &mut Server) -> Result<(), SinkError> {
+        self.cut_if_old(server)?;
+        let State::Active(request) = &mut self.state else { return Ok(()) };
+        match request.keep_alive(server) {
+            Ok(()) => Ok(()),
+            Err(trouble) => self.fail(server, self.error(&trouble)),
+        }
     }
 
     /// Whether the table was replaced before all rows were there.

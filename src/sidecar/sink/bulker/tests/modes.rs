@@ -123,6 +123,36 @@ fn a_request_is_ended_before_bulker_ends_it() {
 }
 
 #[test]
+fn a_request_that_waits_for_its_source_is_kept_alive_with_blanks() {
+    let limits = Limits { idle: Duration::from_millis(100), ..LIMITS };
+    let fake = Fake::start(&[]);
+    let mut sink = fake.sink(limits);
+    let long = format!(r#"{{"x":"{}"}}"#, "x".repeat(200_000));
+    let longest = format!(r#"{{"x":"{}"}}"#, "x".repeat((1 << 20) - 10));
+    let streams =
+        [WriteMode::Replace, WriteMode::Append, WriteMode::Append].map(|mode| open(&mut sink, spec("s", mode)));
+    sink.tend();
+    for (stream, row) in streams.into_iter().zip([&long, &long, &longest]) {
+        write(&mut sink, stream, row).expect("a row");
+    }
+    write(&mut sink, streams[1], "{}").expect("a row");
+    for _ in 0..3 {
+        std::thread::sleep(limits.idle);
+        sink.tend();
+    }
+    write(&mut sink, streams[0], "{}").expect("a row");
+    for stream in streams {
+        sink.finish(stream).expect("the end");
+    }
+    let seen = fake.seen();
+    let lines = |at: usize| seen[at].lines.clone();
+    assert!(seen.len() == 3 && seen.iter().all(|request| request.complete), "{} requests", seen.len());
+    assert_eq!(lines(0), [format!("{long}   "), "{}".to_owned()]);
+    assert_eq!(lines(1), [long, "{}  ".to_owned()], "rows that waited are as good as blanks");
+    assert_eq!(lines(2), [longest], "a blank would make it too long");
+}
+
+#[test]
 fn an_empty_replacement_is_asked_for_and_told_when_it_does_nothing() {
     let done = json!({"state": {"status": "COMPLETED", "processedRows": 0, "successfulRows": 0}});
     for (label, script, warned) in

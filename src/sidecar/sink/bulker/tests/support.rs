@@ -23,6 +23,7 @@ pub const LIMITS: Limits = Limits {
     patience: Duration::from_secs(10),
     stall: Duration::from_secs(10),
     answer: Duration::from_secs(10),
+    idle: Duration::from_secs(10),
     open: Duration::from_mins(1),
 };
 
@@ -210,11 +211,13 @@ fn take(from: &mut impl BufRead, most: usize, seen: &Mutex<Seen>) -> bool {
             return false;
         }
         from.read_line(&mut String::new()).expect("the end of a chunk");
-        let lines: Vec<String> = body[told..].split_inclusive(|byte| *byte == b'\n').map(text).collect();
-        told = body.len();
+        let end = body.iter().rposition(|byte| *byte == b'\n').map_or(told, |at| at + 1).max(told);
+        let lines: Vec<String> = body[told..end].split_inclusive(|byte| *byte == b'\n').map(text).collect();
+        told = end;
         let mut seen = seen.lock().expect("no panic");
         seen.lines.extend(lines);
         if length == 0 {
+            assert_eq!(told, body.len(), "the last line has no end");
             seen.complete = true;
             return true;
         }
@@ -222,7 +225,7 @@ fn take(from: &mut impl BufRead, most: usize, seen: &Mutex<Seen>) -> bool {
 }
 
 fn text(line: &[u8]) -> String {
-    let line = line.strip_suffix(b"\n").expect("chunks hold whole lines");
+    let line = line.strip_suffix(b"\n").expect("it was cut there");
     String::from_utf8(line.to_vec()).expect("text")
 }
 
