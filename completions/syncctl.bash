@@ -97,7 +97,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__check)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
+            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -144,6 +144,14 @@ _syncctl() {
                     return 0
                     ;;
                 --init-image)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-auth-token)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -243,7 +251,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__discover)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
+            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -290,6 +298,14 @@ _syncctl() {
                     return 0
                     ;;
                 --init-image)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-auth-token)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -579,7 +595,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__read)
-            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --debug --output --timeout --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
+            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --debug --output --timeout --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -650,6 +666,14 @@ _syncctl() {
                     return 0
                     ;;
                 --init-image)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-auth-token)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -749,7 +773,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__serve)
-            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --token-secret --instance-id --http-max-body-mi --http-max-connections --sync-task-log-size --sync-task-log-age --log-format --syncs-enabled --database-url --sidecar-database-url --sidecar-image --init-image --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
+            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --token-secret --instance-id --http-max-body-mi --http-max-connections --sync-task-log-size --sync-task-log-age --log-format --syncs-enabled --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -820,6 +844,14 @@ _syncctl() {
                     return 0
                     ;;
                 --init-image)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-auth-token)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1049,7 +1081,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__spec)
-            opts="-o -q -v -h --package --version --output --timeout --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
+            opts="-o -q -v -h --package --version --output --timeout --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1088,6 +1120,14 @@ _syncctl() {
                     return 0
                     ;;
                 --init-image)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bulker-auth-token)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

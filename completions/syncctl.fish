@@ -46,6 +46,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l context -d 'Context of the kubeconfig' -r
@@ -83,6 +85,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l context -d 'Context of the kubeconfig' -r
@@ -120,6 +124,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-ur
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l context -d 'Context of the kubeconfig' -r
@@ -149,7 +155,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l package -d 'Con
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l version -d 'The version of --package' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l config -d 'The connector\'s configuration: a JSON or YAML file, or - for stdin' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l catalog -d 'The configured catalog: the streams to read, and how' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-config -d 'Where the rows go: a file with "destinationType" and its credentials' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-config -d 'Where the rows go: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sync-id -d 'The sync that this task belongs to: states are kept under it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state -d 'Where to resume: a file with Airbyte state messages, or `db` for the state stored for the sync [default: from scratch]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-id -d 'Id of this task, unique among all tasks [default: a new UUID]' -r
@@ -163,6 +169,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l context -d 'Context of the kubeconfig' -r
@@ -210,6 +218,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l context -d 'Context of the kubeconfig' -r

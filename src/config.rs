@@ -34,6 +34,12 @@ pub struct SettingsArgs {
     /// Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar
     #[arg(long, env = "SYNCCTL_INIT_IMAGE", value_name = "IMAGE")]
     init_image: Option<String>,
+    /// Bulker instance that takes the rows of reads which name no destination
+    #[arg(long, env = "SYNCCTL_BULKER_URL", hide_env_values = true, value_name = "URL")]
+    bulker_url: Option<String>,
+    /// Token for that Bulker instance; give it in the environment, where other users do not see it
+    #[arg(long, env = "SYNCCTL_BULKER_AUTH_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    bulker_auth_token: Option<String>,
     /// Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod
     #[arg(long, env = "SYNCCTL_KUBERNETES_CLIENT_CONFIG", hide_env_values = true, value_name = "CONFIG")]
     kubernetes_client_config: Option<String>,
@@ -107,6 +113,8 @@ pub struct SettingsArgs {
 pub struct Settings {
     /// The database of results as this process reaches it.
     pub database_url: Secret,
+    /// Where rows go that have no destination of their own.
+    pub bulker: BulkerSettings,
     /// The cluster.
     pub client: ClientSettings,
     /// How Pods are made.
@@ -117,6 +125,15 @@ pub struct Settings {
     pub init_timeout: Duration,
     /// How long a read may take.
     pub task_timeout: Duration,
+}
+
+/// A Bulker instance for destinations that leave it out.
+#[derive(Debug, Clone, Default)]
+pub struct BulkerSettings {
+    /// Where it is: `http` or `https`.
+    pub url: Option<String>,
+    /// Its token; for that URL alone.
+    pub auth_token: Option<Secret>,
 }
 
 /// One setting that is not there, as it is reported.
@@ -169,6 +186,20 @@ impl Problems {
         Duration::from_secs(u64::from(self.at_least_one(value, variable, default)))
     }
 
+    fn bulker(&mut self, url: Option<String>, token: Option<String>) -> BulkerSettings {
+        let trimmed = |value: Option<String>| present(value).map(|value| value.trim().to_owned());
+        let (url, token) = (trimmed(url), trimmed(token));
+        // Not shown: it may hold a password.
+        if url.as_deref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+            self.malformed.push("  SYNCCTL_BULKER_URL is not a URL such as https://bulker.example.com".to_owned());
+        }
+        if url.is_none() && token.is_some() {
+            let text = "  SYNCCTL_BULKER_AUTH_TOKEN is set without SYNCCTL_BULKER_URL: it is for that URL alone";
+            self.malformed.push(text.to_owned());
+        }
+        BulkerSettings { url, auth_token: token.map(Secret::from) }
+    }
+
     fn level(&mut self, value: Option<String>, variable: &str) -> String {
         let Some(text) = present(value) else { return "INFO".to_owned() };
         let upper = text.to_ascii_uppercase();
@@ -211,6 +242,8 @@ impl SettingsArgs {
             sidecar_database_url,
             sidecar_image,
             init_image,
+            bulker_url,
+            bulker_auth_token,
             kubernetes_client_config,
             kubeconfig,
             context,
@@ -267,6 +300,7 @@ impl SettingsArgs {
         let sidecar_database_url = present(sidecar_database_url).unwrap_or_else(|| database_url.clone());
         let settings = Settings {
             database_url: Secret::from(database_url),
+            bulker: problems.bulker(bulker_url, bulker_auth_token),
             client: ClientSettings { source, context: present(context), namespace: present(namespace) },
             status_check: problems.seconds(
                 container_status_check_seconds,

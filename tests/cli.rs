@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::support::{Program, cluster, root};
+use super::support::{Program, catalog, cluster, root};
 
 /// Stands where a secret would be.
 const MARKER: &str = "hunter2-hunter2";
@@ -145,6 +145,32 @@ fn an_empty_id_is_refused() {
         let done = cluster::nowhere(&["read", "a/b:1"]).with(&files).with(&ids).current_dir(folder.path()).run();
         done.fails(2, "USAGE", &[&format!("--{label}-id")]);
     }
+}
+
+#[test]
+fn a_read_needs_a_destination_of_its_own_or_one_of_the_settings() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("config"), "{}").expect("a file");
+    std::fs::write(folder.path().join("catalog"), catalog(&["s"]).to_string()).expect("a file");
+    std::fs::write(folder.path().join("foreign"), r#"{"destinationType":"bulker","url":"http://x"}"#).expect("a file");
+    let read = ["read", "a/b:1", "--config", "config", "--catalog", "catalog", "--sync-id", "s", "-o", "json"];
+    let read = || cluster::nowhere(&read).current_dir(folder.path());
+    read().run().fails(2, "USAGE", &["--destination-config", "SYNCCTL_BULKER_URL"]);
+    let url = "https://bulker.example.com";
+    let done = read().env("SYNCCTL_BULKER_URL", url).run();
+    done.fails(2, "USAGE", &["the destination of SYNCCTL_BULKER_URL", "authToken: is required"]);
+    let (url_variable, token_variable) = ("SYNCCTL_BULKER_URL", "SYNCCTL_BULKER_AUTH_TOKEN");
+    let done = read().env(token_variable, "t0ken-t0ken").run();
+    done.fails(2, "USAGE", &["SYNCCTL_BULKER_AUTH_TOKEN is set without SYNCCTL_BULKER_URL"]).keeps("t0ken");
+    let done = read().env(url_variable, "s3cret.example.com").env(token_variable, "t0ken-t0ken").run();
+    done.fails(2, "USAGE", &["SYNCCTL_BULKER_URL is not a URL"]).keeps("s3cret");
+    // The token of the settings is for their URL alone.
+    let foreign =
+        read().with(&["--destination-config", "foreign"]).env(url_variable, url).env(token_variable, "t0ken-t0ken");
+    foreign.run().fails(2, "INVALID_INPUT", &["foreign: ", "authToken: is required"]).keeps("t0ken");
+    // With both it goes on to the database, which is not there.
+    let done = read().env(url_variable, url).env(token_variable, "t0ken-t0ken").run();
+    done.fails(3, "DATABASE_UNREACHABLE", &[]).keeps("t0ken");
 }
 
 #[test]

@@ -56,7 +56,13 @@ fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_it
         assert_eq!(variables["SYNCCTL_LOG_LEVEL"], "DEBUG");
         assert_eq!(variables["SYNCCTL_INSTANCE_ID"], "env://POD_NAME");
         assert_eq!(variables["POD_NAME"]["fieldRef"]["fieldPath"], "metadata.name");
-        for secret in ["SYNCCTL_DATABASE_URL", "SYNCCTL_AUTH_TOKENS", "SYNCCTL_TOKEN_SECRET"] {
+        for secret in [
+            "SYNCCTL_DATABASE_URL",
+            "SYNCCTL_AUTH_TOKENS",
+            "SYNCCTL_TOKEN_SECRET",
+            "SYNCCTL_BULKER_URL",
+            "SYNCCTL_BULKER_AUTH_TOKEN",
+        ] {
             assert_eq!(variables[secret]["secretKeyRef"]["key"], secret);
         }
         // Its own Service must not look like settings, and its token has to be there.

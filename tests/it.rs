@@ -10,6 +10,7 @@
 //! | `SYNCCTL_TEST_UPDATE=1` | writes the golden files anew |
 
 mod bad_input;
+mod bulker;
 mod cli;
 mod commands;
 mod deploy;

@@ -3,6 +3,7 @@
 mod cancel;
 mod check;
 mod course;
+mod destination;
 mod discover;
 mod generate;
 mod image;

@@ -1,10 +1,10 @@
 //! `syncctl read`.
 
 use super::input::Document;
-use super::{ConnectorArgs, TaskArgs, new_task, run, run_task};
+use super::{ConnectorArgs, TaskArgs, destination, new_task, run, run_task};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::state;
-use crate::config::Settings;
+use crate::config::{BulkerSettings, Settings};
 use crate::db::{Db, Options, Target};
 use crate::failure::{Class, Failure};
 use crate::pod::payload::Payload;
@@ -23,9 +23,9 @@ pub struct ReadArgs {
     /// The configured catalog: the streams to read, and how
     #[arg(long, value_name = "FILE")]
     catalog: String,
-    /// Where the rows go: a file with "destinationType" and its credentials
+    /// Where the rows go: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL]
     #[arg(long, value_name = "FILE")]
-    destination_config: String,
+    destination_config: Option<String>,
     /// The sync that this task belongs to: states are kept under it
     #[arg(long, value_name = "ID")]
     sync_id: String,
@@ -102,10 +102,7 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         let (catalog, catalog_text): (ConfiguredCatalog, _) = catalog_file
             .typed(r#"a configured catalog such as {"streams":[{"stream":{…},"sync_mode":"full_refresh"}]}"#)?;
         catalog.validate().map_err(|error| catalog_file.error(&error))?;
-        let destination_file = Document::read(&destination_config, "the destination's configuration")?;
-        let destination = destination_file.object("the destination's credentials")?;
-        let value = serde_json::from_str(&destination).map_err(|error| destination_file.error(&error.to_string()))?;
-        Destination::parse(&value).map_err(|error| destination_file.error(&error.text))?;
+        let destination = load_destination(destination_config.as_deref(), &settings.bulker)?;
         let state = load_state(state.as_deref(), settings, &task, &catalog)?;
         let payload = Payload {
             config: Some(config),
@@ -124,6 +121,23 @@ fn identifier(id: String, flag: &str) -> Result<String, Failure> {
         return Err(Failure::new(Class::Usage, format!("{flag} is empty: expected an id such as orders-to-warehouse")));
     }
     Ok(id)
+}
+
+/// The destination's configuration, complete and checked.
+fn load_destination(path: Option<&str>, bulker: &BulkerSettings) -> Result<String, Failure> {
+    let file = path.map(|path| Document::read(path, "the destination's configuration")).transpose()?;
+    let given = file.as_ref().map(|file| file.object("the destination's credentials")).transpose()?;
+    let Some(completed) = destination::completed(given.as_deref(), bulker) else {
+        let text = "there is no destination: give --destination-config, or set SYNCCTL_BULKER_URL";
+        return Err(Failure::new(Class::Usage, text));
+    };
+    let invalid = |text: &str| match &file {
+        Some(file) => file.error(text),
+        None => Failure::new(Class::Usage, format!("the destination of SYNCCTL_BULKER_URL: {text}")),
+    };
+    let value = serde_json::from_str(&completed).map_err(|error| invalid(&error.to_string()))?;
+    Destination::parse(&value).map_err(|error| invalid(&error.text))?;
+    Ok(completed)
 }
 
 fn load_state(

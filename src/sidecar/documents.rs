@@ -26,7 +26,8 @@ const CONNECTORS: [&str; 3] = [CONFIG, "catalog.json", "state.json"];
 const DESTINATION: &str = "destinationConfig.json";
 
 /// Its fields that only say where and as whom.
-const PLACES: [&str; 7] = ["destinationType", "host", "port", "database", "username", "defaultSchema", "sslMode"];
+const PLACES: [&str; 9] =
+    ["destinationType", "host", "port", "database", "username", "defaultSchema", "sslMode", "url", "destinationId"];
 
 impl Documents {
     /// Reads `NAME.gz.000`, `NAME.gz.001`, … and joins them. A folder that is not there holds nothing.

@@ -98,7 +98,7 @@ impl<'a> Session<'a> {
         let progress = Progress::of(documents.get("state.json"));
         let destination: serde_json::Value = documents.json("destinationConfig.json")?;
         let sink = Destination::parse(&destination)?
-            .connect()
+            .connect(task)
             .map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
         let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
         let reporter = Reporter::start(db.clone(), task.task_id.clone(), metrics, streams.reports());
@@ -143,6 +143,8 @@ impl<'a> Session<'a> {
                     let began = Instant::now();
                     let storable = self.streams.commit_overdue();
                     self.store(storable)?;
+                    self.streams.tend();
+                    self.tell_warnings();
                     if began.elapsed() >= LONG_COMMIT {
                         source.alive();
                     }
@@ -244,6 +246,12 @@ impl<'a> Session<'a> {
         self.reporter.publish(self.reports(), std::mem::take(&mut self.changed));
     }
 
+    fn tell_warnings(&mut self) {
+        for text in self.streams.warnings() {
+            self.to.log.write(Level::Warn, "syncctl", &text);
+        }
+    }
+
     /// The per-stream map, without what is secret.
     fn reports(&self) -> StreamReports {
         let mut reports = self.streams.reports();
@@ -255,6 +263,7 @@ impl<'a> Session<'a> {
 
     /// Rows are in: now the states that stand for them. Equal states repeat, and are stored once.
     fn store(&mut self, storable: Storable) -> Result<(), Failure> {
+        self.tell_warnings();
         // A full sync forgets what was stored only once something has taken its place: if it fails before, the next run
         // goes on where the last good one stopped.
         if self.forgets && self.streams.tally().0 > 0 {
@@ -305,6 +314,7 @@ impl<'a> Session<'a> {
                 self.by_exit_code(source, code)?
             }
         };
+        self.tell_warnings();
         let reports = self.reports();
         self.reporter.finish();
         // The outcome tells all but this.

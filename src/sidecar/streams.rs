@@ -125,6 +125,16 @@ impl Streams {
         }
     }
 
+    /// What the destination wants to have told.
+    pub fn warnings(&mut self) -> Vec<String> {
+        self.sink.warnings()
+    }
+
+    /// While no rows come: lets the destination look after what is open.
+    pub fn tend(&mut self) {
+        self.sink.tend();
+    }
+
     /// The per-stream map.
     pub fn reports(&self) -> StreamReports {
         let report = |stream: &Stream| StreamReport {

@@ -4,9 +4,10 @@ Per shape of rows (small, 1.7 KB nested):
 (b) append into Postgres, against `\\copy` into the same table
 (c) append_dedup into a table that holds half of the keys, against `\\copy` and one INSERT ... ON CONFLICT
 (d) into a destination that discards
-(e) peak memory of all of these
+(e) into a Bulker that discards, over HTTP on this machine
+(f) peak memory of all of these
 and for small rows
-(f) append of 10 k to 10 M rows: the cost has to grow as the rows do
+(g) append of 10 k to 10 M rows: the cost has to grow as the rows do
 
 Usage: rows.py SYNCCTL [--rows N] [--runs N] [--longest N]; the environment is that of tests/cluster/up. The sidecar runs
 on this machine, over its pipes, and not in a Pod, where its CPU limit would be what is measured.
@@ -28,6 +29,7 @@ import uuid
 from pathlib import Path
 
 from bench import DATABASE, finish, psql
+from bulker import Discarding
 
 SCHEMA = "bench_rows"
 
@@ -150,17 +152,19 @@ def bench_shape(syncctl, runs, scratch, shape, rows):
     names = ", ".join(f'"{name}"' for name in columns)
     copy = f"\\copy {SCHEMA}.%s ({names}) FROM '{table}' WITH (FORMAT csv)"
     load = lambda **more: sidecar(syncctl, scratch, messages, columns, postgres(), **more)
-    peak = 0
 
     psql(f"DROP TABLE IF EXISTS {SCHEMA}.items, {SCHEMA}.copied")
     load()  # makes the table
     psql(f"CREATE TABLE {SCHEMA}.copied (LIKE {SCHEMA}.items INCLUDING ALL)")
-    loads, copies, discards = [], [], []
+    loads, copies, discards, posts = [], [], [], []
     for _ in range(runs):
         psql(f"TRUNCATE {SCHEMA}.items, {SCHEMA}.copied", "CHECKPOINT")
         loads.append(load())
         copies.append(timed(copy % "copied"))
         discards.append(sidecar(syncctl, scratch, messages, columns, {"destinationType": "discard"}))
+        with Discarding() as bulker:
+            posts.append(sidecar(syncctl, scratch, messages, columns, bulker.destination))
+        assert bulker.received > report.megabytes * 5e5, f"only {bulker.received} bytes arrived"
     assert psql(f"SELECT count(*) FROM {SCHEMA}.items") == str(count)
     report.against("(b) append", loads, copies, "    psql \\copy", 0.8)
 
@@ -184,8 +188,10 @@ def bench_shape(syncctl, runs, scratch, shape, rows):
     report.line("(d) discarding", statistics.median(run[0] for run in discards),
                 statistics.median(run[2] for run in discards))
     print("        (goal: 200 MB/s on one core)")
-    peak = max(run[1] for run in loads + merges + discards)
-    print(f"    (e) peak memory {peak:.1f} MB (goal: less than 40)")
+    report.line("(e) bulker", statistics.median(run[0] for run in posts), statistics.median(run[2] for run in posts))
+    print("        (goal: 150 MB/s for the 1.7 KB rows)")
+    peak = max(run[1] for run in loads + merges + discards + posts)
+    print(f"    (f) peak memory {peak:.1f} MB (goal: less than 40)")
     psql(f"DROP TABLE {SCHEMA}.items, {SCHEMA}.copied")
 
 
@@ -198,7 +204,7 @@ def bench_growth(syncctl, scratch, longest):
     while count <= longest:
         psql(f"DROP TABLE IF EXISTS {SCHEMA}.items", "CHECKPOINT")
         run = sidecar(syncctl, scratch, messages, COLUMNS, postgres(), repeat=count // step)
-        Report(count, messages.stat().st_size / 1e6 * (count // step)).line(f"(f) {count} records", run[0], run[2])
+        Report(count, messages.stat().st_size / 1e6 * (count // step)).line(f"(g) {count} records", run[0], run[2])
         print(f"        {run[2] / count * 1e6:.2f} us CPU a record, peak memory {run[1]:.1f} MB")
         count *= 10
     psql(f"DROP TABLE IF EXISTS {SCHEMA}.items")

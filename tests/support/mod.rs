@@ -1,5 +1,6 @@
 //! What all integration tests share: [`World`] is a namespace, a schema and the program, ready to be used by one test.
 
+pub mod bulker;
 pub mod cluster;
 pub mod database;
 pub mod http;

@@ -297,14 +297,17 @@ fn read() -> Value {
         "config": {"type": "object", "description": "Credentials."},
         "catalog": {"type": "object", "description": "The configured catalog: selected streams and how to read them."},
         "state": {"type": ["object", "array", "null"], "description": "The state of an earlier task."},
-        "destinationConfig": {"type": "object", "description": "Where the rows go: destinationType and credentials."},
+        "destinationConfig": {
+            "type": ["object", "null"],
+            "description": "Where the rows go: destinationType and credentials; the Bulker of SYNCCTL_BULKER_URL if left out.",
+        },
         "functionsEnv": {"description": "Handed to a sidecar that knows functions."},
     });
     json!({
         "operationId": "read",
         "summary": "Read rows and load them into the destination; status and logs are in source_task and task_log",
         "parameters": parameters,
-        "requestBody": body(&properties, &["config", "catalog", "destinationConfig"]),
+        "requestBody": body(&properties, &["config", "catalog"]),
         "responses": with_errors(accepted(), &["409", "500"]),
     })
 }

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::state;
+use crate::cmd::destination::completed;
 use crate::cmd::input::without_values;
 use crate::cmd::{SHORT_TASK, run};
 use crate::config::Settings;
@@ -270,21 +271,13 @@ pub fn read(
 fn read_payload(body: &Body<'_>, settings: &Settings, task: &Task, problems: &mut Problems) -> Payload {
     let config = Body::object(body.config, "config", problems);
     let catalog_text = Body::object(body.catalog, "catalog", problems);
-    let destination_config = Body::object(body.destination_config, "destinationConfig", problems);
+    let destination_config = destination(body, settings, problems);
     let catalog = catalog_text.as_deref().and_then(|text| {
         let parsed = serde_json::from_str::<ConfiguredCatalog>(text);
         let parsed = parsed.map_err(|error| without_values(&error.to_string()));
         let valid = parsed.and_then(|catalog| catalog.validate().map(|()| catalog));
         valid.map_err(|error| problems.push(format!("catalog in the body: {error}"))).ok()
     });
-    // A foreign sidecar knows destinations that ours does not.
-    if let Some(text) = destination_config.as_deref().filter(|_| settings.pod.init_image.is_none()) {
-        let parsed = serde_json::from_str::<Value>(text).map_err(|error| without_values(&error.to_string()));
-        let valid = parsed.and_then(|value| Destination::parse(&value).map_err(|failure| failure.text));
-        if let Err(error) = valid {
-            problems.push(format!("destinationConfig in the body: {error}"));
-        }
-    }
     let state = match (body.state, &catalog) {
         // A full sync is from scratch, whatever is given.
         (Some(state), Some(catalog)) if !task.options.full_sync => state::for_connector(state.get(), catalog)
@@ -297,6 +290,32 @@ fn read_payload(body: &Body<'_>, settings: &Settings, task: &Task, problems: &mu
         problems.push(format!("functionsEnv in the body is longer than {LONGEST_FUNCTIONS_ENV} bytes"));
     }
     Payload { config, catalog: catalog_text, state, destination_config, functions_env }
+}
+
+/// The destination's configuration, complete and checked.
+fn destination(body: &Body<'_>, settings: &Settings, problems: &mut Problems) -> Option<String> {
+    // A foreign sidecar knows destinations that ours does not, and has no Bulker beside them.
+    if settings.pod.init_image.is_some() {
+        return Body::object(body.destination_config, "destinationConfig", problems);
+    }
+    let text = completed(body.destination_config.map(RawValue::get), &settings.bulker);
+    let Some(text) = text else {
+        problems.push("destinationConfig is missing in the body, and SYNCCTL_BULKER_URL is not set".to_owned());
+        return None;
+    };
+    let parsed = serde_json::from_str::<Value>(&text).map_err(|error| without_values(&error.to_string()));
+    let valid = match parsed {
+        Ok(value) if !value.is_object() => {
+            problems.push("destinationConfig in the body is not a JSON object".to_owned());
+            return None;
+        }
+        Ok(value) => Destination::parse(&value).map_err(|failure| failure.text),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = valid {
+        problems.push(format!("destinationConfig in the body: {error}"));
+    }
+    Some(text)
 }
 
 /// What tells a request that is sent again from another one under the same id. Keyed with a secret that all replicas

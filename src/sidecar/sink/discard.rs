@@ -2,12 +2,32 @@
 //!
 //! For benchmarks of sources and for dry runs. Rows are not even parsed, and each commit is durable.
 
-use super::{Committed, Sink, SinkError, StreamIndex, StreamSpec};
+use serde_json::Value;
+
+use super::{Committed, Connect, Sink, SinkError, StreamIndex, StreamSpec};
 use crate::airbyte::message::Record;
+use crate::failure::Failure;
+use crate::task::Task;
+
+/// There is nothing to configure.
+#[derive(Debug)]
+struct Nowhere;
+
+/// Takes any configuration.
+#[expect(clippy::unnecessary_wraps, reason = "every destination is read by such a function")]
+pub(super) fn parse(_config: &Value) -> Result<Box<dyn Connect>, Failure> {
+    Ok(Box::new(Nowhere))
+}
+
+impl Connect for Nowhere {
+    fn connect(&self, _task: &Task) -> Result<Box<dyn Sink>, SinkError> {
+        Ok(Box::new(DiscardSink::default()))
+    }
+}
 
 /// Drops rows.
 #[derive(Debug, Default)]
-pub struct DiscardSink {
+struct DiscardSink {
     streams: Vec<Counted>,
 }
 

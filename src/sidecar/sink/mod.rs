@@ -1,49 +1,59 @@
 //! Where rows go: one trait, a file per destination.
 //!
 //! A sink knows streams, rows and checkpoints; it knows nothing of states, statuses or the connector. Adding a
-//! destination is one file here and one line in [`Destination::parse`].
+//! destination is one file here and one line in [`KNOWN`].
 
+mod bulker;
 mod discard;
 mod postgres;
+
+use std::fmt::Debug;
 
 use serde_json::Value;
 
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::{Class, Failure};
+use crate::task::Task;
 
-/// The values of `destinationType`.
-const KNOWN: &str = "postgres, discard";
+/// The values of `destinationType`, each with what reads the rest of its configuration.
+const KNOWN: &[(&str, Parse)] =
+    &[("postgres", postgres::parse), ("bulker", bulker::parse), ("discard", discard::parse)];
 
-/// A destination whose configuration is known to be complete. Nothing was connected to so far.
-#[derive(Debug, Clone)]
-pub enum Destination {
-    /// Tables of a Postgres database.
-    Postgres(Box<postgres::Settings>),
-    /// Nowhere: rows are counted and dropped.
-    Discard,
+/// Reads a `destinationConfig` without connecting. Errors name the field, never its value.
+type Parse = fn(&Value) -> Result<Box<dyn Connect>, Failure>;
+
+/// A destination whose configuration is known to be complete.
+trait Connect: Debug {
+    /// Connects, for one task.
+    fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError>;
 }
+
+/// A destination of any type. Nothing was connected to so far.
+#[derive(Debug)]
+pub struct Destination(Box<dyn Connect>);
 
 impl Destination {
     /// Reads the `destinationConfig` of a read. Does not connect.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
-        let invalid = |why: String| Failure::new(Class::InvalidInput, format!("destinationConfig.{why}"));
-        match config.get("destinationType") {
-            Some(Value::String(kind)) => match kind.as_str() {
-                "postgres" => Ok(Self::Postgres(Box::new(postgres::Settings::parse(config)?))),
-                "discard" => Ok(Self::Discard),
-                _ => Err(invalid(format!("destinationType: unknown type {kind:?}: known types are {KNOWN}"))),
-            },
-            None | Some(Value::Null) => Err(invalid(format!("destinationType: is required: known types are {KNOWN}"))),
-            Some(_) => Err(invalid(format!("destinationType: expected a string: known types are {KNOWN}"))),
+        let invalid = |why: &str| {
+            let known: Vec<&str> = KNOWN.iter().map(|(kind, _)| *kind).collect();
+            let text = format!("destinationConfig.destinationType: {why}: known types are {}", known.join(", "));
+            Failure::new(Class::InvalidInput, text)
+        };
+        let kind = match config.get("destinationType") {
+            Some(Value::String(kind)) => kind,
+            None | Some(Value::Null) => return Err(invalid("is required")),
+            Some(_) => return Err(invalid("expected a string")),
+        };
+        match KNOWN.iter().find(|(known, _)| known == kind) {
+            Some((_, parse)) => parse(config).map(Self),
+            None => Err(invalid(&format!("unknown type {kind:?}"))),
         }
     }
 
     /// Connects. Never on a thread of a tokio runtime, nor may the sink be dropped on one.
-    pub fn connect(&self) -> Result<Box<dyn Sink>, SinkError> {
-        Ok(match self {
-            Self::Postgres(settings) => Box::new(postgres::PostgresSink::connect(settings, postgres::PATIENCE)?),
-            Self::Discard => Box::new(discard::DiscardSink::default()),
-        })
+    pub fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError> {
+        self.0.connect(task)
     }
 }
 
@@ -139,6 +149,14 @@ pub trait Sink: Send {
 
     /// Gives up the rows since the last commit and removes what was staged.
     fn abort(&mut self, stream: StreamIndex);
+
+    /// Called now and then while no rows come, for what must not wait for the next one.
+    fn tend(&mut self) {}
+
+    /// What the user should know although nothing failed, each told once.
+    fn warnings(&mut self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 #[cfg(test)]
@@ -151,8 +169,8 @@ mod tests {
         for config in [json!({}), json!(null), json!({"destinationType": "bigquery"}), json!({"destinationType": 1})] {
             let failure = Destination::parse(&config).expect_err("no such destination");
             assert!(failure.text.starts_with("destinationConfig.destinationType: "), "{failure}");
-            assert!(failure.text.ends_with("known types are postgres, discard"), "{failure}");
+            assert!(failure.text.ends_with("known types are postgres, bulker, discard"), "{failure}");
         }
-        assert!(matches!(Destination::parse(&json!({"destinationType": "discard"})), Ok(Destination::Discard)));
+        assert!(Destination::parse(&json!({"destinationType": "discard"})).is_ok());
     }
 }

@@ -27,7 +27,7 @@ mod courier;
 mod generation;
 mod layout;
 mod load;
-mod names;
+pub(super) mod names;
 mod number;
 mod prepare;
 mod publish;
@@ -38,7 +38,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod time;
-mod types;
+pub(super) mod types;
 mod value;
 
 use std::collections::HashMap;
@@ -46,17 +46,20 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-pub use config::Settings;
+use config::Settings;
 use courier::Courier;
 use names::Kind;
+use serde_json::Value;
 use session::{Place, Session};
 use stream::Stream;
 
-use super::{Committed, Sink, SinkError, StreamIndex, StreamSpec};
+use super::{Committed, Connect, Sink, SinkError, StreamIndex, StreamSpec};
 use crate::airbyte::message::{Record, StreamName};
+use crate::failure::Failure;
+use crate::task::Task;
 
 /// How long a database that went away is waited for: a restart or a fail-over takes less.
-pub const PATIENCE: Duration = Duration::from_mins(5);
+const PATIENCE: Duration = Duration::from_mins(5);
 /// How many times that long a lock is waited for, which a user's long query may hold: an hour.
 const LOCK_PATIENCE: u32 = 12;
 /// Rows are sent in chunks of about this size: a little less than what a buffer that doubles arrives at.
@@ -68,6 +71,17 @@ const FILLING: usize = 4 << 20;
 const MOST_OPEN: usize = 8;
 /// Connections that are kept between uses.
 const MOST_IDLE: usize = 2;
+
+/// Reads the configuration.
+pub(super) fn parse(config: &Value) -> Result<Box<dyn Connect>, Failure> {
+    Ok(Box::new(Settings::parse(config)?))
+}
+
+impl Connect for Settings {
+    fn connect(&self, _task: &Task) -> Result<Box<dyn Sink>, SinkError> {
+        Ok(Box::new(PostgresSink::connect(self, PATIENCE)?))
+    }
+}
 
 /// What the streams of a sink share.
 struct Shared {

@@ -1,0 +1,165 @@
+//! `destinationConfig` of the type `bulker`: its fields, checked without a connection.
+
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use url::{Host, Url};
+
+use crate::failure::{Class, Failure};
+use crate::secret::Secret;
+
+/// A Bulker instance, ready to be connected to.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where it is.
+    pub place: Place,
+    /// What it wants to hear before it listens.
+    pub token: Secret,
+    /// The destination within Bulker; `None` is the sync's id.
+    pub destination_id: Option<String>,
+}
+
+/// Where requests go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Over TLS.
+    pub secure: bool,
+    /// A name, or an address without brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Host and port as they stand in a URL.
+    pub authority: String,
+    /// What every path begins with; without a slash at its end.
+    pub prefix: String,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = if self.secure { "https" } else { "http" };
+        write!(f, "Bulker at {scheme}://{}{}", self.authority, self.prefix)
+    }
+}
+
+impl Settings {
+    /// Reads the configuration. Errors name the field, never its value.
+    pub fn parse(config: &Value) -> Result<Self, Failure> {
+        let place = place(&required(config, "url")?).map_err(|why| invalid("url", why))?;
+        let token = required(config, "authToken")?;
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(invalid(
+                "authToken",
+                "holds a character that cannot be in a header: expected ASCII without blanks",
+            ));
+        }
+        let destination_id = text(config, "destinationId")?;
+        Ok(Self { place, token: Secret::from(token), destination_id })
+    }
+
+    /// The header's value; secret.
+    pub fn authorization(&self) -> String {
+        format!("Bearer {}", self.token.expose_secret())
+    }
+}
+
+fn place(text: &str) -> Result<Place, &'static str> {
+    const EXPECTED: &str = "expected a URL such as https://bulker.example.com:3042";
+    let url = Url::parse(text).map_err(|_| EXPECTED)?;
+    let secure = match url.scheme() {
+        "http" => false,
+        "https" => true,
+        _ => return Err(EXPECTED),
+    };
+    // It is shown in errors.
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("holds credentials: expected them in authToken");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("has a query or a fragment: expected none");
+    }
+    let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else { return Err(EXPECTED) };
+    let authority = match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_string(),
+    };
+    let host = match host {
+        Host::Domain(name) => name.to_owned(),
+        Host::Ipv4(address) => address.to_string(),
+        Host::Ipv6(address) => address.to_string(),
+    };
+    Ok(Place { secure, host, port, authority, prefix: url.path().trim_end_matches('/').to_owned() })
+}
+
+/// A field that is text; empty is absent.
+fn text(config: &Value, field: &str) -> Result<Option<String>, Failure> {
+    match config.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+        Some(_) => Err(invalid(field, "expected a string")),
+    }
+}
+
+fn required(config: &Value, field: &str) -> Result<String, Failure> {
+    text(config, field)?.ok_or_else(|| invalid(field, "is required"))
+}
+
+fn invalid(field: &str, why: &str) -> Failure {
+    Failure::new(Class::InvalidInput, format!("destinationConfig.{field}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Settings;
+    use serde_json::{Value, json};
+
+    fn with(field: &str, value: Value) -> Value {
+        let mut config =
+            json!({"destinationType": "bulker", "url": "https://bulker.example.com", "authToken": "s3cret"});
+        config[field] = value;
+        config
+    }
+
+    #[test]
+    fn a_url_may_have_a_port_a_prefix_and_an_address_of_any_kind() {
+        for (label, url, host, port, shown) in [
+            ("https", "https://bulker.example.com", "bulker.example.com", 443, "https://bulker.example.com"),
+            ("http", "http://bulker", "bulker", 80, "http://bulker"),
+            ("a port", "http://bulker:3042/", "bulker", 3042, "http://bulker:3042"),
+            ("a prefix", "https://a.b/to/bulker/", "a.b", 443, "https://a.b/to/bulker"),
+            ("IPv4", "http://10.0.0.1:1", "10.0.0.1", 1, "http://10.0.0.1:1"),
+            ("IPv6", "http://[::1]:3042/x", "::1", 3042, "http://[::1]:3042/x"),
+        ] {
+            let settings = Settings::parse(&with("url", json!(url))).unwrap_or_else(|error| panic!("{label}: {error}"));
+            assert_eq!((settings.place.host.as_str(), settings.place.port), (host, port), "{label}");
+            assert_eq!(settings.place.to_string(), format!("Bulker at {shown}"), "{label}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_field_and_keep_its_value() {
+        for (field, value) in [
+            ("url", json!(null)),
+            ("url", json!("")),
+            ("url", json!(["s3cret"])),
+            ("url", json!("s3cret")),
+            ("url", json!("ftp://s3cret")),
+            ("url", json!("https://user:s3cret@bulker")),
+            ("url", json!("https://bulker?token=s3cret")),
+            ("authToken", json!(null)),
+            ("authToken", json!("s3cret\r\nX-Injected: 1")),
+            ("authToken", json!({"s3cret": 1})),
+            ("destinationId", json!(1_234_567)),
+        ] {
+            let failure = Settings::parse(&with(field, value.clone())).expect_err(field);
+            assert!(failure.text.starts_with(&format!("destinationConfig.{field}: ")), "{failure}");
+            assert!(!failure.text.contains("s3cret") && !failure.text.contains("1234567"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn the_token_does_not_print() {
+        let settings = Settings::parse(&with("destinationId", json!("d"))).expect("settings");
+        assert!(!format!("{settings:?}").contains("s3cret"));
+        assert_eq!(settings.authorization(), "Bearer s3cret");
+        assert_eq!(settings.destination_id.as_deref(), Some("d"));
+    }
+}

@@ -1,0 +1,241 @@
+//! Rows as lines: one JSON object each, as the source wrote it wherever that will do.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+use jiff::Timestamp;
+use memchr::memchr2;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::fields::{Names, TIMESTAMP};
+use crate::sidecar::sink::postgres::names::suffixed;
+
+/// Bulker reads lines through a buffer of this size: one that does not fit, with its end, loses all rows of the request.
+pub const LONGEST_LINE: usize = 1 << 20;
+
+/// Why a row cannot be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RowError {
+    /// Not a JSON object.
+    NotAnObject,
+    /// So many bytes, with the newline.
+    TooLong(usize),
+}
+
+/// Writes rows as lines.
+#[derive(Debug)]
+pub struct Encoder {
+    /// Lower-case names.
+    same_case: bool,
+    names: Names,
+    /// The end of a row with the time that was told last, if one is to be added.
+    time: Option<(Option<i64>, String)>,
+}
+
+impl Encoder {
+    /// For the rows of one stream.
+    pub fn new(names: Names, same_case: bool, add_meta: bool) -> Self {
+        Self { same_case, names, time: add_meta.then(Default::default) }
+    }
+
+    /// Appends a row with its newline; nothing on an error.
+    pub fn push(&mut self, data: &str, emitted_at: Option<i64>, into: &mut Vec<u8>) -> Result<(), RowError> {
+        let data = data.trim();
+        if !data.starts_with('{') || !data.ends_with('}') {
+            return Err(RowError::NotAnObject);
+        }
+        let data = if self.same_case { self.lower(data)? } else { Cow::Borrowed(data) };
+        let begin = into.len();
+        into.extend_from_slice(data.as_bytes());
+        // Outside of strings, where JSON has no raw ones, they are blanks.
+        let mut at = begin;
+        while let Some(found) = memchr2(b'\n', b'\r', &into[at..]) {
+            into[at + found] = b' ';
+            at += found + 1;
+        }
+        if let Some(told) = &mut self.time {
+            let inner = data[1..data.len() - 1].trim();
+            into.pop();
+            into.extend_from_slice(if inner.is_empty() { b"" } else { b"," });
+            into.extend_from_slice(tell_time(told, emitted_at).as_bytes());
+        }
+        into.push(b'\n');
+        let length = into.len() - begin;
+        if length >= LONGEST_LINE {
+            into.truncate(begin);
+            return Err(RowError::TooLong(length));
+        }
+        Ok(())
+    }
+
+    fn lower<'a>(&self, data: &'a str) -> Result<Cow<'a, str>, RowError> {
+        let pairs = Pairs::of(data).ok_or(RowError::NotAnObject)?;
+        let mut out = String::with_capacity(data.len());
+        write_lower(&pairs, Some(&self.names), &mut out);
+        Ok(Cow::Owned(out))
+    }
+}
+
+/// The end of an object with the time when the source sent it.
+fn tell_time(told: &mut (Option<i64>, String), emitted_at: Option<i64>) -> &str {
+    let at = emitted_at.and_then(|at| Timestamp::from_millisecond(at).ok());
+    if at.is_none() || told.0 != emitted_at || told.1.is_empty() {
+        *told = (emitted_at, format!("\"{TIMESTAMP}\":\"{}\"}}", at.unwrap_or_else(Timestamp::now)));
+    }
+    &told.1
+}
+
+/// Writes an object with lower-case names, also inside of objects that Bulker flattens into columns. Declared ones are
+/// documents, and keep their names. Of two fields that would have one name, each keeps its value: the later one gets a
+/// suffix made of its own.
+fn write_lower(pairs: &Pairs<'_>, names: Option<&Names>, out: &mut String) {
+    let mut used = HashSet::new();
+    out.push('{');
+    for (at, (key, value)) in pairs.0.iter().enumerate() {
+        let declared = names.filter(|names| names.is_declared(key));
+        let mut name = match declared {
+            Some(names) => names.of_declared(key).to_owned(),
+            None => key.to_lowercase(),
+        };
+        let taken = declared.is_none() && names.is_some_and(|names| names.is_taken(&name));
+        if taken || (used.contains(&name) && declared.is_none()) {
+            name = suffixed(&name, key);
+        }
+        out.push_str(if at == 0 { "" } else { "," });
+        out.push_str(&serde_json::Value::from(name.as_str()).to_string());
+        out.push(':');
+        used.insert(name);
+        match Pairs::of(value.get()).filter(|_| declared.is_none()) {
+            Some(inner) => write_lower(&inner, None, out),
+            None => out.push_str(value.get()),
+        }
+    }
+    out.push('}');
+}
+
+/// The fields of an object in their order, duplicates included.
+struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Pairs<'a> {
+    /// `None` when it is not an object.
+    fn of(text: &'a str) -> Option<Self> {
+        if text.starts_with('{') { serde_json::from_str(text).ok() } else { None }
+    }
+}
+
+#[derive(Deserialize, PartialEq, Eq, Hash)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Pairs<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Pairs<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some((Key(key), value)) = map.next_entry()? {
+                    pairs.push((key, value));
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Encoder, LONGEST_LINE, RowError};
+    use crate::airbyte::message::StreamName;
+    use crate::sidecar::sink::bulker::fields::{Fields, Names};
+    use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
+    use serde_json::{Value, json};
+
+    const AT: Option<i64> = Some(1_700_000_000_123);
+
+    fn line(encoder: &mut Encoder, data: &str) -> String {
+        let mut out = b"before\n".to_vec();
+        encoder.push(data, AT, &mut out).unwrap_or_else(|error| panic!("{data}: {error:?}"));
+        let text = String::from_utf8(out).expect("text");
+        let line = text.strip_prefix("before\n").and_then(|line| line.strip_suffix('\n')).expect("one more line");
+        assert!(!line.contains('\n'), "{line}");
+        line.to_owned()
+    }
+
+    #[test]
+    fn a_row_goes_as_it_came_on_one_line() {
+        let mut encoder = Encoder::new(Names::default(), false, false);
+        for (label, data, expected) in [
+            ("byte for byte", r#"{"n": 9007199254740993, "b":1e400,"a":1,"a":2}"#, None),
+            ("raw newlines are blanks", "{\"a\":\r\n [1,\n2]}", Some("{\"a\":   [1, 2]}")),
+            ("escaped ones stay", r#"{"a":"x\ny"}"#, None),
+            ("blanks around it", " {} ", Some("{}")),
+        ] {
+            assert_eq!(line(&mut encoder, data), expected.unwrap_or(data), "{label}");
+        }
+    }
+
+    #[test]
+    fn the_time_comes_last() {
+        let mut encoder = Encoder::new(Names::default(), false, true);
+        let time = r#""_jitsu_timestamp":"2023-11-14T22:13:20.123Z""#;
+        assert_eq!(line(&mut encoder, r#"{"a":"}"}"#), format!(r#"{{"a":"}}",{time}}}"#));
+        assert_eq!(line(&mut encoder, "{ }"), format!("{{ {time}}}"));
+        let mut out = Vec::new();
+        encoder.push("{}", None, &mut out).expect("a row");
+        let row: Value = serde_json::from_slice(&out).expect("JSON");
+        assert!(row["_jitsu_timestamp"].as_str().is_some_and(|at| !at.starts_with("2023")), "{row}");
+    }
+
+    #[test]
+    fn what_is_no_object_or_too_long_is_refused_and_leaves_nothing() {
+        let mut encoder = Encoder::new(Names::default(), false, false);
+        let row = |bytes: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(bytes - 8));
+        let mut out = b"before\n".to_vec();
+        for (label, data, expected) in [
+            ("a list", "[1]".to_owned(), RowError::NotAnObject),
+            ("null", "null".to_owned(), RowError::NotAnObject),
+            ("a text", "\"ABORT\"".to_owned(), RowError::NotAnObject),
+            ("too long", row(LONGEST_LINE - 1), RowError::TooLong(LONGEST_LINE)),
+        ] {
+            assert_eq!(encoder.push(&data, AT, &mut out), Err(expected), "{label}");
+            assert_eq!(out, b"before\n", "{label}");
+        }
+        assert_eq!(encoder.push(&row(LONGEST_LINE - 2), AT, &mut out), Ok(()), "the longest one");
+        assert_eq!(out.len(), 7 + LONGEST_LINE - 1);
+    }
+
+    #[test]
+    fn names_are_lowered_where_they_become_columns() {
+        let spec = StreamSpec {
+            name: StreamName::new(None, "s"),
+            schema: None,
+            table: "s".to_owned(),
+            json_schema: json!({"properties": {"Id": {"type": "integer"}, "Doc": {"type": "object"}, "Up": {}, "up": {}}}),
+            mode: WriteMode::Append,
+            primary_key: Vec::new(),
+            cursor: Vec::new(),
+            to_same_case: true,
+            add_meta: false,
+            generation: Generation::default(),
+        };
+        let names = Fields::new(&spec, "s").names;
+        let suffixed = names.of_declared("up").to_owned();
+        let mut encoder = Encoder::new(names, true, false);
+        let data = r#"{"Id":1.00,"Doc":{"A":{"B":"C"}},"Free":{"A":{"B":["C",{"D":1}]}},"Up":1,"up":2,"X":3,"x":4}"#;
+        let lowered: Value = serde_json::from_str(&line(&mut encoder, data)).expect("JSON");
+        let mut expected =
+            json!({"id": 1.00, "doc": {"A": {"B": "C"}}, "free": {"a": {"b": ["C", {"D": 1}]}}, "up": 1, "x": 3});
+        expected[&suffixed] = json!(2);
+        let rest = lowered.as_object().expect("an object").keys().find(|key| key.starts_with("x_")).expect("a suffix");
+        expected[rest] = json!(4);
+        assert_eq!(lowered, expected);
+        assert!(line(&mut encoder, data).contains("1.00"), "values keep their text");
+    }
+}
