@@ -154,6 +154,8 @@ impl Wire {
                 },
             }
         }
+        // Whoever says so much more than an answer is not listened to any longer.
+        self.ended |= self.received.len() >= MOST_RECEIVED;
         http::skip_interim(&mut self.received);
         Ok(())
     }
