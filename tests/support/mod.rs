@@ -5,7 +5,9 @@ pub mod database;
 pub mod http;
 pub mod program;
 pub mod proxy;
+pub mod switch;
 pub mod tasks;
+pub mod warehouse;
 
 use std::path::PathBuf;
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,6 +19,8 @@ pub use cluster::Namespace;
 pub use database::Schema;
 pub use http::{Http, Service};
 pub use program::{Done, Program, Running};
+pub use switch::Away;
+pub use warehouse::Warehouse;
 
 /// Ordinary tests read, tests that stop what all of them use write.
 static CALM: RwLock<()> = RwLock::new(());
@@ -32,6 +36,7 @@ pub struct Setup {
     pub images: Option<String>,
     pub postgres: Option<String>,
     pub apiserver: Option<String>,
+    pub containerd: Option<String>,
 }
 
 /// `None`: the tests that need a cluster were switched off in so many words. The error is for every test to tell.
@@ -68,6 +73,7 @@ impl Setup {
             images: get("SYNCCTL_TEST_IMAGES"),
             postgres: get("SYNCCTL_TEST_POSTGRES"),
             apiserver: get("SYNCCTL_TEST_APISERVER"),
+            containerd: get("SYNCCTL_TEST_CONTAINERD"),
         }))
     }
 }
