@@ -48,9 +48,9 @@ fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
 }
 
 fn victims() -> Vec<Victim> {
-    let Ok(names) = std::env::var("SYNCCTL_TEST_VICTIMS") else { return victim::ALL.to_vec() };
+    let Ok(list) = std::env::var("SYNCCTL_TEST_VICTIMS") else { return victim::ALL.to_vec() };
     let named = |name: &str| victim::ALL.into_iter().find(|victim| victim.name() == name);
-    names.split(',').map(|name| named(name).unwrap_or_else(|| panic!("SYNCCTL_TEST_VICTIMS: no {name:?}"))).collect()
+    list.split(',').map(|name| named(name).unwrap_or_else(|| panic!("SYNCCTL_TEST_VICTIMS: no {name:?}"))).collect()
 }
 
 struct Scene {
@@ -127,8 +127,8 @@ impl Scene {
         let document = done.json();
         let query = format!("SELECT status FROM results.source_task WHERE task_id = '{task}'");
         let row = eventually("the task's row", GONE, || {
-            let mut client = self.warehouse.try_connect().ok()?;
-            client.query_opt(&query, &[]).ok().map(|row| row.map(|row| row.get::<_, String>(0)))
+            let rows = self.warehouse.query(&query, &[]).ok()?;
+            Some(rows.first().map(|row| row.get::<_, String>(0)))
         });
         let status = row.unwrap_or_else(|| panic!("{when}: the task has no row\n{done}"));
         assert_eq!(document["status"], status.as_str(), "{when}\n{done}");
@@ -154,7 +154,7 @@ impl Scene {
                           + (SELECT count(*) FROM pg_stat_activity
                              WHERE datname = current_database() AND application_name LIKE 'syncctl%')";
         eventually(&format!("{when}: no lock and no session"), GONE, || {
-            let left: i64 = self.warehouse.try_connect().ok()?.query_one(query, &[]).ok()?.get(0);
+            let left: i64 = self.warehouse.query(query, &[]).ok()?.first()?.get(0);
             (left == 0).then_some(())
         });
     }
@@ -213,10 +213,7 @@ fn whatever_is_killed_the_tables_end_as_if_nothing_had_been() {
     let (rounds, victims) = (setting("SYNCCTL_TEST_ROUNDS").unwrap_or(20), victims());
     println!("SYNCCTL_TEST_SEED={seed} SYNCCTL_TEST_ROUNDS={rounds} {victims:?}");
     let warehouse = Warehouse::create(world.setup);
-    warehouse
-        .connect()
-        .batch_execute("CREATE SCHEMA results; CREATE SCHEMA live; CREATE SCHEMA calm")
-        .expect("schemas");
+    warehouse.execute("CREATE SCHEMA results; CREATE SCHEMA live; CREATE SCHEMA calm");
     let onlooker = Onlooker::start(&world, &warehouse);
     let mut scene = Scene { warehouse, world, containerd, dice: Dice(seed), struck: 0 };
     let mut source = Source { until: 0, edition: 0, batch: 100, pause: "0.1" };

@@ -10,6 +10,7 @@
 //! | `SYNCCTL_TEST_ROUNDS=200` | rounds of the crash test (20) |
 //! | `SYNCCTL_TEST_SEED=1` | the numbers that decide when the crash test kills (others each time; they are told) |
 //! | `SYNCCTL_TEST_VICTIMS=sidecar,pod` | what it kills (all that `crash/victim.rs` knows, in turn) |
+//! | `SYNCCTL_TEST_FAKER_RECORDS=1000000` | how many users source-faker has (2000) |
 //! | `SYNCCTL_TEST_UPDATE=1` | writes the golden files anew |
 
 mod bad_input;
@@ -17,6 +18,7 @@ mod cli;
 mod commands;
 mod crash;
 mod deploy;
+mod faker;
 mod foreign;
 mod hostile;
 mod kill;

@@ -1,11 +1,9 @@
 //! What is killed in a round of the crash test, and how it is found on this machine.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use super::Dice;
+use crate::support::processes::{self, Role, kill};
 use crate::support::{Away, Running, Warehouse, World};
 
 /// From when a victim is there until it is struck: about as long as it lives.
@@ -50,14 +48,6 @@ pub const ALL: [Victim; 10] = [
     Victim::PodAtOnce,
     Victim::Server,
 ];
-
-/// What a process of a task's Pod is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Connector,
-    Wrapper,
-    Sidecar,
-}
 
 /// Where victims are looked for.
 pub struct Hunt<'a> {
@@ -130,9 +120,9 @@ impl Hunt<'_> {
     }
 
     fn kill(&mut self, role: Role) -> Option<String> {
-        self.appears(|hunt| process_of(hunt.task, role))?;
+        self.appears(|hunt| processes::of_task(hunt.task, role))?;
         let pause = self.let_live(LIFE)?;
-        let pid = process_of(self.task, role)?;
+        let pid = processes::of_task(self.task, role)?;
         kill(pid).then(|| format!("process {pid} after {pause:?}"))
     }
 
@@ -172,54 +162,4 @@ impl Hunt<'_> {
         drop(away);
         Some(format!("containerd after {pause:?} for {outage:?}"))
     }
-}
-
-fn kill(pid: i32) -> bool {
-    let pid = Pid::from_raw(pid).expect("a process id");
-    kill_process(pid, Signal::KILL).is_ok()
-}
-
-/// A process of the task's Pod.
-fn process_of(task: &str, role: Role) -> Option<i32> {
-    let variable = format!("TASK_ID={task}\0");
-    let sidecar = processes().find(|pid| file(*pid, "environ").contains(&variable))?;
-    if role == Role::Sidecar {
-        return Some(sidecar);
-    }
-    let pod = pod_of(sidecar)?;
-    processes().filter(|pid| *pid != sidecar && pod_of(*pid).as_ref() == Some(&pod)).find(|pid| is(*pid, role))
-}
-
-fn is(pid: i32, role: Role) -> bool {
-    let command = file(pid, "cmdline");
-    match role {
-        Role::Connector => command.starts_with("/bin/sh\0/connector.sh\0"),
-        // The first of its container; so is the process that holds the Pod's network.
-        Role::Wrapper => command.contains("\0-c\0") && is_first(pid),
-        Role::Sidecar => false,
-    }
-}
-
-/// Whether it is the first process in the innermost of its namespaces.
-fn is_first(pid: i32) -> bool {
-    let status = file(pid, "status");
-    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    ids.is_some_and(|ids| ids.split_whitespace().last() == Some("1"))
-}
-
-/// The part of a control group's path that belongs to one Pod.
-fn pod_of(pid: i32) -> Option<String> {
-    let groups = file(pid, "cgroup");
-    groups.split(['/', '\n']).find(|part| part.starts_with("pod")).map(str::to_owned)
-}
-
-fn processes() -> impl Iterator<Item = i32> {
-    let entries = std::fs::read_dir("/proc").expect("a Linux");
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
-/// What the kernel tells of a process; nothing of one that has ended.
-fn file(pid: i32, name: &str) -> String {
-    let path: PathBuf = ["/proc", &pid.to_string(), name].iter().collect();
-    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod database;
 pub mod http;
+pub mod processes;
 pub mod program;
 pub mod proxy;
 pub mod switch;
