@@ -66,9 +66,10 @@ struct Scene {
 impl Scene {
     /// A read of a lane's sync, or of its undisturbed twin, into this schema.
     fn read(&self, lane: Lane, schema: &str, source: Source, task: &str) -> Program {
-        let config = self.world.json(&format!("{task}.json"), &source.config(lane));
-        let catalog = self.world.json("ledger-catalog.json", &ledger::catalog());
-        let destination = self.world.json(&format!("{schema}.json"), &self.warehouse.destination(schema));
+        // Files of its own: another command may be reading what would be written anew.
+        let config = self.world.json(&format!("{task}-config.json"), &source.config(lane));
+        let catalog = self.world.json(&format!("{task}-catalog.json"), &ledger::catalog());
+        let destination = self.world.json(&format!("{task}-destination.json"), &self.warehouse.destination(schema));
         let setup = self.world.setup;
         let arguments = [
             "read",
@@ -103,7 +104,7 @@ impl Scene {
         let (world, warehouse, containerd) = (&self.world, &self.warehouse, self.containerd.as_str());
         let mut hunt = Hunt { world, warehouse, containerd, task: &task, dice: &mut self.dice, running: &mut running };
         let killed = victim.strike(&mut hunt);
-        let done = end(running, when);
+        let done = end(running, END, when);
         self.struck += u32::from(killed.is_some());
         let status = self.assert_told(&task, &done, when);
         println!("{when}: {} took {:.1} s: {status}", killed.as_deref().unwrap_or("nothing"), done.took.as_secs_f64());
@@ -171,7 +172,7 @@ impl Scene {
             .map(|(lane, schema)| self.read(lane, schema, source, &unique("last-")).start())
             .collect();
         for read in reads {
-            let done = end(read, when);
+            let done = end(read, END + Duration::from_secs(u64::from(source.until / 1000)), when);
             assert_eq!(done.code(0).json()["status"], "SUCCESS", "{when}\n{done}");
         }
         for lane in Lane::ALL {
@@ -192,12 +193,12 @@ impl Scene {
 }
 
 /// Waits for the end of a command.
-fn end(mut running: Running, when: &str) -> Done {
-    let deadline = Instant::now() + END;
+fn end(mut running: Running, limit: Duration, when: &str) -> Done {
+    let deadline = Instant::now() + limit;
     while !running.has_ended() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(running.has_ended(), "{when}: the command did not end within {} s", END.as_secs());
+    assert!(running.has_ended(), "{when}: the command did not end within {} s", limit.as_secs());
     running.wait()
 }
 

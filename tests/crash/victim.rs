@@ -7,9 +7,9 @@ use crate::support::processes::{self, Role, kill};
 use crate::support::{Away, Running, Warehouse, World};
 
 /// From when a victim is there until it is struck: about as long as it lives.
-const LIFE: Duration = Duration::from_millis(2500);
+const LIFE: Duration = Duration::from_millis(1800);
 /// The same for what is there before any container is.
-const LONG_LIFE: Duration = Duration::from_millis(4500);
+const LONG_LIFE: Duration = Duration::from_millis(3800);
 /// How long containerd is away.
 const OUTAGE: Duration = Duration::from_millis(1500);
 
