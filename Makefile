@@ -22,8 +22,9 @@ install: build ## Install it into PREFIX (default /usr/local), with completions
 test: ## Run every test, end to end on a real Kubernetes (installs what is missing)
 	tests/run
 
-soak: ## Recovery alone, with outages of a minute
-	SYNCCTL_TEST_OUTAGE_SECONDS=60 tests/run -- kill:: outages::
+soak: ## Recovery alone: outages of a minute, 200 kills, a million records
+	SYNCCTL_TEST_PROFILE=release SYNCCTL_TEST_OUTAGE_SECONDS=60 SYNCCTL_TEST_ROUNDS=200 \
+		SYNCCTL_TEST_FAKER_RECORDS=1000000 tests/run -- kill:: outages:: crash:: faker::
 
 quickstart: ## A real Kubernetes on this machine, and spec, check, discover and read of a real connector
 	tests/quickstart

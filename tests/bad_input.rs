@@ -201,6 +201,21 @@ fn an_image_that_does_not_exist_ends_within_the_init_timeout() {
 }
 
 #[test]
+fn a_read_that_ends_because_of_its_image_is_not_told_to_be_cancelled() {
+    let Some(world) = World::new() else { return };
+    let task = unique("pulls-");
+    let patience = ["--container-init-timeout-seconds", "8"];
+    // The sidecar runs meanwhile, and is ended with the Pod.
+    let done = world.read("syncctl-test/none:1", "s", &task, &["one"]).with(&patience).run();
+    done.within(Duration::from_secs(30)).code(3);
+    let document = done.json();
+    let class = document["class"].as_str().unwrap_or_default();
+    assert!(["IMAGE_PULL", "IMAGE_NOT_FOUND"].contains(&class), "{done}");
+    let (status, error) = world.schema.task(&task).expect("a row");
+    assert!(status == "FAILED" && error.starts_with(&format!("{class}: ")), "{status} {error}");
+}
+
+#[test]
 fn a_sidecar_image_that_does_not_exist_is_named_with_its_setting() {
     let Some(world) = World::new() else { return };
     let done = world

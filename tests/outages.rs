@@ -1,6 +1,5 @@
 //! The API server, and then Postgres, stop in the middle of twenty tasks and come back. `make soak` lets it take longer.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::support::tasks::{Kind, Order};
-use super::support::{Http, Service, World, eventually, unique};
+use super::support::{Away, Http, Service, World, eventually, unique};
 
 /// Until tasks run, also on a machine where everything starts at once.
 const START: Duration = Duration::from_mins(1);
@@ -33,33 +32,6 @@ const ODD: &str = "syncctl-test/odd:1";
 fn outage() -> Duration {
     let seconds = std::env::var("SYNCCTL_TEST_OUTAGE_SECONDS").ok();
     Duration::from_secs(seconds.map_or(12, |text| text.parse().expect("SYNCCTL_TEST_OUTAGE_SECONDS is a number")))
-}
-
-/// A server that is away until it is dropped.
-struct Away<'a> {
-    switch: &'a str,
-}
-
-impl<'a> Away<'a> {
-    fn stop(switch: &'a str) -> Self {
-        // Made first: what was half stopped is started, too.
-        let away = Self { switch };
-        away.turn("stop");
-        away
-    }
-
-    fn turn(&self, word: &str) {
-        let turned = Command::new(self.switch).arg(word).output().expect("the switch of a server");
-        let said = String::from_utf8_lossy(&turned.stderr);
-        // A panic here, while one is on its way, would hide it.
-        assert!(turned.status.success() || std::thread::panicking(), "{} {word}: {said}", self.switch);
-    }
-}
-
-impl Drop for Away<'_> {
-    fn drop(&mut self) {
-        self.turn("start");
-    }
 }
 
 /// Asks `/health` all the time, as the kubelet does.

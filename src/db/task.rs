@@ -173,7 +173,7 @@ impl Db {
             }
             let Some(row) = row else { return Err(Fault::Own(vanished(session))) };
             let stored: &str = row.try_get(0)?;
-            if !may_finish(writer, stored) {
+            if !may_finish(writer, status, stored) {
                 // How far each stream came is known to the sidecar alone, whoever ended the task.
                 if let (Writer::Sidecar, Some(reports)) = (writer, reports) {
                     describe(session, &task.task_id, &late_reports(reports, stored))?;
@@ -332,11 +332,24 @@ pub(super) fn vanished(session: &Session<'_>) -> DbError {
 }
 
 /// Whose outcome counts against which status.
-fn may_finish(writer: Writer, stored: &str) -> bool {
-    match writer {
-        Writer::Controller => stored == TaskStatus::Running.as_str(),
+fn may_finish(writer: Writer, outcome: TaskStatus, stored: &str) -> bool {
+    match (writer, outcome) {
+        (Writer::Controller, _) => stored == TaskStatus::Running.as_str(),
+        // It was ended by whoever wrote why.
+        (Writer::Sidecar, TaskStatus::Cancelled) if controller_failure(stored).is_some() => false,
         // Also against FAILED: a sidecar that was cut off for an hour knows better than the sweep.
-        Writer::Sidecar => ![TaskStatus::Cancelled, TaskStatus::TimeExceeded].map(TaskStatus::as_str).contains(&stored),
+        (Writer::Sidecar, _) => {
+            ![TaskStatus::Cancelled, TaskStatus::TimeExceeded].map(TaskStatus::as_str).contains(&stored)
+        }
+    }
+}
+
+/// What a stream that was cut off is when a controller has closed its task with this status.
+fn controller_failure(stored: &str) -> Option<StreamStatus> {
+    match stored.parse().ok()? {
+        TaskStatus::TimeExceeded => Some(StreamStatus::TimeExceeded),
+        TaskStatus::Failed | TaskStatus::Partial => Some(StreamStatus::Failed),
+        TaskStatus::Running | TaskStatus::Success | TaskStatus::Cancelled | TaskStatus::Skipped => None,
     }
 }
 
@@ -346,12 +359,12 @@ fn write_reports(reports: &StreamReports) -> String {
     clean(&json).into_owned()
 }
 
-/// Reports of a sidecar that was ended: it knows of the signal alone, and not that time was over.
+/// Reports of a sidecar that was ended: it knows of the signal alone, and not of the reason.
 fn late_reports(reports: &StreamReports, stored: &str) -> String {
     let mut reports = reports.clone();
-    if stored == TaskStatus::TimeExceeded.as_str() {
+    if let Some(status) = controller_failure(stored) {
         for report in reports.values_mut().filter(|report| report.status == StreamStatus::Cancelled) {
-            report.status = StreamStatus::TimeExceeded;
+            report.status = status;
         }
     }
     write_reports(&reports)
@@ -404,17 +417,19 @@ mod tests {
 
     #[test]
     fn whose_outcome_counts_depends_on_what_is_stored() {
-        for (stored, sidecar, controller) in [
-            ("RUNNING", true, true),
-            ("SUCCESS", true, false),
-            ("PARTIAL", true, false),
-            ("FAILED", true, false),
-            ("CANCELLED", false, false),
-            ("TIME_EXCEEDED", false, false),
-            ("a word of another program", true, false),
+        for (stored, sidecar, ended_sidecar, controller) in [
+            ("RUNNING", true, true, true),
+            ("SUCCESS", true, true, false),
+            ("PARTIAL", true, false, false),
+            ("FAILED", true, false, false),
+            ("CANCELLED", false, false, false),
+            ("TIME_EXCEEDED", false, false, false),
+            ("a word of another program", true, true, false),
         ] {
-            assert_eq!(may_finish(Writer::Sidecar, stored), sidecar, "sidecar, {stored}");
-            assert_eq!(may_finish(Writer::Controller, stored), controller, "controller, {stored}");
+            let (success, cancelled, failed) = (TaskStatus::Success, TaskStatus::Cancelled, TaskStatus::Failed);
+            assert_eq!(may_finish(Writer::Sidecar, success, stored), sidecar, "sidecar, {stored}");
+            assert_eq!(may_finish(Writer::Sidecar, cancelled, stored), ended_sidecar, "ended sidecar, {stored}");
+            assert_eq!(may_finish(Writer::Controller, failed, stored), controller, "controller, {stored}");
         }
     }
 

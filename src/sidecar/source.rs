@@ -23,8 +23,9 @@ const LONGEST_STDOUT: usize = 128 * 1024 * 1024;
 const LONGEST_STDERR: usize = 10 * 1024 * 1024;
 /// How long one wait for data lasts: then it is looked whether to stop.
 const TICK: Duration = Duration::from_millis(250);
-/// How long after the end of stdout the exit code may come: the wrapper writes it before it closes the pipes.
-const EXIT_CODE_WAIT: Duration = Duration::from_secs(10);
+/// How long after the end of stdout the exit code may come: the wrapper writes it before it closes the pipes. So it is
+/// there at once, or the wrapper was killed, and it never comes.
+const EXIT_CODE_WAIT: Duration = Duration::from_secs(2);
 /// Codes of a connector that was asked to end by INT or TERM.
 const BY_SIGNAL: [i32; 2] = [130, 143];
 /// How long our own signal may take after the connector's.

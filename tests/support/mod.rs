@@ -4,9 +4,12 @@ pub mod bulker;
 pub mod cluster;
 pub mod database;
 pub mod http;
+pub mod processes;
 pub mod program;
 pub mod proxy;
+pub mod switch;
 pub mod tasks;
+pub mod warehouse;
 
 use std::path::PathBuf;
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -18,6 +21,8 @@ pub use cluster::Namespace;
 pub use database::Schema;
 pub use http::{Http, Service};
 pub use program::{Done, Program, Running};
+pub use switch::Away;
+pub use warehouse::Warehouse;
 
 /// Ordinary tests read, tests that stop what all of them use write.
 static CALM: RwLock<()> = RwLock::new(());
@@ -33,6 +38,7 @@ pub struct Setup {
     pub images: Option<String>,
     pub postgres: Option<String>,
     pub apiserver: Option<String>,
+    pub containerd: Option<String>,
 }
 
 /// `None`: the tests that need a cluster were switched off in so many words. The error is for every test to tell.
@@ -69,6 +75,7 @@ impl Setup {
             images: get("SYNCCTL_TEST_IMAGES"),
             postgres: get("SYNCCTL_TEST_POSTGRES"),
             apiserver: get("SYNCCTL_TEST_APISERVER"),
+            containerd: get("SYNCCTL_TEST_CONTAINERD"),
         }))
     }
 }

@@ -52,6 +52,7 @@ fn the_outcome_is_that_of_whom_the_contract_believes() {
         ("a cancellation survives the sidecar", (Controller, Cancelled), (Sidecar, Success), Cancelled),
         ("so does the end of time", (Controller, TimeExceeded), (Sidecar, Cancelled), TimeExceeded),
         ("the sidecar corrects the sweep", (Controller, Failed), (Sidecar, Success), Success),
+        ("a sidecar that was ended does not hide why", (Controller, Failed), (Sidecar, Cancelled), Failed),
         ("the first controller wins", (Controller, Failed), (Controller, Cancelled), Failed),
     ] {
         let task = task(label);
