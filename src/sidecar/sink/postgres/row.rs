@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 
 use super::layout::{DEEPEST, EntryIndex, KeysIndex, Layout, Place};
 use super::number::Fit;
+use super::room::{ALWAYS_FIT, Room};
 use super::types::ColumnType;
 use super::value;
 
@@ -183,6 +184,7 @@ impl Encoder {
         }
         let unmapped = self.layout.known_unmapped();
         let mut unmapped_at = None;
+        let mut room = self.layout.is_wide(ALWAYS_FIT).then(|| Room::with_fixed(self.layout.fixed()));
         for (index, column) in self.layout.columns().iter().enumerate() {
             if index > 0 || self.sequenced() {
                 out.push(b'\t');
@@ -201,7 +203,17 @@ impl Encoder {
             }
             let range = &mut self.slots[index];
             let raw = &data[range.clone()];
-            let fit = value::encode(column.kind, raw, out);
+            let start = out.len();
+            let mut fit = value::encode(column.kind, raw, out);
+            if let Some(room) = &mut room
+                && out[start..] != *value::NULL
+                && !self.layout.is_fixed(index)
+                && !room.take(column.kind, out.len() - start)
+            {
+                out.truncate(start);
+                out.extend_from_slice(value::NULL);
+                fit = Fit::Misfit;
+            }
             if fit != Fit::Exact {
                 self.homeless.push((column.name.clone(), range.clone()));
             }
@@ -296,7 +308,8 @@ impl<'de> DeserializeSeed<'de> for Key<'_> {
     type Value = EntryIndex;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<EntryIndex, D::Error> {
-        deserializer.deserialize_str(self)
+        // A key may hold half a surrogate pair, which no `str` does.
+        deserializer.deserialize_bytes(self)
     }
 }
 
@@ -307,7 +320,7 @@ impl Visitor<'_> for Key<'_> {
         f.write_str("a key")
     }
 
-    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<EntryIndex, E> {
+    fn visit_bytes<E: serde::de::Error>(self, key: &[u8]) -> Result<EntryIndex, E> {
         Ok(self.layout.lookup(self.keys, self.after, key))
     }
 }
