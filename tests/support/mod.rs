@@ -5,6 +5,7 @@ pub mod database;
 pub mod http;
 pub mod program;
 pub mod proxy;
+pub mod script;
 pub mod tasks;
 
 use std::path::PathBuf;
