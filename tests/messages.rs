@@ -135,12 +135,13 @@ fn streams_of_equal_names_get_tables_of_their_own() {
     let Some(world) = World::new() else { return };
     let names = [("one", "n"), ("two", "n"), ("", "a.b"), ("", "a/b"), ("", "Named")];
     let mut streams = catalog(&names.map(|(_, name)| name));
-    let mut script = String::new();
+    let mut script = Vec::new();
     for (index, (namespace, name)) in names.into_iter().enumerate() {
         streams["streams"][index]["stream"]["namespace"] = json!(namespace);
         let row = json!({"stream": name, "namespace": namespace, "data": {"id": index}, "emitted_at": 1});
-        script += &format!("echo '{}'\n", json!({"type": "RECORD", "record": row}));
+        script.push(format!("echo '{}'", json!({"type": "RECORD", "record": row})));
     }
+    let script = script.join("\n");
     streams["streams"][4]["stream"]["table_name"] = json!("given");
     world.run_script(&script, &streams).code(0);
     let tables = world.schema.texts(

@@ -8,6 +8,7 @@ mod extremes;
 mod foreign;
 mod modes;
 mod naming;
+mod refusals;
 mod restarts;
 mod support;
 mod tls;
