@@ -31,7 +31,7 @@ const MOST_FIELDS: usize = 10_000;
 /// value takes is 18 bytes.
 const MOST_UNDECLARED: usize = 400;
 /// Parts a field's identity; a control character cannot be confused with anything a name would keep.
-const SEPARATOR: char = '\u{1f}';
+pub const SEPARATOR: char = '\u{1f}';
 
 /// Names a table of keys; 0 is the row's own.
 pub type KeysIndex = usize;
@@ -232,9 +232,10 @@ impl Layout {
         &self.keys[keys].entries[entry]
     }
 
-    /// What a field is called that has no column.
-    pub fn spelled(&self, keys: KeysIndex, entry: EntryIndex) -> String {
-        self.identity(keys, entry).replace(SEPARATOR, "_")
+    /// The path of a field, its parts joined by [`SEPARATOR`].
+    pub fn identity(&self, keys: KeysIndex, entry: EntryIndex) -> String {
+        let (prefix, key) = (&self.keys[keys].prefix, &self.keys[keys].entries[entry].key);
+        if keys == 0 { key.to_string() } else { format!("{prefix}{SEPARATOR}{key}") }
     }
 
     /// The keys of a field's objects.
@@ -288,7 +289,8 @@ impl Layout {
                 column.kind == ColumnType::Json && self.existing.contains_key(&column.name)
             }
             Place::Open => {
-                let name = names::clean(&self.spelled(keys, entry), Kind::Column, self.same_case);
+                let name =
+                    names::clean(&self.identity(keys, entry).replace(SEPARATOR, "_"), Kind::Column, self.same_case);
                 let existing = self.existing.get(&name);
                 !self.taken.contains(&name) && existing.is_some_and(|column| column.kind == Some(ColumnType::Json))
             }
@@ -368,11 +370,6 @@ impl Layout {
         table.by_key.insert(key.into(), index);
         index
     }
-
-    fn identity(&self, keys: KeysIndex, entry: EntryIndex) -> String {
-        let (prefix, key) = (&self.keys[keys].prefix, &self.keys[keys].entries[entry].key);
-        if keys == 0 { key.to_string() } else { format!("{prefix}{SEPARATOR}{key}") }
-    }
 }
 
 fn identity(path: &[String]) -> String {
@@ -403,7 +400,7 @@ mod tests {
             let id = layout.lookup(0, None, b"id");
             let data = layout.lookup(0, Some(id), format!("u{n}").as_bytes());
             assert_eq!(layout.entry(0, id).place, Place::Column(0));
-            assert_eq!(layout.spelled(0, data), format!("u{n}"));
+            assert_eq!(layout.identity(0, data), format!("u{n}"));
         }
         assert_eq!(layout.keys[0].entries.len(), MOST_FIELDS + 1);
         let late = layout.lookup(0, None, b"late");

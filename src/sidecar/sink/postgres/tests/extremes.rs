@@ -54,6 +54,18 @@ fn five_thousand_fields_lose_nothing() {
 }
 
 #[test]
+fn fields_of_equal_names_beside_the_columns_lose_nothing() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let stream = sink.open(spec("t", WriteMode::Append, &[])).expect("open");
+    let many = wide(400, &json!(1)).to_string();
+    write(&mut sink, stream, &[&many, r#"{"x":{"y":1},"x_y":2,"x_y":3,"x":{"y":4}}"#]);
+    sink.finish(stream).expect("finish");
+    let beside = &world.rows("SELECT _unmapped_data FROM t")[1];
+    assert_eq!(beside, r#"{"x_y": 4, "x_y_52102d8e": 3}"#);
+}
+
+#[test]
 fn mixed_columns_fit_into_a_row_in_any_order() {
     let mut world = World::new();
     // Each bigint after a short text costs its alignment.

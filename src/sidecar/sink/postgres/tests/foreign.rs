@@ -76,6 +76,14 @@ fn an_append_to_a_table_with_their_key_keeps_duplicates() {
 }
 
 #[test]
+fn an_append_needs_no_value_for_a_key() {
+    let mut world = World::new();
+    load(&world, theirs(WriteMode::Append, &["id"]), &[r#"{"id":1}"#, r#"{"id":null}"#, r#"{"id":"x"}"#, "[]"]);
+    assert_eq!(world.rows("SELECT id, _unmapped_data FROM t"), ["1|∅", "∅|∅", r#"∅|{"id": "x"}"#, "∅|[]"]);
+    assert_eq!(keys(&mut world), Vec::<String>::new());
+}
+
+#[test]
 fn undeclared_fields_find_their_columns() {
     let mut world = World::new();
     world.run(THEIRS);
