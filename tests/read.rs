@@ -9,12 +9,11 @@ use serde_json::{Value, json};
 use super::support::{Done, Program, World, catalog, eventually, unique};
 
 const FAKER: &str = "airbyte/source-faker:7.2.1";
-const SMOKE: &str = "airbyte/source-smoke-test:0.1.2";
 const INSTANT: &str = "syncctl-test/instant:1";
 const ODD: &str = "syncctl-test/odd:1";
 
 /// A read into this world's schema.
-fn read(world: &World, image: &str, config: &Value, catalog: &Value, task: &str) -> Program {
+pub fn read(world: &World, image: &str, config: &Value, catalog: &Value, task: &str) -> Program {
     let config = world.json("read-config.json", config);
     let catalog = world.json("read-catalog.json", catalog);
     let destination = world.destination();
@@ -28,7 +27,7 @@ fn odd(world: &World, mode: &str, streams: &[&str], task: &str) -> Done {
 }
 
 /// What a user makes of a discovered catalog.
-fn configured(discovered: &Value, mode: &str, write: &str) -> Value {
+pub fn configured(discovered: &Value, mode: &str, write: &str) -> Value {
     let streams = discovered["streams"].as_array().expect("streams");
     let stream = |stream: &Value| {
         json!({
@@ -40,7 +39,7 @@ fn configured(discovered: &Value, mode: &str, write: &str) -> Value {
     json!({"streams": streams.iter().map(stream).collect::<Vec<_>>()})
 }
 
-fn discover(world: &World, image: &str, config: &Value) -> Value {
+pub fn discover(world: &World, image: &str, config: &Value) -> Value {
     let config = world.json("discover-config.json", config);
     let done = world.syncctl(&["discover", image, "--config", &config, "-o", "json"]).run();
     done.code(0).json()
@@ -172,128 +171,6 @@ fn tables_are_named_and_placed_as_asked() {
     assert_eq!(columns["_jitsu_timestamp"], "timestamp with time zone");
     assert!(columns.contains_key("name") && !columns.contains_key("Name"), "{columns:?}");
     assert_eq!(world.schema.number("SELECT count(*) FROM my_items WHERE _jitsu_timestamp IS NULL"), 0);
-}
-
-#[test]
-fn all_streams_of_the_smoke_test_arrive_with_their_types_and_values() {
-    let Some(world) = World::new() else { return };
-    let config = json!({"all_fast_streams": true, "all_slow_streams": false});
-    let discovered = discover(&world, SMOKE, &config);
-    let catalog = configured(&discovered, "full_refresh", "overwrite");
-    let done = read(&world, SMOKE, &config, &catalog, &unique("smoke-")).run();
-    let document = done.code(0).json();
-    let streams = document["streams"].as_object().expect("a map");
-    assert_eq!(streams.len(), 21);
-    for (name, report) in streams {
-        assert_eq!(report["status"], "SUCCESS", "{name}");
-        let events = report["events"].as_i64().expect("a number");
-        // Rows with one key are one row.
-        let expected = if name == "duplicate_primary_keys" { 3 } else { events };
-        assert_eq!(world.schema.count(name), expected, "{name}");
-    }
-    smoke_types(&world);
-    smoke_values(&world);
-}
-
-/// name → type, in the order of the columns, of what is special.
-fn smoke_types(world: &World) {
-    const TIME: &str = "timestamp with time zone";
-    const REAL: &str = "double precision";
-    let long = [
-        "a_very_long_column_name_that_exceeds_typical_database_limits_and_should_be_truncated_or_handled_gracefully_by_the_destination",
-        "another_extremely_verbose_column_name_designed_to_test_the_absolute_maximum_length_that_any_reasonable_database_would_support",
-    ];
-    let expected: &[(&str, &[(&str, &str)])] = &[
-        ("basic_types", &[("id", "bigint"), ("name", "text"), ("amount", REAL), ("is_active", "boolean")]),
-        ("timestamp_types", &[("updated_at", TIME), ("created_date", TIME), ("epoch_seconds", "bigint")]),
-        ("large_decimals_and_numbers", &[("big_integer", "bigint"), ("precise_decimal", REAL)]),
-        ("nested_json_objects", &[("metadata", "jsonb"), ("items_array", "jsonb"), ("nested_deep", "jsonb")]),
-        ("null_handling", &[("nullable_number", REAL), ("nullable_object", "jsonb"), ("nullable_boolean", "boolean")]),
-        (
-            "column_naming_edge_cases",
-            &[
-                ("from", "text"),
-                ("ALLCAPS", "text"),
-                ("CamelCaseColumn", "text"),
-                ("column_with_dots", "text"),
-                ("column with spaces", "text"),
-                ("column-with-dashes", "text"),
-            ],
-        ),
-        ("CamelCaseStreamName", &[("id", "bigint"), ("value", "text")]),
-        ("empty_stream", &[("id", "bigint"), ("value", "text")]),
-        ("wide_table_50_columns", &[("col_001", "text"), ("col_049", "text")]),
-        ("long_column_names", &[(&long[0][..63], "text"), (&long[1][..63], "text")]),
-        ("time_types", &[("time_no_tz", "text"), ("time_with_tz", "text"), ("timestamp_no_tz", TIME)]),
-        ("union_types", &[("number_or_null", "text"), ("object_or_string", "text"), ("string_or_integer", "text")]),
-        ("array_of_primitives", &[("mixed_array", "jsonb"), ("empty_typed_array", "jsonb")]),
-        ("sparse_records", &[("col_b", "bigint"), ("col_c", REAL), ("col_d", "boolean")]),
-        ("special_number_values", &[("float_value", REAL), ("integer_value", "bigint")]),
-    ];
-    for (table, columns) in expected {
-        let there: BTreeMap<String, String> = world.schema.columns(table).into_iter().collect();
-        for (name, kind) in *columns {
-            assert_eq!(there.get(*name).map(String::as_str), Some(*kind), "{table}.{name} in {there:?}");
-        }
-    }
-}
-
-fn smoke_values(world: &World) {
-    for (label, query, expected) in [
-        (
-            "the largest and the smallest numbers",
-            "SELECT float_value::text FROM special_number_values ORDER BY id LIMIT 4",
-            &["1.7976931348623157e+308", "5e-324", "-1.7976931348623157e+308", "-5e-324"][..],
-        ),
-        (
-            "the largest and the smallest integers",
-            "SELECT integer_value::text FROM special_number_values WHERE id IN (4, 5) ORDER BY id",
-            &["9223372036854775807", "-9223372036854775808"],
-        ),
-        (
-            "integers beyond doubles",
-            "SELECT big_integer::text FROM large_decimals_and_numbers ORDER BY id",
-            &["9999999999999999", "-9999999999999999", "0"],
-        ),
-        (
-            "times",
-            "SELECT (updated_at AT TIME ZONE 'UTC')::text FROM timestamp_types ORDER BY id",
-            &["2024-01-15 10:30:00", "1970-01-01 00:00:00", "2099-12-31 23:59:59.999999"],
-        ),
-        (
-            "times without a zone are UTC",
-            "SELECT (timestamp_no_tz AT TIME ZONE 'UTC')::text FROM time_types WHERE id = 1",
-            &["2024-01-15 10:30:00"],
-        ),
-        (
-            "text",
-            "SELECT unicode_text || '|' || special_chars FROM unicode_and_special_strings ORDER BY id",
-            &["Hello World|line1\nline2\ttab", "Café naïve résumé|quote\"inside", "你好世界|back\\slash", "АБВГ|"],
-        ),
-        (
-            "the last row of a key wins",
-            "SELECT name || ' ' || updated_value FROM duplicate_primary_keys ORDER BY id",
-            &["Alice third", "Bob second", "Charlie first"],
-        ),
-        (
-            "unions are text",
-            "SELECT concat_ws('|', object_or_string, string_or_integer) FROM union_types ORDER BY id LIMIT 2",
-            &["{\"key\":\"value\"}|hello", "just_a_string|42"],
-        ),
-        (
-            "documents",
-            "SELECT nested_deep #>> '{level1,level2,value}' FROM nested_json_objects ORDER BY id",
-            &["deep", ""],
-        ),
-        ("nulls", "SELECT count(always_null) || ' ' || count(nullable_string) FROM null_handling", &["0 2"]),
-        (
-            "long text",
-            "SELECT length(large_value) || ' ' || length(short_value) FROM large_string_values ORDER BY id",
-            &["100000 1000", "102499 13"],
-        ),
-    ] {
-        assert_eq!(world.schema.texts(query), expected, "{label}");
-    }
 }
 
 #[test]
@@ -430,15 +307,6 @@ fn debug_is_passed_on_to_the_connector() {
         |text: &str| world.schema.number(&format!("SELECT count(*) FROM task_log WHERE message LIKE '%{text}%'"));
     assert_eq!(count("debug was asked for"), 1);
     assert_eq!(count("for developers only"), 1);
-}
-
-#[test]
-fn a_line_of_60_mb_arrives_whole_between_its_neighbours() {
-    let Some(world) = World::new() else { return };
-    let done = odd(&world, "huge", &["one"], &unique("huge-"));
-    assert_eq!(done.code(0).json()["status"], "SUCCESS");
-    let lengths = world.schema.texts("SELECT coalesce(length(text), 0)::text FROM one ORDER BY id");
-    assert_eq!(lengths, ["0", "60000000", "0"]);
 }
 
 #[test]

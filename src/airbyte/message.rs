@@ -175,24 +175,24 @@ struct RawConnectorConfig<'a> {
 impl<'a> Message<'a> {
     /// Understands one line (without its newline). Never fails: what is not a message is [`Message::Text`].
     pub fn parse(line: &'a str) -> Self {
+        // Python writes NaN and Infinity, which no JSON knows: the row is worth more than the rule.
+        let repaired = || Some(Message::parse_json(&without_non_numbers(line)?)?.into_owned());
+        Self::parse_json(line).or_else(repaired).unwrap_or(Self::Text)
+    }
+
+    /// `None` when the line is not JSON.
+    fn parse_json(line: &'a str) -> Option<Self> {
         if let Ok(FastLine { kind, record: Some(record) }) = serde_json::from_str::<FastLine<'a>>(line)
             && kind == "RECORD"
         {
-            return Self::Record(Record {
+            return Some(Self::Record(Record {
                 stream: record.stream,
                 namespace: record.namespace.filter(|namespace| !namespace.is_empty()),
                 data: Cow::Borrowed(record.data.get()),
                 emitted_at: record.emitted_at.and_then(|at| milliseconds(at.get())),
-            });
+            }));
         }
-        if let Ok(value) = serde_json::from_str::<Value>(line) {
-            return Self::parse_rare(line, &value);
-        }
-        // Python writes NaN and Infinity, which no JSON knows: the row is worth more than the rule.
-        match without_non_numbers(line).map(|line| (serde_json::from_str::<Value>(&line), line)) {
-            Some((Ok(value), line)) => Message::parse_rare(&line, &value).into_owned(),
-            _ => Self::Text,
-        }
+        serde_json::from_str::<Value>(line).ok().map(|value| Self::parse_rare(line, &value))
     }
 
     fn into_owned(self) -> Message<'static> {
@@ -432,6 +432,13 @@ mod tests {
         let Message::Record(record) = Message::parse(line) else { panic!("not a record") };
         assert_eq!(record.data, r#"{"a":null,"b":[null,null],"c":"NaN \"Infinity"}"#);
         assert_eq!(Message::parse(r#"{"type":NaN"#), Message::Text);
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        let line = format!(
+            r#"{{"type":"RECORD","record":{{"stream":"s","data":{{"a":NaN,"n":12345678901234567890.10,"e":1e400,"e":2,"d":{deep}}}}}}}"#
+        );
+        let Message::Record(record) = Message::parse(&line) else { panic!("not a record") };
+        let expected = format!(r#"{{"a":null,"n":12345678901234567890.10,"e":1e400,"e":2,"d":{deep}}}"#);
+        assert_eq!(record.data, expected, "the rest of the row stays as it came");
     }
 
     #[test]

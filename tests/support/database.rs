@@ -19,10 +19,12 @@ impl Schema {
         schema
     }
 
-    /// A connection whose path is this schema alone.
+    /// A connection whose path is this schema alone, and whose zone is UTC.
     pub fn connect(&self) -> Client {
         let mut client = Client::connect(&self.url, NoTls).expect("the tests' Postgres answers");
-        client.batch_execute(&format!("SET search_path = {}", self.name)).expect("a path can be set");
+        client
+            .batch_execute(&format!("SET search_path = {}; SET TimeZone = 'UTC'", self.name))
+            .expect("a path can be set");
         client
     }
 

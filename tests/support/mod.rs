@@ -7,6 +7,7 @@ pub mod http;
 pub mod processes;
 pub mod program;
 pub mod proxy;
+pub mod script;
 pub mod switch;
 pub mod tasks;
 pub mod warehouse;

@@ -23,11 +23,15 @@ pub const SEQUENCE: &str = "_syncctl_sequence";
 pub const DEEPEST: usize = 12;
 /// Postgres takes 1600 columns, dropped ones included. What is beyond goes to [`UNMAPPED`].
 const MOST_COLUMNS: usize = 1200;
+/// No column is added for a field to a table that has so many.
+const MOST_IN_TABLE: usize = 1500;
+/// Fields that are remembered: those of objects whose keys are data never repeat. What is beyond goes to [`UNMAPPED`].
+const MOST_FIELDS: usize = 10_000;
 /// Undeclared fields make no more columns than this: a row has to fit into a page of 8 KiB, where the least that a long
 /// value takes is 18 bytes.
 const MOST_UNDECLARED: usize = 400;
 /// Parts a field's identity; a control character cannot be confused with anything a name would keep.
-const SEPARATOR: char = '\u{1f}';
+pub const SEPARATOR: char = '\u{1f}';
 
 /// Names a table of keys; 0 is the row's own.
 pub type KeysIndex = usize;
@@ -88,6 +92,8 @@ struct Keys {
     entries: Vec<Entry>,
     by_key: HashMap<Box<str>, EntryIndex>,
     first: EntryIndex,
+    /// The field that all those take turns in that are not remembered.
+    passing: Option<EntryIndex>,
 }
 
 /// The columns of a stream.
@@ -101,6 +107,10 @@ pub struct Layout {
     unmapped: Option<usize>,
     timestamp: Option<usize>,
     generation: Option<usize>,
+    /// How many columns the table has got since.
+    added: usize,
+    /// Fields that are remembered.
+    fields: usize,
     /// Identities of the key's parts, with their columns.
     key: Vec<(String, Option<usize>)>,
     cursor: Option<(String, Option<usize>)>,
@@ -118,6 +128,8 @@ impl Layout {
             unmapped: None,
             timestamp: None,
             generation: None,
+            added: 0,
+            fields: 0,
             key: Vec::new(),
             cursor: None,
         };
@@ -142,6 +154,12 @@ impl Layout {
         for (key, schema) in fields.into_iter().flatten() {
             let entry = layout.insert(0, key, true);
             layout.claim(0, entry, ColumnType::of_schema(schema));
+        }
+        // Before any other undeclared field, so that they are remembered.
+        for first in spec.primary_key.iter().chain([&spec.cursor]).filter_map(|path| path.first()) {
+            if !layout.keys[0].by_key.contains_key(first.as_str()) {
+                layout.insert(0, first, false);
+            }
         }
         layout
     }
@@ -188,15 +206,19 @@ impl Layout {
         column.filter(|column| column.sql_type != "json").map(|column| column.name.as_str())
     }
 
-    /// The field of that name; `after` is the field before it in this row.
-    pub fn lookup(&mut self, keys: KeysIndex, after: Option<EntryIndex>, key: &str) -> EntryIndex {
+    /// The field of that name, which need not be UTF-8; `after` is the field before it in this row.
+    pub fn lookup(&mut self, keys: KeysIndex, after: Option<EntryIndex>, key: &[u8]) -> EntryIndex {
         let table = &mut self.keys[keys];
         let guess = after.map_or(table.first, |after| table.entries[after].next);
-        if table.entries.get(guess).is_some_and(|entry| *entry.key == *key) {
+        if table.entries.get(guess).is_some_and(|entry| entry.key.as_bytes() == key) {
             return guess;
         }
-        let found = table.by_key.get(key).copied();
-        let found = found.unwrap_or_else(|| self.insert(keys, key, false));
+        let key = String::from_utf8_lossy(key);
+        let found = match table.by_key.get(key.as_ref()).copied() {
+            Some(found) => found,
+            None if self.fields < MOST_FIELDS => self.insert(keys, &key, false),
+            None => self.pass(keys, &key),
+        };
         let table = &mut self.keys[keys];
         match after {
             Some(after) => table.entries[after].next = found,
@@ -210,9 +232,10 @@ impl Layout {
         &self.keys[keys].entries[entry]
     }
 
-    /// What a field is called that has no column.
-    pub fn spelled(&self, keys: KeysIndex, entry: EntryIndex) -> String {
-        self.identity(keys, entry).replace(SEPARATOR, "_")
+    /// The path of a field, its parts joined by [`SEPARATOR`].
+    pub fn identity(&self, keys: KeysIndex, entry: EntryIndex) -> String {
+        let (prefix, key) = (&self.keys[keys].prefix, &self.keys[keys].entries[entry].key);
+        if keys == 0 { key.to_string() } else { format!("{prefix}{SEPARATOR}{key}") }
     }
 
     /// The keys of a field's objects.
@@ -231,13 +254,19 @@ impl Layout {
     pub fn claim(&mut self, keys: KeysIndex, entry: EntryIndex, kind: ColumnType) -> Place {
         let identity = self.identity(keys, entry);
         let mut name = names::clean(&identity.replace(SEPARATOR, "_"), Kind::Column, self.same_case);
-        if self.taken.contains(&name) {
-            name = names::suffixed(&name, &identity);
+        let suffixed = names::suffixed(&name, &identity);
+        // Where an earlier run gave the field a suffix it keeps it, even if it comes first this time.
+        if self.taken.contains(&name) || self.existing.contains_key(&suffixed) {
+            name = suffixed;
         }
         let place = if self.taken.insert(name.clone()) {
-            let declared = self.keys[keys].entries[entry].declared;
-            self.add(name, kind, if declared { MOST_COLUMNS } else { MOST_UNDECLARED })
-                .map_or(Place::Unmapped, Place::Column)
+            let needed = self.key.iter().chain(&self.cursor).any(|(part, _)| *part == identity);
+            let most = match self.keys[keys].entries[entry].declared {
+                _ if needed => usize::MAX,
+                true => MOST_COLUMNS,
+                false => MOST_UNDECLARED,
+            };
+            self.add(name, kind, most).map_or(Place::Unmapped, Place::Column)
         } else {
             Place::Unmapped
         };
@@ -260,12 +289,29 @@ impl Layout {
                 column.kind == ColumnType::Json && self.existing.contains_key(&column.name)
             }
             Place::Open => {
-                let name = names::clean(&self.spelled(keys, entry), Kind::Column, self.same_case);
+                let name =
+                    names::clean(&self.identity(keys, entry).replace(SEPARATOR, "_"), Kind::Column, self.same_case);
                 let existing = self.existing.get(&name);
                 !self.taken.contains(&name) && existing.is_some_and(|column| column.kind == Some(ColumnType::Json))
             }
             Place::Unmapped => false,
         }
+    }
+
+    /// Whether there are more columns than so many.
+    pub fn is_wide(&self, columns: usize) -> bool {
+        self.columns.len() > columns
+    }
+
+    /// Columns whose values stay in the row although others have to go, [`UNMAPPED`] and the order of arrival included.
+    pub fn fixed(&self) -> usize {
+        self.key.len() + 4
+    }
+
+    /// Whether the column is one of them.
+    pub fn is_fixed(&self, column: usize) -> bool {
+        let mut needed = self.key.iter().chain(&self.cursor).filter_map(|(_, place)| *place);
+        Some(column) == self.unmapped || needed.any(|place| place == column)
     }
 
     /// The column of [`UNMAPPED`], if it was needed before.
@@ -291,27 +337,74 @@ impl Layout {
     fn add(&mut self, name: String, kind: ColumnType, most: usize) -> Option<usize> {
         let column = match self.existing.get(&name) {
             Some(Existing { kind, sql_type, .. }) => Column { name, kind: (*kind)?, sql_type: sql_type.clone() },
+            None if most < usize::MAX && self.existing.len() + self.added >= MOST_IN_TABLE => return None,
             None if self.columns.len() >= most => return None,
-            None => Column { name, kind, sql_type: kind.sql().to_owned() },
+            None => {
+                self.added += 1;
+                Column { name, kind, sql_type: kind.sql().to_owned() }
+            }
         };
         self.columns.push(column);
         Some(self.columns.len() - 1)
     }
 
+    /// A field that is not remembered: its values go to [`UNMAPPED`] as they are.
+    fn pass(&mut self, keys: KeysIndex, key: &str) -> EntryIndex {
+        let table = &mut self.keys[keys];
+        if let Some(passing) = table.passing {
+            table.entries[passing].key = key.into();
+            return passing;
+        }
+        let index = table.entries.len();
+        let (key, place) = (key.into(), Place::Unmapped);
+        table.entries.push(Entry { key, place, declared: true, children: None, next: index + 1 });
+        table.passing = Some(index);
+        index
+    }
+
     fn insert(&mut self, keys: KeysIndex, key: &str, declared: bool) -> EntryIndex {
+        self.fields += 1;
         let table = &mut self.keys[keys];
         let index = table.entries.len();
         table.entries.push(Entry { key: key.into(), place: Place::Open, declared, children: None, next: index + 1 });
         table.by_key.insert(key.into(), index);
         index
     }
-
-    fn identity(&self, keys: KeysIndex, entry: EntryIndex) -> String {
-        let (prefix, key) = (&self.keys[keys].prefix, &self.keys[keys].entries[entry].key);
-        if keys == 0 { key.to_string() } else { format!("{prefix}{SEPARATOR}{key}") }
-    }
 }
 
 fn identity(path: &[String]) -> String {
     path.join(&SEPARATOR.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Layout, MOST_FIELDS, Place};
+    use crate::airbyte::message::StreamName;
+    use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
+
+    #[test]
+    fn fields_that_never_repeat_are_not_remembered() {
+        let spec = StreamSpec {
+            name: StreamName::new(None, "s"),
+            schema: None,
+            table: "s".to_owned(),
+            json_schema: serde_json::json!({"properties": {"id": {"type": "integer"}}}),
+            mode: WriteMode::Merge,
+            primary_key: vec![vec!["late".to_owned()]],
+            cursor: Vec::new(),
+            to_same_case: false,
+            add_meta: false,
+            generation: Generation::default(),
+        };
+        let mut layout = Layout::new(&spec, []);
+        for n in 0..2 * MOST_FIELDS {
+            let id = layout.lookup(0, None, b"id");
+            let data = layout.lookup(0, Some(id), format!("u{n}").as_bytes());
+            assert_eq!(layout.entry(0, id).place, Place::Column(0));
+            assert_eq!(layout.identity(0, data), format!("u{n}"));
+        }
+        assert_eq!(layout.keys[0].entries.len(), MOST_FIELDS + 1);
+        let late = layout.lookup(0, None, b"late");
+        assert_eq!(layout.entry(0, late).place, Place::Open, "a part of the key is remembered");
+    }
 }

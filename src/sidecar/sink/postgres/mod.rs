@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `config` | `destinationConfig` → a database to connect to |
 //! | `names`, `types`, `number`, `time` | what columns are called and hold |
-//! | `layout`, `row`, `value` | which field goes to which column, and the lines of COPY |
+//! | `layout`, `room`, `row`, `value` | which field goes to which column, and the lines of COPY |
 //! | `session`, `table`, `load`, `publish` | connections and transactions, DDL, the way into the target |
 //! | `generation` | rows of a refresh that are collected over several runs |
 //! | `prepare`, `stream` | what is to become of a stream's rows, and what each of its commits means |
@@ -12,7 +12,8 @@
 //!
 //! What the facts leave open is decided so:
 //! * An existing column's type is never changed. A value that does not fit is null, and goes to `_unmapped_data`; a
-//!   number of which a floating-point column keeps only the nearest value is stored there exactly, too.
+//!   number of which a floating-point column keeps only the nearest value is stored there exactly, too. So is what a
+//!   table cannot take: a row has to fit into a page of 8 KiB, and a table has at most 1600 columns.
 //! * Two fields or streams whose cleaned names are equal do not share: the later one gets a suffix made of its name.
 //! * A row without a value for a part of its key fails its stream: it could be neither merged nor kept unique.
 //! * A replacement with a key keeps one row of each key, as a merge does.
@@ -31,6 +32,7 @@ pub(super) mod names;
 mod number;
 mod prepare;
 mod publish;
+mod room;
 mod row;
 mod session;
 mod stream;

@@ -3,6 +3,7 @@
 //! The first step remembers where in the text each column's value stands, the second one writes the columns in their
 //! order. Nothing is copied in between and nothing is allocated once the columns are known.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Write as _;
 use std::ops::Range;
@@ -12,8 +13,10 @@ use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::layout::{DEEPEST, EntryIndex, KeysIndex, Layout, Place};
+use super::layout::{DEEPEST, EntryIndex, KeysIndex, Layout, Place, SEPARATOR};
+use super::names;
 use super::number::Fit;
+use super::room::{ALWAYS_FIT, Room};
 use super::types::ColumnType;
 use super::value;
 
@@ -47,7 +50,7 @@ pub struct Encoder {
     generation: (i64, Vec<u8>),
     /// Where each column's value stands in the current row; empty when it has none.
     slots: Vec<Range<usize>>,
-    /// Values of the current row without a column: field, place in the text.
+    /// Values of the current row without a column: the field's identity or the column's name, place in the text.
     homeless: Vec<(String, Range<usize>)>,
     /// The document of such values.
     document: String,
@@ -145,7 +148,7 @@ impl Encoder {
         }
         match place {
             Place::Column(column) => self.slots[column] = range,
-            Place::Unmapped if raw != "null" => self.homeless.push((self.layout.spelled(keys, entry), range)),
+            Place::Unmapped if raw != "null" => self.homeless.push((self.layout.identity(keys, entry), range)),
             Place::Unmapped | Place::Open => {}
         }
         Ok(())
@@ -183,6 +186,7 @@ impl Encoder {
         }
         let unmapped = self.layout.known_unmapped();
         let mut unmapped_at = None;
+        let mut room = self.layout.is_wide(ALWAYS_FIT).then(|| Room::with_fixed(self.layout.fixed()));
         for (index, column) in self.layout.columns().iter().enumerate() {
             if index > 0 || self.sequenced() {
                 out.push(b'\t');
@@ -201,7 +205,17 @@ impl Encoder {
             }
             let range = &mut self.slots[index];
             let raw = &data[range.clone()];
-            let fit = value::encode(column.kind, raw, out);
+            let start = out.len();
+            let mut fit = value::encode(column.kind, raw, out);
+            if let Some(room) = &mut room
+                && out[start..] != *value::NULL
+                && !self.layout.is_fixed(index)
+                && !room.take(column.kind, out.len() - start)
+            {
+                out.truncate(start);
+                out.extend_from_slice(value::NULL);
+                fit = Fit::Misfit;
+            }
             if fit != Fit::Exact {
                 self.homeless.push((column.name.clone(), range.clone()));
             }
@@ -225,11 +239,7 @@ impl Encoder {
         let Some(column) = self.layout.unmapped() else { return };
         let kind = self.layout.columns()[column].kind;
         if !self.homeless.is_empty() {
-            let fields = self.homeless.iter().map(|(name, range)| {
-                let name = serde_json::Value::from(name.as_str());
-                format!("{name}:{}", &data[range.clone()])
-            });
-            self.document = format!("{{{}}}", fields.collect::<Vec<_>>().join(","));
+            self.document = document(&self.homeless, data);
         }
         let mut field = Vec::with_capacity(self.document.len());
         value::encode(kind, &self.document, &mut field);
@@ -247,6 +257,19 @@ impl Encoder {
         chunk.bytes.append(&mut row);
         chunk.bytes.append(&mut field);
     }
+}
+
+/// The values as one object. Fields whose names are equal are told apart, as columns are.
+fn document(values: &[(String, Range<usize>)], data: &str) -> String {
+    let mut owners: HashMap<String, &str> = HashMap::with_capacity(values.len());
+    let fields = values.iter().map(|(identity, range)| {
+        let mut name = identity.replace(SEPARATOR, "_");
+        if *owners.entry(name.clone()).or_insert(identity) != identity {
+            name = names::suffixed(&name, identity);
+        }
+        format!("{}:{}", serde_json::Value::from(name), &data[range.clone()])
+    });
+    format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
 }
 
 /// Prints the time of a row as JSON, once for all rows that share it.
@@ -296,7 +319,8 @@ impl<'de> DeserializeSeed<'de> for Key<'_> {
     type Value = EntryIndex;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<EntryIndex, D::Error> {
-        deserializer.deserialize_str(self)
+        // A key may hold half a surrogate pair, which no `str` does.
+        deserializer.deserialize_bytes(self)
     }
 }
 
@@ -307,7 +331,7 @@ impl Visitor<'_> for Key<'_> {
         f.write_str("a key")
     }
 
-    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<EntryIndex, E> {
+    fn visit_bytes<E: serde::de::Error>(self, key: &[u8]) -> Result<EntryIndex, E> {
         Ok(self.layout.lookup(self.keys, self.after, key))
     }
 }

@@ -14,6 +14,10 @@ use super::types::ColumnType;
 /// Deeper documents could exhaust the server's stack; they are kept as text.
 const DEEPEST: usize = 500;
 
+/// Documents of more parts could be larger in the server's own format than it allows, or need more memory at once than
+/// it gives: they are kept as text, too. 16 bytes for each and the text itself stay below 256 MB.
+const MOST_PARTS: usize = 8_000_000;
+
 /// What the field of a null is.
 pub const NULL: &[u8] = b"\\N";
 
@@ -244,9 +248,9 @@ pub fn json(raw: &str, out: &mut Vec<u8>) {
     }
 }
 
-/// `false` when the document is too deep.
+/// `false` when the document is too deep or has too many parts.
 fn json_tokens(raw: &[u8], out: &mut Vec<u8>) -> bool {
-    let (mut at, mut depth) = (0, 0_usize);
+    let (mut at, mut depth, mut parts) = (0, 0_usize, 0_usize);
     while let Some(&byte) = raw.get(at) {
         match byte {
             b'"' => {
@@ -259,7 +263,15 @@ fn json_tokens(raw: &[u8], out: &mut Vec<u8>) -> bool {
             }
             b'{' | b'[' => {
                 depth += 1;
+                parts += 1;
                 if depth > DEEPEST {
+                    return false;
+                }
+                out.push(byte);
+            }
+            b',' | b':' => {
+                parts += 1;
+                if parts > MOST_PARTS {
                     return false;
                 }
                 out.push(byte);

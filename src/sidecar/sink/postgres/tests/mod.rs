@@ -2,9 +2,14 @@
 
 mod columns;
 mod crashes;
+mod extremes;
+mod foreign;
 mod generations;
 mod locks;
 mod modes;
+mod naming;
+mod refusals;
 mod restarts;
 mod support;
 mod tls;
+mod typing;

@@ -173,6 +173,50 @@ pub fn write(sink: &mut PostgresSink, stream: StreamIndex, rows: &[&str]) {
     }
 }
 
+/// Rows of a stream, and the table that has to come of them.
+pub struct Case {
+    /// What it is about; also part of the table's name.
+    pub label: &'static str,
+    /// The `properties` of the stream's JSON schema, as JSON.
+    pub declared: &'static str,
+    /// The rows, as the source prints them.
+    pub rows: &'static [&'static str],
+    /// `name type` of each column, in their order; the usual types shortened as in [`short_type`].
+    pub columns: &'static [&'static str],
+    /// Each row's columns as text, joined by `|`; null is `∅`.
+    pub values: &'static [&'static str],
+}
+
+/// Loads the rows of each case into a table of its own and compares the table, read back with SQL.
+pub fn hold(cases: &[Case]) {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    for (index, case) in cases.iter().enumerate() {
+        let (label, table) = (case.label, format!("t{index}"));
+        let properties: Value = serde_json::from_str(case.declared).expect(label);
+        let mut stream = spec(&table, WriteMode::Append, &[]);
+        stream.json_schema = json!({"type": "object", "properties": properties});
+        let stream = sink.open(stream).expect(label);
+        write(&mut sink, stream, case.rows);
+        sink.finish(stream).expect(label);
+        let columns: Vec<String> = world.columns(&table).iter().map(|column| short_type(column)).collect();
+        assert_eq!(columns, case.columns, "{label}: columns");
+        // In the order of arrival, which a table that was only ever appended to keeps.
+        assert_eq!(world.rows(&format!("SELECT * FROM {table}")), case.values, "{label}: values");
+    }
+}
+
+/// `name type`, with `time` for timestamptz and `double` for double precision.
+fn short_type(column: &str) -> String {
+    let (name, kind) = column.rsplit_once('|').expect("name and type");
+    let kind = match kind {
+        "timestamp with time zone" => "time",
+        "double precision" => "double",
+        other => other,
+    };
+    format!("{name} {kind}")
+}
+
 /// Rows `{"id":n,"v":"…"}` with a filling of so many bytes.
 pub fn write_many(sink: &mut PostgresSink, stream: StreamIndex, ids: std::ops::Range<u32>, filling: usize) {
     let filling = "x".repeat(filling);

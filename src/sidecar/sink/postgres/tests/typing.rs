@@ -1,0 +1,361 @@
+//! Which type a column gets and what a value becomes in it: declared, by value, flattened.
+
+use super::support::{Case, hold};
+
+#[test]
+fn declared_types_decide_about_columns() {
+    hold(&[
+        Case {
+            label: "each type",
+            declared: r#"{"s":{"type":"string"},"i":{"type":"integer"},"n":{"type":"number"},
+                "w":{"type":"number","airbyte_type":"integer"},"b":{"type":"boolean"},
+                "dt":{"type":"string","format":"date-time"},"d":{"type":"string","format":"date"},
+                "a":{"type":"array","items":{"type":"integer"}},"o":{"type":"object"}}"#,
+            rows: &[
+                r#"{"s":"x","i":1,"n":1.5,"w":2,"b":true,"dt":"2024-01-31T10:00:00Z","d":"2024-01-31","a":[1,"2"],"o":{"k":{"l":1}}}"#,
+            ],
+            columns: &[
+                "s text",
+                "i bigint",
+                "n double",
+                "w bigint",
+                "b boolean",
+                "dt time",
+                "d time",
+                "a jsonb",
+                "o jsonb",
+            ],
+            values: &[r#"x|1|1.5|2|t|2024-01-31 10:00:00+00|2024-01-31 00:00:00+00|[1, "2"]|{"k": {"l": 1}}"#],
+        },
+        Case {
+            label: "lists of types: the first that is not null",
+            declared: r#"{"first":{"type":["null","integer"]},"last":{"type":["boolean","null"]},
+                "several":{"type":["null","number","string"]},"only":{"type":["null"]},"none":{"type":[]},
+                "day":{"type":["null","string"],"format":"date"},"time":{"type":["string","null"],"format":"date-time"},
+                "whole":{"type":["null","number"],"airbyte_type":"integer"},"doc":{"type":["object","null"]}}"#,
+            rows: &[
+                r#"{"first":1,"last":false,"several":2,"only":3,"none":4,"day":null,"time":"2024-01-31 10:00:00","whole":5,"doc":null}"#,
+            ],
+            columns: &[
+                "first bigint",
+                "last boolean",
+                "several double",
+                "only text",
+                "none text",
+                "day time",
+                "time time",
+                "whole bigint",
+                "doc jsonb",
+            ],
+            values: &["1|f|2|3|4|∅|2024-01-31 10:00:00+00|5|∅"],
+        },
+        Case {
+            label: "oneOf is text whatever else is said; what nobody knows is text",
+            declared: r#"{"one":{"oneOf":[{"type":"integer"}],"type":"integer"},"any":{"anyOf":[{"type":"integer"}]},
+                "both":{"anyOf":[{"type":"integer"}],"type":"integer"},"ref":{"$ref":"x"},"odd":{"type":"decimal"},
+                "empty":{},"yes":true,"nothing":null,"time":{"type":"string","format":"time"}}"#,
+            rows: &[
+                r#"{"one":1,"any":{"a":[1, 2]},"both":2,"ref":3.50,"odd":1e400,"empty":[],"yes":true,"nothing":"x","time":"10:00:00"}"#,
+            ],
+            columns: &[
+                "one text",
+                "any text",
+                "both bigint",
+                "ref text",
+                "odd text",
+                "empty text",
+                "yes text",
+                "nothing text",
+                "time text",
+            ],
+            values: &[r#"1|{"a":[1, 2]}|2|3.50|1e400|[]|true|x|10:00:00"#],
+        },
+        Case {
+            label: "declared columns are there without any value, in the schema's order",
+            declared: r#"{"z":{"type":"integer"},"a":{"type":"string"},"m":{"type":"object","properties":{"x":{"type":"integer"}}}}"#,
+            rows: &["{}", r#"{"m":{}}"#, r#"{"a":null,"new":1}"#],
+            columns: &["z bigint", "a text", "m jsonb", "new bigint"],
+            values: &["∅|∅|∅|∅", "∅|∅|{}|∅", "∅|∅|∅|1"],
+        },
+    ]);
+}
+
+#[test]
+fn undeclared_fields_are_typed_by_their_values() {
+    hold(&[
+        Case {
+            label: "numbers",
+            declared: "{}",
+            rows: &[
+                r#"{"whole":1,"neg":-9223372036854775808,"max":9223372036854775807,"over":9223372036854775808,"under":-9223372036854775809,"point":1.0,"exp":1e2,"EXP":1E-2,"zero":-0,"nzero":-0.0,"huge":1E400,"tiny":1e-400,"small":5e-324}"#,
+            ],
+            columns: &[
+                "whole bigint",
+                "neg bigint",
+                "max bigint",
+                "over text",
+                "under text",
+                "point double",
+                "exp double",
+                "EXP double",
+                "zero bigint",
+                "nzero double",
+                "huge text",
+                "tiny text",
+                "small double",
+            ],
+            values: &[
+                "1|-9223372036854775808|9223372036854775807|9223372036854775808|-9223372036854775809|1|100|0.01|0|-0|1E400|1e-400|5e-324",
+            ],
+        },
+        Case {
+            label: "strings: only what looks like RFC 3339 is a time",
+            declared: "{}",
+            rows: &[
+                r#"{"z":"2024-01-31T10:00:00Z","frac":"2024-01-31T10:00:00.123456Z","off":"2024-01-31T10:00:00+05:30","space":"2024-01-31 10:00:00-08:00","none":"2024-01-31T10:00:00","day":"2024-01-31","feb":"2023-02-29T00:00:00Z","num":"12","bool":"true","empty":"","epoch":1700000000}"#,
+            ],
+            columns: &[
+                "z time",
+                "frac time",
+                "off time",
+                "space time",
+                "none text",
+                "day text",
+                "feb text",
+                "num text",
+                "bool text",
+                "empty text",
+                "epoch bigint",
+            ],
+            values: &[
+                "2024-01-31 10:00:00+00|2024-01-31 10:00:00.123456+00|2024-01-31 04:30:00+00|2024-01-31 18:00:00+00|2024-01-31T10:00:00|2024-01-31|2023-02-29T00:00:00Z|12|true||1700000000",
+            ],
+        },
+        Case {
+            label: "arrays are JSON text as they came; booleans; null alone is no column",
+            declared: "{}",
+            rows: &[
+                r#"{"a":[1, {"b": "\u00e9\n"}],"e":[],"n":null,"t":true}"#,
+                r#"{"n":null,"late":null}"#,
+                r#"{"late":1,"t":false,"e":null}"#,
+            ],
+            columns: &["a text", "e text", "t boolean", "late bigint"],
+            values: &[r#"[1, {"b": "\u00e9\n"}]|[]|t|∅"#, "∅|∅|∅|∅", "∅|∅|f|1"],
+        },
+        Case {
+            label: "the first value types the column; others are converted or kept beside",
+            declared: "{}",
+            rows: &[
+                r#"{"i":1,"f":1.5,"b":true,"t":"2024-01-31T10:00:00Z","s":"x"}"#,
+                r#"{"i":"2","f":2,"b":"FALSE","t":"2024-01-31","s":3.10}"#,
+                r#"{"i":4.0,"f":"4.5","b":0,"t":"2024-01-31T10:00:00+0100","s":[1]}"#,
+                r#"{"i":4.5,"f":"x","b":"maybe","t":"later","s":{}}"#,
+                r#"{"i":true,"f":false,"b":2,"t":5,"s":null}"#,
+                r#"{"i":[1],"f":[],"b":[],"t":[],"s":true}"#,
+            ],
+            columns: &["i bigint", "f double", "b boolean", "t time", "s text", "_unmapped_data jsonb"],
+            values: &[
+                "1|1.5|t|2024-01-31 10:00:00+00|x|∅",
+                "2|2|f|2024-01-31 00:00:00+00|3.10|∅",
+                "4|4.5|f|2024-01-31 09:00:00+00|[1]|∅",
+                r#"∅|∅|∅|∅|∅|{"b": "maybe", "f": "x", "i": 4.5, "t": "later"}"#,
+                r#"∅|∅|∅|∅|∅|{"b": 2, "f": false, "i": true, "t": 5}"#,
+                r#"∅|∅|∅|∅|true|{"b": [], "f": [], "i": [1], "t": []}"#,
+            ],
+        },
+    ]);
+}
+
+#[test]
+fn undeclared_objects_are_flattened_and_declared_ones_are_documents() {
+    hold(&[
+        Case {
+            label: "names of all levels are joined",
+            declared: r#"{"doc":{"type":"object"}}"#,
+            rows: &[
+                r#"{"doc":{"a":{"b":1}},"a":{"b":1,"c":{"d":"x","e":[1]},"n":null,"o":{}},"p":{"":2}}"#,
+                r#"{"doc":[],"a":{"c":{"d":"y"},"b":2.0}}"#,
+                r#"{"doc":"text","a":5}"#,
+            ],
+            columns: &["doc jsonb", "a_b bigint", "a_c_d text", "a_c_e text", "p_ bigint", "a bigint"],
+            values: &[r#"{"a": {"b": 1}}|1|x|[1]|2|∅"#, "[]|2|y|∅|∅|∅", "\"text\"|∅|∅|∅|∅|5"],
+        },
+        Case {
+            label: "a declared scalar that gets an object keeps it whole",
+            declared: r#"{"s":{"type":"string"},"i":{"type":"integer"}}"#,
+            rows: &[r#"{"s":{"a": 1},"i":{"a":{"b":"\u0000"}}}"#],
+            columns: &["s text", "i bigint", "_unmapped_data jsonb"],
+            values: &[r#"{"a": 1}|∅|{"i": {"a": {"b": ""}}}"#],
+        },
+        Case {
+            label: "below the twelfth level it is a document",
+            declared: "{}",
+            rows: &[r#"{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"x":1},"b":2}}}}}}}}}}}}"#],
+            columns: &["a_a_a_a_a_a_a_a_a_a_a_a jsonb", "a_a_a_a_a_a_a_a_a_a_a_b bigint"],
+            values: &[r#"{"x": 1}|2"#],
+        },
+        Case {
+            label: "nothing to keep is a row all the same",
+            declared: "{}",
+            rows: &["{}", r#"{"a":{}}"#, r#"{"a":null}"#, r#" { "b" : 1 } "#],
+            columns: &["b bigint"],
+            values: &["∅", "∅", "∅", "1"],
+        },
+        Case {
+            label: "a row that is no object is kept whole",
+            declared: r#"{"a":{"type":"integer"}}"#,
+            rows: &["[1, 2]", "\"text\\u0000\"", "17", "true", "null", r#"{"a":1}"#],
+            columns: &["a bigint", "_unmapped_data jsonb"],
+            values: &["∅|[1, 2]", "∅|\"text\"", "∅|17", "∅|true", "∅|∅", "1|∅"],
+        },
+        Case {
+            label: "of a field that is there twice the last value counts",
+            declared: r#"{"a":{"type":"integer"}}"#,
+            rows: &[r#"{"a":1,"b":1,"a":2,"b":2}"#, r#"{"a":1,"a":null,"o":{"x":1,"x":2},"o":{"y":3}}"#],
+            columns: &["a bigint", "b bigint", "o_x bigint", "o_y bigint"],
+            values: &["2|2|∅|∅", "∅|∅|2|3"],
+        },
+    ]);
+}
+
+#[test]
+fn times_of_all_spellings_are_the_same_instant_or_kept_beside() {
+    hold(&[Case {
+        label: "declared",
+        declared: r#"{"t":{"type":"string","format":"date-time"}}"#,
+        rows: &[
+            r#"{"t":"2024-02-29T23:59:59Z"}"#,
+            r#"{"t":"2024-02-29t23:59:59z"}"#,
+            r#"{"t":"2024-02-29 23:59:59.5+01:00"}"#,
+            r#"{"t":"2024-02-29T23:59:59-0130"}"#,
+            r#"{"t":"2024-02-29T23:59:59+14:00"}"#,
+            r#"{"t":"2024-02-29T23:59:59"}"#,
+            r#"{"t":"2024-02-29T23:59Z"}"#,
+            r#"{"t":"2024-02-29"}"#,
+            r#"{"t":"1969-12-31T23:59:59.999999Z"}"#,
+            r#"{"t":"0001-01-01T00:00:00Z"}"#,
+            r#"{"t":"9999-12-31T23:59:59Z"}"#,
+            r#"{"t":"\u0032024-01-31T10:00:00Z"}"#,
+            r#"{"t":"0000-01-01T00:00:00Z"}"#,
+            r#"{"t":"10000-01-01T00:00:00Z"}"#,
+            r#"{"t":"2023-02-29T00:00:00Z"}"#,
+            r#"{"t":"2024-01-31T24:00:00Z"}"#,
+            r#"{"t":"infinity"}"#,
+            r#"{"t":"1700000000"}"#,
+            r#"{"t":1700000000}"#,
+            r#"{"t":""}"#,
+        ],
+        columns: &["t time", "_unmapped_data jsonb"],
+        values: &[
+            "2024-02-29 23:59:59+00|∅",
+            "2024-02-29 23:59:59+00|∅",
+            "2024-02-29 22:59:59.5+00|∅",
+            "2024-03-01 01:29:59+00|∅",
+            "2024-02-29 09:59:59+00|∅",
+            "2024-02-29 23:59:59+00|∅",
+            "2024-02-29 23:59:00+00|∅",
+            "2024-02-29 00:00:00+00|∅",
+            "1969-12-31 23:59:59.999999+00|∅",
+            "0001-01-01 00:00:00+00|∅",
+            "9999-12-31 23:59:59+00|∅",
+            "2024-01-31 10:00:00+00|∅",
+            r#"∅|{"t": "0000-01-01T00:00:00Z"}"#,
+            r#"∅|{"t": "10000-01-01T00:00:00Z"}"#,
+            r#"∅|{"t": "2023-02-29T00:00:00Z"}"#,
+            r#"∅|{"t": "2024-01-31T24:00:00Z"}"#,
+            r#"∅|{"t": "infinity"}"#,
+            r#"∅|{"t": "1700000000"}"#,
+            r#"∅|{"t": 1700000000}"#,
+            r#"∅|{"t": ""}"#,
+        ],
+    }]);
+}
+
+#[test]
+fn numbers_and_text_lose_nothing() {
+    hold(&[
+        Case {
+            label: "numbers in documents keep every digit",
+            declared: r#"{"d":{"type":"object"}}"#,
+            rows: &[
+                r#"{"d":[9007199254740993,12345678901234567890123456789,0.1234567890123456789012345,-0,1.50,1e3]}"#,
+                r#"{"d":{"large":1e200000,"small":1e-20000}}"#,
+            ],
+            columns: &["d jsonb"],
+            values: &[
+                "[9007199254740993, 12345678901234567890123456789, 0.1234567890123456789012345, 0, 1.50, 1000]",
+                r#"{"large": "1e200000", "small": "1e-20000"}"#,
+            ],
+        },
+        Case {
+            label: "doubles: what is rounded is kept exactly beside",
+            declared: r#"{"n":{"type":"number"}}"#,
+            rows: &[
+                r#"{"n":1.7976931348623157e308}"#,
+                r#"{"n":0.1}"#,
+                r#"{"n":"0.30000000000000004"}"#,
+                r#"{"n":9007199254740993}"#,
+                r#"{"n":3.14159265358979323846}"#,
+            ],
+            columns: &["n double", "_unmapped_data jsonb"],
+            values: &[
+                "1.7976931348623157e+308|∅",
+                "0.1|∅",
+                "0.30000000000000004|∅",
+                r#"9.007199254740992e+15|{"n": 9007199254740993}"#,
+                r#"3.141592653589793|{"n": 3.14159265358979323846}"#,
+            ],
+        },
+        Case {
+            label: "integers",
+            declared: r#"{"i":{"type":"integer"}}"#,
+            rows: &[
+                r#"{"i":9223372036854775807}"#,
+                r#"{"i":-9223372036854775808}"#,
+                r#"{"i":9223372036854775808}"#,
+                r#"{"i":1e3}"#,
+                r#"{"i":9007199254740993.0}"#,
+                r#"{"i":"-7"}"#,
+                r#"{"i":1.5}"#,
+                r#"{"i":""}"#,
+            ],
+            columns: &["i bigint", "_unmapped_data jsonb"],
+            values: &[
+                "9223372036854775807|∅",
+                "-9223372036854775808|∅",
+                r#"∅|{"i": 9223372036854775808}"#,
+                "1000|∅",
+                "9007199254740993|∅",
+                "-7|∅",
+                r#"∅|{"i": 1.5}"#,
+                r#"∅|{"i": ""}"#,
+            ],
+        },
+        Case {
+            label: "text: U+0000 goes, half a surrogate is a mark, everything else stays",
+            declared: r#"{"s":{"type":"string"},"d":{"type":"object"}}"#,
+            rows: &[
+                r#"{"s":"a\u0000b","d":{"k\u0000":"v\u0000"}}"#,
+                r#"{"s":"\ud83d\ude00 \ud83d \ude00","d":["\ud83d\ude00","\ud83d","\ude00x"]}"#,
+                r#"{"s":"\\N","d":"\\."}"#,
+                r#"{"s":"tab\tquote\"back\\slash","d":{"k":"tab\tquote\"back\\slash\/"}}"#,
+                "{\"s\":\"\u{fffd}é\u{7f}\",\"d\":[\"\u{fffd}é\u{7f}\"]}",
+            ],
+            columns: &["s text", "d jsonb"],
+            values: &[
+                r#"ab|{"k": "v"}"#,
+                "😀 \u{fffd} \u{fffd}|[\"😀\", \"\u{fffd}\", \"\u{fffd}x\"]",
+                r#"\N|"\\.""#,
+                "tab\tquote\"back\\slash|{\"k\": \"tab\\tquote\\\"back\\\\slash/\"}",
+                "\u{fffd}é\u{7f}|[\"\u{fffd}é\u{7f}\"]",
+            ],
+        },
+        Case {
+            label: "a key that is no text",
+            declared: "{}",
+            rows: &[r#"{"\ud800x":1,"ok":2}"#, r#"{"ok":3,"o":{"\udc00":4,"a\u0000b":5}}"#],
+            columns: &["_x bigint", "ok bigint", "o__ bigint", "o_a_b bigint"],
+            values: &["1|2|∅|∅", "∅|3|4|5"],
+        },
+    ]);
+}
