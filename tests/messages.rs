@@ -83,9 +83,9 @@ fn enormous_lines_pass_whatever_they_are() {
         filling() { head -c "$2" /dev/zero | tr '\000' "$1"; }
         rows one 1 1
         filling x 95000000; echo
-        printf '{"type":"LOG","log":{"level":"WARN","message":"'; filling y 20000000; printf '"}}\n'
+        printf '{"type":"LOG","log":{"level":"WARN","message":"'; filling y 3000000; printf '"}}\n'
         printf '{"type":"RECORD","record":{"stream":"one","emitted_at":1,"data":{"id":2,"text":"'; filling z 95000000; printf '"}}}\n'
-        filling e 9000000 >&2; echo >&2
+        filling e 3000000 >&2; echo >&2
         rows one 3 3
     "#;
     let done = world.run_script(script, &catalog(&["one"]));

@@ -303,9 +303,9 @@ impl Layout {
         self.columns.len() > columns
     }
 
-    /// Columns whose values stay in the row although others have to go, [`UNMAPPED`] and the order of arrival included.
+    /// Columns whose values stay in the row although others have to go: the key, the cursor, and those of ours.
     pub fn fixed(&self) -> usize {
-        self.key.len() + 4
+        self.key.len() + 5
     }
 
     /// Whether the column is one of them.
