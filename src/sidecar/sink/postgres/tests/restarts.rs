@@ -37,6 +37,33 @@ fn rows_survive_restarts_between_all_steps() {
 }
 
 #[test]
+fn a_server_that_is_just_starting_is_waited_for() {
+    let mut world = World::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let (mut config, server) = (world.config(), world.port());
+    config["host"] = json!("127.0.0.1");
+    config["port"] = json!(listener.local_addr().expect("an address").port());
+    let host = std::thread::spawn(move || {
+        // Two connections end before they have begun, the third one is the server's.
+        drop((listener.accept(), listener.accept()));
+        let (client, _) = listener.accept().expect("a connection");
+        let server = TcpStream::connect(("127.0.0.1", server)).expect("the server");
+        let clone = |stream: &TcpStream| stream.try_clone().expect("a second handle");
+        let (mut answers, mut to_client) = (clone(&server), clone(&client));
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut to_client));
+        std::io::copy(&mut &client, &mut &server).ok();
+        server.shutdown(Shutdown::Both).ok();
+    });
+    let mut sink = World::sink_of(&config, Duration::from_secs(20));
+    let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
+    sink.write(stream, &record(r#"{"id":1}"#)).expect("a row");
+    sink.finish(stream).expect("finish");
+    drop(sink);
+    host.join().expect("no panic");
+    assert_eq!(world.count("t"), 1);
+}
+
+#[test]
 fn columns_of_a_transaction_that_was_lost_come_again() {
     let mut world = World::new();
     let mut sink = world.sink();
