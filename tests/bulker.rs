@@ -106,7 +106,7 @@ fn a_wrong_token_fails_the_read_and_is_told_nowhere() {
     let destination = world.json("destination.json", &destination);
     let catalog = streams(&["items"], "full_refresh", "overwrite");
     let done = read(&world, &bulker, INSTANT, &json!({}), &catalog).with(&["--destination-config", &destination]).run();
-    let document = done.code(1).keeps(wrong).json();
+    let document = done.code(3).keeps(wrong).json();
     assert_eq!(document["status"], "FAILED", "{done}");
     let expected = format!(r#"Bulker at {}: stream "items", table "items": authToken was refused (401)"#, bulker.url);
     assert_eq!(document["streams"]["items"]["error"], expected, "{done}");
@@ -122,7 +122,7 @@ fn a_row_that_is_too_long_fails_its_stream_and_an_empty_stream_is_told() {
     let bulker = Bulker::start(&world, 0);
     let catalog = streams(&["wide", "good", "none"], "full_refresh", "overwrite");
     let done = read(&world, &bulker, WIDE, &json!({}), &catalog).run();
-    let document = done.code(1).json();
+    let document = done.code(3).json();
     assert_eq!(document["status"], "PARTIAL", "{done}");
     let error = document["streams"]["wide"]["error"].as_str().expect("an error");
     assert!(error.contains(r#"stream "wide", table "wide": a row of 200"#) && error.contains("1048576"), "{error}");

@@ -153,7 +153,7 @@ fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
                 &json!({"config": {}, "catalog": catalog(&["a"]), "destinationConfig": {"destinationType": "x", "p": secret}}),
             ),
             400,
-            vec!["known types are postgres, discard"],
+            vec!["known types are postgres, bulker, discard"],
         ),
         ("no such path", service.http.get("/nothing"), 404, vec!["openapi.json"]),
         ("another method", service.http.get("/check"), 405, vec!["POST"]),

@@ -10,10 +10,12 @@ use crate::task::ReadOptions;
 pub fn spec(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> StreamSpec {
     let stream = &configured.stream;
     let name = configured.name();
-    let primary_key = if configured.primary_key.is_empty() {
-        stream.source_defined_primary_key.clone()
-    } else {
-        configured.primary_key.clone()
+    // Rows of one key are one row only where somebody asks for it: elsewhere all of them stay.
+    let is_unique = options.deduplicate && configured.destination_sync_mode != Some(DestinationSyncMode::Append);
+    let primary_key = match (is_unique, configured.primary_key.is_empty()) {
+        (false, _) => Vec::new(),
+        (true, false) => configured.primary_key.clone(),
+        (true, true) => stream.source_defined_primary_key.clone(),
     };
     let cursor = if configured.cursor_field.is_empty() {
         stream.default_cursor_field.clone()
@@ -75,8 +77,7 @@ fn write_mode(configured: &ConfiguredStream, options: &ReadOptions, has_key: boo
         Some(_) => false,
     };
     // Overwriting with only what is new would lose what is not: then it is merged, if it can be.
-    let merge = has_key && options.deduplicate && configured.destination_sync_mode != Some(Mode::Append);
-    match (replace, merge) {
+    match (replace, has_key) {
         (true, _) => WriteMode::Replace,
         (false, true) => WriteMode::Merge,
         (false, false) => WriteMode::Append,
@@ -87,7 +88,33 @@ fn write_mode(configured: &ConfiguredStream, options: &ReadOptions, has_key: boo
 mod tests {
     use super::{schema, table};
     use crate::airbyte::message::StreamName;
+    use crate::airbyte::state::Progress;
+    use crate::sidecar::sink::WriteMode;
     use crate::task::ReadOptions;
+
+    #[test]
+    fn a_key_counts_only_where_rows_are_deduplicated() {
+        let all = ReadOptions::default();
+        let apart = ReadOptions { deduplicate: false, ..ReadOptions::default() };
+        let anew = ReadOptions { full_sync: true, ..ReadOptions::default() };
+        for (label, write, options, expected) in [
+            ("overwrite", "overwrite", &all, Some(WriteMode::Replace)),
+            ("overwrite, nothing deduplicated", "overwrite", &apart, None),
+            ("append_dedup", "append_dedup", &all, Some(WriteMode::Merge)),
+            ("append_dedup, nothing deduplicated", "append_dedup", &apart, None),
+            ("append", "append", &all, None),
+            ("append, full sync", "append", &anew, None),
+            ("append_dedup, full sync", "append_dedup", &anew, Some(WriteMode::Replace)),
+        ] {
+            let configured = serde_json::from_value(serde_json::json!({
+                "stream": {"name": "s", "source_defined_primary_key": [["id"]]}, "sync_mode": "full_refresh",
+                "destination_sync_mode": write,
+            }))
+            .expect("a stream");
+            let spec = super::spec(&configured, options, &Progress::default());
+            assert_eq!(Some(spec.mode).filter(|_| !spec.primary_key.is_empty()), expected, "{label}");
+        }
+    }
 
     #[test]
     fn tables_are_placed_and_named_as_the_options_say() {

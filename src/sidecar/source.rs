@@ -163,13 +163,16 @@ impl Source {
         if let Some(stopped) = stop.reason(self.unsigned) {
             return Ok(Input::Stopped(stopped));
         }
+        // Asked for before the pipe is: what it wrote before it ended is in there then, and is not mistaken for silence.
+        let ended = !self.life.heard.load(Ordering::Relaxed) && self.pipes.join(EXIT_CODE_FILE).exists();
         let line = self
             .stdout
-            .next(TICK)
+            .next(if ended { Duration::ZERO } else { TICK })
             .map_err(|error| Failure::new(Class::SidecarFailed, format!("reading the connector's stdout: {error}")))?;
         // Noted once at the end of a run of lines: the clock is not asked at each of them.
         if line != Line::Quiet {
             self.unsigned = true;
+            self.life.heard.store(true, Ordering::Relaxed);
         } else if std::mem::take(&mut self.unsigned) {
             self.life.sign();
         }
@@ -181,9 +184,7 @@ impl Source {
             Line::TooLong(head, length) => Input::Lost(String::from_utf8_lossy(head).into_owned(), length),
             Line::End => Input::End,
             // It has ended before it had opened its pipes.
-            Line::Quiet if !self.life.heard.load(Ordering::Relaxed) && self.pipes.join(EXIT_CODE_FILE).exists() => {
-                Input::End
-            }
+            Line::Quiet if ended => Input::End,
             Line::Quiet => self.life.silent().map_or(Input::Quiet, Input::Silent),
         })
     }
@@ -283,5 +284,54 @@ impl Life {
         let quiet_for = self.last_sign.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         let text = || format!("the connector wrote nothing for {} s", limit.as_secs());
         (quiet_for >= limit).then(|| Failure::new(Class::Silence, text()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::{EXIT_CODE_FILE, Input, LONGEST_STDOUT, Life, Source};
+    use crate::secret::Masker;
+    use crate::sidecar::Stop;
+    use crate::sidecar::pipes::{self, Lines};
+
+    #[test]
+    fn what_a_connector_wrote_before_a_quick_end_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("stdout");
+        pipes::make(&path).expect("a FIFO");
+        let mut source = Source {
+            stdout: Lines::open(&path, LONGEST_STDOUT).expect("the FIFO"),
+            stderr: None,
+            pipes: folder.path().to_owned(),
+            life: Life {
+                silence: Duration::from_mins(1),
+                init_timeout: Duration::from_mins(1),
+                last_sign: Arc::new(std::sync::Mutex::new(std::time::Instant::now())),
+                last_lines: Arc::default(),
+                heard: Arc::default(),
+                masker: Masker::default(),
+            },
+            unsigned: false,
+            exit_code: std::cell::OnceCell::new(),
+            stderr_thread: None,
+        };
+        let mut connector = std::fs::File::options().write(true).open(&path).expect("the other end");
+        connector.write_all(b"one\ntwo\n").expect("room");
+        std::fs::write(folder.path().join(EXIT_CODE_FILE), "0\n").expect("a file");
+        drop(connector);
+        let stop = Stop::new(Arc::new(AtomicBool::new(false)), Duration::from_mins(1));
+        for expected in ["one", "two"] {
+            match source.next(&stop).expect("no trouble") {
+                Input::Line(line) => assert_eq!(line, expected),
+                _ => panic!("{expected} is missing"),
+            }
+        }
+        assert!(matches!(source.next(&stop), Ok(Input::End)));
+        assert_eq!(source.exit_code(), Some(0));
     }
 }
