@@ -159,8 +159,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-con
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sync-id -d 'The sync that this task belongs to: states are kept under it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state -d 'Where to resume: a file with Airbyte state messages, or `db` for the state stored for the sync [default: from scratch]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-id -d 'Id of this task, unique among all tasks [default: a new UUID]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l target-namespace -d 'Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream\'s own' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l table-name-prefix -d 'Put this before every table name' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l target-namespace -d 'Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream\'s own, and with ${LEGACY} everything goes into the default schema, and the namespace into the tables\' names' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l table-name-prefix -d 'Put this before every table name; ${SOURCE_NAMESPACE} stands for the stream\'s namespace. A "table_name" in the catalog is taken as it is' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"

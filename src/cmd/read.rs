@@ -36,10 +36,12 @@ pub struct ReadArgs {
     /// Id of this task, unique among all tasks [default: a new UUID]
     #[arg(long, value_name = "ID")]
     task_id: Option<String>,
-    /// Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream's own
+    /// Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream's own, and with ${LEGACY} everything goes into
+    /// the default schema, and the namespace into the tables' names
     #[arg(long, value_name = "NAMESPACE")]
     target_namespace: Option<String>,
-    /// Put this before every table name
+    /// Put this before every table name; ${SOURCE_NAMESPACE} stands for the stream's namespace. A "table_name" in the
+    /// catalog is taken as it is
     #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
     table_name_prefix: String,
     /// Lower-case table and column names

@@ -279,8 +279,9 @@ fn read() -> Value {
     parameters.extend([
         id("syncId", "The sync that the task belongs to; one task of a sync runs at a time."),
         id("taskId", "Unique for each task. The same request with the same id starts nothing a second time."),
-        query("namespace", false, "Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream's own.", &text),
-        query("tableNamePrefix", false, "Put before every table name.", &text),
+        query("namespace", false, "Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream's own, and with ${LEGACY} everything goes \
+             into the default schema, and the namespace into the tables' names.", &text),
+        query("tableNamePrefix", false, "Put before every table name; a table_name in the catalog is taken as it is.", &text),
         flag("toSameCase", "Lower-case table and column names."),
         flag("addMeta", "Add a column _jitsu_timestamp."),
         flag("deduplicate", "Merge by primary key where the catalog asks for it; true unless told otherwise."),

@@ -3,8 +3,10 @@
 //! A sink knows streams, rows and checkpoints; it knows nothing of states, statuses or the connector. Adding a
 //! destination is one file here and one line in [`KNOWN`].
 
+mod backoff;
 mod bulker;
 mod discard;
+mod fields;
 mod postgres;
 
 use std::fmt::Debug;

@@ -4,8 +4,9 @@ use secrecy::ExposeSecret;
 use serde_json::Value;
 use url::{Host, Url};
 
-use crate::failure::{Class, Failure};
+use crate::failure::Failure;
 use crate::secret::Secret;
+use crate::sidecar::sink::fields::{invalid, required, text};
 
 /// A Bulker instance, ready to be connected to.
 #[derive(Debug, Clone)]
@@ -87,23 +88,6 @@ fn place(text: &str) -> Result<Place, &'static str> {
         Host::Ipv6(address) => address.to_string(),
     };
     Ok(Place { secure, host, port, authority, prefix: url.path().trim_end_matches('/').to_owned() })
-}
-
-/// A field that is text; empty is absent.
-fn text(config: &Value, field: &str) -> Result<Option<String>, Failure> {
-    match config.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-        Some(_) => Err(invalid(field, "expected a string")),
-    }
-}
-
-fn required(config: &Value, field: &str) -> Result<String, Failure> {
-    text(config, field)?.ok_or_else(|| invalid(field, "is required"))
-}
-
-fn invalid(field: &str, why: &str) -> Failure {
-    Failure::new(Class::InvalidInput, format!("destinationConfig.{field}: {why}"))
 }
 
 #[cfg(test)]

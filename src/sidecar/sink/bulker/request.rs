@@ -15,9 +15,8 @@ use super::config::Place;
 use super::http::{self, Answer, Chunk};
 use super::row::LONGEST_LINE;
 use super::wire::{Sent, Wire};
+use crate::sidecar::sink::backoff::Backoff;
 
-/// The first pause before another attempt, and the longest one.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// What one request may keep for being sent again.
 const KEPT_BY_REQUEST: usize = 4 << 20;
 /// What all requests together may keep.
@@ -73,28 +72,6 @@ impl Server {
 
     fn backoff(&self) -> Backoff {
         Backoff::new(if self.given_up { Duration::ZERO } else { self.limits.patience })
-    }
-}
-
-/// Pauses that grow until patience ends.
-struct Backoff {
-    until: Instant,
-    pause: Duration,
-}
-
-impl Backoff {
-    fn new(patience: Duration) -> Self {
-        Self { until: Instant::now() + patience, pause: PAUSES.0 }
-    }
-
-    /// Waits; `false` when there is no time left.
-    fn wait(&mut self) -> bool {
-        if Instant::now() + self.pause > self.until {
-            return false;
-        }
-        std::thread::sleep(self.pause);
-        self.pause = (self.pause * 2).min(PAUSES.1);
-        true
     }
 }
 

@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::db::{Certificates, SslMode, Target};
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
+use crate::sidecar::sink::fields::{invalid, required, text};
 
 /// The port of a configuration that names none.
 const PORT: u16 = 5432;
@@ -59,19 +60,6 @@ impl Settings {
     }
 }
 
-/// A field that is text; empty is absent.
-fn text(config: &Value, field: &str) -> Result<Option<String>, Failure> {
-    match config.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-        Some(_) => Err(invalid(field, "expected a string")),
-    }
-}
-
-fn required(config: &Value, field: &str) -> Result<String, Failure> {
-    text(config, field)?.ok_or_else(|| invalid(field, "is required"))
-}
-
 fn port(config: &Value) -> Result<u16, Failure> {
     let number = match config.get("port") {
         None | Some(Value::Null) => Some(PORT),
@@ -94,10 +82,6 @@ fn parameters(config: &Value) -> Result<Vec<(String, String)>, Failure> {
         _ => Err(invalid(&format!("parameters.{name}"), "expected a string, a number or a boolean")),
     };
     fields.iter().filter(|(_, value)| !value.is_null()).map(parameter).collect()
-}
-
-fn invalid(field: &str, why: &str) -> Failure {
-    Failure::new(Class::InvalidInput, format!("destinationConfig.{field}: {why}"))
 }
 
 #[cfg(test)]

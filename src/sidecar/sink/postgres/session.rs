@@ -5,7 +5,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
@@ -13,11 +13,10 @@ use postgres::{Client, SimpleQueryMessage};
 use super::LOCK_PATIENCE;
 use crate::db::{DbError, Target};
 use crate::sidecar::sink::SinkError;
+use crate::sidecar::sink::backoff::Backoff;
 
 /// How the server lists our connections.
 const APPLICATION: &str = "syncctl-sidecar";
-/// The first pause before another attempt, and the longest one.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How much is handed to the connection at a time: enough for a full socket, little beside a chunk.
 const PIECE: usize = 64 * 1024;
 /// Where the server was told to report commits that a crash of its own could undo, a state could outlive its rows. Who
@@ -89,12 +88,6 @@ impl Trouble {
     }
 }
 
-/// Pauses that grow until patience ends.
-struct Backoff {
-    until: Instant,
-    pause: Duration,
-}
-
 /// What is left of the patience with one piece of work.
 struct Patience {
     /// For what keeps the server from doing it.
@@ -106,22 +99,6 @@ struct Patience {
 impl Patience {
     fn new(place: &Place) -> Self {
         Self { server: Backoff::new(place.patience), lock: Backoff::new(place.patience * LOCK_PATIENCE) }
-    }
-}
-
-impl Backoff {
-    fn new(patience: Duration) -> Self {
-        Self { until: Instant::now() + patience, pause: PAUSES.0 }
-    }
-
-    /// Waits; `false` when there is no time left.
-    fn wait(&mut self) -> bool {
-        if Instant::now() + self.pause > self.until {
-            return false;
-        }
-        std::thread::sleep(self.pause);
-        self.pause = (self.pause * 2).min(PAUSES.1);
-        true
     }
 }
 
