@@ -274,7 +274,13 @@ impl<'a> Session<'a> {
         /// Enough to tell what is wrong.
         const MOST: usize = 100;
         if self.unknown.len() < MOST && !self.unknown.contains(&name) {
-            let text = format!("records of stream {} are dropped: the catalog does not select it", name.key());
+            let why = if self.streams.is_ambiguous(&name) {
+                self.changed = true;
+                "they name no namespace, and the catalog selects it in several"
+            } else {
+                "the catalog does not select it"
+            };
+            let text = format!("records of stream {} are dropped: {why}", name.key());
             self.to.log.write(Level::Warn, "syncctl", &text);
             self.unknown.push(name);
         }
