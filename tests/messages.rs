@@ -131,6 +131,23 @@ fn a_million_log_lines_are_capped_and_counted() {
 }
 
 #[test]
+fn messages_that_only_the_sidecar_tells_take_no_row_from_others() {
+    let Some(world) = World::new() else { return };
+    let task = unique("chatty-");
+    let script = r#"
+        yes '{"type":"LOG","log":{"level":"DEBUG","message":"detail"}}' | head -n 5000
+        log INFO 'worth knowing'
+    "#;
+    let program = world.script(script, &catalog(&["one"]), &task).env("SYNCCTL_LOG_LEVEL", "DEBUG");
+    program.run().code(0);
+    let kept = world.schema.texts(&format!(
+        "SELECT message FROM task_log WHERE task_id = '{task}' AND message <> 'detail' ORDER BY timestamp, id"
+    ));
+    assert_eq!(kept, ["worth knowing"], "what is stored nowhere is not dropped either");
+    assert_eq!(world.schema.number("SELECT count(*) FROM task_log WHERE level = 'DEBUG'"), 0);
+}
+
+#[test]
 fn streams_of_equal_names_get_tables_of_their_own() {
     let Some(world) = World::new() else { return };
     let names = [("one", "n"), ("two", "n"), ("", "a.b"), ("", "a/b"), ("", "Named")];

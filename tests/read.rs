@@ -109,6 +109,22 @@ fn what_a_connector_uses_is_told_while_it_runs() {
 }
 
 #[test]
+fn a_source_that_never_pauses_for_long_is_shown_as_it_goes() {
+    let Some(world) = World::new() else { return };
+    let task = unique("steady-");
+    let script = r#"while :; do row a '{"id":1}'; sleep 0.1; done"#;
+    let running = world.script(script, &catalog(&["a"]), &task).start();
+    // The first row is always shown: the stream has begun then.
+    eventually("counts that grow", Duration::from_mins(1), || {
+        let (status, _) = world.schema.task(&task)?;
+        let events = world.schema.streams(&task)["a"]["events"].as_u64()?;
+        (status == "RUNNING" && events >= 20).then_some(())
+    });
+    running.signal(Signal::INT);
+    running.wait().code(130);
+}
+
+#[test]
 fn a_second_read_without_state_starts_from_scratch_and_merges() {
     let Some(world) = World::new() else { return };
     let mut catalog = configured(&discover(&world, INSTANT, &json!({})), "incremental", "append_dedup");

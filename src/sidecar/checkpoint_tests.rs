@@ -1,4 +1,5 @@
-//! Commits that no state asks for: by size, by time, and what they mean for states that wait.
+//! Commits that no state asks for: by size, by time, and what they mean for states that wait. And rows that nobody can
+//! tell the stream of.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
@@ -59,7 +60,10 @@ impl Sink for Notes {
 fn streams(names: &[&str], bytes: u64, interval: Duration) -> (Streams, Arc<Mutex<Vec<String>>>) {
     let configured = names.iter().map(|name| {
         let mode = if *name == "full" { ["full_refresh", "overwrite"] } else { ["incremental", "append"] };
-        serde_json::json!({"stream": {"name": name}, "sync_mode": mode[0], "destination_sync_mode": mode[1]})
+        // As `namespace.name`.
+        let (namespace, name) = name.rsplit_once('.').unwrap_or(("", name));
+        let stream = serde_json::json!({"name": name, "namespace": namespace});
+        serde_json::json!({"stream": stream, "sync_mode": mode[0], "destination_sync_mode": mode[1]})
     });
     let catalog = serde_json::json!({"streams": configured.collect::<Vec<_>>()});
     let catalog: ConfiguredCatalog = serde_json::from_value(catalog).expect("a catalog");
@@ -172,4 +176,31 @@ fn a_global_state_of_a_failed_stream_is_never_released() {
     std::thread::sleep(SOON * 2);
     assert_eq!(streams.commit_overdue(), []);
     assert_eq!(streams.status(&StreamName::new(None, "full"), "COMPLETE"), []);
+}
+
+#[test]
+fn a_row_of_one_of_several_streams_lets_none_of_them_succeed() {
+    let (mut streams, calls) = streams(&["one.users", "two.users", "one.orders"], 1 << 20, NEVER);
+    let users = ["one", "two"].map(|namespace| StreamName::new(Some(namespace), "users"));
+    row(&mut streams, "orders");
+    assert_eq!(streams.status(&users[0], "STARTED"), []);
+    let record = |namespace: Option<&'static str>| Record {
+        stream: Cow::Borrowed("users"),
+        namespace: namespace.map(Cow::Borrowed),
+        data: Cow::Borrowed("{}"),
+        emitted_at: None,
+    };
+    assert_eq!(streams.record(&record(Some("three"))), Err(StreamName::new(Some("three"), "users")));
+    assert_eq!(taken(&calls), Vec::<String>::new(), "a namespace that is not selected is no doubt");
+    let bare = StreamName::new(None, "users");
+    assert_eq!(streams.record(&record(None)), Err(bare.clone()));
+    assert!(streams.is_ambiguous(&bare));
+    for name in &users {
+        assert_eq!(streams.status(name, "COMPLETE"), []);
+    }
+    streams.status(&StreamName::new(Some("one"), "orders"), "COMPLETE");
+    assert_eq!(taken(&calls), ["abort users", "abort users", "finish orders"]);
+    let reports = streams.reports();
+    let statuses = ["one.users", "two.users", "one.orders"].map(|key| reports[key].status);
+    assert_eq!(statuses, [StreamStatus::Failed, StreamStatus::Failed, StreamStatus::Success]);
 }

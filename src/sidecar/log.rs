@@ -113,6 +113,8 @@ struct Shared {
     rows: AtomicU64,
     severe_rows: AtomicU64,
     dropped: AtomicU64,
+    /// Messages that only the sidecar's own log takes.
+    told: AtomicU64,
 }
 
 impl TaskLog {
@@ -134,6 +136,7 @@ impl TaskLog {
                 rows: AtomicU64::new(0),
                 severe_rows: AtomicU64::new(0),
                 dropped: AtomicU64::new(0),
+                told: AtomicU64::new(0),
             }),
         }
     }
@@ -155,6 +158,13 @@ impl TaskLog {
         if !(stored || level.is_told()) || message.trim().is_empty() {
             return;
         }
+        // What is stored nowhere takes no row from what is.
+        if !stored {
+            if shared.told.fetch_add(1, Ordering::Relaxed) < MOST_ROWS {
+                level.tell(logger, &shared.row(level, logger, message).message);
+            }
+            return;
+        }
         let severe = level >= Level::Warn && shared.severe_rows.fetch_add(1, Ordering::Relaxed) < MOST_SEVERE_ROWS;
         if !severe && shared.rows.fetch_add(1, Ordering::Relaxed) >= MOST_ROWS {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
@@ -162,9 +172,6 @@ impl TaskLog {
         }
         let row = shared.row(level, logger, message);
         level.tell(logger, &row.message);
-        if !stored {
-            return;
-        }
         let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.as_ref().is_none_or(|queue| queue.try_send(row).is_err()) {
             shared.dropped.fetch_add(1, Ordering::Relaxed);

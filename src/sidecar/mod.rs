@@ -18,7 +18,6 @@ pub mod sink;
 mod source;
 mod streams;
 
-use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,11 +80,7 @@ pub enum End {
 pub struct Stop {
     terminated: Arc<AtomicBool>,
     deadline: Instant,
-    asked: Cell<u32>,
 }
-
-/// Lines between two looks at the clock.
-const LINES_PER_LOOK: u32 = 1024;
 
 /// Why a task stops before the connector has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,20 +97,15 @@ impl Stop {
         let now = Instant::now();
         // A timeout beyond what the clock can hold is none.
         let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_hours(10 * 365 * 24));
-        Self { terminated, deadline, asked: Cell::new(0) }
+        Self { terminated, deadline }
     }
 
-    /// Whether to stop now. In the middle of a run of lines (`busy`) the clock is asked only now and then.
+    /// Whether to stop now. In the middle of a run of lines (`busy`) the clock is not asked.
     pub fn reason(&self, busy: bool) -> Option<Stopped> {
         if self.terminated.load(Ordering::Relaxed) {
             return Some(Stopped::Cancelled);
         }
-        let asked = self.asked.get();
-        self.asked.set(asked.wrapping_add(1));
-        if busy && !asked.is_multiple_of(LINES_PER_LOOK) {
-            return None;
-        }
-        (Instant::now() >= self.deadline).then_some(Stopped::TimeExceeded)
+        (!busy && Instant::now() >= self.deadline).then_some(Stopped::TimeExceeded)
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Lines {
     /// Where the line that was handed out ends: its bytes go at the next call.
     consumed: usize,
     ended: bool,
+    /// The last step asked the pipe.
+    asked: bool,
 }
 
 /// How much of a line that is too long is kept.
@@ -74,12 +76,13 @@ impl Lines {
 
     fn of(pipe: OwnedFd, limit: usize) -> Self {
         let buffer = Vec::with_capacity(2 * CHUNK);
-        Self { pipe, limit, buffer, start: 0, searched: 0, skipped: None, consumed: 0, ended: false }
+        Self { pipe, limit, buffer, start: 0, searched: 0, skipped: None, consumed: 0, ended: false, asked: false }
     }
 
     /// The next line, or what there is instead; waits at most for `patience`.
     pub fn next(&mut self, patience: Duration) -> io::Result<Line<'_>> {
         self.start = self.consumed;
+        self.asked = false;
         loop {
             if let Some(newline) = memchr::memchr(b'\n', &self.buffer[self.searched..]) {
                 let end = self.searched + newline;
@@ -107,6 +110,11 @@ impl Lines {
         }
     }
 
+    /// Whether the last step had to ask the pipe, and so may have waited: then time has passed.
+    pub fn has_asked(&self) -> bool {
+        self.asked
+    }
+
     /// Forgets the middle of a line that is too long, but not how it began.
     fn skip(&mut self) {
         let unread = self.buffer.len() - self.start;
@@ -132,6 +140,7 @@ impl Lines {
 
     /// Reads more; false when nothing came in time.
     fn fill(&mut self, patience: Duration) -> io::Result<bool> {
+        self.asked = true;
         if self.start > 0 {
             self.buffer.drain(..self.start);
             (self.searched, self.start) = (self.searched - self.start, 0);

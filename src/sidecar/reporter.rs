@@ -45,15 +45,13 @@ impl Reporter {
         Self { shared, thread: Some(thread), row }
     }
 
-    /// Shows the reports: now if it matters, else with the next heartbeat.
-    pub fn publish(&self, reports: StreamReports, now: bool) {
+    /// Shows the reports.
+    pub fn publish(&self, reports: StreamReports) {
         let (report, wake) = &*self.shared;
         let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
         report.reports = reports;
-        if now {
-            report.changed = true;
-            wake.notify_one();
-        }
+        report.changed = true;
+        wake.notify_one();
     }
 
     /// Ends the thread.

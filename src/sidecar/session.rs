@@ -20,16 +20,13 @@ use crate::task::{Estimate, StreamReports, StreamStatus, Task, TaskStatus};
 
 /// How often counts are shown while records come.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
-/// How soon a change of a status is shown, at least: with thousands of streams each look at all of them costs.
-const CHANGE_INTERVAL: Duration = Duration::from_millis(200);
+/// How soon a change of a status is shown, at least, and how often it is looked what time asks for: with thousands of
+/// streams each look at all of them costs.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the database may be away when only what the connector has used would be lost.
 const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(2);
-/// Lines between two looks at the clock for what is shown.
-const LINES_PER_LOOK: u32 = 4096;
 /// A commit that takes longer is a sign of life: meanwhile nobody listens to the connector.
 const LONG_COMMIT: Duration = Duration::from_secs(1);
-/// Records between two looks at the clock for what is to be committed: few come where a source is slow.
-const RECORDS_PER_COMMIT_LOOK: u32 = 64;
 
 /// A read: what it is, and where it is written down.
 #[derive(Clone, Copy)]
@@ -85,9 +82,11 @@ struct Session<'a> {
     forgets: bool,
     /// Something else than a count has changed since the reports were shown.
     changed: bool,
-    /// Lines since the clock was looked at.
-    lines: u32,
+    /// Rows have come since the reports were shown.
+    counted: bool,
     shown: Instant,
+    /// When it was looked what time asks for.
+    looked: Instant,
 }
 
 impl<'a> Session<'a> {
@@ -112,8 +111,9 @@ impl<'a> Session<'a> {
             last_states: Vec::new(),
             forgets: task.options.full_sync,
             changed: false,
-            lines: 0,
+            counted: false,
             shown: Instant::now(),
+            looked: Instant::now(),
         })
     }
 
@@ -139,19 +139,7 @@ impl<'a> Session<'a> {
                         self.lost.get_or_insert(reason);
                     }
                 }
-                Input::Quiet => {
-                    let began = Instant::now();
-                    let storable = self.streams.commit_overdue();
-                    self.store(storable)?;
-                    self.streams.tend();
-                    self.tell_warnings();
-                    if began.elapsed() >= LONG_COMMIT {
-                        source.alive();
-                    }
-                    self.changed |= self.lines > 0 && self.shown.elapsed() >= COUNT_INTERVAL;
-                    self.lines = 0;
-                    self.show();
-                }
+                Input::Quiet => {}
                 Input::End => {
                     let with_us = source.was_ended_with_us(stop);
                     return Ok(if with_us { Ended::Stopped(Stopped::Cancelled) } else { Ended::Source });
@@ -162,7 +150,10 @@ impl<'a> Session<'a> {
             if self.streams.is_refused() {
                 return Ok(Ended::Destination);
             }
-            self.show_now_and_then();
+            // Never only when nothing comes: a source may write a line each moment, and rows seldom.
+            if source.time_passed() {
+                self.look_after(source)?;
+            }
         }
     }
 
@@ -174,10 +165,7 @@ impl<'a> Session<'a> {
                     Ok(changed) => self.changed |= changed,
                     Err(name) => self.unknown(name),
                 }
-                if self.lines.is_multiple_of(RECORDS_PER_COMMIT_LOOK) {
-                    let storable = self.streams.commit_overdue();
-                    self.store(storable)?;
-                }
+                self.counted = true;
                 return Ok(false);
             }
             Message::State(state) => {
@@ -228,22 +216,26 @@ impl<'a> Session<'a> {
         Ok(true)
     }
 
-    /// Looks now and then whether it is time to show how far it is.
-    fn show_now_and_then(&mut self) {
-        self.lines += 1;
-        if self.changed || self.lines >= LINES_PER_LOOK {
-            self.lines = 0;
-            if self.shown.elapsed() >= if self.changed { CHANGE_INTERVAL } else { COUNT_INTERVAL } {
-                self.changed = true;
-                self.show();
-            }
+    /// Does what time asks for: commits, what the destination has to do meanwhile, and telling how far it is.
+    fn look_after(&mut self, source: &mut Source) -> Result<(), Failure> {
+        let began = Instant::now();
+        if began.duration_since(self.looked) < LOOK_INTERVAL {
+            return Ok(());
         }
-    }
-
-    /// Shows how far it is: at once where something has changed, else with the next sign of life.
-    fn show(&mut self) {
-        self.shown = Instant::now();
-        self.reporter.publish(self.reports(), std::mem::take(&mut self.changed));
+        let storable = self.streams.commit_overdue();
+        self.store(storable)?;
+        self.streams.tend();
+        self.tell_warnings();
+        self.looked = Instant::now();
+        if self.looked.duration_since(began) >= LONG_COMMIT {
+            source.alive();
+        }
+        let counts = self.counted && self.looked.duration_since(self.shown) >= COUNT_INTERVAL;
+        if self.changed || counts {
+            self.reporter.publish(self.reports());
+            (self.shown, self.changed, self.counted) = (self.looked, false, false);
+        }
+        Ok(())
     }
 
     fn tell_warnings(&mut self) {
@@ -282,7 +274,13 @@ impl<'a> Session<'a> {
         /// Enough to tell what is wrong.
         const MOST: usize = 100;
         if self.unknown.len() < MOST && !self.unknown.contains(&name) {
-            let text = format!("records of stream {} are dropped: the catalog does not select it", name.key());
+            let why = if self.streams.is_ambiguous(&name) {
+                self.changed = true;
+                "they name no namespace, and the catalog selects it in several"
+            } else {
+                "the catalog does not select it"
+            };
+            let text = format!("records of stream {} are dropped: {why}", name.key());
             self.to.log.write(Level::Warn, "syncctl", &text);
             self.unknown.push(name);
         }

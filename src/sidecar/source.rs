@@ -45,6 +45,8 @@ pub struct Source {
     life: Life,
     /// Lines have come since the last sign of life was noted.
     unsigned: bool,
+    /// There was a sign of life since the last line.
+    signed: bool,
     /// Set once it was waited for.
     exit_code: OnceCell<Option<i32>>,
     stderr_thread: Option<JoinHandle<()>>,
@@ -117,6 +119,7 @@ impl Source {
                 masker: masker.clone(),
             },
             unsigned: false,
+            signed: true,
             exit_code: OnceCell::new(),
             stderr_thread: None,
         })
@@ -149,8 +152,15 @@ impl Source {
     }
 
     /// A sign of life that is not the connector's own: a commit that took its time.
-    pub fn alive(&self) {
+    pub fn alive(&mut self) {
         self.life.sign();
+        self.signed = true;
+    }
+
+    /// Whether time may have passed since the last line: it was waited for, or there was a sign of life. In a run of lines
+    /// that are here already nobody need ask the clock.
+    pub fn time_passed(&self) -> bool {
+        self.signed || self.stdout.has_asked()
     }
 
     /// A line that explains a failure if nothing better does.
@@ -160,7 +170,9 @@ impl Source {
 
     /// What comes next from stdout.
     pub fn next(&mut self, stop: &Stop) -> Result<Input<'_>, Failure> {
-        if let Some(stopped) = stop.reason(self.unsigned) {
+        let busy = !self.time_passed();
+        self.signed = false;
+        if let Some(stopped) = stop.reason(busy) {
             return Ok(Input::Stopped(stopped));
         }
         // Asked for before the pipe is: what it wrote before it ended is in there then, and is not mistaken for silence.
@@ -291,42 +303,80 @@ impl Life {
 mod tests {
     use std::io::Write;
     use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
-    use super::{EXIT_CODE_FILE, Input, LONGEST_STDOUT, Life, Source};
+    use super::{Documents, EXIT_CODE_FILE, Input, Source, Stop, Stopped};
     use crate::secret::Masker;
-    use crate::sidecar::Stop;
-    use crate::sidecar::pipes::{self, Lines};
+    use crate::sidecar::{CommitLimits, Sidecar};
+    use crate::task::{Image, ReadOptions, Task, TaskKind};
+
+    /// A sidecar that has its files in this folder.
+    fn sidecar(folder: &std::path::Path) -> Sidecar {
+        let task = Task {
+            kind: TaskKind::Read,
+            image: Image { package: "test".to_owned(), version: "1".to_owned() },
+            connector_type: crate::task::CONNECTOR_TYPE_AIRBYTE.to_owned(),
+            task_id: "task".to_owned(),
+            sync_id: "sync".to_owned(),
+            storage_key: String::new(),
+            started_at: jiff::Timestamp::now(),
+            started_by: None,
+            options: ReadOptions::default(),
+            timeout: Duration::from_mins(1),
+        };
+        Sidecar {
+            task,
+            database_url: String::new().into(),
+            stdout: folder.join("stdout"),
+            stderr: folder.join("stderr"),
+            secrets: folder.to_owned(),
+            config: folder.to_owned(),
+            db_log_level: "INFO".to_owned(),
+            init_timeout: Duration::from_mins(1),
+            silence: Duration::from_mins(1),
+            commit: CommitLimits::default(),
+            contract: None,
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_never_quiet_for_long_has_no_more_time_than_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let sidecar = sidecar(folder.path());
+        let mut source = Source::prepare(&sidecar, &Documents::default(), &Masker::default()).expect("pipes");
+        let mut stdout = std::fs::OpenOptions::new().write(true).open(&sidecar.stdout).expect("a reader");
+        let writer = std::thread::spawn(move || {
+            // Until nobody reads.
+            while stdout.write_all(b"a line\n").is_ok() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let (begin, limit) = (Instant::now(), Duration::from_millis(300));
+        let stop = Stop::new(Arc::default(), limit);
+        let stopped = loop {
+            match source.next(&stop).expect("reading") {
+                Input::Stopped(stopped) => break stopped,
+                _ => assert!(begin.elapsed() < 10 * limit, "it goes on"),
+            }
+        };
+        assert_eq!(stopped, Stopped::TimeExceeded);
+        assert!(begin.elapsed() >= limit, "it ended after {:?}", begin.elapsed());
+        drop(source);
+        writer.join().expect("a writer");
+    }
 
     #[test]
     fn what_a_connector_wrote_before_a_quick_end_is_read() {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("stdout");
-        pipes::make(&path).expect("a FIFO");
-        let mut source = Source {
-            stdout: Lines::open(&path, LONGEST_STDOUT).expect("the FIFO"),
-            stderr: None,
-            pipes: folder.path().to_owned(),
-            life: Life {
-                silence: Duration::from_mins(1),
-                init_timeout: Duration::from_mins(1),
-                last_sign: Arc::new(std::sync::Mutex::new(std::time::Instant::now())),
-                last_lines: Arc::default(),
-                heard: Arc::default(),
-                masker: Masker::default(),
-            },
-            unsigned: false,
-            exit_code: std::cell::OnceCell::new(),
-            stderr_thread: None,
-        };
-        let mut connector = std::fs::File::options().write(true).open(&path).expect("the other end");
-        connector.write_all(b"one\ntwo\n").expect("room");
+        let sidecar = sidecar(folder.path());
+        let mut source = Source::prepare(&sidecar, &Documents::default(), &Masker::default()).expect("pipes");
+        let mut stdout = std::fs::OpenOptions::new().write(true).open(&sidecar.stdout).expect("a reader");
+        stdout.write_all(b"one\ntwo\n").expect("room");
         std::fs::write(folder.path().join(EXIT_CODE_FILE), "0\n").expect("a file");
-        drop(connector);
-        let stop = Stop::new(Arc::new(AtomicBool::new(false)), Duration::from_mins(1));
+        drop(stdout);
+        let stop = Stop::new(Arc::default(), Duration::from_mins(1));
         for expected in ["one", "two"] {
-            match source.next(&stop).expect("no trouble") {
+            match source.next(&stop).expect("reading") {
                 Input::Line(line) => assert_eq!(line, expected),
                 _ => panic!("{expected} is missing"),
             }

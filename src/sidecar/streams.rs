@@ -58,6 +58,8 @@ pub struct Streams {
     sink: Box<dyn Sink>,
     all: Vec<Stream>,
     index: HashMap<StreamName, usize>,
+    /// Names that several of them share, in different namespaces: alone they do not tell which stream is meant.
+    shared: HashMap<String, Vec<usize>>,
     /// Records come in runs of one stream: the one of the last record.
     last: Option<(StreamName, usize)>,
     /// The state of all streams together that waits for the end of some.
@@ -101,20 +103,21 @@ impl Streams {
         let mut index: HashMap<_, _> =
             streams.iter().enumerate().map(|(at, stream)| (stream.spec.name.clone(), at)).collect();
         // Some sources leave the namespace out of their records: the bare name finds the stream if it is the only one.
-        let mut namesakes: HashMap<&str, usize> = HashMap::new();
-        for stream in &streams {
-            *namesakes.entry(&stream.spec.name.name).or_default() += 1;
-        }
+        let mut shared: HashMap<String, Vec<usize>> = HashMap::new();
         for (at, stream) in streams.iter().enumerate() {
-            let name = stream.spec.name.name.as_str();
-            if namesakes[name] == 1 {
+            shared.entry(stream.spec.name.name.clone()).or_default().push(at);
+        }
+        shared.retain(|name, namesakes| {
+            if let [at] = namesakes[..] {
                 index.entry(StreamName::new(None, name)).or_insert(at);
             }
-        }
+            namesakes.len() > 1
+        });
         Self {
             sink,
             all: streams,
             index,
+            shared,
             last: None,
             waiting_global: None,
             has_statuses: false,
@@ -211,10 +214,26 @@ impl Streams {
         let name = StreamName::new(record.namespace.as_deref(), &record.stream);
         let Some(at) = self.position(&name) else {
             self.has_unknown = true;
+            self.lose_ambiguous(&name);
             return Err(name);
         };
         self.last = Some((name, at));
         Ok(at)
+    }
+
+    /// Whether the catalog selects streams of this name, and nothing says which of them is meant.
+    pub fn is_ambiguous(&self, name: &StreamName) -> bool {
+        name.namespace.is_none() && self.shared.contains_key(&name.name)
+    }
+
+    /// A row of one of several streams is lost: none of them must count as complete, or be replaced by the rest.
+    fn lose_ambiguous(&mut self, name: &StreamName) {
+        let namesakes = self.shared.get(&name.name).filter(|_| name.namespace.is_none()).cloned();
+        for at in namesakes.into_iter().flatten() {
+            if self.all[at].is_open() {
+                self.fail(at, "the source names no namespace in its records, and several streams have this name");
+            }
+        }
     }
 
     /// Also when only one side of source and catalog names the namespace, as long as it is clear which stream is meant.
