@@ -172,6 +172,21 @@ fn full_sync_forgets_the_state_and_replaces() {
 }
 
 #[test]
+fn a_full_sync_that_fails_in_part_leaves_the_rest_where_it_was() {
+    let Some(world) = World::new() else { return };
+    let states = "INSERT INTO source_state (sync_id, stream, state) SELECT 'sync', name, '{\"old\": 1}'
+                  FROM unnest(ARRAY['good', 'stateless', 'bad', 'gone']) name";
+    world.run_script("rows good 1 1", &catalog(&["good"])).code(0);
+    world.schema.execute(&format!("DELETE FROM source_state; {states}"));
+    let script = "rows good 1 2; state good '{\"new\":1}'; status good COMPLETE
+                  rows stateless 1 1; status stateless COMPLETE; rows bad 1 1; status bad INCOMPLETE; exit 1";
+    let task = unique("full-");
+    world.script(script, &catalog(&["good", "stateless", "bad"]), &task).with(&["--full-sync"]).run().code(1);
+    let left = world.schema.texts("SELECT stream || ' ' || state::text FROM source_state ORDER BY stream");
+    assert_eq!(left, [r#"bad {"old": 1}"#, r#"gone {"old": 1}"#, r#"good {"new": 1}"#]);
+}
+
+#[test]
 fn tables_are_named_and_placed_as_asked() {
     let Some(world) = World::new() else { return };
     let mut streams = catalog(&["items"]);

@@ -63,10 +63,15 @@ impl Db {
         })
     }
 
-    /// Forgets the states of a sync: the next read starts from scratch.
-    pub fn clear_states(&self, sync_id: &str) -> Result<(), DbError> {
+    /// Forgets states of a sync: of these streams, or of all of them, but never those of `except`. The next read starts
+    /// there from scratch.
+    pub fn clear_states(&self, sync_id: &str, of: Option<&[&str]>, except: &[&str]) -> Result<(), DbError> {
         self.run("clearing the state of a sync", |session| {
-            session.execute("DELETE FROM source_state WHERE sync_id = $1", &[(&sync_id, Type::TEXT)])?;
+            session.execute(
+                "DELETE FROM source_state
+                 WHERE sync_id = $1 AND ($2 IS NULL OR stream = ANY ($2)) AND stream <> ALL ($3)",
+                &[(&sync_id, Type::TEXT), (&of, Type::TEXT_ARRAY), (&except, Type::TEXT_ARRAY)],
+            )?;
             Ok(())
         })
     }

@@ -1,5 +1,6 @@
 //! read: rows to the sink, states to the database, and how far it is.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::documents::Documents;
@@ -78,8 +79,8 @@ struct Session<'a> {
     /// Names that were told once.
     unknown: Vec<StreamName>,
     last_states: Storable,
-    /// The stored states are still to be forgotten.
-    forgets: bool,
+    /// The streams of which a full sync has stored a state.
+    stored: HashSet<String>,
     /// Something else than a count has changed since the reports were shown.
     changed: bool,
     /// Rows have come since the reports were shown.
@@ -109,7 +110,7 @@ impl<'a> Session<'a> {
             lost: None,
             unknown: Vec::new(),
             last_states: Vec::new(),
-            forgets: task.options.full_sync,
+            stored: HashSet::new(),
             changed: false,
             counted: false,
             shown: Instant::now(),
@@ -256,18 +257,27 @@ impl<'a> Session<'a> {
     /// Rows are in: now the states that stand for them. Equal states repeat, and are stored once.
     fn store(&mut self, storable: Storable) -> Result<(), Failure> {
         self.tell_warnings();
-        // A full sync forgets what was stored only once something has taken its place: if it fails before, the next run
-        // goes on where the last good one stopped.
-        if self.forgets && self.streams.tally().0 > 0 {
-            self.to.db.clear_states(&self.to.task.sync_id)?;
-            self.forgets = false;
-        }
         if storable.is_empty() || storable == self.last_states {
             return Ok(());
         }
         self.to.db.save_states(&self.to.task.sync_id, &storable)?;
+        if self.to.task.options.full_sync {
+            self.stored.extend(storable.iter().map(|(stream, _)| stream.clone()));
+        }
         self.last_states = storable;
         Ok(())
+    }
+
+    /// A full sync forgets the states of streams that something else has taken the place of. The others go on with the
+    /// next run where the last good one stopped.
+    fn forget(&self) -> Result<(), Failure> {
+        if !self.to.task.options.full_sync {
+            return Ok(());
+        }
+        let done = self.streams.done();
+        let of = (done.len() < self.streams.tally().2).then_some(done.as_slice());
+        let stored: Vec<&str> = self.stored.iter().map(String::as_str).collect();
+        Ok(self.to.db.clear_states(&self.to.task.sync_id, of, &stored)?)
     }
 
     fn unknown(&mut self, name: StreamName) {
@@ -313,6 +323,7 @@ impl<'a> Session<'a> {
             }
         };
         self.tell_warnings();
+        self.forget()?;
         let reports = self.reports();
         self.reporter.finish();
         // The outcome tells all but this.

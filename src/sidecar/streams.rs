@@ -443,6 +443,12 @@ impl Streams {
         }
     }
 
+    /// The keys of the streams that arrived whole.
+    pub fn done(&self) -> Vec<&str> {
+        let done = self.all.iter().filter(|stream| stream.status == StreamStatus::Success);
+        done.map(|stream| stream.key.as_str()).collect()
+    }
+
     /// How many streams arrived whole, in part, and how many there are.
     pub fn tally(&self) -> (usize, usize, usize) {
         let count = |status| self.all.iter().filter(|stream| stream.status == status).count();

@@ -159,8 +159,14 @@ fn states_are_replaced_stream_by_stream() {
     db.save_states("s", &[]).expect("nothing to do");
     db.save_states("s", &[pair("a", "3")]).expect("writable");
     assert_eq!(db.states("s").expect("readable"), [pair("a", "3"), pair("b", r#"{"x": "\\u0000"}"#)]);
-    db.clear_states("s").expect("writable");
-    assert_eq!(db.states("s").expect("readable"), []);
+    db.save_states("s", &[pair("c", "4"), pair("d", "5")]).expect("writable");
+    db.clear_states("s", Some(&["a", "c"]), &["c"]).expect("writable");
+    let left = || db.states("s").expect("readable").into_iter().map(|(stream, _)| stream).collect::<Vec<_>>();
+    assert_eq!(left(), ["b", "c", "d"]);
+    db.clear_states("s", None, &["d"]).expect("writable");
+    assert_eq!(left(), ["d"]);
+    db.clear_states("s", None, &[]).expect("writable");
+    assert_eq!(left(), [""; 0]);
     assert_eq!(db.states("other").expect("readable").len(), 1);
 }
 
