@@ -241,6 +241,7 @@ impl Encoder {
         let row = chunk.bytes.split_off(row_at);
         self.pad(chunk);
         let mut row = binary::widen(&row, 1, 1);
+        // The null that it got last makes room for the value.
         row.truncate(row.len() - NULL.len());
         chunk.bytes.append(&mut row);
         chunk.bytes.append(&mut field);
