@@ -92,7 +92,7 @@ fn number(kind: ColumnType) -> u8 {
         ColumnType::Double | ColumnType::Real | ColumnType::Numeric { .. } => 3,
         ColumnType::Text { .. } | ColumnType::Uuid => 4,
         ColumnType::TimestampTz | ColumnType::Timestamp | ColumnType::Date => 5,
-        ColumnType::Json => 6,
+        ColumnType::Json { .. } => 6,
     }
 }
 

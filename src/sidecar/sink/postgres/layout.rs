@@ -286,13 +286,13 @@ impl Layout {
             _ if known.children.is_some() => false,
             Place::Column(column) => {
                 let column = &self.columns[column];
-                column.kind == ColumnType::Json && self.existing.contains_key(&column.name)
+                matches!(column.kind, ColumnType::Json { .. }) && self.existing.contains_key(&column.name)
             }
             Place::Open => {
                 let name =
                     names::clean(&self.identity(keys, entry).replace(SEPARATOR, "_"), Kind::Column, self.same_case);
-                let existing = self.existing.get(&name);
-                !self.taken.contains(&name) && existing.is_some_and(|column| column.kind == Some(ColumnType::Json))
+                let existing = self.existing.get(&name).and_then(|column| column.kind);
+                !self.taken.contains(&name) && matches!(existing, Some(ColumnType::Json { .. }))
             }
             Place::Unmapped => false,
         }
@@ -322,14 +322,15 @@ impl Layout {
     /// The column of [`UNMAPPED`], added when it is first needed.
     pub fn unmapped(&mut self) -> Option<usize> {
         if self.unmapped.is_none() {
-            let takes_documents =
-                |column: &Existing| matches!(column.kind, Some(ColumnType::Json | ColumnType::Text { longest: None }));
+            let takes_documents = |column: &Existing| {
+                matches!(column.kind, Some(ColumnType::Json { .. } | ColumnType::Text { longest: None }))
+            };
             let name = match self.existing.get(UNMAPPED) {
                 Some(column) if !takes_documents(column) => names::suffixed(UNMAPPED, UNMAPPED),
                 _ => UNMAPPED.to_owned(),
             };
             self.taken.insert(name.clone());
-            self.unmapped = self.add(name, ColumnType::Json, usize::MAX);
+            self.unmapped = self.add(name, ColumnType::JSONB, usize::MAX);
         }
         self.unmapped
     }

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `config` | `destinationConfig` → a database to connect to |
 //! | `names`, `types`, `number`, `time` | what columns are called and hold |
-//! | `layout`, `room`, `row`, `value` | which field goes to which column, and the lines of COPY |
+//! | `layout`, `room` | which field goes to which column |
+//! | `row`, `value`, `binary` | what COPY is given of a row |
 //! | `session`, `table`, `load`, `publish` | connections and transactions, DDL, the way into the target |
 //! | `generation` | rows of a refresh that are collected over several runs |
 //! | `prepare`, `stream` | what is to become of a stream's rows, and what each of its commits means |
@@ -23,6 +24,7 @@
 //!   implementation looks at the cursor within a batch only.)
 //! * A primary key named `jitsu_pk_…` on other columns than the stream's is dropped: it is ours, and in the way.
 
+mod binary;
 mod config;
 mod courier;
 mod generation;

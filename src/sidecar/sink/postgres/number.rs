@@ -1,7 +1,7 @@
-//! JSON numbers as text: whether a column takes them without losing digits.
+//! JSON numbers as text: whether a column takes them without losing digits, and what it then holds.
 //!
-//! No value passes through `f64`: where one appears it only answers whether the server's own conversion of the same
-//! text is going to be exact.
+//! No value passes through `f64` but those that become one, which the parser finds as the server would: the nearest one,
+//! and of two equally near ones the even one.
 
 use std::io::Write as _;
 
@@ -23,6 +23,10 @@ const DOUBLE_LONGEST: usize = 17;
 /// What `numeric` takes before and after the point.
 const NUMERIC_BEFORE: i64 = 131_072;
 const NUMERIC_AFTER: i64 = 16_383;
+/// Decimal digits in one of `numeric`.
+const GROUP: i64 = 4;
+/// The sign of a `numeric` below zero.
+const NUMERIC_NEGATIVE: i64 = 0x4000;
 /// Digits of the largest bigint.
 const BIGINT_DIGITS: i64 = 19;
 
@@ -74,6 +78,11 @@ impl<'a> Decimal<'a> {
         length(self.before.len()).saturating_sub(length(leading)).saturating_add(self.exponent)
     }
 
+    /// Digits after the point once the exponent is applied; below zero where zeros follow before the point.
+    fn written_after(&self) -> i64 {
+        length(self.after.len()).saturating_sub(self.exponent)
+    }
+
     fn is_zero(&self) -> bool {
         self.significant().next().is_none()
     }
@@ -100,60 +109,55 @@ pub fn is_number(text: &str) -> bool {
     Decimal::parse(text).is_some()
 }
 
-/// Whether the text is a whole number without point and exponent that so many bytes hold.
-pub fn fits_integer(text: &str, bytes: u8) -> bool {
-    match bytes {
-        2 => text.parse::<i16>().is_ok(),
-        4 => text.parse::<i32>().is_ok(),
-        _ => {
-            // Eighteen digits always fit, and nearly all numbers are shorter.
-            let digits = text.as_bytes();
-            let digits = digits.strip_prefix(b"-").unwrap_or(digits);
-            (!digits.is_empty() && digits.len() <= 18 && digits.iter().all(u8::is_ascii_digit))
-                || text.parse::<i64>().is_ok()
-        }
-    }
+/// Whether the text is a whole number without point and exponent that a bigint holds.
+pub fn is_bigint(text: &str) -> bool {
+    text.parse::<i64>().is_ok()
 }
 
-/// The whole number that a number with a point or an exponent stands for (`1.0`, `2e3`).
-pub fn as_integer(text: &str) -> Option<String> {
+/// The whole number that a number stands for in any spelling (`1`, `1.0`, `2e3`), if a bigint holds it.
+pub fn integer(text: &str) -> Option<i64> {
+    if let Ok(whole) = text.parse() {
+        return Some(whole);
+    }
     let decimal = Decimal::parse(text)?;
     if decimal.is_zero() {
-        return Some("0".to_owned());
+        return Some(0);
     }
     let (count, magnitude) = (length(decimal.significant().count()), decimal.magnitude());
     if magnitude < count || magnitude > BIGINT_DIGITS {
         return None;
     }
-    let mut whole = String::with_capacity(20);
-    if decimal.negative {
-        whole.push('-');
-    }
-    whole.extend(decimal.significant().map(char::from));
-    whole.extend((count..magnitude).map(|_| '0'));
-    Some(whole)
+    let digits = decimal.significant().chain((count..magnitude).map(|_| b'0'));
+    // Downwards, because the smallest number is further from zero than the largest.
+    let below =
+        digits.into_iter().try_fold(0_i64, |sum, digit| sum.checked_mul(10)?.checked_sub(i64::from(digit - b'0')))?;
+    if decimal.negative { Some(below) } else { below.checked_neg() }
 }
 
-/// How a number gets on with `double precision`.
-pub fn double_fit(text: &str) -> Fit {
+/// The nearest `double precision`, and how the number gets on with it; `None` where there is none that is near.
+pub fn double(text: &str) -> Option<(f64, Fit)> {
+    let double: f64 = text.parse().ok()?;
     // Nearly all numbers are this short, and then the exponent cannot matter either.
     if text.len() <= DOUBLE_DIGITS && !text.contains(['e', 'E']) {
-        return if is_number(text) { Fit::Exact } else { Fit::Misfit };
+        return double.is_finite().then_some((double, Fit::Exact));
     }
-    let (Some(decimal), Ok(double)) = (Decimal::parse(text), text.parse::<f64>()) else { return Fit::Misfit };
+    let decimal = Decimal::parse(text)?;
     let mut shortest = [0_u8; 32];
     let mut rest = &mut shortest[..];
     if write!(rest, "{double:e}").is_err() {
-        return Fit::Rounded;
+        return Some((double, Fit::Rounded));
     }
     let left = rest.len();
-    compare(&decimal, double.is_finite(), double == 0.0, &shortest[..shortest.len() - left], DOUBLE_LONGEST)
+    let shortest = &shortest[..shortest.len() - left];
+    let fit = compare(&decimal, double.is_finite(), double == 0.0, shortest, DOUBLE_LONGEST);
+    (fit != Fit::Misfit).then_some((double, fit))
 }
 
-/// How a number gets on with `real`.
-pub fn real_fit(text: &str) -> Fit {
-    let (Some(decimal), Ok(real)) = (Decimal::parse(text), text.parse::<f32>()) else { return Fit::Misfit };
-    compare(&decimal, real.is_finite(), real == 0.0, format!("{real:e}").as_bytes(), 9)
+/// The nearest `real`, and how the number gets on with it.
+pub fn real(text: &str) -> Option<(f32, Fit)> {
+    let (decimal, real) = (Decimal::parse(text)?, text.parse::<f32>().ok()?);
+    let fit = compare(&decimal, real.is_finite(), real == 0.0, format!("{real:e}").as_bytes(), 9);
+    (fit != Fit::Misfit).then_some((real, fit))
 }
 
 fn compare(decimal: &Decimal<'_>, finite: bool, zero: bool, shortest: &[u8], longest: usize) -> Fit {
@@ -174,12 +178,18 @@ fn compare(decimal: &Decimal<'_>, finite: bool, zero: bool, shortest: &[u8], lon
     if same { Fit::Exact } else { Fit::Rounded }
 }
 
+/// Whether `numeric` without limits takes the number.
+pub fn is_numeric(text: &str) -> bool {
+    Decimal::parse(text).is_some_and(|decimal| fits_numeric(&decimal, None))
+}
+
 /// Whether `numeric` takes the number whole, with at most so many digits before and after the point.
-pub fn fits_numeric(text: &str, limits: Option<(i64, i64)>) -> bool {
-    let Some(decimal) = Decimal::parse(text) else { return false };
+fn fits_numeric(decimal: &Decimal<'_>, limits: Option<(i64, i64)>) -> bool {
     // What is written counts for the server's own limit, zeros included.
-    let written = length(decimal.after.len()).saturating_sub(decimal.exponent);
-    if decimal.magnitude() > NUMERIC_BEFORE || decimal.exponent > NUMERIC_BEFORE || written > NUMERIC_AFTER {
+    if decimal.magnitude() > NUMERIC_BEFORE
+        || decimal.exponent > NUMERIC_BEFORE
+        || decimal.written_after() > NUMERIC_AFTER
+    {
         return false;
     }
     let Some((before, after)) = limits else { return true };
@@ -187,43 +197,65 @@ pub fn fits_numeric(text: &str, limits: Option<(i64, i64)>) -> bool {
     decimal.is_zero() || (decimal.magnitude() <= before && digits - decimal.magnitude() <= after)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::{Fit, as_integer, double_fit, fits_integer, fits_numeric, real_fit};
-
-    #[test]
-    fn integers_are_checked_against_their_range() {
-        for (label, text, bytes, expected) in [
-            ("largest bigint", "9223372036854775807", 8, true),
-            ("one more", "9223372036854775808", 8, false),
-            ("smallest bigint", "-9223372036854775808", 8, true),
-            ("one less", "-9223372036854775809", 8, false),
-            ("minus zero", "-0", 8, true),
-            ("largest integer", "2147483647", 4, true),
-            ("too large for integer", "2147483648", 4, false),
-            ("too large for smallint", "32768", 2, false),
-            ("a point", "1.5", 8, false),
-            ("empty", "", 8, false),
-            ("a sign alone", "-", 8, false),
-        ] {
-            assert_eq!(fits_integer(text, bytes), expected, "{label}");
+/// Writes a number as `numeric` with these limits takes it, if it does: groups of four decimal digits to both sides of
+/// the point, after their number, the weight of the first one, the sign, and the digits that are shown after the point.
+pub fn push_numeric(text: &str, limits: Option<(i64, i64)>, out: &mut Vec<u8>) -> bool {
+    let Some(decimal) = Decimal::parse(text).filter(|decimal| fits_numeric(decimal, limits)) else { return false };
+    let first = decimal.magnitude() - 1;
+    let weight = if decimal.is_zero() { 0 } else { first.div_euclid(GROUP) };
+    // The first group is filled up with zeros before its digits, the last one with zeros after them.
+    let filling = if decimal.is_zero() { 0 } else { GROUP - 1 - first.rem_euclid(GROUP) };
+    let start = out.len();
+    let (mut groups, mut places, mut group) = (0_i64, filling, 0_u16);
+    let mut digits = decimal.significant().peekable();
+    while let Some(digit) = digits.next() {
+        group = group * 10 + u16::from(digit - b'0');
+        places += 1;
+        while digits.peek().is_none() && places < GROUP {
+            group *= 10;
+            places += 1;
+        }
+        if places == GROUP {
+            out.extend_from_slice(&group.to_be_bytes());
+            (groups, places, group) = (groups + 1, 0, 0);
         }
     }
+    let sign = if decimal.negative && groups > 0 { NUMERIC_NEGATIVE } else { 0 };
+    let head = [groups, weight, sign, decimal.written_after().max(0)];
+    // The limits above keep each of them within two bytes.
+    let head = head.iter().flat_map(|part| part.to_be_bytes().into_iter().skip(6));
+    out.splice(start..start, head);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Fit, double, integer, push_numeric, real};
 
     #[test]
     fn whole_numbers_are_recognised_in_any_spelling() {
         for (text, expected) in [
-            ("1.0", Some("1")),
-            ("-2.50e1", Some("-25")),
-            ("2e3", Some("2000")),
-            ("0.0", Some("0")),
-            ("9007199254740993.0", Some("9007199254740993")),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("9223372036854775808", None),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("-9223372036854775809", None),
+            ("9223372036854775807.0", Some(i64::MAX)),
+            ("922337203685477580.8e1", None),
+            ("-922337203685477580.8e1", Some(i64::MIN)),
+            ("-0", Some(0)),
+            ("1.0", Some(1)),
+            ("-2.50e1", Some(-25)),
+            ("2e3", Some(2000)),
+            ("0.0", Some(0)),
+            ("9007199254740993.0", Some(9_007_199_254_740_993)),
             ("1.5", None),
             ("1e-1", None),
             ("1e30", None),
             ("abc", None),
+            ("", None),
+            ("-", None),
         ] {
-            assert_eq!(as_integer(text).as_deref(), expected, "{text}");
+            assert_eq!(integer(text), expected, "{text}");
         }
     }
 
@@ -246,11 +278,12 @@ mod tests {
             ("trailing zeros", "100000000000000000000.000", Fit::Exact),
             ("no number", "NaN", Fit::Misfit),
         ] {
-            assert_eq!(double_fit(text), expected, "{label}");
+            let fit = double(text).map_or(Fit::Misfit, |(_, fit)| fit);
+            assert_eq!(fit, expected, "{label}");
         }
-        assert_eq!(real_fit("0.1"), Fit::Exact);
-        assert_eq!(real_fit("16777217"), Fit::Rounded);
-        assert_eq!(real_fit("1e39"), Fit::Misfit);
+        assert_eq!(real("0.1"), Some((0.1, Fit::Exact)));
+        assert_eq!(real("16777217"), Some((16_777_216.0, Fit::Rounded)));
+        assert_eq!(real("1e39"), None);
     }
 
     #[test]
@@ -266,7 +299,7 @@ mod tests {
             ("too many after", "1.234", Some((8, 2)), false),
             ("zeros after do not count", "1.2300", Some((8, 2)), true),
         ] {
-            assert_eq!(fits_numeric(text, limits), expected, "{label}");
+            assert_eq!(push_numeric(text, limits, &mut Vec::new()), expected, "{label}");
         }
     }
 }

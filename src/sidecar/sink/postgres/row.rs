@@ -1,11 +1,10 @@
-//! A row: from the text of a JSON object to a line of COPY's text format, in one pass over its fields.
+//! A row: from the text of a JSON object to a row of COPY's binary format, in one pass over its fields.
 //!
 //! The first step remembers where in the text each column's value stands, the second one writes the columns in their
 //! order. Nothing is copied in between and nothing is allocated once the columns are known.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write as _;
 use std::ops::Range;
 
 use jiff::Timestamp;
@@ -13,6 +12,7 @@ use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::binary::{self, NULL};
 use super::layout::{DEEPEST, EntryIndex, KeysIndex, Layout, Place, SEPARATOR};
 use super::names;
 use super::number::Fit;
@@ -23,7 +23,7 @@ use super::value;
 /// Rows ready to be sent.
 #[derive(Debug, Default)]
 pub struct Chunk {
-    /// Lines of COPY's text format.
+    /// Rows of COPY's binary format.
     pub bytes: Vec<u8>,
     /// How many.
     pub rows: u64,
@@ -46,29 +46,35 @@ pub struct Encoder {
     pub layout: Layout,
     /// The number of the last row, where rows are numbered in a first column.
     sequence: Option<u64>,
-    /// What the column of generations holds in each row.
-    generation: (i64, Vec<u8>),
+    generation: i64,
+    /// The field of the column of generations, the same in each row.
+    generation_field: Vec<u8>,
     /// Where each column's value stands in the current row; empty when it has none.
     slots: Vec<Range<usize>>,
     /// Values of the current row without a column: the field's identity or the column's name, place in the text.
     homeless: Vec<(String, Range<usize>)>,
     /// The document of such values.
     document: String,
-    /// The time of the last row, as text, since many rows share one.
-    time: (Option<i64>, String),
+    /// The time of the last row with the field that tells it, since many rows share one.
+    time: (Option<i64>, Vec<u8>),
 }
 
 impl Encoder {
     /// Writes rows of this layout, numbered on from `sequence` if that is given, each with this generation.
     pub fn new(layout: Layout, sequence: Option<u64>, generation: i64) -> Self {
+        let mut generation_field = Vec::new();
+        if let Some(column) = layout.generation() {
+            value::encode(layout.columns()[column].kind, &generation.to_string(), &mut generation_field);
+        }
         Self {
             layout,
             sequence,
-            generation: (generation, generation.to_string().into_bytes()),
+            generation,
+            generation_field,
             slots: Vec::new(),
             homeless: Vec::new(),
             document: String::new(),
-            time: (None, String::new()),
+            time: (None, Vec::new()),
         }
     }
 
@@ -79,7 +85,7 @@ impl Encoder {
 
     /// What the rows carry; 0: nothing.
     pub fn generation(&self) -> i64 {
-        self.generation.0
+        self.generation
     }
 
     fn sequenced(&self) -> bool {
@@ -161,43 +167,28 @@ impl Encoder {
         if added == 0 || chunk.rows == 0 {
             return;
         }
-        // Rows of no columns at all cannot be told from rows of one empty column.
-        let first = !self.sequenced() && chunk.columns == added;
-        let mut padded = Vec::with_capacity(chunk.bytes.len() + usize::try_from(chunk.rows).unwrap_or(0) * added * 3);
-        for line in chunk.bytes.split_inclusive(|byte| *byte == b'\n') {
-            padded.extend_from_slice(&line[..line.len() - 1]);
-            for index in 0..added {
-                if index > 0 || !first {
-                    padded.push(b'\t');
-                }
-                padded.extend_from_slice(value::NULL);
-            }
-            padded.push(b'\n');
-        }
-        chunk.bytes = padded;
+        chunk.bytes = binary::widen(&chunk.bytes, chunk.rows, added);
     }
 
     fn write(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
         let out = &mut chunk.bytes;
+        let row_at = out.len();
+        binary::begin_row(self.layout.columns().len() + usize::from(self.sequenced()), out);
         if let Some(sequence) = self.sequence.as_mut() {
             *sequence += 1;
-            // Writing to a vector cannot fail.
-            let _ = write!(out, "{sequence}");
+            binary::push_bigint(sequence.cast_signed(), out);
         }
         let unmapped = self.layout.known_unmapped();
         let mut unmapped_at = None;
         let mut room = self.layout.is_wide(ALWAYS_FIT).then(|| Room::with_fixed(self.layout.fixed()));
         for (index, column) in self.layout.columns().iter().enumerate() {
-            if index > 0 || self.sequenced() {
-                out.push(b'\t');
-            }
             if Some(index) == self.layout.timestamp() {
-                tell_time(&mut self.time, emitted_at);
-                value::encode(column.kind, &self.time.1, out);
+                tell_time(&mut self.time, emitted_at, column.kind);
+                out.extend_from_slice(&self.time.1);
                 continue;
             }
             if Some(index) == self.layout.generation() {
-                out.extend_from_slice(&self.generation.1);
+                out.extend_from_slice(&self.generation_field);
                 continue;
             }
             if Some(index) == unmapped {
@@ -208,12 +199,12 @@ impl Encoder {
             let start = out.len();
             let mut fit = value::encode(column.kind, raw, out);
             if let Some(room) = &mut room
-                && out[start..] != *value::NULL
+                && out[start..] != NULL
                 && !self.layout.is_fixed(index)
-                && !room.take(column.kind, out.len() - start)
+                && !room.take(column.kind, out.len() - start - NULL.len())
             {
                 out.truncate(start);
-                out.extend_from_slice(value::NULL);
+                out.extend_from_slice(&NULL);
                 fit = Fit::Misfit;
             }
             if fit != Fit::Exact {
@@ -228,14 +219,13 @@ impl Encoder {
             return Err(RowError::NoKey(self.layout.key_name(part)));
         }
         if !self.homeless.is_empty() || !self.document.is_empty() {
-            self.write_unmapped(data, unmapped_at, chunk);
+            self.write_unmapped(data, row_at, unmapped_at, chunk);
         }
-        chunk.bytes.push(b'\n');
         Ok(())
     }
 
     /// Fills the column of values that have none. It is rare enough for being inserted after the fact.
-    fn write_unmapped(&mut self, data: &str, at: Option<usize>, chunk: &mut Chunk) {
+    fn write_unmapped(&mut self, data: &str, row_at: usize, at: Option<usize>, chunk: &mut Chunk) {
         let Some(column) = self.layout.unmapped() else { return };
         let kind = self.layout.columns()[column].kind;
         if !self.homeless.is_empty() {
@@ -244,16 +234,15 @@ impl Encoder {
         let mut field = Vec::with_capacity(self.document.len());
         value::encode(kind, &self.document, &mut field);
         if let Some(at) = at {
-            chunk.bytes.splice(at..at + value::NULL.len(), field);
+            chunk.bytes.splice(at..at + NULL.len(), field);
             return;
         }
-        // The column is new: the rows before this one, which has no newline yet, get it too.
-        let start = chunk.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-        let mut row = chunk.bytes.split_off(start);
+        // The column is new: the rows before this one, which is not counted yet, get it too.
+        let row = chunk.bytes.split_off(row_at);
         self.pad(chunk);
-        if column > 0 || self.sequenced() {
-            row.push(b'\t');
-        }
+        let mut row = binary::widen(&row, 1, 1);
+        // The null that it got last makes room for the value.
+        row.truncate(row.len() - NULL.len());
         chunk.bytes.append(&mut row);
         chunk.bytes.append(&mut field);
     }
@@ -272,11 +261,13 @@ fn document(values: &[(String, Range<usize>)], data: &str) -> String {
     format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
 }
 
-/// Prints the time of a row as JSON, once for all rows that share it.
-fn tell_time(told: &mut (Option<i64>, String), emitted_at: Option<i64>) {
+/// Writes the field of the time of a row, once for all rows that share it.
+fn tell_time(told: &mut (Option<i64>, Vec<u8>), emitted_at: Option<i64>, kind: ColumnType) {
     let at = emitted_at.and_then(|at| Timestamp::from_millisecond(at).ok());
     if at.is_none() || told.0 != emitted_at || told.1.is_empty() {
-        *told = (emitted_at, format!("\"{}\"", at.unwrap_or_else(Timestamp::now)));
+        told.0 = emitted_at;
+        told.1.clear();
+        value::encode(kind, &format!("\"{}\"", at.unwrap_or_else(Timestamp::now)), &mut told.1);
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
 
-use super::LOCK_PATIENCE;
+use super::{LOCK_PATIENCE, binary};
 use crate::db::{DbError, Target};
 use crate::sidecar::sink::SinkError;
 use crate::sidecar::sink::backoff::Backoff;
@@ -317,10 +317,10 @@ pub fn warn_of_lock(subject: &str) {
     tracing::warn!(on = %subject, "waiting for a lock that another session holds");
 }
 
-/// Loads lines of COPY's text format.
-pub fn copy(client: &mut Client, sql: &str, lines: &[u8]) -> Result<(), Trouble> {
+/// Loads rows of COPY's binary format.
+pub fn copy(client: &mut Client, sql: &str, rows: &[u8]) -> Result<(), Trouble> {
     let mut writer = client.copy_in(sql)?;
-    for piece in lines.chunks(PIECE) {
+    for piece in [binary::HEADER].into_iter().chain(rows.chunks(PIECE)).chain([binary::TRAILER]) {
         if writer.write_all(piece).is_err() {
             // Why is only told at the end.
             break;

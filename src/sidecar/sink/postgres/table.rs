@@ -179,7 +179,7 @@ impl Table {
     pub fn copy_sql(&self, columns: &[Column]) -> String {
         let sequence = self.sequenced.then(|| quote(SEQUENCE));
         let names: Vec<String> = sequence.into_iter().chain(columns.iter().map(|column| quote(&column.name))).collect();
-        format!("COPY {} ({}) FROM STDIN", self.quoted(), names.join(", "))
+        format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.quoted(), names.join(", "))
     }
 
     /// Whether a unique key covers exactly these columns.

@@ -1,6 +1,6 @@
-//! Dates and times in JSON strings: which of them Postgres takes, and how to write the others so that it does.
-
-use std::borrow::Cow;
+//! Dates and times in JSON strings: which of them are taken, and what Postgres stores for them.
+//!
+//! It counts microseconds, or days, from the beginning of the year 2000.
 
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
@@ -9,33 +9,73 @@ use jiff::tz::TimeZone;
 /// Days of each month, February in leap years.
 const DAYS: [u8; 12] = [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
 
+/// Days from the first of January of the year 1 to that of the year 2000.
+const EPOCH: i32 = 730_119;
+const MICROS_PER_SECOND: i64 = 1_000_000;
+
 /// Whether the text is an instant as RFC 3339 writes it: date, `T` or a space, time, offset.
 pub fn is_instant(text: &str) -> bool {
-    strict(text.as_bytes()).is_some_and(|zoned| zoned)
+    strict(text.as_bytes()).is_some_and(|(_, zoned)| zoned)
 }
 
-/// The text for a `timestamptz`; without an offset the time is UTC. `None` if it is no time, or one of a year that
+/// The microseconds of a `timestamptz`; without an offset the time is UTC. `None` if it is no time, or one of a year that
 /// Postgres and the standard do not agree about.
-pub fn timestamptz(text: &str) -> Option<Cow<'_, str>> {
-    if strict(text.as_bytes()).is_some() {
-        return Some(Cow::Borrowed(text));
+pub fn timestamptz(text: &str) -> Option<i64> {
+    strict(text.as_bytes()).map(|(micros, _)| micros).or_else(|| timestamp(text))
+}
+
+/// The microseconds of a `timestamp` of UTC.
+pub fn timestamp(text: &str) -> Option<i64> {
+    let at = lenient(text)?;
+    let part = |part: i8| u16::try_from(part).ok();
+    let seconds = seconds(part(at.hour())?, part(at.minute())?, part(at.second())?);
+    let fraction = fraction(u32::try_from(at.subsec_nanosecond()).ok()?, 9);
+    Some(micros(days_of(at.date())?, seconds) + fraction)
+}
+
+/// The days of a `date`: a date, or a time that is midnight in UTC.
+pub fn date(text: &str) -> Option<i32> {
+    let at = lenient(text)?;
+    if at.time() == jiff::civil::Time::midnight() { days_of(at.date()) } else { None }
+}
+
+fn days_of(date: Date) -> Option<i32> {
+    let part = |part: i8| u16::try_from(part).ok();
+    Some(days(u16::try_from(date.year()).ok()?, part(date.month())?, part(date.day())?))
+}
+
+fn is_leap(year: u16) -> bool {
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+}
+
+/// Days since the epoch; the year is 1 or later.
+fn days(year: u16, month: u16, day: u16) -> i32 {
+    let past = i32::from(year) - 1;
+    let months: i32 = DAYS.iter().take(usize::from(month) - 1).map(|days| i32::from(*days)).sum();
+    let missing = i32::from(month > 2 && !is_leap(year));
+    past * 365 + past / 4 - past / 100 + past / 400 + months - missing + i32::from(day) - 1 - EPOCH
+}
+
+fn seconds(hour: u16, minute: u16, second: u16) -> i64 {
+    (i64::from(hour) * 60 + i64::from(minute)) * 60 + i64::from(second)
+}
+
+fn micros(days: i32, seconds: i64) -> i64 {
+    (i64::from(days) * 86_400 + seconds) * MICROS_PER_SECOND
+}
+
+/// The microseconds of so many digits after the point of the seconds, rounded as the server does it: by way of a double.
+fn fraction(number: u32, digits: u32) -> i64 {
+    if digits <= 6 {
+        return i64::from(number) * 10_i64.pow(6 - digits);
     }
-    lenient(text).map(|at| Cow::Owned(at.to_string()))
+    let below = number / 10_u32.pow(digits - 6);
+    let rounded = (f64::from(number) / f64::from(10_u32.pow(digits)) * 1e6).round_ties_even();
+    i64::from(below) + i64::from(rounded > f64::from(below))
 }
 
-/// The text for a `timestamp` of UTC.
-pub fn timestamp(text: &str) -> Option<String> {
-    lenient(text).map(|at| TimeZone::UTC.to_datetime(at).to_string())
-}
-
-/// The text for a `date`: a date, or a time that is midnight in UTC.
-pub fn date(text: &str) -> Option<String> {
-    let at = TimeZone::UTC.to_datetime(lenient(text)?);
-    (at.time() == jiff::civil::Time::midnight()).then(|| at.date().to_string())
-}
-
-/// The spelling that nearly all sources use, read without any arithmetic; the answer is whether it has an offset.
-fn strict(text: &[u8]) -> Option<bool> {
+/// The spelling that nearly all sources use: microseconds since the epoch, and whether there is an offset.
+fn strict(text: &[u8]) -> Option<(i64, bool)> {
     let number = |at: usize, count: usize| {
         text.get(at..at + count)?
             .iter()
@@ -43,36 +83,44 @@ fn strict(text: &[u8]) -> Option<bool> {
     };
     let mark = |at: usize, marks: &[u8]| text.get(at).is_some_and(|byte| marks.contains(byte));
     let (year, month, day) = (number(0, 4)?, number(5, 2)?, number(8, 2)?);
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let last = u16::from(*DAYS.get(usize::from(month).checked_sub(1)?)?);
     let well_marked = mark(4, b"-") && mark(7, b"-") && mark(10, b"T ") && mark(13, b":") && mark(16, b":");
     let (hour, minute, second) = (number(11, 2)?, number(14, 2)?, number(17, 2)?);
-    if !well_marked || year == 0 || day == 0 || day > last || (month == 2 && day == 29 && !leap) {
+    if !well_marked || year == 0 || day == 0 || day > last || (month == 2 && day == 29 && !is_leap(year)) {
         return None;
     }
     if hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    let mut at = 19;
+    let (mut at, mut behind) = (19, 0);
     if mark(at, b".") {
-        let digits = text[at + 1..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        if digits == 0 || digits > 9 {
+        let digits = text[at + 1..].iter().take_while(|byte| byte.is_ascii_digit());
+        let (count, value) =
+            digits.take(10).fold((0_u32, 0_u64), |(count, sum), digit| (count + 1, sum * 10 + u64::from(digit - b'0')));
+        if count == 0 || count > 9 {
             return None;
         }
-        at += 1 + digits;
+        at += 1 + usize::try_from(count).ok()?;
+        behind = fraction(u32::try_from(value).ok()?, count);
     }
-    match text.len() - at {
-        0 => Some(false),
-        1 if mark(at, b"Z") => Some(true),
-        6 if mark(at, b"+-") && mark(at + 3, b":") && number(at + 1, 2)? <= 14 && number(at + 4, 2)? <= 59 => {
-            Some(true)
+    let (offset, zoned) = match text.len() - at {
+        0 => (0, false),
+        1 if mark(at, b"Z") => (0, true),
+        6 if mark(at, b"+-") && mark(at + 3, b":") => {
+            let (hours, minutes) = (number(at + 1, 2)?, number(at + 4, 2)?);
+            if hours > 14 || minutes > 59 {
+                return None;
+            }
+            let offset = seconds(hours, minutes, 0);
+            (if text[at] == b'-' { -offset } else { offset }, true)
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some((micros(days(year, month, day), seconds(hour, minute, second) - offset) + behind, zoned))
 }
 
-/// Other spellings: offsets without a colon, dates alone, lower case, weeks.
-fn lenient(text: &str) -> Option<Timestamp> {
+/// Other spellings: offsets without a colon, dates alone, lower case, weeks. In UTC.
+fn lenient(text: &str) -> Option<DateTime> {
     let text = text.trim();
     let at = if let Ok(at) = text.parse::<Timestamp>() {
         at
@@ -89,24 +137,35 @@ fn lenient(text: &str) -> Option<Timestamp> {
         }
         at.to_zoned(TimeZone::UTC).ok()?.timestamp()
     };
-    (TimeZone::UTC.to_datetime(at).year() >= 1).then_some(at)
+    Some(TimeZone::UTC.to_datetime(at)).filter(|at| at.year() >= 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::{date, is_instant, timestamp, timestamptz};
+    use jiff::{SignedDuration, Timestamp, ToSpan as _};
+
+    fn told(micros: Option<i64>) -> Option<String> {
+        let epoch: Timestamp = "2000-01-01T00:00:00Z".parse().expect("a time");
+        micros.map(|micros| (epoch + SignedDuration::from_micros(micros)).to_string())
+    }
 
     #[test]
-    fn times_are_taken_or_written_anew() {
+    fn times_are_taken_to_the_microsecond() {
         for (label, text, expected) in [
             ("RFC 3339", "2024-02-29T23:59:59Z", Some("2024-02-29T23:59:59Z")),
-            ("fraction and offset", "2024-01-31 10:00:00.123456789+05:30", Some("2024-01-31 10:00:00.123456789+05:30")),
-            ("no offset is UTC", "2024-01-31T10:00:00", Some("2024-01-31T10:00:00")),
+            ("fraction and offset", "2024-01-31 10:00:00.123456789+05:30", Some("2024-01-31T04:30:00.123457Z")),
+            ("no offset is UTC", "2024-01-31T10:00:00", Some("2024-01-31T10:00:00Z")),
             ("date alone", "2024-01-31", Some("2024-01-31T00:00:00Z")),
             ("offset without a colon", "2024-01-31T10:00:00+0200", Some("2024-01-31T08:00:00Z")),
             ("offset of hours", "2024-01-31T10:00:00-02", Some("2024-01-31T12:00:00Z")),
             ("lower case", "2024-01-31t10:00:00z", Some("2024-01-31T10:00:00Z")),
             ("leap second", "2016-12-31T23:59:60Z", Some("2016-12-31T23:59:59Z")),
+            ("before the epoch", "1969-03-01T00:00:00.000001Z", Some("1969-03-01T00:00:00.000001Z")),
+            ("before the first leap day", "0001-01-01T00:00:00Z", Some("0001-01-01T00:00:00Z")),
+            ("no leap year", "1900-03-01T00:00:00-14:00", Some("1900-03-01T14:00:00Z")),
+            ("rounded into the next year", "1999-12-31T23:59:59.9999996Z", Some("2000-01-01T00:00:00Z")),
+            ("rounded, spelled otherwise", "1999-12-31t23:59:59.9999996z", Some("2000-01-01T00:00:00Z")),
             ("no such day", "2023-02-29T00:00:00Z", None),
             ("month 13", "2023-13-01T00:00:00Z", None),
             ("hour 24", "2023-12-01T24:00:00Z", None),
@@ -119,7 +178,7 @@ mod tests {
             ("a number", "1700000000", None),
             ("trailing text", "2024-01-31T10:00:00Z and more", None),
         ] {
-            assert_eq!(timestamptz(text).as_deref(), expected, "{label}");
+            assert_eq!(told(timestamptz(text)).as_deref(), expected, "{label}");
         }
     }
 
@@ -137,9 +196,11 @@ mod tests {
 
     #[test]
     fn other_columns_take_what_they_hold_whole() {
-        assert_eq!(timestamp("2024-01-31T10:00:00+02:00").as_deref(), Some("2024-01-31T08:00:00"));
-        assert_eq!(date("2024-01-31").as_deref(), Some("2024-01-31"));
-        assert_eq!(date("2024-01-31T00:00:00Z").as_deref(), Some("2024-01-31"));
-        assert_eq!(date("2024-01-31T10:00:00Z"), None);
+        let day = |days: i32| jiff::civil::date(2000, 1, 1) + i64::from(days).days();
+        let told_day = |text| date(text).map(|days| day(days).to_string());
+        assert_eq!(told(timestamp("2024-01-31T10:00:00+02:00")).as_deref(), Some("2024-01-31T08:00:00Z"));
+        assert_eq!(told_day("2024-01-31").as_deref(), Some("2024-01-31"));
+        assert_eq!(told_day("1999-12-31T00:00:00Z").as_deref(), Some("1999-12-31"));
+        assert_eq!(told_day("2024-01-31T10:00:00Z"), None);
     }
 }

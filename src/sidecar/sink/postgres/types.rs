@@ -36,8 +36,11 @@ pub enum ColumnType {
     Date,
     /// `boolean`
     Boolean,
-    /// `jsonb`, `json`
-    Json,
+    /// `jsonb`, or a `json` that somebody else made.
+    Json {
+        /// `jsonb`
+        binary: bool,
+    },
     /// `uuid`
     Uuid,
 }
@@ -47,6 +50,8 @@ impl ColumnType {
     pub const TEXT: Self = Self::Text { longest: None };
     /// `bigint`
     pub const BIGINT: Self = Self::Integer { bytes: 8 };
+    /// `jsonb`
+    pub const JSONB: Self = Self::Json { binary: true };
 
     /// How a column of our own making is declared.
     pub fn sql(self) -> &'static str {
@@ -58,7 +63,7 @@ impl ColumnType {
             Self::TimestampTz | Self::Timestamp => "timestamptz",
             Self::Date => "date",
             Self::Boolean => "boolean",
-            Self::Json => "jsonb",
+            Self::Json { .. } => "jsonb",
             Self::Uuid => "uuid",
         }
     }
@@ -85,7 +90,7 @@ impl ColumnType {
                 }
             }
             Some("boolean") => Self::Boolean,
-            Some("array" | "object") => Self::Json,
+            Some("array" | "object") => Self::JSONB,
             _ => Self::TEXT,
         }
     }
@@ -97,7 +102,7 @@ impl ColumnType {
             b't' | b'f' => Self::Boolean,
             b'[' => Self::TEXT,
             // Reached only where objects are not flattened any more.
-            b'{' => Self::Json,
+            b'{' => Self::JSONB,
             b'"' => {
                 if time::is_instant(raw.trim_matches('"')) {
                     Self::TimestampTz
@@ -106,14 +111,14 @@ impl ColumnType {
                 }
             }
             _ if raw.contains(['.', 'e', 'E']) => {
-                if number::double_fit(raw) == number::Fit::Misfit {
+                if number::double(raw).is_none() {
                     Self::TEXT
                 } else {
                     Self::Double
                 }
             }
             _ => {
-                if number::fits_integer(raw, 8) {
+                if number::is_bigint(raw) {
                     Self::BIGINT
                 } else {
                     Self::TEXT
@@ -147,7 +152,8 @@ impl ColumnType {
             "timestamp" => Self::Timestamp,
             "date" => Self::Date,
             "bool" => Self::Boolean,
-            "json" | "jsonb" => Self::Json,
+            "json" => Self::Json { binary: false },
+            "jsonb" => Self::JSONB,
             "uuid" => Self::Uuid,
             _ => return None,
         })

@@ -1,5 +1,6 @@
 //! The sink against a real server, named by `SYNCCTL_TEST_DATABASE_URL`: a schema per test.
 
+mod binary;
 mod columns;
 mod crashes;
 mod extremes;
