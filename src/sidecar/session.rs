@@ -256,7 +256,6 @@ impl<'a> Session<'a> {
 
     /// Rows are in: now the states that stand for them. Equal states repeat, and are stored once.
     fn store(&mut self, storable: Storable) -> Result<(), Failure> {
-        self.tell_warnings();
         if storable.is_empty() || storable == self.last_states {
             return Ok(());
         }

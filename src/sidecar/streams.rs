@@ -133,7 +133,7 @@ impl Streams {
         self.sink.warnings()
     }
 
-    /// While no rows come: lets the destination look after what is open.
+    /// Lets the destination look after what is open.
     pub fn tend(&mut self) {
         self.sink.tend();
     }

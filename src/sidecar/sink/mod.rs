@@ -132,7 +132,7 @@ pub struct SinkError {
 pub type StreamIndex = usize;
 
 /// A destination for rows. Used from one thread. Dropping a sink without [`finish`](Sink::finish) leaves the tables as
-/// the last commit left them and removes what was staged.
+/// the last commit left them and removes what was staged; what a commit called [`Durable`](Committed::Durable) stays.
 pub trait Sink: Send {
     /// Makes ready for a stream, in the catalog's order, so that names which collide are told apart the same way in each
     /// run; index `i` is the `i`-th call's. Creates or widens tables no later than the first commit.
@@ -152,7 +152,7 @@ pub trait Sink: Send {
     /// Gives up the rows since the last commit and removes what was staged.
     fn abort(&mut self, stream: StreamIndex);
 
-    /// Called now and then while no rows come, for what must not wait for the next one.
+    /// Called several times a second, whether rows come or not, for what time asks for.
     fn tend(&mut self) {}
 
     /// What the user should know although nothing failed, each told once.

@@ -38,7 +38,7 @@ mod wire;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -73,9 +73,6 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(20);
 const CHUNK: usize = 128 << 10;
 /// Memory of all chunks that are being filled. Beyond it the largest one is sent early.
 const FILLING: usize = 4 << 20;
-/// Time between two looks at how long requests are open, and rows between two looks at the clock.
-const LOOK: Duration = Duration::from_secs(5);
-const ROWS_PER_LOOK: u32 = 1024;
 
 /// Reads the configuration.
 pub(super) fn parse(config: &Value) -> Result<Box<dyn Connect>, Failure> {
@@ -107,8 +104,6 @@ pub struct BulkerSink {
     tables: HashMap<String, StreamName>,
     /// Memory of the chunks that are being filled.
     filling: usize,
-    looked: Instant,
-    rows: u32,
     warnings: Vec<String>,
 }
 
@@ -126,8 +121,6 @@ impl BulkerSink {
             streams: Vec::new(),
             tables: HashMap::new(),
             filling: 0,
-            looked: Instant::now(),
-            rows: 0,
             warnings: Vec::new(),
         })
     }
@@ -247,13 +240,6 @@ impl Sink for BulkerSink {
                 self.send_largest();
             }
         }
-        self.rows += 1;
-        if self.rows >= ROWS_PER_LOOK {
-            self.rows = 0;
-            if self.looked.elapsed() >= LOOK {
-                self.tend();
-            }
-        }
         written
     }
 
@@ -280,7 +266,6 @@ impl Sink for BulkerSink {
     }
 
     fn tend(&mut self) {
-        self.looked = Instant::now();
         for index in 0..self.streams.len() {
             // An error is told when the stream is used next.
             let _ = self.with(index, Stream::tend);
