@@ -6,6 +6,8 @@ mod config;
 mod contract;
 mod db;
 mod failure;
+#[cfg(test)]
+mod heard;
 mod output;
 mod pod;
 mod secret;

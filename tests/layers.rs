@@ -23,7 +23,7 @@ const KNOWN_TO: [(&str, &[&str]); 7] = [
     ("tiny_http", &["src/cmd/serve/http.rs"]),
     ("r2d2", &["src/db"]),
     ("postgres", &["src/db", "src/sidecar/sink"]),
-    ("tracing_subscriber", &["src/cmd"]),
+    ("tracing_subscriber", &["src/cmd", "src/heard.rs"]),
 ];
 
 /// All source files with their text, without the tests inside them.

@@ -1,8 +1,7 @@
 //! Lost connections: repetition, no doubles, bounded patience.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use super::support::{Proxy, Schema, log_rows, task};
 use crate::db::pool::Fault;
 use crate::db::{Beside, DbError, Started, Writer};
 use crate::failure::Class;
+use crate::heard::heard;
 use crate::task::TaskStatus;
 
 #[test]
@@ -119,7 +119,7 @@ fn one_lost_connection_is_a_warning_about_the_others() {
         assert_eq!(thread.join().expect("no panic"), Ok(()));
     }
     assert_eq!(schema.kill_connections(), 4);
-    let (result, log) = logged(|| db.heartbeat("t"));
+    let (result, log) = heard(|| db.heartbeat("t"));
     // The second dead connection in a row would be an outage.
     assert_eq!((result, log.as_str()), (Ok(false), ""));
 }
@@ -130,7 +130,7 @@ fn patience_ends_with_one_warning_and_an_error_that_says_what_was_tried_and_wher
     schema.ready();
     let db = schema.open(Duration::from_secs(2));
     let started = Instant::now();
-    let (error, log) = logged(|| {
+    let (error, log) = heard(|| {
         let error = db.run::<()>("doing it", |session| {
             session.query("SELECT pg_terminate_backend(pg_backend_pid())", &[])?;
             Ok(())
@@ -144,30 +144,6 @@ fn patience_ends_with_one_warning_and_an_error_that_says_what_was_tried_and_wher
     assert!(matches!(error, DbError::Lost { .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.starts_with("doing it in database ") && text.contains("gave up after"), "{text}");
-}
-
-/// The result of an operation, and what it logged on this thread.
-fn logged<T>(operation: impl FnOnce() -> T) -> (T, String) {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let result = tracing::subscriber::with_default(subscriber, operation);
-    let text = String::from_utf8_lossy(&log.0.lock().expect("no panic")).into_owned();
-    (result, text)
-}
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[test]

@@ -313,7 +313,7 @@ impl Session {
 }
 
 /// Says that somebody else is waited for.
-pub fn warn_of_lock(subject: &str) {
+fn warn_of_lock(subject: &str) {
     tracing::warn!(on = %subject, "waiting for a lock that another session holds");
 }
 

@@ -1,13 +1,11 @@
 //! Others who use the tables while rows are loaded: nothing hangs for ever, nothing is given up in haste.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::support::{World, keyed, record, write, write_many};
-use crate::sidecar::sink::postgres::session::warn_of_lock;
+use crate::heard::heard;
 use crate::sidecar::sink::{Generation, Sink, StreamSpec, WriteMode};
 
 /// A configuration by which locks are waited for only shortly at a time.
@@ -15,37 +13,6 @@ fn hasty(world: &World) -> Value {
     let mut config = world.config();
     config["parameters"]["lock_timeout"] = json!("100ms");
     config
-}
-
-/// What is logged on this thread.
-#[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<u8>>>);
-
-impl Heard {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
-
-    fn listen(&self) -> tracing::subscriber::DefaultGuard {
-        // Whether anybody listens is asked once for each place in the program, maybe by a thread that has no listener.
-        warn_of_lock("nothing");
-        let heard = self.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || heard.clone()).finish();
-        let guard = tracing::subscriber::set_default(subscriber);
-        tracing::callsite::rebuild_interest_cache();
-        guard
-    }
-}
-
-impl Write for Heard {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Holds a lock of this mode for as long as asked, on a thread of its own.
@@ -76,15 +43,10 @@ fn the_end_waits_aloud_for_a_reader_and_lets_others_read_meanwhile() {
         write(&mut sink, index, &[r#"{"id":1,"v":"new"}"#]);
         sink.commit(index).expect("commit");
         let reader = hold(&world, "ACCESS SHARE", WHILE);
-        let heard = Heard::default();
-        let finished = {
-            let _listening = heard.listen();
-            sink.finish(index)
-        };
+        let (finished, text) = heard(|| sink.finish(index));
         finished.expect("finish");
         reader.join().expect("the reader");
         assert_eq!(world.rows("SELECT id, v FROM t"), ["1|new"], "{stream:?}");
-        let text = heard.text();
         let table = format!("\"{}\".\"t\"", world.schema);
         assert!(text.contains("WARN") && text.contains("waiting for a lock") && text.contains(&table), "{text}");
     }
