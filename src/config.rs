@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::failure::{Class, Failure};
-use crate::pod::client::{ClientSettings, Source};
+use crate::pod::kubernetes::client::{ClientSettings, Source};
 use crate::pod::manifest::{PodSettings, Resources};
 use crate::secret::Secret;
 use crate::task::{DEFAULT_SILENCE_SECONDS, DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};

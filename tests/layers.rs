@@ -17,9 +17,9 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
 
 /// Crates that only these folders may know.
 const KNOWN_TO: [(&str, &[&str]); 7] = [
-    ("kube", &["src/pod"]),
+    ("kube", &["src/pod/kubernetes"]),
     ("k8s_openapi", &["src/pod"]),
-    ("tokio", &["src/pod", "src/cmd/serve/gate"]),
+    ("tokio", &["src/pod/kubernetes", "src/cmd/serve/gate"]),
     ("tiny_http", &["src/cmd/serve/http.rs"]),
     ("r2d2", &["src/db"]),
     ("postgres", &["src/db", "src/sidecar/sink"]),

@@ -19,10 +19,11 @@ use crate::config::Settings;
 use crate::db::{Beside, Db, Options, Started, Target};
 use crate::failure::{Class, Failure};
 use crate::output::{Output, Progress};
+use crate::pod::kubernetes::Cluster;
 use crate::pod::manifest::Launch;
 use crate::pod::payload::Payload;
 use crate::pod::status::Observation;
-use crate::pod::{Cluster, PodError, Update};
+use crate::pod::{Ownership, PodError, Pods, Update};
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
 /// A validated task and its documents.
@@ -149,7 +150,7 @@ pub fn run(settings: &Settings, output: &Output, request: &Request) -> Result<Ou
 struct Run<'a> {
     settings: &'a Settings,
     db: &'a Db,
-    cluster: &'a Cluster,
+    cluster: &'a dyn Pods,
     request: &'a Request,
     progress: Progress,
     /// The last thing said was how far it is.
@@ -182,7 +183,8 @@ impl Run<'_> {
         let pod = task.pod_name();
         let follower = {
             let events = events.clone();
-            self.cluster.follow(&pod, self.settings.status_check, move |update| drop(events.send(Event::Pod(update))))
+            let tell = Box::new(move |update| drop(events.send(Event::Pod(update))));
+            self.cluster.follow(&pod, self.settings.status_check, tell)
         };
         let listener = record::Listener::start(self.db, &task.task_id, {
             let events = events.clone();
@@ -214,11 +216,11 @@ impl Run<'_> {
             return Err(Failure::new(Class::Cancelled, "cancelled before the pod was created"));
         }
         let Request { task, payload } = self.request;
-        self.progress.say(&format!("creating pod {} in namespace {}", task.pod_name(), self.cluster.namespace()));
+        self.progress.say(&format!("creating pod {} in {}", task.pod_name(), self.cluster.place()));
         let owner = Owner::me().map(|owner| owner.to_string());
         let attempt = Uuid::new_v4().to_string();
         let launch = Launch { task, payload, settings: &self.settings.pod, attempt: &attempt, owner: owner.as_deref() };
-        self.cluster.launch(&launch)?;
+        self.cluster.launch(&launch, Ownership::Now)?;
         Ok(swept)
     }
 

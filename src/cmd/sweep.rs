@@ -14,7 +14,7 @@ use super::record;
 use crate::db::Db;
 use crate::failure::{Class, Failure};
 use crate::pod::status::Phase;
-use crate::pod::{Cluster, Owned, PodError};
+use crate::pod::{Owned, PodError, Pods};
 
 /// A Pod of another machine's command: that command would have removed it within seconds.
 const UNATTENDED: SignedDuration = SignedDuration::from_mins(10);
@@ -28,7 +28,7 @@ const GONE: Duration = Duration::from_secs(20);
 /// Records and deletes what nobody follows; returns the Pods whose end is still to be waited for.
 ///
 /// A missing right is no reason to refuse a task; a cluster that does not answer is.
-pub fn sweep(cluster: &Cluster, db: &Db) -> Result<Vec<String>, Failure> {
+pub fn sweep(cluster: &dyn Pods, db: &Db) -> Result<Vec<String>, Failure> {
     for task in db.sweep_stale(STALE)? {
         tracing::warn!(task, "a task that gave no sign of life was closed");
     }
@@ -42,7 +42,7 @@ pub fn sweep(cluster: &Cluster, db: &Db) -> Result<Vec<String>, Failure> {
     }
 }
 
-fn try_sweep(cluster: &Cluster, db: &Db) -> Result<Vec<String>, PodError> {
+fn try_sweep(cluster: &dyn Pods, db: &Db) -> Result<Vec<String>, PodError> {
     let now = Timestamp::now();
     let pods = cluster.pods()?;
     let mut swept = Vec::new();
@@ -109,7 +109,7 @@ fn close(db: &Db, pod: &Owned) {
 }
 
 /// Waits until what was swept is gone.
-pub fn wait(cluster: &Cluster, swept: &[String]) {
+pub fn wait(cluster: &dyn Pods, swept: &[String]) {
     for pod in swept {
         if let Err(error) = cluster.wait_gone(pod, GONE) {
             tracing::warn!(%error, "an abandoned pod is still there");

@@ -1,22 +1,13 @@
-//! The pod-lifecycle module: launch, follow, watch, list, delete, lead. The only place with kube, k8s-openapi, tokio and async.
+//! Where tasks run: launch, follow, watch, list, delete, lead.
 //!
-//! To the outside everything is blocking. Every call to the API server has a deadline. Knows nothing of the database:
+//! [`Pods`] is all that the rest of the program knows of it, and it is blocking. A task is a Pod with two containers, as
+//! [`manifest`] writes it and [`status`] reads it; [`kubernetes`] has a cluster run it. Knows nothing of the database:
 //! what became of a Pod is told to the caller, who records it first and has the Pod deleted second.
 
-mod changes;
-pub mod client;
-mod follow;
-mod kubernetes;
-mod launch;
-mod lean;
-mod lease;
+pub mod kubernetes;
 pub mod manifest;
-mod pause;
 pub mod payload;
 pub mod status;
-#[cfg(test)]
-mod tests;
-mod watch;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,14 +15,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Client;
-use tokio::runtime::Runtime;
 
-pub use follow::Follower;
-pub use lease::{Campaign, Leadership};
 use manifest::{ATTEMPT, Launch, OWNER};
 use status::Observation;
-pub use watch::{Event, Watch};
 
 use crate::failure::{Class, Failure};
 use crate::task::Task;
@@ -107,12 +93,6 @@ impl From<PodError> for Failure {
     }
 }
 
-/// A connection to a namespace of a cluster.
-pub struct Cluster {
-    runtime: Runtime,
-    api: kubernetes::Api,
-}
-
 /// A Pod or Secret of ours as a sweep sees it.
 #[derive(Debug, Clone)]
 pub struct Owned {
@@ -165,142 +145,115 @@ pub enum Update {
     Gone,
 }
 
-impl Cluster {
-    /// Connects. Reads the configuration but makes no call: the first one tells whether the server is there.
-    pub fn connect(settings: &client::ClientSettings) -> Result<Self, PodError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("kubernetes")
-            .enable_all()
-            .build()
-            .map_err(|error| PodError::Kubeconfig(format!("starting the client's runtime: {error}")))?;
-        let (client, namespace, server): (Client, String, String) = runtime.block_on(client::connect(settings))?;
-        Ok(Self { runtime, api: kubernetes::Api::new(client, namespace, server) })
-    }
+/// What a watch tells.
+#[derive(Debug)]
+pub enum Event {
+    /// A Pod is new or has changed.
+    Seen(Box<Owned>),
+    /// A Pod is gone.
+    Gone {
+        /// Its name; there may be another one by now.
+        name: String,
+        /// Its uid.
+        uid: String,
+    },
+    /// Everything that is there was told as seen, and everything that has vanished as gone.
+    Listed,
+    /// The API server could not be asked. It will be asked again.
+    Failed(PodError),
+}
 
-    /// The namespace in which Pods are made.
-    pub fn namespace(&self) -> &str {
-        &self.api.namespace
-    }
+/// What becomes of a campaign.
+#[derive(Debug)]
+pub enum Leadership {
+    /// This process leads.
+    Leads {
+        /// Grows with every change of the holder.
+        term: u64,
+    },
+    /// It does not, or not any more.
+    Follows {
+        /// Who does, as far as is known.
+        holder: Option<String>,
+    },
+    /// The API server could not be asked. It will be asked again.
+    Failed(PodError),
+}
 
-    /// Creates Secrets, then the Pod, then makes the Pod the Secrets' owner. On an error nothing stays behind.
-    pub fn launch(&self, launch: &Launch<'_>) -> Result<(), PodError> {
-        self.launch_with(launch, Ownership::Now).map(|_| ())
-    }
+/// What goes on until it is dropped.
+pub type Guard = Box<dyn Send>;
 
-    /// Calls `tell` at each change of the Pod, and at least every `resync`, until the follower is dropped.
-    pub fn follow(&self, pod: &str, resync: Duration, tell: impl Fn(Update) + Send + 'static) -> Follower {
-        Follower::start(&self.runtime, self.api.clone(), pod.to_owned(), resync, Box::new(tell))
-    }
+/// Takes part in an election until it is dropped. Who drops it without [`release`](Self::release) leaves the others to
+/// find out, as who is killed does.
+pub trait Campaign: Send {
+    /// Whether this process leads at this moment. Becomes false by itself when it can no longer be sure of it.
+    fn leads(&self) -> bool;
 
-    /// What the cluster's events say of a Pod that does not start; empty when they cannot be read.
-    pub fn warnings(&self, pod: &str) -> Vec<String> {
-        self.runtime.block_on(self.api.warnings(pod))
-    }
+    /// Stops to lead and says so, so that another process can begin at once.
+    fn release(self: Box<Self>);
+}
+
+/// A place for Pods. Everything blocks, and every call has a deadline.
+pub trait Pods: Send + Sync {
+    /// Where Pods are made, for people.
+    fn place(&self) -> String;
+
+    /// Creates Secrets and the Pod, and makes the Pod the Secrets' owner. On an error nothing stays behind.
+    fn launch(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<Launched, PodError>;
+
+    /// Calls `tell` at each change of the Pod, and at least every `resync`, until the guard is dropped.
+    fn follow(&self, pod: &str, resync: Duration, tell: Box<dyn Fn(Update) + Send>) -> Guard;
+
+    /// What is known of a Pod that does not start beyond its state; empty when that cannot be read.
+    fn warnings(&self, pod: &str) -> Vec<String>;
 
     /// Deletes the Pod; its Secrets go with [`wait_gone`](Self::wait_gone). `grace` 0 deletes all of it at once, and also
     /// forgets a Pod whose node is gone.
-    pub fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.delete(pod, grace))
-    }
+    fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError>;
 
     /// Waits until the Pod is gone, at most for `limit`; then removes it without the node's word. Deletes its Secrets.
-    pub fn wait_gone(&self, pod: &str, limit: Duration) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.wait_gone(pod, limit))
-    }
+    fn wait_gone(&self, pod: &str, limit: Duration) -> Result<(), PodError>;
 
     /// Deletes one Secret.
-    pub fn delete_secret(&self, name: &str) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.delete_secret(name))
-    }
+    fn delete_secret(&self, name: &str) -> Result<(), PodError>;
 
-    /// All Pods of ours in the namespace.
-    pub fn pods(&self) -> Result<Vec<Owned>, PodError> {
-        self.runtime.block_on(self.api.pods())
-    }
+    /// All Pods of ours.
+    fn pods(&self) -> Result<Vec<Owned>, PodError>;
 
-    /// All Secrets of ours in the namespace.
-    pub fn secrets(&self) -> Result<Vec<Owned>, PodError> {
-        self.runtime.block_on(self.api.secrets())
-    }
-}
+    /// All Secrets of ours.
+    fn secrets(&self) -> Result<Vec<Owned>, PodError>;
 
-/// What `serve` needs beyond a single command.
-impl Cluster {
-    /// Runs a call where its connection is driven. Driven from the caller's thread, each step of it would be a word from
-    /// thread to thread; hundreds of callers at a time feel that.
-    fn on_runtime<T: Send + 'static>(
-        &self,
-        call: impl Future<Output = Result<T, PodError>> + Send + 'static,
-    ) -> Result<T, PodError> {
-        match self.runtime.block_on(self.runtime.spawn(call)) {
-            Ok(result) => result,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
-    }
+    /// Makes the Pod the owner of its Secrets, so that they are deleted when it goes. Doing it twice is no harm.
+    fn own_secrets(&self, pod: &str, uid: &str, secrets: usize) -> Result<(), PodError>;
 
-    /// [`launch`](Self::launch), and when the Pod becomes the owner of its Secrets.
-    pub fn launch_with(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<Launched, PodError> {
-        let objects = launch.objects()?;
-        let (api, attempt) = (self.api.clone(), launch.attempt.to_owned());
-        self.on_runtime(async move { api.launch(&objects, &attempt, ownership).await })
-    }
+    /// Tells of all Pods of ours until the guard is dropped: of each change at once, and of what was missed at least
+    /// every `resync`. `tell` must not wait for anything.
+    fn watch(&self, resync: Duration, tell: Box<dyn Fn(Event) + Send>) -> Guard;
 
-    /// Makes the Pod the owner of its Secrets, so that the cluster deletes them when it goes. Doing it twice is no harm.
-    pub fn own_secrets(&self, pod: &str, uid: &str, secrets: usize) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.own_secrets(pod, uid, secrets))
-    }
+    /// Takes part in the election of the one process that leads. `tell` must not wait for anything.
+    fn campaign(&self, identity: &str, lasts: Duration, tell: Box<dyn Fn(Leadership) + Send>) -> Box<dyn Campaign>;
 
-    /// Tells of all Pods of ours until the watch is dropped: of each change at once, and of what a watch has missed at
-    /// least every `resync`. `tell` is called on the client's only thread, and must not wait for anything.
-    pub fn watch(&self, resync: Duration, tell: impl Fn(Event) + Send + 'static) -> Watch {
-        Watch::start(&self.runtime, self.api.clone(), resync, Box::new(tell))
-    }
-
-    /// Takes part in the election of the one process that leads in this namespace, until the campaign is dropped. `tell`
-    /// is called on the client's only thread, and must not wait for anything.
-    pub fn campaign(&self, identity: &str, lasts: Duration, tell: impl Fn(Leadership) + Send + 'static) -> Campaign {
-        Campaign::start(&self.runtime, self.api.clone(), identity, lasts, Box::new(tell))
-    }
-
-    /// The uid of the Lease, which is made if need be: it tells this installation from others with the same database.
-    pub fn lease_uid(&self) -> Result<String, PodError> {
-        self.runtime.block_on(self.api.lease_uid())
-    }
+    /// What tells this installation from others with the same database.
+    fn installation(&self) -> Result<String, PodError>;
 
     /// One Pod as it is now.
-    pub fn pod(&self, name: &str) -> Result<Option<Owned>, PodError> {
-        Ok(self.runtime.block_on(self.api.pod(name))?.as_ref().map(Owned::of_pod))
-    }
+    fn pod(&self, name: &str) -> Result<Option<Owned>, PodError>;
 
-    /// Deletes the Pod and not another one of its name; it is no error that it is gone. Its Secrets stay: the cluster
-    /// deletes them when the Pod owns them, else [`delete_secrets`](Self::delete_secrets) does.
-    pub fn delete_uid(&self, pod: &str, uid: &str, grace: Option<Duration>) -> Result<(), PodError> {
-        let (api, pod, uid) = (self.api.clone(), pod.to_owned(), uid.to_owned());
-        self.on_runtime(async move { api.delete_uid(&pod, &uid, grace).await })
-    }
+    /// Deletes the Pod and not another one of its name; it is no error that it is gone. Its Secrets stay: they go with it
+    /// when the Pod owns them, else by [`delete_secrets`](Self::delete_secrets).
+    fn delete_uid(&self, pod: &str, uid: &str, grace: Option<Duration>) -> Result<(), PodError>;
 
     /// Deletes a Secret and not another one of its name; it is no error that it is gone.
-    pub fn delete_secret_uid(&self, name: &str, uid: &str) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.delete_secret_uid(name, uid))
-    }
+    fn delete_secret_uid(&self, name: &str, uid: &str) -> Result<(), PodError>;
 
     /// Deletes the Secrets of this very Pod, and not those of a later launch of the same task.
-    pub fn delete_secrets(&self, pod: &Owned) -> Result<(), PodError> {
-        let (api, pod) = (self.api.clone(), pod.clone());
-        self.on_runtime(async move { api.delete_secrets(&pod).await })
-    }
+    fn delete_secrets(&self, pod: &Owned) -> Result<(), PodError>;
 
-    /// Whether the API server answers within two seconds and lets us see Pods.
-    pub fn reachable(&self) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.reachable())
-    }
+    /// Whether Pods could be made now.
+    fn reachable(&self) -> Result<(), PodError>;
 
-    /// How many calls failed since the start for a reason that is not in the request: no answer, an error of the API
-    /// server's, too many requests. What the client sent again with success does not count.
-    pub fn troubles(&self) -> u64 {
-        self.api.troubles()
-    }
+    /// How many calls failed since the start for a reason that is not in the request.
+    fn troubles(&self) -> u64;
 }
 
 impl Owned {
@@ -328,11 +281,6 @@ impl Owned {
             secrets: 0,
         }
     }
-}
-
-/// The launch that made an object.
-fn attempt_of(metadata: &ObjectMeta) -> Option<&str> {
-    metadata.annotations.as_ref()?.get(ATTEMPT).map(String::as_str)
 }
 
 /// How many Secrets a Pod has: those with its documents, and at least the one with the database URL.

@@ -116,7 +116,7 @@ fn start(app: &Arc<App>, request: &Request, beside: Beside) -> Result<Response, 
     let settings = &app.settings.pod;
     let launch = Launch { task, payload, settings, attempt: &attempt, owner: None };
     // The Pod becomes the owner of its Secrets when it has lived for a while: callers need not wait for that.
-    if let Err(error) = app.cluster.launch_with(&launch, Ownership::Later) {
+    if let Err(error) = app.cluster.launch(&launch, Ownership::Later) {
         return not_launched(app, task, error);
     }
     app.metrics.task_started(task.kind);

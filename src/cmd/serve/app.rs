@@ -11,7 +11,7 @@ use super::metrics::Metrics;
 use crate::config::{ServeSettings, Settings};
 use crate::db::Db;
 use crate::failure::{Class, Failure};
-use crate::pod::{Campaign, Cluster};
+use crate::pod::{Campaign, Pods};
 
 /// How long a request may wait for a database that does not answer: shorter than most callers wait for us.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ pub struct App {
     /// Who may call.
     pub tokens: Tokens,
     /// The cluster.
-    pub cluster: Arc<Cluster>,
+    pub cluster: Arc<dyn Pods>,
     /// What is counted.
     pub metrics: Metrics,
     /// What `/ready` tells.
@@ -35,7 +35,7 @@ pub struct App {
     /// Tells this installation's rows from those of others in the same database; known once the API server answered.
     marker: OnceLock<String>,
     /// Once there is something to lead.
-    campaign: Mutex<Option<Campaign>>,
+    campaign: Mutex<Option<Box<dyn Campaign>>>,
     /// A thread that must live has died.
     died: Sender<&'static str>,
 }
@@ -92,11 +92,10 @@ impl App {
         settings: Settings,
         serve: ServeSettings,
         tokens: Tokens,
-        cluster: Cluster,
+        cluster: Arc<dyn Pods>,
         instance: &str,
         died: Sender<&'static str>,
     ) -> Self {
-        let cluster = Arc::new(cluster);
         let db: Arc<OnceLock<Db>> = Arc::default();
         let metrics = Metrics::new(instance, {
             let (cluster, db) = (Arc::clone(&cluster), Arc::clone(&db));
@@ -124,13 +123,13 @@ impl App {
     }
 
     /// The Lease is being looked after.
-    pub fn campaigns(&self, campaign: Campaign) {
+    pub fn campaigns(&self, campaign: Box<dyn Campaign>) {
         *self.campaign.lock().unwrap_or_else(PoisonError::into_inner) = Some(campaign);
     }
 
     /// Whether this process holds the Lease.
     pub fn leads(&self) -> bool {
-        self.campaign.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(Campaign::leads)
+        self.campaign.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|campaign| campaign.leads())
     }
 
     /// Lets go of the Lease, so that another process need not wait for its end.

@@ -39,7 +39,8 @@ use crate::config::{ServeSettings, ServeSettingsArgs, Settings, SettingsArgs};
 use crate::db::{Db, Options, Target};
 use crate::failure::{Class, Failure};
 use crate::output::Output;
-use crate::pod::{Cluster, Leadership};
+use crate::pod::Leadership;
+use crate::pod::kubernetes::Cluster;
 
 /// Serve HTTP: the same tasks, for other programs
 ///
@@ -124,7 +125,7 @@ fn start(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
         move || drop(end.send(End::Asked))
     })?;
     let (died, deaths) = mpsc::channel();
-    let cluster = Cluster::connect(&settings.client)?;
+    let cluster = Arc::new(Cluster::connect(&settings.client)?);
     let limits = Limits {
         connections: serve.max_connections,
         body_bytes: serve.max_body,
@@ -169,7 +170,7 @@ fn serve_until(app: &Arc<App>, instance: &str, ends: &Receiver<End>) -> Result<(
     let thread = Arc::clone(app).thread("monitor", move || monitor.run(&inbox));
     let campaign = app.cluster.campaign(instance, LEASE, {
         let signals = signals.clone();
-        move |leadership: Leadership| drop(signals.send(Signal::Leadership(leadership)))
+        Box::new(move |leadership: Leadership| drop(signals.send(Signal::Leadership(leadership))))
     });
     app.campaigns(campaign);
     let upkeep = Upkeep::start(app, &signals);
@@ -200,7 +201,7 @@ fn connect(app: &App, ends: &Receiver<End>) -> Result<Option<(Db, String)>, Fail
             }
         }
         if marker.is_none() {
-            match app.cluster.lease_uid().map_err(Failure::from) {
+            match app.cluster.installation().map_err(Failure::from) {
                 Ok(uid) => marker = Some(uid),
                 Err(failure) if failure.class == Class::ClusterUnreachable => waits = Some(failure),
                 Err(failure) => return Err(failure),

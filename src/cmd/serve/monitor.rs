@@ -17,7 +17,7 @@ use super::metrics::PHASES;
 use crate::cmd::course::Ending;
 use crate::cmd::{record, sweep};
 use crate::failure::Failure;
-use crate::pod::{Event, Leadership, Owned, PodError, Watch};
+use crate::pod::{Event, Guard, Leadership, Owned, PodError};
 
 /// What the monitor hears.
 pub enum Signal {
@@ -150,7 +150,7 @@ struct Term {
     /// When the watch last said something.
     heard: Instant,
     /// Ends with the term.
-    _watch: Watch,
+    _watch: Guard,
 }
 
 impl Monitor {
@@ -231,10 +231,11 @@ impl Monitor {
         self.terms += 1;
         let number = self.terms;
         let signals = self.signals.clone();
-        let watch = self.app.cluster.watch(self.app.settings.status_check, move |event| {
+        let tell = Box::new(move |event| {
             // Without a monitor the process ends.
             signals.send(Signal::Pods(number, event)).ok();
         });
+        let watch = self.app.cluster.watch(self.app.settings.status_check, tell);
         let fleet = Fleet::new(self.limits);
         self.term = Some(Term {
             number,

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::support::{Namespace, launch, launch_with, wait_for};
 use crate::pod::payload::Payload;
-use crate::pod::{Ownership, PodError};
+use crate::pod::{Ownership, PodError, Pods};
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
 

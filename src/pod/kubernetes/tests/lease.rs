@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::support::{Heard, Namespace, wait_for};
-use crate::pod::Leadership;
+use crate::pod::{Leadership, Pods};
 
 const LASTS: Duration = Duration::from_secs(10);
 
@@ -17,12 +17,12 @@ fn follows(told: &Leadership) -> bool {
 fn a_second_process_leads_when_the_first_has_died() {
     let Some(namespace) = Namespace::new() else { return };
     let cluster = namespace.cluster();
-    let uid = cluster.lease_uid().expect("a lease");
+    let uid = cluster.installation().expect("a lease");
     let (tell, first_heard) = Heard::new();
-    let first = cluster.campaign("one", LASTS, tell);
+    let first = cluster.campaign("one", LASTS, Box::new(tell));
     first_heard.until(Duration::from_secs(3), leads);
     let (tell, heard) = Heard::new();
-    let second = cluster.campaign("two", LASTS, tell);
+    let second = cluster.campaign("two", LASTS, Box::new(tell));
     let told = heard.until(Duration::from_secs(3), follows);
     assert!(
         matches!(&told[..], [Leadership::Follows { holder: Some(holder) }] if holder.starts_with("one_")),
@@ -44,7 +44,7 @@ fn a_second_process_leads_when_the_first_has_died() {
     assert_eq!(after["leaseDurationSeconds"], 10);
     assert!(before["renewTime"].as_str() > before["acquireTime"].as_str(), "{before}");
     assert!(after["acquireTime"].as_str() > before["renewTime"].as_str(), "{after}");
-    assert_eq!(cluster.lease_uid().expect("a lease"), uid);
+    assert_eq!(cluster.installation().expect("a lease"), uid);
     assert_eq!(cluster.troubles(), 0);
 }
 
@@ -53,10 +53,10 @@ fn a_second_process_leads_at_once_when_the_first_has_left_in_order() {
     let Some(namespace) = Namespace::new() else { return };
     let cluster = namespace.cluster();
     let (tell, heard) = Heard::new();
-    let first = cluster.campaign("same", LASTS, tell);
+    let first = cluster.campaign("same", LASTS, Box::new(tell));
     heard.until(Duration::from_secs(3), leads);
     let (tell, heard) = Heard::new();
-    let second = cluster.campaign("same", LASTS, tell);
+    let second = cluster.campaign("same", LASTS, Box::new(tell));
     heard.until(Duration::from_secs(3), follows);
     let left = Instant::now();
     first.release();
@@ -75,10 +75,10 @@ fn a_holder_that_is_cut_off_stops_to_lead_before_another_begins() {
     let proxy = namespace.proxy();
     let (far, near) = (namespace.cluster_through(&proxy), namespace.cluster());
     let (tell, far_heard) = Heard::new();
-    let first = far.campaign("far", LASTS, tell);
+    let first = far.campaign("far", LASTS, Box::new(tell));
     far_heard.until(Duration::from_secs(3), leads);
     let (tell, _heard) = Heard::new();
-    let second = near.campaign("near", LASTS, tell);
+    let second = near.campaign("near", LASTS, Box::new(tell));
     proxy.cut();
     let cut = Instant::now();
     wait_for("the first gives up", Duration::from_secs(8), || (!first.leads()).then_some(()));
@@ -102,7 +102,7 @@ fn a_lease_that_somebody_deletes_is_made_again() {
     let Some(namespace) = Namespace::new() else { return };
     let cluster = namespace.cluster();
     let (tell, heard) = Heard::new();
-    let campaign = cluster.campaign("one", LASTS, tell);
+    let campaign = cluster.campaign("one", LASTS, Box::new(tell));
     heard.until(Duration::from_secs(3), leads);
     namespace.kubectl(&["delete", "lease", "syncctl", "-n", &namespace.name], "");
     wait_for("the lease is back", Duration::from_secs(8), || {

@@ -9,11 +9,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::kubernetes::{Api, creator};
+use super::api::{Api, creator};
 use super::lean::LeanPod;
 use super::pause::Pause;
 use super::watch::version;
-use super::{Owned, PodError};
+use crate::pod::{Owned, PodError};
 
 /// The API server ends a watch after so many seconds. Below five minutes, after which many load balancers cut it.
 const LASTS_SECONDS: u32 = 280;

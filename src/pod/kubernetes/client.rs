@@ -8,7 +8,7 @@ use std::time::Duration;
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 
-use super::PodError;
+use crate::pod::PodError;
 
 /// How long connecting to the API server may take.
 const CONNECT: Duration = Duration::from_secs(10);

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::support::{connect, launch, plain_kubeconfig};
-use crate::pod::changes::{Change, Changes};
-use crate::pod::{Cluster, Ownership, PodError};
+use crate::pod::kubernetes::Cluster;
+use crate::pod::kubernetes::changes::{Change, Changes};
+use crate::pod::{Ownership, PodError, Pods};
 
 /// One request: method and path without its query.
 type Asked = (String, String);

@@ -15,31 +15,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::PodError;
-use super::kubernetes::{Api, if_there};
+use super::api::{Api, if_there};
 use super::pause::jittered;
+use crate::pod::{self, Leadership, PodError};
 
 /// The Lease's name.
 const NAME: &str = "syncctl";
 /// How long giving up the Lease may take: who shuts down does not wait longer, and the others wait for its end then.
 const RELEASE: Duration = Duration::from_secs(2);
-
-/// What becomes of a campaign.
-#[derive(Debug)]
-pub enum Leadership {
-    /// This process leads.
-    Leads {
-        /// Grows with every change of the holder.
-        term: u64,
-    },
-    /// It does not, or not any more.
-    Follows {
-        /// Who does, as far as is known.
-        holder: Option<String>,
-    },
-    /// The API server could not be asked. It will be asked again.
-    Failed(PodError),
-}
 
 pub(super) type Tell = Box<dyn Fn(Leadership) + Send>;
 
@@ -73,14 +56,14 @@ impl Campaign {
         });
         Self { term, leave: Some(leave), task }
     }
+}
 
-    /// Whether this process leads at this moment. Becomes false by itself when the Lease was not renewed in time.
-    pub fn leads(&self) -> bool {
+impl pod::Campaign for Campaign {
+    fn leads(&self) -> bool {
         self.term.lasts()
     }
 
-    /// Stops to lead and says so, so that another process can begin at once.
-    pub fn release(mut self) {
+    fn release(mut self: Box<Self>) {
         self.term.end();
         let (done, left) = mpsc::channel();
         if self.leave.take().is_some_and(|leave| leave.send(done).is_ok()) {

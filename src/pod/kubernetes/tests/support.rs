@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::pod::client::{ClientSettings, Source};
+use crate::pod::kubernetes::Cluster;
+use crate::pod::kubernetes::client::{ClientSettings, Source};
 use crate::pod::manifest::{Launch, PodSettings, Resources};
 use crate::pod::payload::Payload;
-use crate::pod::{Cluster, Launched, Ownership, PodError};
+use crate::pod::{Launched, Ownership, PodError, Pods};
 use crate::secret::Secret;
 use crate::task::{Image, ReadOptions, Task, TaskKind};
 
@@ -178,7 +179,7 @@ pub(super) fn launch_with(
 ) -> Result<(String, Launched), PodError> {
     let (task, settings, attempt) = (task(task_id), settings(), Uuid::new_v4().to_string());
     let launch = Launch { task: &task, payload, settings: &settings, attempt: &attempt, owner: None };
-    Ok((task.pod_name(), cluster.launch_with(&launch, ownership)?))
+    Ok((task.pod_name(), cluster.launch(&launch, ownership)?))
 }
 
 /// What somebody was told, in order.

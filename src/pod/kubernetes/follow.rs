@@ -10,9 +10,9 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::Update;
-use super::kubernetes::Api;
-use super::status::Observation;
+use super::api::Api;
+use crate::pod::Update;
+use crate::pod::status::Observation;
 
 /// Watches one Pod until it is dropped.
 pub struct Follower {

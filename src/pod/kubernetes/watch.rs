@@ -16,11 +16,11 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::api::{Api, ours};
 use super::changes::{Change, Changes};
-use super::kubernetes::{Api, ours};
 use super::lean::LeanPod;
 use super::pause::Pause;
-use super::{Owned, PodError};
+use crate::pod::{Event, Owned, PodError};
 
 /// Pods of one page of a list: as text and as objects they take tens of kilobytes each.
 const PAGE: u32 = 50;
@@ -34,24 +34,6 @@ const MOST_READS: usize = 64;
 const INDEX_CALL: Duration = Duration::from_secs(10);
 /// After a failed list: the first wait, and the longest. An API server that is back should not be waited for.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
-
-/// What a watch tells.
-#[derive(Debug)]
-pub enum Event {
-    /// A Pod is new or has changed.
-    Seen(Box<Owned>),
-    /// A Pod is gone.
-    Gone {
-        /// Its name; there may be another one by now.
-        name: String,
-        /// Its uid.
-        uid: String,
-    },
-    /// Everything that is there was told as seen, and everything that has vanished as gone.
-    Listed,
-    /// The API server could not be asked. It will be asked again.
-    Failed(PodError),
-}
 
 pub(super) type Tell = Box<dyn Fn(Event) + Send>;
 

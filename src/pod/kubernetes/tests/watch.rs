@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::support::{Heard, Namespace, launch};
-use crate::pod::{Event, Ownership};
+use crate::pod::{Event, Ownership, Pods};
 
 const SOON: Duration = Duration::from_secs(5);
 const RARELY: Duration = Duration::from_mins(10);
@@ -36,7 +36,7 @@ fn a_watch_tells_what_is_there_and_each_change_and_each_end() {
     let cluster = namespace.cluster();
     let (first, made) = launch(&cluster, "first", Ownership::Now).expect("a launch");
     let (tell, heard) = Heard::new();
-    let watch = cluster.watch(RARELY, tell);
+    let watch = cluster.watch(RARELY, Box::new(tell));
     let told = heard.until(SOON, listed);
     assert_eq!(told.iter().filter(|event| seen(&first)(event)).count(), 1, "{told:?}");
     let Event::Seen(pod) = &told[0] else { panic!("{told:?}") };
@@ -63,7 +63,7 @@ fn what_happened_while_the_connection_was_cut_is_told_afterwards() {
     let launch = |task: &str| launch(&near, task, Ownership::Now).expect("a launch");
     let ((_, vanished), (twice, before), (changed, _)) = (launch("vanishes"), launch("twice"), launch("changes"));
     let (tell, heard) = Heard::new();
-    let _watch = far.watch(Duration::from_secs(2), tell);
+    let _watch = far.watch(Duration::from_secs(2), Box::new(tell));
     heard.until(SOON, listed);
     proxy.cut();
     heard.until(Duration::from_secs(10), |event| matches!(event, Event::Failed(_)));
@@ -95,7 +95,7 @@ fn a_list_tells_what_a_dead_connection_does_not() {
     let launch = |task: &str| launch(&near, task, Ownership::Now).expect("a launch");
     let ((changed, _), (_, vanished)) = (launch("changes"), launch("vanishes"));
     let (tell, heard) = Heard::new();
-    let _watch = far.watch(Duration::from_secs(1), tell);
+    let _watch = far.watch(Duration::from_secs(1), Box::new(tell));
     heard.until(SOON, listed);
     heard.until(SOON, listed);
     proxy.freeze();

@@ -7,10 +7,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use super::kubernetes::{Api, CALL, if_there};
+use super::api::{Api, CALL, if_there};
+use super::attempt_of;
 use super::lean::LeanPod;
-use super::manifest::{Objects, secret_name};
-use super::{Launched, Ownership, PodError, attempt_of};
+use crate::pod::manifest::{Objects, secret_name};
+use crate::pod::{Launched, Ownership, PodError};
 
 impl Api {
     /// Creates everything; on an error nothing stays behind.
