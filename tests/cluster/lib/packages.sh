@@ -38,11 +38,12 @@ need_packages() {
     logged "$STATE/log/apt.log" "Debian packages could not be installed: ${missing[*]}" apt_install "${missing[@]}"
 }
 
-# A list of packages that is out of date names files that are gone: then it is fetched anew.
+# A list of packages that is out of date names files that are gone: then it is fetched anew. Somebody else may be
+# installing at the moment (a machine that updates itself): that is waited for.
 apt_install() {
     export DEBIAN_FRONTEND=noninteractive
-    apt-get install --yes --no-install-recommends "$@" \
-        || { apt-get update && apt-get install --yes --no-install-recommends "$@"; }
+    local install=(apt-get install --yes --no-install-recommends --option DPkg::Lock::Timeout=300 "$@")
+    "${install[@]}" || { apt-get update --option DPkg::Lock::Timeout=300 && "${install[@]}"; }
 }
 
 need_kubectl() { command -v kubectl >/dev/null || need_packages kubernetes-client=/usr/bin/kubectl; }
