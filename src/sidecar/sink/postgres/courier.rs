@@ -48,13 +48,17 @@ impl Courier {
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(Job { feed, chunk, done }).is_ok());
         if sent { Ok(outcome) } else { Err(died()) }
     }
+
+    /// Gives the thread no more jobs: it ends with those that it has.
+    pub fn stop(&mut self) -> Option<JoinHandle<()>> {
+        self.jobs = None;
+        self.thread.take()
+    }
 }
 
 impl Drop for Courier {
     fn drop(&mut self) {
-        // The thread ends when there are no more jobs.
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = self.stop() {
             let _ = thread.join();
         }
     }

@@ -115,12 +115,14 @@ impl World {
     }
 
     /// Ends a sink as KILL does: nobody cleans up, and the server sees the connections end.
-    pub fn kill(&mut self, sink: PostgresSink) {
+    pub fn kill(&mut self, mut sink: PostgresSink) {
+        let thread = sink.shared.courier.stop();
         std::mem::forget(sink);
         // What its thread has in its hands it takes to the server over a new connection, for it does not know of its end.
-        while self.terminate() > 0 {
-            std::thread::sleep(Duration::from_millis(300));
+        while self.terminate() > 0 || thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            std::thread::sleep(Duration::from_millis(20));
         }
+        self.terminate();
     }
 
     /// Connections of the sink that are in a transaction.
