@@ -4,6 +4,7 @@
 //! missing or malformed is reported at once. Nothing else in the program reads the environment, but for the sidecar's
 //! own contract.
 
+mod places;
 mod serve;
 
 use std::collections::BTreeMap;
@@ -12,16 +13,30 @@ use std::time::Duration;
 
 use crate::failure::{Class, Failure};
 use crate::pod::kubernetes::client::{ClientSettings, Source};
+use crate::pod::local::LocalSettings;
+use crate::pod::local::connector::Runtime;
 use crate::pod::manifest::{PodSettings, Resources};
 use crate::secret::Secret;
 use crate::task::{DEFAULT_SILENCE_SECONDS, DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};
 
+pub use places::{Places, PlacesArgs};
 pub use serve::{ServeSettings, ServeSettingsArgs};
 
-/// Where the cluster and the database are, and how Pods are made.
+/// Where tasks run, where the database is, and how Pods are made.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Settings (each is also an environment variable)")]
 pub struct SettingsArgs {
+    /// Run the task on this machine, without a cluster: the same as SYNCCTL_ENGINE=local
+    #[arg(long)]
+    local: bool,
+    /// Where tasks run: kubernetes or local [default: kubernetes]
+    #[arg(long, env = "SYNCCTL_ENGINE", value_name = "ENGINE")]
+    engine: Option<String>,
+    /// Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]
+    #[arg(long, env = "SYNCCTL_LOCAL_RUNTIME", value_name = "RUNTIME")]
+    local_runtime: Option<String>,
+    #[command(flatten)]
+    places: PlacesArgs,
     /// Postgres database of results, logs and states; give it in the environment, where other users do not see it
     #[arg(long, env = "SYNCCTL_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
@@ -115,8 +130,8 @@ pub struct Settings {
     pub database_url: Secret,
     /// Where rows go that have no destination of their own.
     pub bulker: BulkerSettings,
-    /// The cluster.
-    pub client: ClientSettings,
+    /// Where tasks run.
+    pub engine: Engine,
     /// How Pods are made.
     pub pod: PodSettings,
     /// How often Pods are listed, besides the watch.
@@ -127,6 +142,15 @@ pub struct Settings {
     pub task_timeout: Duration,
 }
 
+/// Where tasks run.
+#[derive(Debug, Clone)]
+pub enum Engine {
+    /// In a cluster.
+    Kubernetes(ClientSettings),
+    /// On this machine.
+    Local(LocalSettings),
+}
+
 /// A Bulker instance for destinations that leave it out.
 #[derive(Debug, Clone, Default)]
 pub struct BulkerSettings {
@@ -134,6 +158,21 @@ pub struct BulkerSettings {
     pub url: Option<String>,
     /// Its token; for that URL alone.
     pub auth_token: Option<Secret>,
+}
+
+impl Settings {
+    /// The same for a connector under development.
+    pub fn with_exec(mut self, command: Option<String>) -> Result<Self, Failure> {
+        match (&mut self.engine, command) {
+            (_, None) => {}
+            (Engine::Local(local), command) => local.exec = command,
+            (Engine::Kubernetes(_), Some(_)) => {
+                let text = "--exec runs a command of this machine, and the task would run in a cluster: add --local";
+                return Err(Failure::new(Class::Usage, text));
+            }
+        }
+        Ok(self)
+    }
 }
 
 /// One setting that is not there, as it is reported.
@@ -209,6 +248,33 @@ impl Problems {
         upper
     }
 
+    fn is_local(&mut self, flag: bool, engine: Option<String>) -> bool {
+        match present(engine).map(|engine| engine.to_ascii_lowercase()).as_deref() {
+            None => flag,
+            Some("local") => true,
+            // The flag wins over the variable.
+            Some("kubernetes") => flag,
+            Some(other) => {
+                self.malformed.push(format!("  SYNCCTL_ENGINE is {other:?}: expected kubernetes or local"));
+                flag
+            }
+        }
+    }
+
+    fn runtime(&mut self, value: Option<String>) -> Runtime {
+        match present(value).map(|value| value.to_ascii_lowercase()).as_deref() {
+            None | Some("auto") => Runtime::Auto,
+            Some("docker") => Runtime::Docker,
+            Some("podman") => Runtime::Podman,
+            Some("python") => Runtime::Python,
+            Some(other) => {
+                let text = format!("  SYNCCTL_LOCAL_RUNTIME is {other:?}: expected auto, docker, podman or python");
+                self.malformed.push(text);
+                Runtime::Auto
+            }
+        }
+    }
+
     fn labels(&mut self, value: Option<String>, variable: &str) -> BTreeMap<String, String> {
         let Some(text) = present(value) else { return BTreeMap::new() };
         serde_json::from_str(&text).unwrap_or_else(|_| {
@@ -238,6 +304,10 @@ impl SettingsArgs {
     /// Checks and types everything, or says all that is wrong.
     pub fn resolve(self) -> Result<Settings, Failure> {
         let Self {
+            local,
+            engine,
+            local_runtime,
+            places,
             database_url,
             sidecar_database_url,
             sidecar_image,
@@ -268,15 +338,25 @@ impl SettingsArgs {
             db_log_level,
         } = self;
         let mut problems = Problems::default();
-        let database_url = problems.required(database_url, &DATABASE_URL);
-        let sidecar_image = problems.required(sidecar_image, &SIDECAR_IMAGE);
+        let local = problems.is_local(local, engine);
+        let runtime = problems.runtime(local_runtime);
+        let database_url = if local {
+            // Without one there is the embedded one.
+            present(database_url).unwrap_or_default()
+        } else {
+            problems.required(database_url, &DATABASE_URL)
+        };
+        let sidecar_image =
+            if local { String::new() } else { problems.required(sidecar_image, &SIDECAR_IMAGE) };
         let source = match (kubeconfig, present(kubernetes_client_config)) {
             (Some(path), _) => Source::Path(path),
             (None, Some(config)) => Source::parse(&config),
             (None, None) => Source::Kubectl,
         };
+        // Over a slow line an installation takes longer than most images.
+        let init_default = if local { 600 } else { 180 };
         let init_timeout =
-            problems.seconds(container_init_timeout_seconds, "SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", 180);
+            problems.seconds(container_init_timeout_seconds, "SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", init_default);
         let silence_seconds =
             problems.at_least_one(silence_seconds, "SYNCCTL_SILENCE_SECONDS", DEFAULT_SILENCE_SECONDS);
         let grace = problems.number(container_grace_shutdown_seconds, "SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", 60);
@@ -287,21 +367,38 @@ impl SettingsArgs {
         }
         let source_resources = Resources {
             cpu_request: problems.number(source_cpu_request_millicores, "SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", 100),
-            cpu_limit: problems.number(source_cpu_limit_millicores, "SYNCCTL_SOURCE_CPU_LIMIT_MILLICORES", 1000),
+            cpu_limit: problems.number(
+                source_cpu_limit_millicores,
+                "SYNCCTL_SOURCE_CPU_LIMIT_MILLICORES",
+                if local { 0 } else { 1000 },
+            ),
             memory_request: problems.number(source_memory_request_mi, "SYNCCTL_SOURCE_MEMORY_REQUEST_MI", 256),
             memory_limit: problems.number(source_memory_limit_mi, "SYNCCTL_SOURCE_MEMORY_LIMIT_MI", 8192),
         };
         let sidecar_resources = Resources {
             cpu_request: problems.number(sidecar_cpu_request_millicores, "SYNCCTL_SIDECAR_CPU_REQUEST_MILLICORES", 0),
-            cpu_limit: problems.number(sidecar_cpu_limit_millicores, "SYNCCTL_SIDECAR_CPU_LIMIT_MILLICORES", 500),
+            cpu_limit: problems.number(
+                sidecar_cpu_limit_millicores,
+                "SYNCCTL_SIDECAR_CPU_LIMIT_MILLICORES",
+                if local { 0 } else { 500 },
+            ),
             memory_request: problems.number(sidecar_memory_request_mi, "SYNCCTL_SIDECAR_MEMORY_REQUEST_MI", 0),
             memory_limit: problems.number(sidecar_memory_limit_mi, "SYNCCTL_SIDECAR_MEMORY_LIMIT_MI", 4096),
         };
-        let sidecar_database_url = present(sidecar_database_url).unwrap_or_else(|| database_url.clone());
+        // On one machine the sidecar reaches what this process reaches.
+        let sidecar_database_url =
+            present(sidecar_database_url).filter(|_| !local).unwrap_or_else(|| database_url.clone());
+        let client = ClientSettings { source, context: present(context), namespace: present(namespace) };
+        let engine = if local {
+            let Places { state, cache } = places.resolve()?;
+            Engine::Local(LocalSettings { state, cache, exec: None, runtime })
+        } else {
+            Engine::Kubernetes(client)
+        };
         let settings = Settings {
             database_url: Secret::from(database_url),
             bulker: problems.bulker(bulker_url, bulker_auth_token),
-            client: ClientSettings { source, context: present(context), namespace: present(namespace) },
+            engine,
             status_check: problems.seconds(
                 container_status_check_seconds,
                 "SYNCCTL_CONTAINER_STATUS_CHECK_SECONDS",

@@ -63,13 +63,15 @@ pub enum Class {
     Cancelled,
     /// The program that started the task was killed and nobody followed the task.
     Abandoned,
+    /// This machine could not run the task: a full disk, a missing right.
+    LocalError,
     /// A broken invariant of ours.
     Internal,
 }
 
 impl Class {
     /// Every class, for looking one up by its code.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Usage,
         Self::InvalidInput,
         Self::PayloadTooLarge,
@@ -97,6 +99,7 @@ impl Class {
         Self::TimeExceeded,
         Self::Cancelled,
         Self::Abandoned,
+        Self::LocalError,
         Self::Internal,
     ];
 
@@ -130,6 +133,7 @@ impl Class {
             Self::TimeExceeded => "TIME_EXCEEDED",
             Self::Cancelled => "CANCELLED",
             Self::Abandoned => "ABANDONED",
+            Self::LocalError => "LOCAL_ERROR",
             Self::Internal => "INTERNAL",
         }
     }

@@ -77,7 +77,7 @@ impl Output {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         };
-        Progress { bar, quiet: self.quiet, last: String::new() }
+        Progress { bar, quiet: self.quiet, last: String::new(), told: None }
     }
 }
 
@@ -113,9 +113,19 @@ pub struct Progress {
     bar: ProgressBar,
     quiet: bool,
     last: String,
+    told: Option<String>,
 }
 
 impl Progress {
+    /// A line that stays; told once.
+    pub fn tell(&mut self, text: &str) {
+        if self.quiet || self.told.as_deref() == Some(text) {
+            return;
+        }
+        self.told = Some(text.to_owned());
+        self.bar.suspend(|| writeln!(std::io::stderr(), "{text}").ok());
+    }
+
     /// What is going on now; the same text again is not repeated.
     pub fn say(&mut self, text: &str) {
         if text == self.last {

@@ -217,7 +217,7 @@ fn a_read_that_ends_because_of_its_image_is_not_told_to_be_cancelled() {
 
 #[test]
 fn a_sidecar_image_that_does_not_exist_is_named_with_its_setting() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let done = world
         .syncctl(&["spec", INSTANT, "-o", "json", "--container-init-timeout-seconds", "8"])
         .env("SYNCCTL_SIDECAR_IMAGE", "syncctl:none")
@@ -269,7 +269,7 @@ fn a_stillborn_connector_is_told_with_its_last_words() {
 
 #[test]
 fn an_image_without_an_entrypoint_is_told_as_such() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let done = world.syncctl(&["spec", "syncctl-test/noentrypoint:1", "-o", "json"]).run();
     done.fails(1, "NO_ENTRYPOINT", &["AIRBYTE_ENTRYPOINT"]).within(SOON);
     assert!(world.schema.text("SELECT error FROM source_spec").starts_with("NO_ENTRYPOINT: "));
@@ -299,11 +299,11 @@ fn a_connector_that_runs_out_of_memory_is_told_with_its_limit() {
 
 #[test]
 fn a_missing_right_is_told_in_the_clusters_own_words() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let task = unique("powerless-");
-    let kubeconfig = world.namespace.powerless().display().to_string();
+    let kubeconfig = world.namespace().powerless().display().to_string();
     let done = world.read(INSTANT, "s", &task, &["items"]).env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", &kubeconfig).run();
-    done.fails(3, "FORBIDDEN", &["cannot create resource \"secrets\"", &world.namespace.name]).within(SOON);
+    done.fails(3, "FORBIDDEN", &["cannot create resource \"secrets\"", &world.namespace().name]).within(SOON);
     assert!(done.json()["hint"].as_str().is_some_and(|hint| hint.contains("deploy/rbac/role.yaml")), "{done}");
     let (status, error) = world.schema.task(&task).expect("a row");
     assert_eq!(status, "FAILED");
@@ -312,8 +312,8 @@ fn a_missing_right_is_told_in_the_clusters_own_words() {
 
 #[test]
 fn a_token_that_is_not_accepted_is_forbidden() {
-    let Some(world) = World::new() else { return };
-    let text = std::fs::read_to_string(&world.namespace.kubeconfig).expect("the kubeconfig");
+    let Some(world) = World::in_cluster() else { return };
+    let text = std::fs::read_to_string(&world.namespace().kubeconfig).expect("the kubeconfig");
     let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     config["users"][0]["user"] = json!({"token": "no-such-token"});
     let kubeconfig = world.json("stranger", &config);
@@ -324,7 +324,7 @@ fn a_token_that_is_not_accepted_is_forbidden() {
 
 #[test]
 fn a_namespace_that_does_not_exist_is_told() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let kubeconfig = &world.setup.kubeconfig;
     let done = world
         .syncctl(&["spec", INSTANT, "-o", "json", "--namespace", "no-such-namespace"])
@@ -337,9 +337,9 @@ fn a_namespace_that_does_not_exist_is_told() {
 
 #[test]
 fn an_unreachable_api_server_is_named() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let task = unique("nobody-");
-    let kubeconfig = world.namespace.kubeconfig_of("https://127.0.0.1:1").display().to_string();
+    let kubeconfig = world.namespace().kubeconfig_of("https://127.0.0.1:1").display().to_string();
     let done = world.read(INSTANT, "s", &task, &["items"]).env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", &kubeconfig).run();
     done.fails(3, "CLUSTER_UNREACHABLE", &["127.0.0.1:1"]).within(SOON);
     let (status, error) = world.schema.task(&task).expect("a row");
@@ -349,7 +349,7 @@ fn an_unreachable_api_server_is_named() {
 
 #[test]
 fn a_kubeconfig_that_was_named_and_cannot_be_read_is_an_error() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let broken = world.file("broken", "apiVersion: v1\nclusters: [\n");
     let inline = "apiVersion: v1\nkind: Config\nclusters: 7\n";
     for (label, value) in [("no file", "/nonexistent/kubeconfig"), ("no YAML", &broken), ("inline", inline)] {
@@ -357,7 +357,7 @@ fn a_kubeconfig_that_was_named_and_cannot_be_read_is_an_error() {
             .syncctl(&["spec", INSTANT, "-o", "json"])
             .env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", value)
             // What kubectl would use works; but it was not asked for.
-            .env("KUBECONFIG", &world.namespace.kubeconfig.display().to_string())
+            .env("KUBECONFIG", &world.namespace().kubeconfig.display().to_string())
             .run();
         println!("{label}:\n{done}");
         done.within(SOON);
@@ -389,7 +389,7 @@ fn a_password_that_the_database_refuses_is_told_at_once() {
 
 #[test]
 fn a_database_that_only_the_pod_cannot_reach_is_told_by_the_pod() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let url = database::in_schema("postgresql://ann:hunter2-hunter2@127.0.0.1:1/ledger?sslmode=disable", "x");
     let done = world
         .syncctl(&["spec", INSTANT, "-o", "json", "--container-init-timeout-seconds", "20"])

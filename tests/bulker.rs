@@ -180,5 +180,5 @@ fn the_service_fills_in_what_a_caller_leaves_out() {
     let text = answer.to_string();
     assert!(status == 400 && text.contains("authToken: is required") && !text.contains(TOKEN), "{text}");
     assert_secret(&world);
-    eventually("an empty namespace", Duration::from_mins(1), || world.namespace.leftovers().is_empty().then_some(()));
+    eventually("an empty namespace", Duration::from_mins(1), || world.place.leftovers().is_empty().then_some(()));
 }

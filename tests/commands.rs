@@ -48,7 +48,7 @@ fn quiet_says_nothing_on_stderr_and_progress_is_told_otherwise() {
     let quiet = world.syncctl(&["spec", INSTANT, "-q"]).run();
     assert_eq!(quiet.code(0).stderr, "");
     let told = world.syncctl(&["spec", INSTANT]).run();
-    assert!(told.code(0).stderr.contains(&world.namespace.name), "{told}");
+    assert!(told.code(0).stderr.contains(world.place.name()), "{told}");
 }
 
 #[test]
@@ -158,11 +158,11 @@ fn a_real_connector_says_no_to_a_bad_configuration() {
 
 #[test]
 fn a_pod_ran_the_image_that_the_program_wrote() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let task = unique("image-");
     let read = world.read("syncctl-test/slow:1", "s", &task, &["ticks"]).start();
     let pod = eventually("a running pod", Duration::from_mins(1), || {
-        world.namespace.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
+        world.place.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
     });
     let image = cluster::sidecar_image(world.setup);
     let containers = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();

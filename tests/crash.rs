@@ -148,7 +148,7 @@ impl Scene {
 
     fn assert_nothing_left(&self, when: &str) {
         eventually(&format!("{when}: an empty namespace"), GONE, || {
-            self.world.namespace.leftovers().is_empty().then_some(())
+            self.world.place.leftovers().is_empty().then_some(())
         });
         let query = "SELECT (SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
                              WHERE l.locktype = 'advisory' AND d.datname = current_database())

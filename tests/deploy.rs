@@ -35,17 +35,17 @@ fn environment(pod: &Value) -> BTreeMap<String, Value> {
 
 #[test]
 fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_its_secret() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let image = sidecar_image(world.setup);
     let secret = [("SYNCCTL_DATABASE_URL", "postgresql://u@h/d"), ("SYNCCTL_AUTH_TOKENS", "token")];
     let environment_of_the_overlay = [("SYNCCTL_LOG_LEVEL", "DEBUG")];
     let mut service =
         Service { image: &image.name, replicas: 2, secret: &secret, environment: &environment_of_the_overlay };
-    let address = world.namespace.serve(&service);
+    let address = world.namespace().serve(&service);
     assert!(address.starts_with("http://") && address.ends_with(":3043"), "{address}");
 
     let pods =
-        eventually("two Pods of the service", SOON, || Some(started(&world.namespace)).filter(|pods| pods.len() == 2));
+        eventually("two Pods of the service", SOON, || Some(started(&world.namespace())).filter(|pods| pods.len() == 2));
     for pod in &pods {
         let spec = &pod["spec"];
         assert_eq!(spec["containers"][0]["image"], *image.name);
@@ -72,15 +72,15 @@ fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_it
     }
 
     service.replicas = 1;
-    assert_eq!(world.namespace.serve(&service), address, "the Service stays when an overlay changes");
-    eventually("one Pod of the service", SOON, || Some(()).filter(|()| started(&world.namespace).len() == 1));
+    assert_eq!(world.namespace().serve(&service), address, "the Service stays when an overlay changes");
+    eventually("one Pod of the service", SOON, || Some(()).filter(|()| started(&world.namespace()).len() == 1));
 }
 
 #[test]
 fn the_account_of_the_service_may_hold_a_lease_and_not_much_more() {
-    let Some(world) = World::new() else { return };
-    let account = format!("system:serviceaccount:{}:syncctl", world.namespace.name);
-    let list = world.namespace.kubectl(&["auth", "can-i", "--list", "--as", &account, "-n", &world.namespace.name]);
+    let Some(world) = World::in_cluster() else { return };
+    let account = format!("system:serviceaccount:{}:syncctl", world.namespace().name);
+    let list = world.namespace().kubectl(&["auth", "can-i", "--list", "--as", &account, "-n", &world.namespace().name]);
     let may = |verb: &str, kind: &str| {
         let line = list.lines().find(|line| line.starts_with(&format!("{kind} "))).unwrap_or_default().to_owned();
         line.rsplit_once('[').is_some_and(|(_, verbs)| verbs.trim_end_matches(']').split(' ').any(|one| one == verb))

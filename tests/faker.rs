@@ -61,7 +61,7 @@ type Content = BTreeMap<&'static str, (i64, i64, String)>;
 
 impl Scene {
     fn new() -> Option<Self> {
-        let world = World::new()?;
+        let world = World::in_cluster()?;
         let records = records();
         let mut scene = Self { world, records, discovered: Value::Null };
         let config = scene.world.json("discover.json", &scene.config(false));
@@ -259,7 +259,7 @@ fn a_large_sync_is_cancelled_and_killed_in_the_middle_resumed_read_again_and_rep
     let mut barrier = Barrier::new(&scene, "purchases", middle);
     let running = scene.read(TORN, &task).with(&["--state", "db"]).start();
     barrier.wait_reached(scene.patience());
-    let namespace = &scene.world.namespace;
+    let namespace = scene.world.namespace();
     namespace.kubectl(&["delete", "pods", "--all", "-n", &namespace.name, "--wait=false"]);
     barrier.release();
     let done = scene.end("killed", &task, running);

@@ -4,7 +4,7 @@ use super::support::{World, unique};
 
 #[test]
 fn a_sidecar_of_another_make_finds_its_pipes_documents_and_variables() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let task = unique("foreign-");
     let done = world
         .read("syncctl-test/instant:1", "s", &task, &["items"])

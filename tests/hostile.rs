@@ -81,7 +81,7 @@ const CALM: Duration = Duration::from_secs(20);
 
 /// Runs an attack: others are served meanwhile and afterwards, the memory is bounded, and no Pod was made.
 fn under_attack(attack: impl FnOnce(&World, &Service)) {
-    attacked(World::new(), attack);
+    attacked(World::in_cluster(), attack);
 }
 
 fn attacked(world: Option<World>, attack: impl FnOnce(&World, &Service)) {
@@ -100,7 +100,7 @@ fn attacked(world: Option<World>, attack: impl FnOnce(&World, &Service)) {
     let (now, most) = (service.memory("VmRSS"), service.memory("VmHWM"));
     println!("{} MiB now, {} MiB at most", now >> 20, most >> 20);
     assert!(most < MEMORY_EVER, "{} MiB were in use", most >> 20);
-    world.namespace.assert_empty();
+    world.place.assert_empty();
     let done = service.stop();
     done.code(0);
     assert!(!done.stderr.contains("panicked"), "{done}");
@@ -401,8 +401,8 @@ fn a_request_inside_another_is_never_seen() {
         }
         // Accepting a task takes a moment.
         std::thread::sleep(Duration::from_secs(1));
-        world.namespace.assert_empty();
-        let (pods, checks) = (world.namespace.pods().len(), world.schema.count("source_check"));
+        world.place.assert_empty();
+        let (pods, checks) = (world.place.pods().len(), world.schema.count("source_check"));
         assert_eq!((pods, checks), (0, 0), "a request inside another one was executed");
     });
 }

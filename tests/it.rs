@@ -5,6 +5,7 @@
 //! | variable | what it does |
 //! |---|---|
 //! | `SYNCCTL_TEST_SKIP_CLUSTER=1` | skips what needs a cluster, and says so |
+//! | `SYNCCTL_TEST_ENGINE=local` | runs tasks on this machine; what only a cluster has is passed over |
 //! | `SYNCCTL_TEST_KEEP=1` | keeps the namespace and the schema of each test |
 //! | `SYNCCTL_TEST_OUTAGE_SECONDS=60` | how long servers are away in the test of outages (12) |
 //! | `SYNCCTL_TEST_ROUNDS=200` | rounds of the crash test (20) |
@@ -25,6 +26,7 @@ mod hostile;
 mod kill;
 mod layers;
 mod lifecycle;
+mod local;
 mod messages;
 mod modes;
 mod outages;

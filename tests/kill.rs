@@ -99,7 +99,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Option<Self> {
-        let world = World::new()?;
+        let world = World::in_cluster()?;
         let proxy = Proxy::start(&world);
         let kubeconfig = proxy.kubeconfig.clone();
         let service =
@@ -166,7 +166,7 @@ impl Scene {
             }
             Hold::Insert | Hold::Outcome => self.wait_locked(label, life.lock.as_mut().expect("it is locked")),
             Hold::Starting => eventually(label, REACH, || {
-                let pods = self.world.namespace.pods();
+                let pods = self.world.place.pods();
                 pods.iter().any(|pod| life.order.owns(pod) && pod["status"]["phase"] == "Pending").then_some(())
             }),
         }
@@ -216,7 +216,7 @@ impl Scene {
                 .find(|known| *known == status)
                 .unwrap_or_else(|| panic!("{}: {status}", life.point.label)),
         };
-        let is_there = |kind: &str| self.world.namespace.list(kind, &[]).iter().any(|object| life.order.owns(object));
+        let is_there = |kind: &str| self.world.namespace().list(kind, &[]).iter().any(|object| life.order.owns(object));
         (row, is_there("pods"), is_there("secrets"))
     }
 
@@ -244,7 +244,7 @@ impl Scene {
             let told = errors.iter().any(|error| found.1.starts_with(error)) && (errors != NONE || found.1.is_empty());
             assert!(told, "{}: {}", life.point.label, found.1);
         }
-        eventually("an empty namespace", TRUTH, || self.world.namespace.leftovers().is_empty().then_some(()));
+        eventually("an empty namespace", TRUTH, || self.world.place.leftovers().is_empty().then_some(()));
         for life in lives {
             let label = life.point.label;
             // What came last did not change what was true.

@@ -28,7 +28,7 @@ fn wait_for_rows(world: &World, task: &str, stream: &str) {
 /// Waits until the Pod runs.
 fn wait_for_running(world: &World) -> Value {
     eventually("a running pod", START, || {
-        world.namespace.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
+        world.place.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
     })
 }
 
@@ -85,7 +85,7 @@ fn ctrl_c_cancels_and_the_connector_gets_term() {
     let done = running.wait();
     assert!(asked.elapsed() < Duration::from_secs(15), "a connector that listens ends at once\n{done}");
     // Before the program has ended, not some time later.
-    world.namespace.assert_empty();
+    world.place.assert_empty();
     assert_eq!(done.code(130).json()["status"], "CANCELLED", "{done}");
     let (status, _) = world.schema.task(&task).expect("a row");
     assert_eq!(status, "CANCELLED");
@@ -100,7 +100,7 @@ fn term_cancels_as_ctrl_c_does() {
     wait_for_rows(&world, &task, "ticks");
     running.signal(Signal::TERM);
     let done = running.wait();
-    world.namespace.assert_empty();
+    world.place.assert_empty();
     done.code(130);
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
 }
@@ -110,10 +110,10 @@ fn cancelling_a_check_leaves_nothing() {
     let Some(world) = World::new() else { return };
     let config = world.json("config.json", &json!({}));
     let running = world.syncctl(&["check", SLOW, "--config", &config, "--storage-key", "k", "-o", "json"]).start();
-    eventually("a pod", START, || world.namespace.pods().first().cloned());
+    eventually("a pod", START, || world.place.pods().first().cloned());
     running.signal(Signal::INT);
     let done = running.wait();
-    world.namespace.assert_empty();
+    world.place.assert_empty();
     done.fails(130, "CANCELLED", &[]);
 }
 
@@ -126,7 +126,7 @@ fn a_deaf_connector_is_killed_after_its_grace_period() {
     let asked = Instant::now();
     running.signal(Signal::INT);
     let done = running.wait();
-    world.namespace.assert_empty();
+    world.place.assert_empty();
     done.code(130);
     // The grace period, and the time after which a Pod is removed without its node's word: an old kubelet may stumble.
     assert!(asked.elapsed() < Duration::from_secs(5 + 10 + 10), "{done}");
@@ -151,7 +151,7 @@ fn a_second_ctrl_c_ends_at_once_and_the_next_command_cleans_up() {
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
     world.syncctl(&["spec", INSTANT]).run().code(0);
     // The deletion was asked for with the first one; the Pod is in its grace period.
-    eventually("nothing left", Duration::from_secs(40), || world.namespace.leftovers().is_empty().then_some(()));
+    eventually("nothing left", Duration::from_secs(40), || world.place.leftovers().is_empty().then_some(()));
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
 }
 
@@ -182,16 +182,16 @@ fn a_check_that_takes_too_long_is_ended() {
 
 #[test]
 fn the_next_command_removes_what_a_killed_one_left() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let task = unique("killed-");
     let running = world.read(SLOW, "s", &task, &["ticks"]).start();
     wait_for_rows(&world, &task, "ticks");
     running.signal(Signal::KILL);
     assert_eq!(running.wait().code, None);
-    assert_eq!(world.namespace.leftovers().len(), 2, "a Pod and its Secret: the test is about these");
+    assert_eq!(world.place.leftovers().len(), 2, "a Pod and its Secret: the test is about these");
     assert_eq!(world.schema.task(&task).expect("a row").0, "RUNNING");
     world.syncctl(&["spec", INSTANT, "-o", "json"]).run().code(0);
-    world.namespace.assert_empty();
+    world.place.assert_empty();
     let (status, error) = world.schema.task(&task).expect("a row");
     // The sidecar, which is told to end, may be first to say so.
     assert!(status == "CANCELLED" || (status == "FAILED" && error.starts_with("ABANDONED: ")), "{status}: {error}");
@@ -212,12 +212,12 @@ fn a_pod_of_a_living_command_is_left_alone_by_another() {
 
 #[test]
 fn a_pod_that_somebody_deletes_ends_the_task_at_once() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let task = unique("deleted-");
     let running = world.read(SLOW, "s", &task, &["ticks"]).start();
     wait_for_rows(&world, &task, "ticks");
     let asked = Instant::now();
-    world.namespace.kubectl(&["delete", "pods", "--all", "-n", &world.namespace.name, "--wait=false"]);
+    world.namespace().kubectl(&["delete", "pods", "--all", "-n", &world.namespace().name, "--wait=false"]);
     let done = running.wait();
     assert!(asked.elapsed() < Duration::from_secs(12), "{done}");
     let (status, _) = world.schema.task(&task).expect("a row");
@@ -235,13 +235,13 @@ fn told_of_the_deletion(done: &Done) {
 
 #[test]
 fn a_pod_that_is_deleted_by_force_ends_the_task_at_once() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let config = world.json("config.json", &json!({}));
     let running = world.syncctl(&["check", SLOW, "--config", &config, "--storage-key", "k", "-o", "json"]).start();
     wait_for_running(&world);
     let asked = Instant::now();
-    let name = &world.namespace.name;
-    world.namespace.kubectl(&["delete", "pods", "--all", "-n", name, "--force", "--grace-period=0", "--wait=false"]);
+    let name = &world.namespace().name;
+    world.namespace().kubectl(&["delete", "pods", "--all", "-n", name, "--force", "--grace-period=0", "--wait=false"]);
     let done = running.wait();
     assert!(asked.elapsed() < Duration::from_secs(12), "{done}");
     told_of_the_deletion(&done);
@@ -267,7 +267,7 @@ fn a_running_task_is_not_disturbed_by_its_own_id() {
     wait_for_rows(&world, &task, "ticks");
     world.read(SLOW, "s", &task, &["ticks"]).run().fails(2, "TASK_EXISTS", &[&task]);
     assert_eq!(world.schema.task(&task).expect("a row").0, "RUNNING");
-    assert_eq!(world.namespace.pods().len(), 1);
+    assert_eq!(world.place.pods().len(), 1);
     running.signal(Signal::INT);
     running.wait().code(130);
 }
@@ -296,7 +296,7 @@ fn ids_may_be_anything() {
 /// Everything in a real Pod, as the API server keeps it.
 #[test]
 fn a_pod_holds_no_secret_and_no_right() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let task = unique("audit-");
     let config = world.json("config.json", &json!({"api_key": "hunter2-config"}));
     let catalog = world.json("catalog.json", &catalog(&["ticks"]));
@@ -304,7 +304,7 @@ fn a_pod_holds_no_secret_and_no_right() {
     let arguments = ["read", SLOW, "--config", &config, "--catalog", &catalog, "--destination-config", &destination];
     let running = world.syncctl(&arguments).with(&["--sync-id", "s", "--task-id", &task, "-o", "json"]).start();
     let pod = wait_for_running(&world);
-    let secrets = world.namespace.list("secrets", &["-l", "jitsu.com/creator=bulker-sync-controller"]);
+    let secrets = world.namespace().list("secrets", &["-l", "jitsu.com/creator=bulker-sync-controller"]);
     running.signal(Signal::INT);
 
     let password = world.destination_config()["password"].as_str().expect("a password").to_owned();

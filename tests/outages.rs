@@ -181,7 +181,7 @@ impl Scene {
             let told = errors.iter().any(|error| found.1.starts_with(error)) || errors.is_empty() && found.1.is_empty();
             assert!(told, "{order:?}: {found:?}");
         }
-        eventually("an empty namespace", TRUTH, || self.world.namespace.leftovers().is_empty().then_some(()));
+        eventually("an empty namespace", TRUTH, || self.world.place.leftovers().is_empty().then_some(()));
         for Task { order, rows, .. } in &self.tasks {
             if let Some(rows) = rows {
                 order.assert_rows(&self.world, *rows);
@@ -193,10 +193,10 @@ impl Scene {
 
     /// Removes the Pod of a task as a node does that is drained.
     fn evict(&self, order: &Order) {
-        let pods = self.world.namespace.pods();
+        let pods = self.world.place.pods();
         let pod = pods.iter().find(|pod| order.owns(pod)).expect("its pod");
         let name = pod["metadata"]["name"].as_str().expect("a name");
-        self.world.namespace.kubectl(&["delete", "pod", name, "-n", &self.world.namespace.name, "--wait=false"]);
+        self.world.namespace().kubectl(&["delete", "pod", name, "-n", &self.world.namespace().name, "--wait=false"]);
     }
 }
 

@@ -28,7 +28,7 @@ fn ended(service: &Http, task: &str) -> Value {
 
 /// Waits until nothing of the service's tasks is left.
 fn wait_empty(world: &World) {
-    eventually("an empty namespace", TASK, || world.namespace.leftovers().is_empty().then_some(()));
+    eventually("an empty namespace", TASK, || world.place.leftovers().is_empty().then_some(()));
 }
 
 /// Waits until a stream of a read is seen to run.
@@ -99,7 +99,7 @@ fn a_request_that_is_sent_again_starts_nothing_and_another_one_is_refused() {
     assert_eq!((status, &other["taskId"]), (409, &json!(task)), "{other}");
     let (status, beside) = service.read(SLOW, "sync", &unique("beside-"), &body(&["ticks"]));
     assert_eq!((status, &beside["taskId"]), (409, &json!(task)), "{beside}");
-    assert_eq!(world.namespace.pods().len(), 1);
+    assert_eq!(world.place.pods().len(), 1);
 
     let (status, cancelled) = service.cancel(SLOW, "sync", &task);
     assert_eq!((status, &cancelled["taskStatus"]), (200, &json!("CANCELLED")), "{cancelled}");
@@ -108,7 +108,7 @@ fn a_request_that_is_sent_again_starts_nothing_and_another_one_is_refused() {
     assert_eq!(world.schema.streams(&task)["ticks"]["status"], "CANCELLED");
     assert_eq!(same().1["taskStatus"], "CANCELLED", "it ran before");
     assert_eq!(service.cancel(SLOW, "sync", &task).1["taskStatus"], "CANCELLED", "once more does no harm");
-    assert!(world.namespace.pods().is_empty());
+    assert!(world.place.pods().is_empty());
 
     let next = unique("next-");
     assert_eq!(service.read(INSTANT, "sync", &next, &body(&["items"])).0, 200, "the sync is free again");
@@ -169,7 +169,7 @@ fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
         }
         assert!(!text.contains(secret), "{label}: {text}");
     }
-    world.namespace.assert_empty();
+    world.place.assert_empty();
 }
 
 #[test]
@@ -210,16 +210,16 @@ fn without_tokens_the_service_is_open_and_says_so() {
 
 #[test]
 fn a_failure_that_only_the_cluster_knows_is_recorded() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let service = Service::start_with(&world, |program| program.env("SYNCCTL_SOURCE_MEMORY_LIMIT_MI", "32"));
     assert_eq!(service.check("syncctl-test/oom:1", "k", &json!({})).0, 200);
     let task = unique("deleted-");
     assert_eq!(service.read(SLOW, "sync", &task, &body(&["ticks"])).0, 200);
     wait_running(&world, &task, "ticks");
-    let pods = world.namespace.pods();
+    let pods = world.place.pods();
     let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let pod = pods.iter().map(name).find(|name| name.contains("-read-")).expect("the pod of the read");
-    world.namespace.kubectl(&["delete", "pod", &pod, "-n", &world.namespace.name, "--wait=false"]);
+    world.namespace().kubectl(&["delete", "pod", &pod, "-n", &world.namespace().name, "--wait=false"]);
     let document = ended(&service, &task);
     assert!(["CANCELLED", "FAILED"].contains(&document["status"].as_str().unwrap_or_default()), "{document}");
     let description = "SELECT description FROM source_check WHERE key = 'k' AND status = 'FAILED'";
@@ -230,7 +230,7 @@ fn a_failure_that_only_the_cluster_knows_is_recorded() {
 
 #[test]
 fn term_leaves_running_tasks_to_the_next_process() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let mut service = Service::start(&world);
     let task = unique("left-");
     assert_eq!(service.read(SLOW, "sync", &task, &body(&["ticks"])).0, 200);
@@ -239,7 +239,7 @@ fn term_leaves_running_tasks_to_the_next_process() {
     service.stop().code(0);
     assert!(asked.elapsed() < Duration::from_secs(10), "nothing was to be waited for");
     assert_eq!(world.schema.task(&task).expect("a row").0, "RUNNING");
-    assert_eq!(world.namespace.pods().len(), 1);
+    assert_eq!(world.place.pods().len(), 1);
     service.start_again();
     assert_eq!(service.cancel(SLOW, "sync", &task).0, 200);
     wait_empty(&world);
@@ -248,7 +248,7 @@ fn term_leaves_running_tasks_to_the_next_process() {
 
 #[test]
 fn what_ended_while_nobody_looked_is_finished_by_the_next_process() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let mut service = Service::start(&world);
     let (read, check) = (unique("missed-"), unique("missed-"));
     assert_eq!(service.read(INSTANT, "sync", &read, &body(&["items"])).0, 200);
@@ -311,10 +311,10 @@ fn deployed(world: &World, secret: &[(&str, &str)]) -> Http {
         ("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "5"),
     ];
     let service = cluster::Service { image, replicas: 2, secret, environment: &environment };
-    let url = url::Url::parse(&world.namespace.serve(&service)).expect("a URL");
+    let url = url::Url::parse(&world.namespace().serve(&service)).expect("a URL");
     let address = url.socket_addrs(|| None).expect("an address")[0];
-    let namespace = &world.namespace.name;
-    world.namespace.kubectl(&["rollout", "status", "deployment/syncctl", "-n", namespace, "--timeout=60s"]);
+    let namespace = &world.namespace().name;
+    world.namespace().kubectl(&["rollout", "status", "deployment/syncctl", "-n", namespace, "--timeout=60s"]);
     let http = Http::new(address);
     let ready = || http.try_send("GET", "/ready", &[], &[]).is_ok_and(|answer| answer.status == 200).then_some(());
     eventually("a ready service", TASK, ready);
@@ -348,14 +348,14 @@ fn drive(world: &World, http: &Http, name: &str) {
 
 #[test]
 fn the_deployment_serves_every_endpoint_with_tokens_and_without() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let url = database::in_schema(&world.setup.sidecar_database_url, &world.schema.name);
     let token = unique("token-");
     let http = deployed(&world, &[("SYNCCTL_DATABASE_URL", &url), ("SYNCCTL_AUTH_TOKENS", &token)]);
     assert_eq!(http.get("/metrics").status, 401);
     drive(&world, &http.token(Some(&token)), "closed");
     // A Deployment does not see that a Secret has changed.
-    world.namespace.kubectl(&["delete", "deployment", "syncctl", "-n", &world.namespace.name]);
+    world.namespace().kubectl(&["delete", "deployment", "syncctl", "-n", &world.namespace().name]);
     let http = deployed(&world, &[("SYNCCTL_DATABASE_URL", &url)]);
     drive(&world, &http, "open");
     wait_empty(&world);
@@ -363,7 +363,7 @@ fn the_deployment_serves_every_endpoint_with_tokens_and_without() {
 
 #[test]
 fn what_it_answers_is_what_its_own_document_says() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     // Hundreds of requests are accepted, and no node may be burdened with their Pods.
     let nowhere = r#"{"syncctl.test/simulated":"true"}"#;
     let mut service = Service::start_with(&world, |program| program.env("SYNCCTL_KUBERNETES_NODE_SELECTOR", nowhere));
@@ -377,8 +377,8 @@ fn what_it_answers_is_what_its_own_document_says() {
     assert!(output.status.success(), "{said}");
     assert_eq!(service.http.get("/health").status, 200, "{said}");
     service.stop().code(0);
-    let namespace = &world.namespace.name;
-    world.namespace.kubectl(&[
+    let namespace = &world.namespace().name;
+    world.namespace().kubectl(&[
         "delete",
         "pods,secrets",
         "-n",

@@ -19,7 +19,7 @@ const LEGIBLE: usize = 120;
 
 #[test]
 fn all_streams_of_the_smoke_test_arrive_with_their_types_and_values() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::in_cluster() else { return };
     let config = json!({"all_fast_streams": true, "all_slow_streams": false});
     let catalog = configured(&discover(&world, SMOKE, &config), "full_refresh", "overwrite");
     let own = OwnOutput::start(&world, &config, &catalog);
@@ -63,21 +63,21 @@ impl OwnOutput {
         let pod = unique("own-");
         let script = "echo \"$CONFIG\" >/tmp/config.json; echo \"$CATALOG\" >/tmp/catalog.json; \
                       eval \"$AIRBYTE_ENTRYPOINT read\" --config /tmp/config.json --catalog /tmp/catalog.json";
-        let (image, namespace) = (format!("--image={SMOKE}"), format!("--namespace={}", world.namespace.name));
+        let (image, namespace) = (format!("--image={SMOKE}"), format!("--namespace={}", world.namespace().name));
         let (config, catalog) = (format!("--env=CONFIG={config}"), format!("--env=CATALOG={catalog}"));
         let what = ["run", &pod, &namespace, &image, &config, &catalog, "--restart=Never", "--command", "--"];
-        world.namespace.kubectl(&[&what[..], &["sh", "-c", script]].concat());
+        world.namespace().kubectl(&[&what[..], &["sh", "-c", script]].concat());
         Self { pod }
     }
 
     /// stream → its rows, to the letter.
     fn finish(self, world: &World) -> BTreeMap<String, Vec<String>> {
-        let namespace = format!("--namespace={}", world.namespace.name);
+        let namespace = format!("--namespace={}", world.namespace().name);
         let phase =
-            || world.namespace.kubectl(&["get", "pod", &self.pod, &namespace, "-o", "jsonpath={.status.phase}"]);
+            || world.namespace().kubectl(&["get", "pod", &self.pod, &namespace, "-o", "jsonpath={.status.phase}"]);
         eventually("the end of the connector", Duration::from_mins(1), || (phase() == "Succeeded").then_some(()));
-        let log = world.namespace.kubectl(&["logs", &self.pod, &namespace]);
-        world.namespace.kubectl(&["delete", "pod", &self.pod, &namespace, "--now"]);
+        let log = world.namespace().kubectl(&["logs", &self.pod, &namespace]);
+        world.namespace().kubectl(&["delete", "pod", &self.pod, &namespace, "--now"]);
         let mut rows: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for Row { stream, data } in log.lines().filter_map(|line| serde_json::from_str::<Line<'_>>(line).ok()?.record) {
             rows.entry(stream).or_default().push(data.get().to_owned());

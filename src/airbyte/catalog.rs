@@ -1,7 +1,7 @@
 //! The ConfiguredAirbyteCatalog: the input of `read`.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::message::StreamName;
 
@@ -161,9 +161,46 @@ impl ConfiguredCatalog {
     }
 }
 
+/// The configured catalog of a catalog as `discover` prints it: every stream, read the best way that the source offers,
+/// and kept so that reading it again leaves no row twice. `None`: it is none.
+pub fn of_discovered(catalog: &Value) -> Option<Value> {
+    let streams = catalog.get("streams")?.as_array()?;
+    let configured = streams.iter().map(|stream| {
+        let is_one = stream.get("stream").is_none() && stream.get("name").is_some_and(Value::is_string);
+        is_one.then(|| configure(stream))
+    });
+    Some(json!({"streams": configured.collect::<Option<Vec<Value>>>()?}))
+}
+
+fn configure(stream: &Value) -> Value {
+    let list = |field: &str| stream.get(field).filter(|value| value.as_array().is_some_and(|list| !list.is_empty()));
+    let key = list("source_defined_primary_key");
+    let cursor = list("default_cursor_field");
+    let modes = stream.get("supported_sync_modes").and_then(Value::as_array);
+    let offers = modes.is_some_and(|modes| modes.iter().any(|mode| mode == "incremental"));
+    // Without a cursor of its own the source would have to be told one.
+    let incremental = offers && (cursor.is_some() || stream.get("source_defined_cursor") == Some(&Value::Bool(true)));
+    let destination = match (incremental, key) {
+        (false, _) => "overwrite",
+        (true, Some(_)) => "append_dedup",
+        (true, None) => "append",
+    };
+    let mut configured = json!({
+        "stream": stream,
+        "sync_mode": if incremental { "incremental" } else { "full_refresh" },
+        "destination_sync_mode": destination,
+    });
+    for (field, value) in [("cursor_field", cursor.filter(|_| incremental)), ("primary_key", key)] {
+        if let Some(value) = value {
+            configured[field] = value.clone();
+        }
+    }
+    configured
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{ConfiguredCatalog, DestinationSyncMode, SyncMode};
+    use super::{of_discovered, ConfiguredCatalog, DestinationSyncMode, SyncMode};
 
     #[test]
     fn nulls_and_unknown_fields_are_accepted() {
@@ -213,5 +250,39 @@ mod tests {
         let twice = r#"{"streams":[{"stream":{"name":"s","namespace":""}},{"stream":{"name":"s"}}]}"#;
         let catalog: ConfiguredCatalog = serde_json::from_str(twice).expect("a catalog");
         assert!(catalog.validate().is_err_and(|error| error.contains("\"s\" twice")));
+    }
+
+    #[test]
+    fn a_discovered_catalog_is_read_the_best_way_that_each_stream_offers() {
+        let stream = |modes: &[&str], more: Value| {
+            let mut stream = json!({"name": "s", "json_schema": {}, "supported_sync_modes": modes});
+            for (field, value) in more.as_object().expect("an object") {
+                stream[field] = value.clone();
+            }
+            stream
+        };
+        let key = json!([["id"]]);
+        for (label, stream, expected) in [
+            ("only whole", stream(&["full_refresh"], json!({"source_defined_primary_key": key})), ("full_refresh", "overwrite")),
+            (
+                "merged",
+                stream(&["full_refresh", "incremental"], json!({"default_cursor_field": ["at"], "source_defined_primary_key": key})),
+                ("incremental", "append_dedup"),
+            ),
+            (
+                "without a key",
+                stream(&["incremental"], json!({"source_defined_cursor": true, "source_defined_primary_key": []})),
+                ("incremental", "append"),
+            ),
+            ("without a cursor", stream(&["full_refresh", "incremental"], json!({"default_cursor_field": []})), ("full_refresh", "overwrite")),
+        ] {
+            let configured = of_discovered(&json!({"streams": [stream]})).expect("a catalog");
+            let one = &configured["streams"][0];
+            assert_eq!((&one["sync_mode"], &one["destination_sync_mode"]), (&json!(expected.0), &json!(expected.1)), "{label}");
+            let read: ConfiguredCatalog = serde_json::from_value(configured).expect("a configured catalog");
+            read.validate().expect(label);
+        }
+        assert_eq!(of_discovered(&json!({"streams": [{"stream": {"name": "s"}}]})), None);
+        assert_eq!(of_discovered(&json!({"streams": 1})), None);
     }
 }

@@ -5,6 +5,7 @@ mod check;
 mod course;
 mod destination;
 mod discover;
+mod engine;
 mod generate;
 mod image;
 mod input;
@@ -15,6 +16,7 @@ mod run;
 mod serve;
 mod sidecar;
 mod spec;
+mod supervise;
 mod sweep;
 mod token;
 
@@ -54,6 +56,8 @@ enum Command {
     Token(token::TokenArgs),
     Generate(generate::GenerateArgs),
     Sidecar(Box<sidecar::SidecarArgs>),
+    #[command(hide = true)]
+    Supervise(supervise::SuperviseArgs),
 }
 
 /// What all commands that run a task take.
@@ -65,6 +69,9 @@ pub struct TaskArgs {
     /// How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
+    /// With --local: run this command and not the image, e.g. 'python main.py': a connector under development
+    #[arg(long, value_name = "COMMAND")]
+    exec: Option<String>,
     /// No progress on stderr
     #[arg(short, long)]
     quiet: bool,
@@ -79,7 +86,7 @@ pub struct TaskArgs {
 #[derive(Debug, Args)]
 pub struct ConnectorArgs {
     /// Connector image with its version, e.g. airbyte/source-faker:7.2.1
-    #[arg(required_unless_present = "package", conflicts_with = "package", value_name = "IMAGE")]
+    #[arg(required_unless_present_any = ["package", "exec"], conflicts_with = "package", value_name = "IMAGE")]
     image: Option<String>,
     /// Connector image without its version
     #[arg(long, requires = "version", value_name = "PACKAGE")]
@@ -94,11 +101,15 @@ impl ConnectorArgs {
         let image = match (&self.image, &self.package, &self.version) {
             (Some(image), _, _) => image.parse(),
             (None, Some(package), Some(version)) => Image::new(package, version),
-            _ => Err("no connector named: give IMAGE, or --package and --version".to_owned()),
+            // Only with --exec: else one of them is required.
+            _ => Image::new(UNNAMED.0, UNNAMED.1),
         };
         image.map_err(|error| Failure::new(Class::Usage, error))
     }
 }
+
+/// The name in the tables of a connector under development that was given none.
+const UNNAMED: (&str, &str) = ("local/connector", "dev");
 
 /// How long spec, check and discover may take: connectors answer within seconds, large databases are discovered in
 /// minutes, and an image has to be pulled.
@@ -139,6 +150,7 @@ impl Cli {
             Command::Token(args) => token::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Sidecar(args) => sidecar::run(*args),
+            Command::Supervise(args) => supervise::run(&args),
         }
     }
 }
@@ -148,9 +160,9 @@ fn run_task(
     args: TaskArgs,
     request: impl FnOnce(&crate::config::Settings, Option<Duration>) -> Result<run::Request, Failure>,
 ) -> u8 {
-    let TaskArgs { output: format, timeout, quiet, verbose, settings } = args;
+    let TaskArgs { output: format, timeout, exec, quiet, verbose, settings } = args;
     let output = Output::new(format, quiet);
-    let result = settings.resolve().and_then(|settings| {
+    let result = settings.resolve().and_then(|settings| settings.with_exec(exec)).and_then(|settings| {
         start_log(&settings.pod.log_level, quiet, verbose);
         let request = request(&settings, timeout)?;
         run::run(&settings, &output, &request)

@@ -1,8 +1,8 @@
 //! `syncctl read`.
 
-use super::input::Document;
+use super::input::{self, Document};
 use super::{ConnectorArgs, TaskArgs, destination, new_task, run, run_task};
-use crate::airbyte::catalog::ConfiguredCatalog;
+use crate::airbyte::catalog::{self, ConfiguredCatalog};
 use crate::airbyte::state;
 use crate::config::{BulkerSettings, Settings};
 use crate::db::{Db, Options, Target};
@@ -20,7 +20,7 @@ pub struct ReadArgs {
     /// The connector's configuration: a JSON or YAML file, or - for stdin
     #[arg(long, value_name = "FILE")]
     config: String,
-    /// The configured catalog: the streams to read, and how
+    /// The configured catalog: the streams to read, and how; of a catalog as `discover` prints it every stream is read
     #[arg(long, value_name = "FILE")]
     catalog: String,
     /// Where the rows go: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL]
@@ -101,9 +101,7 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         task.options = options;
         let config = Document::read(&config, "the configuration")?.object("the connector's configuration")?;
         let catalog_file = Document::read(&catalog, "the catalog")?;
-        let (catalog, catalog_text): (ConfiguredCatalog, _) = catalog_file
-            .typed(r#"a configured catalog such as {"streams":[{"stream":{…},"sync_mode":"full_refresh"}]}"#)?;
-        catalog.validate().map_err(|error| catalog_file.error(&error))?;
+        let (catalog, catalog_text) = configured(&catalog_file)?;
         let destination = load_destination(destination_config.as_deref(), &settings.bulker)?;
         let state = load_state(state.as_deref(), settings, &task, &catalog)?;
         let payload = Payload {
@@ -115,6 +113,23 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         };
         Ok(run::Request { task, payload })
     })
+}
+
+/// The configured catalog of a file and its text, also where the file is what `discover` has printed.
+fn configured(file: &Document) -> Result<(ConfiguredCatalog, String), Failure> {
+    let expected = r#"a configured catalog such as {"streams":[{"stream":{…},"sync_mode":"full_refresh"}]}"#;
+    let (value, _): (serde_json::Value, _) = file.typed(expected)?;
+    let (catalog, text): (ConfiguredCatalog, String) = match catalog::of_discovered(&value) {
+        Some(configured) => {
+            let text = configured.to_string();
+            let catalog = serde_json::from_value(configured)
+                .map_err(|error| file.error(&input::without_values(&error.to_string())))?;
+            (catalog, text)
+        }
+        None => file.typed(expected)?,
+    };
+    catalog.validate().map_err(|error| file.error(&error))?;
+    Ok((catalog, text))
 }
 
 /// Ids end up in rows and annotations; nothing but an empty one is refused.

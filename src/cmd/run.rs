@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::cancel::Cancel;
 use super::course::{Course, Ending, Step};
+use super::engine;
 use super::owner::Owner;
 use super::record::{self, Verdict};
 use super::sweep;
@@ -19,7 +20,6 @@ use crate::config::Settings;
 use crate::db::{Beside, Db, Options, Started, Target};
 use crate::failure::{Class, Failure};
 use crate::output::{Output, Progress};
-use crate::pod::kubernetes::Cluster;
 use crate::pod::manifest::Launch;
 use crate::pod::payload::Payload;
 use crate::pod::status::Observation;
@@ -140,8 +140,8 @@ pub fn run(settings: &Settings, output: &Output, request: &Request) -> Result<Ou
     let options = Options { application_name: "syncctl".to_owned(), pool_size: 2, patience: PATIENCE };
     let db = Db::open(target, options)?;
     db.ensure_schema()?;
-    let cluster = Cluster::connect(&settings.client)?;
-    let run = Run { settings, db: &db, cluster: &cluster, request, progress: output.progress(), counts: false };
+    let cluster = engine::open(settings)?;
+    let run = Run { settings, db: &db, cluster: cluster.as_ref(), request, progress: output.progress(), counts: false };
     let outcome = run.whole_way(&events, &inbox, &cancel);
     drop(cancel);
     outcome
@@ -216,7 +216,7 @@ impl Run<'_> {
             return Err(Failure::new(Class::Cancelled, "cancelled before the pod was created"));
         }
         let Request { task, payload } = self.request;
-        self.progress.say(&format!("creating pod {} in {}", task.pod_name(), self.cluster.place()));
+        self.progress.say(&format!("creating pod {} {}", task.pod_name(), self.cluster.place()));
         let owner = Owner::me().map(|owner| owner.to_string());
         let attempt = Uuid::new_v4().to_string();
         let launch = Launch { task, payload, settings: &self.settings.pod, attempt: &attempt, owner: owner.as_deref() };
@@ -271,6 +271,9 @@ impl Run<'_> {
     }
 
     fn seen(&mut self, observation: &Observation, course: &mut Course) -> Option<Ending> {
+        if let Some(notice) = &observation.notice {
+            self.progress.tell(notice);
+        }
         match course.see(observation, Instant::now()) {
             Step::End(ending) => return Some(ending),
             // Once records come, their number is what people want to see.

@@ -35,6 +35,12 @@ pub struct SidecarArgs {
     /// Folder where the connector looks for its documents
     #[arg(long, env = "SYNCCTL_CONFIG_DIR", default_value = contract::CONFIG_DIR, hide_env_values = true)]
     config_dir: PathBuf,
+    /// Where its last words go when it can write to no database
+    #[arg(long, env = "SYNCCTL_TERMINATION_LOG", default_value = contract::TERMINATION_LOG, hide_env_values = true)]
+    termination_log: PathBuf,
+    /// What marks a process of a task that runs on this machine
+    #[arg(long, hide = true)]
+    mark: Option<String>,
     /// Postgres database of results
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
@@ -114,16 +120,20 @@ const INIT_SECONDS: u64 = 180;
 
 pub(super) fn run(args: SidecarArgs) -> u8 {
     super::init_log(&args.log_level.to_ascii_lowercase(), 0, false);
-    let terminated = Arc::new(AtomicBool::new(false));
+    let (terminated, last_words_file) = (Arc::new(AtomicBool::new(false)), args.termination_log.clone());
+    if args.mark.is_some() {
+        // Beside a connector of the same user: it must not look into this process.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).ok();
+    }
     let result = listen(&terminated).and_then(|()| args.into_sidecar()).and_then(|sidecar| sidecar.run(&terminated));
     match result {
         Ok(End::Done) => 0,
         Ok(End::LeavesVerdict) => contract::LEAVES_VERDICT,
         Err(failure) => {
             tracing::error!("{failure}");
-            // Nobody reads it outside a Pod, where the file is not there either.
+            // Nobody reads it outside a task, where the place is not there either.
             let last_words = json!({"class": failure.class.code(), "error": failure.text}).to_string();
-            std::fs::write(contract::TERMINATION_LOG, last_words).ok();
+            std::fs::write(last_words_file, last_words).ok();
             failure.class.exit_code()
         }
     }
@@ -146,6 +156,8 @@ impl SidecarArgs {
             stderr_pipe_file,
             secrets_dir,
             config_dir,
+            termination_log: _,
+            mark: _,
             database_url,
             started_at,
             package,

@@ -1,10 +1,12 @@
 //! Where tasks run: launch, follow, watch, list, delete, lead.
 //!
 //! [`Pods`] is all that the rest of the program knows of it, and it is blocking. A task is a Pod with two containers, as
-//! [`manifest`] writes it and [`status`] reads it; [`kubernetes`] has a cluster run it. Knows nothing of the database:
-//! what became of a Pod is told to the caller, who records it first and has the Pod deleted second.
+//! [`manifest`] writes it and [`status`] reads it; [`kubernetes`] has a cluster run it, [`local`] this machine. Knows
+//! nothing of the database: what became of a Pod is told to the caller, who records it first and has the Pod deleted
+//! second.
 
 pub mod kubernetes;
+pub mod local;
 pub mod manifest;
 pub mod payload;
 pub mod status;
@@ -60,6 +62,9 @@ pub enum PodError {
         /// The Pod's name.
         name: String,
     },
+    /// This machine could not do it.
+    #[error("{}", .0.text)]
+    Machine(Failure),
     /// The documents do not fit.
     #[error(
         "configuration, catalog and state take {} MiB compressed, and the Secrets of one Pod hold {} MiB",
@@ -74,8 +79,17 @@ pub enum PodError {
     },
 }
 
+impl From<Failure> for PodError {
+    fn from(failure: Failure) -> Self {
+        Self::Machine(failure)
+    }
+}
+
 impl From<PodError> for Failure {
     fn from(error: PodError) -> Self {
+        if let PodError::Machine(failure) = error {
+            return failure;
+        }
         let class = match &error {
             PodError::Kubeconfig(_) => Class::Usage,
             PodError::Unreachable { .. } => Class::ClusterUnreachable,
@@ -83,6 +97,7 @@ impl From<PodError> for Failure {
             PodError::Refused { .. } => Class::Refused,
             PodError::Exists { .. } => Class::TaskExists,
             PodError::TooLarge { .. } => Class::PayloadTooLarge,
+            PodError::Machine(failure) => failure.class,
         };
         let failure = Self::new(class, error.to_string());
         match error {
@@ -94,7 +109,7 @@ impl From<PodError> for Failure {
 }
 
 /// A Pod or Secret of ours as a sweep sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Owned {
     /// The object's name.
     pub name: String,
@@ -195,7 +210,7 @@ pub trait Campaign: Send {
 
 /// A place for Pods. Everything blocks, and every call has a deadline.
 pub trait Pods: Send + Sync {
-    /// Where Pods are made, for people.
+    /// Where Pods are made, for people: `in namespace …`.
     fn place(&self) -> String;
 
     /// Creates Secrets and the Pod, and makes the Pod the Secrets' owner. On an error nothing stays behind.
@@ -254,6 +269,9 @@ pub trait Pods: Send + Sync {
 
     /// How many calls failed since the start for a reason that is not in the request.
     fn troubles(&self) -> u64;
+
+    /// This process is about to end: tasks that cannot go on without it are ended in order.
+    fn leave(&self) {}
 }
 
 impl Owned {
@@ -281,6 +299,11 @@ impl Owned {
             secrets: 0,
         }
     }
+}
+
+/// The launch that made an object.
+fn attempt_of(metadata: &ObjectMeta) -> Option<&str> {
+    metadata.annotations.as_ref()?.get(ATTEMPT).map(String::as_str)
 }
 
 /// How many Secrets a Pod has: those with its documents, and at least the one with the database URL.

@@ -61,10 +61,13 @@ if [ -z "$AIRBYTE_ENTRYPOINT" ]; then
   code=127
   finish
 fi
-# Before the connector, so that `$!` is never that one here. It holds no pipe: their end is the connector's end.
-trap 'kill $! 2>/dev/null; exit 143' TERM
-watch_use >/dev/null 2>&1 &
-watcher=$!
+# Outside a container somebody else notes it: the control group there is that of the whole machine.
+if [ "$SYNCCTL_USE" != noted ]; then
+  # Before the connector, so that `$!` is never that one here. It holds no pipe: their end is the connector's end.
+  trap 'kill $! 2>/dev/null; exit 143' TERM
+  watch_use >/dev/null 2>&1 &
+  watcher=$!
+fi
 # A shell in the foreground would not pass the signal on: so a child, a trap, a wait.
 trap 'ended=1; trap "ended=1" TERM; kill -TERM 0' TERM
 (

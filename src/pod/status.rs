@@ -26,6 +26,8 @@ pub struct Observation {
     pub scheduled_at: Option<Timestamp>,
     /// When the later of our two containers started.
     pub started_at: Option<Timestamp>,
+    /// What is worth a line of its own before the connector starts.
+    pub notice: Option<String>,
     /// How far it is.
     pub phase: Phase,
 }
@@ -115,6 +117,7 @@ impl Observation {
             created_at: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
             scheduled_at: scheduled_at(pod),
             started_at: started_at(pod),
+            notice: None,
             phase: phase(pod),
         }
     }
@@ -273,6 +276,9 @@ fn waiting_for(containers: &[ContainerStatus]) -> String {
         .iter()
         .filter_map(|container| {
             let waiting = container.state.as_ref()?.waiting.as_ref()?;
+            if let Some(message) = &waiting.message {
+                return Some(message.clone());
+            }
             Some(format!("{} is {}", container.name, waiting.reason.as_deref()?))
         })
         .collect();

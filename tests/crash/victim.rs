@@ -145,10 +145,10 @@ impl Hunt<'_> {
     }
 
     fn delete_pod(&mut self, how: &[&str]) -> Option<String> {
-        let pod = self.appears(|hunt| Some(hunt.world.namespace.pods().first()?["metadata"]["name"].clone()))?;
+        let pod = self.appears(|hunt| Some(hunt.world.place.pods().first()?["metadata"]["name"].clone()))?;
         let pod = pod.as_str().expect("a name");
         let pause = self.let_live(LONG_LIFE)?;
-        let namespace = &self.world.namespace;
+        let namespace = self.world.namespace();
         let arguments = [&["delete", "pod", pod, "-n", &namespace.name, "--ignore-not-found"], how].concat();
         let said = namespace.kubectl(&arguments);
         said.contains("deleted").then(|| format!("pod {pod} after {pause:?}"))

@@ -278,16 +278,6 @@ impl Namespace {
         left
     }
 
-    /// Nothing of the program's is left.
-    #[track_caller]
-    pub fn assert_empty(&self) {
-        let left = self.leftovers();
-        if !left.is_empty() {
-            self.dump();
-        }
-        assert!(left.is_empty(), "left behind in namespace {}: {left:?}", self.name);
-    }
-
     /// Tells the states of Pods and the events, for a look at a failed test.
     pub fn dump(&self) {
         for arguments in [

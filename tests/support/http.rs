@@ -281,7 +281,7 @@ impl Service {
             .env("SYNCCTL_HTTP_PORT", &port.to_string())
             .env("SYNCCTL_AUTH_TOKENS", &token)
             .env("SYNCCTL_INSTANCE_ID", &unique("instance-"))
-            .env("SYNCCTL_KUBERNETES_NAMESPACE", &world.namespace.name);
+            .env("SYNCCTL_KUBERNETES_NAMESPACE", world.place.name());
         let http = Http::new(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).token(Some(&token));
         Self { http, program: settings(program), running: None, said: String::new() }
     }

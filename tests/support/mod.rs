@@ -1,9 +1,11 @@
-//! What all integration tests share: [`World`] is a namespace, a schema and the program, ready to be used by one test.
+//! What all integration tests share: [`World`] is a place for tasks (a namespace of the cluster, or a folder of this
+//! machine), a schema and the program, ready to be used by one test.
 
 pub mod bulker;
 pub mod cluster;
 pub mod database;
 pub mod http;
+pub mod machine;
 pub mod processes;
 pub mod program;
 pub mod proxy;
@@ -21,6 +23,7 @@ use serde_json::{Value, json};
 pub use cluster::Namespace;
 pub use database::Schema;
 pub use http::{Http, Service};
+pub use machine::Machine;
 pub use program::{Done, Program, Running};
 pub use switch::Away;
 pub use warehouse::Warehouse;
@@ -42,12 +45,19 @@ pub struct Setup {
     pub containerd: Option<String>,
 }
 
+/// Whether tasks are to run on this machine: SYNCCTL_TEST_ENGINE=local.
+static LOCAL: LazyLock<bool> =
+    LazyLock::new(|| std::env::var("SYNCCTL_TEST_ENGINE").is_ok_and(|engine| engine == "local"));
+
 /// `None`: the tests that need a cluster were switched off in so many words. The error is for every test to tell.
 static SETUP: LazyLock<Result<Option<Setup>, String>> = LazyLock::new(Setup::from_environment);
 
 impl Setup {
     fn from_environment() -> Result<Option<Self>, String> {
         let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        if *LOCAL {
+            return Self::of_this_machine();
+        }
         let needed = [
             "SYNCCTL_TEST_KUBECONFIG",
             "SYNCCTL_TEST_LOAD_IMAGE",
@@ -81,6 +91,88 @@ impl Setup {
     }
 }
 
+impl Setup {
+    /// Tasks see of this machine what the tests see.
+    fn of_this_machine() -> Result<Option<Self>, String> {
+        let url = std::env::var("SYNCCTL_TEST_DATABASE_URL")
+            .map_err(|_| "SYNCCTL_TEST_DATABASE_URL is not set: run `make test`, which brings up a Postgres".to_owned())?;
+        Ok(Some(Self {
+            kubeconfig: String::new(),
+            load_image: String::new(),
+            sidecar_database_url: url.clone(),
+            database_url: url,
+            pod_host: "127.0.0.1".to_owned(),
+            images: None,
+            postgres: std::env::var("SYNCCTL_TEST_POSTGRES").ok(),
+            apiserver: None,
+            containerd: None,
+        }))
+    }
+}
+
+/// Where the tasks of a test run.
+pub enum Place {
+    Cluster(Namespace),
+    Machine(Machine),
+}
+
+impl Place {
+    /// What is told of it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Cluster(namespace) => &namespace.name,
+            Self::Machine(_) => "this machine",
+        }
+    }
+
+    /// Whether tasks run in a cluster.
+    pub fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+
+    /// This machine.
+    pub fn machine(&self) -> &Machine {
+        match self {
+            Self::Machine(machine) => machine,
+            Self::Cluster(_) => panic!("a test of this machine begins with World::on_this_machine"),
+        }
+    }
+
+    /// All Pods, whoever made them.
+    pub fn pods(&self) -> Vec<Value> {
+        match self {
+            Self::Cluster(namespace) => namespace.pods(),
+            Self::Machine(machine) => machine.pods(),
+        }
+    }
+
+    /// What is left of the program's: there should be nothing but the service itself.
+    pub fn leftovers(&self) -> Vec<String> {
+        match self {
+            Self::Cluster(namespace) => namespace.leftovers(),
+            Self::Machine(machine) => machine.leftovers(),
+        }
+    }
+
+    /// Nothing of the program's is left.
+    #[track_caller]
+    pub fn assert_empty(&self) {
+        let left = self.leftovers();
+        if !left.is_empty() {
+            self.dump();
+        }
+        assert!(left.is_empty(), "left behind in {}: {left:?}", self.name());
+    }
+
+    /// For a look at a failed test.
+    pub fn dump(&self) {
+        match self {
+            Self::Cluster(namespace) => namespace.dump(),
+            Self::Machine(machine) => machine.dump(),
+        }
+    }
+}
+
 /// Keeps namespaces and schemas for a look at them.
 fn keep() -> bool {
     std::env::var("SYNCCTL_TEST_KEEP").is_ok_and(|value| value == "1")
@@ -96,7 +188,7 @@ enum Turn {
 /// Everything one test needs, and nothing that another one sees.
 pub struct World {
     pub setup: &'static Setup,
-    pub namespace: Namespace,
+    pub place: Place,
     pub schema: Schema,
     folder: tempfile::TempDir,
     started: Instant,
@@ -114,6 +206,24 @@ impl World {
         Self::with(|| Turn::Alone(CALM.write().unwrap_or_else(PoisonError::into_inner)))
     }
 
+    /// A world for what only a Pod in a cluster has; `None` where tasks run on this machine.
+    pub fn in_cluster() -> Option<Self> {
+        if *LOCAL { None } else { Self::new() }
+    }
+
+    /// A world for what only this machine has; `None` where tasks run in a cluster.
+    pub fn on_this_machine() -> Option<Self> {
+        if *LOCAL { Self::new() } else { None }
+    }
+
+    /// The namespace of a world in a cluster.
+    pub fn namespace(&self) -> &Namespace {
+        match &self.place {
+            Place::Cluster(namespace) => namespace,
+            Place::Machine(_) => panic!("a test of what only a cluster has begins with World::in_cluster"),
+        }
+    }
+
     fn with(turn: impl FnOnce() -> Turn) -> Option<Self> {
         let Some(setup) = SETUP.as_ref().unwrap_or_else(|why| panic!("{why}")) else {
             let test = std::thread::current().name().unwrap_or("a test").to_owned();
@@ -122,21 +232,30 @@ impl World {
             return None;
         };
         let turn = turn();
-        cluster::prepare(setup);
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let namespace = Namespace::create(setup, folder.path());
+        let place = if *LOCAL {
+            Place::Machine(Machine::new(folder.path()))
+        } else {
+            cluster::prepare(setup);
+            Place::Cluster(Namespace::create(setup, folder.path()))
+        };
         let schema = Schema::create(setup);
-        Some(Self { setup, namespace, schema, folder, started: Instant::now(), _turn: turn })
+        Some(Self { setup, place, schema, folder, started: Instant::now(), _turn: turn })
     }
 
     /// The program with all that it needs to work in this world: the shipped Role, a schema of its own.
     pub fn syncctl<A: AsRef<str>>(&self, arguments: &[A]) -> Program {
         let schema = &self.schema.name;
-        Program::new(arguments)
-            .env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", &self.namespace.kubeconfig.display().to_string())
+        let program = Program::new(arguments)
             .env("SYNCCTL_DATABASE_URL", &database::in_schema(&self.setup.database_url, schema))
-            .env("SYNCCTL_SIDECAR_DATABASE_URL", &database::in_schema(&self.setup.sidecar_database_url, schema))
-            .env("SYNCCTL_SIDECAR_IMAGE", &cluster::sidecar_image(self.setup).name)
+            .env("SYNCCTL_SIDECAR_DATABASE_URL", &database::in_schema(&self.setup.sidecar_database_url, schema));
+        let program = match &self.place {
+            Place::Machine(machine) => machine.settings().fold(program, |program, (name, value)| program.env(name, &value)),
+            Place::Cluster(namespace) => program
+                .env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", &namespace.kubeconfig.display().to_string())
+                .env("SYNCCTL_SIDECAR_IMAGE", &cluster::sidecar_image(self.setup).name),
+        };
+        program
             // Many Pods at a time on a small machine.
             .env("SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", "1")
             .env("SYNCCTL_SOURCE_MEMORY_REQUEST_MI", "16")
@@ -208,16 +327,19 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.namespace.dump();
+            self.place.dump();
         } else {
-            self.namespace.assert_empty();
+            self.place.assert_empty();
         }
         if !keep() {
             self.schema.remove();
-            self.namespace.remove();
+            match &self.place {
+                Place::Cluster(namespace) => namespace.remove(),
+                Place::Machine(machine) => machine.remove(),
+            }
         }
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        println!("{test}: {:.1} s in namespace {}", self.started.elapsed().as_secs_f64(), self.namespace.name);
+        println!("{test}: {:.1} s in {}", self.started.elapsed().as_secs_f64(), self.place.name());
     }
 }
 

@@ -77,3 +77,17 @@ fn file(pid: i32, name: &str) -> String {
     let path: PathBuf = ["/proc", &pid.to_string(), name].iter().collect();
     std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
+
+/// Processes whose arguments or environment hold this text: what belongs to a folder of tasks on this machine.
+pub fn with(text: &str) -> Vec<(i32, String)> {
+    let me = std::process::id().cast_signed();
+    let holds = |pid: &i32| *pid != me && ["cmdline", "environ"].iter().any(|name| file(*pid, name).contains(text));
+    processes().filter(holds).map(|pid| (pid, file(pid, "cmdline").replace('\0', " "))).collect()
+}
+
+/// Kills them.
+pub fn kill_all(text: &str) {
+    for (pid, _) in with(text) {
+        kill(pid);
+    }
+}

@@ -74,7 +74,7 @@ pub struct Proxy {
 impl Proxy {
     /// Starts it, for this world's namespace and its shipped Role.
     pub fn start(world: &World) -> Self {
-        let (kubectl, upstream) = kubectl_proxy(&world.namespace.kubeconfig.display().to_string());
+        let (kubectl, upstream) = kubectl_proxy(&world.namespace().kubeconfig.display().to_string());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let rules = Rules::default();
@@ -85,7 +85,7 @@ impl Proxy {
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
             "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{address}")}}],
-            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "namespace": world.namespace.name}}],
+            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "namespace": world.namespace().name}}],
         });
         let kubeconfig = world.json("proxy.json", &config);
         Self { kubeconfig, address, rules, kubectl, accepting: Some(accepting) }

@@ -35,12 +35,12 @@ use upkeep::Upkeep;
 use wire::Limits;
 
 use super::cancel::Cancel;
+use super::engine;
 use crate::config::{ServeSettings, ServeSettingsArgs, Settings, SettingsArgs};
 use crate::db::{Db, Options, Target};
 use crate::failure::{Class, Failure};
 use crate::output::Output;
 use crate::pod::Leadership;
-use crate::pod::kubernetes::Cluster;
 
 /// Serve HTTP: the same tasks, for other programs
 ///
@@ -125,7 +125,7 @@ fn start(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
         move || drop(end.send(End::Asked))
     })?;
     let (died, deaths) = mpsc::channel();
-    let cluster = Arc::new(Cluster::connect(&settings.client)?);
+    let cluster = engine::open(&settings)?;
     let limits = Limits {
         connections: serve.max_connections,
         body_bytes: serve.max_body,
@@ -144,6 +144,7 @@ fn start(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     app.ready.stopping();
     app.release();
     server.stop(DRAIN);
+    app.cluster.leave();
     drop(cancel);
     tracing::info!("the service has ended");
     result

@@ -10,10 +10,9 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, Secret};
 use kube::Client;
 use kube::api::{DeleteParams, ListParams, ObjectList, Preconditions, PropagationPolicy};
 
-use super::attempt_of;
 use super::lean::LeanPod;
 use crate::pod::manifest::{CREATOR_LABEL, secret_name};
-use crate::pod::{Owned, PodError, secrets_of};
+use crate::pod::{Owned, PodError, attempt_of, secrets_of};
 
 /// No single call may take longer: the API server's own limit is a minute, and waiting that long helps nobody.
 pub(super) const CALL: Duration = Duration::from_secs(30);

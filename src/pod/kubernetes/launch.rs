@@ -8,10 +8,9 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::api::{Api, CALL, if_there};
-use super::attempt_of;
 use super::lean::LeanPod;
 use crate::pod::manifest::{Objects, secret_name};
-use crate::pod::{Launched, Ownership, PodError};
+use crate::pod::{Launched, Ownership, PodError, attempt_of};
 
 impl Api {
     /// Creates everything; on an error nothing stays behind.

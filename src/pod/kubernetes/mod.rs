@@ -16,11 +16,10 @@ mod watch;
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use tokio::runtime::Runtime;
 
-use super::manifest::{ATTEMPT, Launch};
+use super::manifest::Launch;
 use super::{Event, Guard, Launched, Leadership, Owned, Ownership, PodError, Pods, Update};
 
 /// A connection to a namespace of a cluster.
@@ -57,7 +56,7 @@ impl Cluster {
 
 impl Pods for Cluster {
     fn place(&self) -> String {
-        format!("namespace {}", self.api.namespace)
+        format!("in namespace {}", self.api.namespace)
     }
 
     fn launch(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<Launched, PodError> {
@@ -145,9 +144,4 @@ impl Pods for Cluster {
     fn troubles(&self) -> u64 {
         self.api.troubles()
     }
-}
-
-/// The launch that made an object.
-fn attempt_of(metadata: &ObjectMeta) -> Option<&str> {
-    metadata.annotations.as_ref()?.get(ATTEMPT).map(String::as_str)
 }

@@ -127,11 +127,14 @@ case $command-$(setting mode) in
         {
             env
             id
-            for folder in /config /secrets /pipes /var/run/secrets /run/secrets; do ls -l $folder 2>&1; done
+            documents=${config%/*}
+            for folder in "$documents" "$documents/../secrets" "$documents/../pipes" /var/run/secrets /run/secrets; do
+                ls -l "$folder" 2>&1
+            done
             grep -o ' /[^ ]* ' /proc/mounts
-            cat /config/*
-        } >/tmp/seen
-        quoted </tmp/seen | awk '{ printf "{\"type\":\"RECORD\",\"record\":{\"stream\":\"one\",\"emitted_at\":1,\"data\":{\"id\":%d,\"line\":\"%s\"}}}\n", NR, $0 }'
+            cat "$documents"/*
+        } >"${TMPDIR:-/tmp}/seen"
+        quoted <"${TMPDIR:-/tmp}/seen" | awk '{ printf "{\"type\":\"RECORD\",\"record\":{\"stream\":\"one\",\"emitted_at\":1,\"data\":{\"id\":%d,\"line\":\"%s\"}}}\n", NR, $0 }'
         ;;
     *-signals)
         trap 'tell TERM; exit 143' TERM

@@ -22,5 +22,5 @@ if [ "$command" = spec ]; then
 fi
 # awk takes a line of any length; sed would be asked for megabytes of pattern space.
 awk -F '"' '{ for (field = 2; field < NF; field++) if ($field == "run") { print $(field + 2); exit } }' "$config" |
-    base64 -d >/tmp/run
-exec sh /tmp/run "$command"
+    base64 -d >"${TMPDIR:-/tmp}/run"
+exec sh "${TMPDIR:-/tmp}/run" "$command"

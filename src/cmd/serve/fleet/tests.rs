@@ -39,6 +39,7 @@ impl World {
                 created_at: Some(self.start.1),
                 scheduled_at: None,
                 started_at: None,
+                notice: None,
             }),
             deleting: false,
             has_controller: false,
