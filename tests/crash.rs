@@ -53,6 +53,14 @@ fn victims() -> Vec<Victim> {
     list.split(',').map(|name| named(name).unwrap_or_else(|| panic!("SYNCCTL_TEST_VICTIMS: no {name:?}"))).collect()
 }
 
+/// The turns of an endless test: twice each victim, those last that all other tests have to wait for.
+fn turns(victims: &[Victim]) -> impl Iterator<Item = usize> + use<> {
+    let count = 2 * victims.len();
+    let (last, first): (Vec<usize>, Vec<usize>) =
+        (0..count).partition(|turn| victims[turn % victims.len()].is_everybodys());
+    (0..).step_by(count).flat_map(move |start| first.clone().into_iter().chain(last.clone()).map(move |turn| start + turn))
+}
+
 struct Scene {
     // Dropped in this order.
     warehouse: Warehouse,
@@ -204,7 +212,7 @@ fn end(mut running: Running, limit: Duration, when: &str) -> Done {
 
 #[test]
 fn whatever_is_killed_the_tables_end_as_if_nothing_had_been() {
-    let Some(world) = World::alone() else { return };
+    let Some(world) = World::in_cluster() else { return };
     // Only on the tests' own cluster the processes of Pods are processes of this machine.
     let (Some(containerd), Some(_)) = (world.setup.containerd.clone(), &world.setup.postgres) else { return };
     let seed = setting("SYNCCTL_TEST_SEED").unwrap_or_else(|| {
@@ -218,16 +226,17 @@ fn whatever_is_killed_the_tables_end_as_if_nothing_had_been() {
     let onlooker = Onlooker::start(&world, &warehouse);
     let mut scene = Scene { warehouse, world, containerd, dice: Dice(seed), struck: 0 };
     let mut source = Source { until: 0, edition: 0, batch: 100, pause: "0.1" };
-    for number in 0..rounds {
-        let turn = usize::try_from(number).expect("a few");
+    for (number, turn) in (0..rounds).zip(turns(&victims)) {
         let victim = victims[turn % victims.len()];
         // Each victim meets both syncs.
         let lane = Lane::ALL[(turn + turn / victims.len()) % 2];
+        scene.world.without_others(victim.is_everybodys());
         source.edition += 1;
         source.until += GROWTH / 2;
         let when = format!("seed {seed}, round {number}, {victim:?} of {}", lane.name());
         scene.round(number, victim, lane, source, &when);
     }
+    scene.world.without_others(false);
     let when = format!("seed {seed}, after {rounds} rounds");
     scene.compare(Source { edition: source.edition + 1, batch: 1000, pause: "0", ..source }, &when);
     onlooker.assert_content(&when);

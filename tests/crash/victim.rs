@@ -70,6 +70,11 @@ impl Victim {
         matches!(self, Self::Sidecar | Self::Pod | Self::PodAtOnce | Self::Server)
     }
 
+    /// Whether all other tests would be its victims, too.
+    pub fn is_everybodys(self) -> bool {
+        matches!(self, Self::Containerd | Self::Server)
+    }
+
     /// Whether a run goes on as if nothing had been.
     pub fn is_survived(self) -> bool {
         matches!(self, Self::Backend | Self::Results | Self::Server)

@@ -181,6 +181,8 @@ fn keep() -> bool {
 /// Held for the time of a test.
 #[expect(dead_code, reason = "they are only held")]
 enum Turn {
+    /// On the way from one to the other.
+    None,
     Shared(RwLockReadGuard<'static, ()>),
     Alone(RwLockWriteGuard<'static, ()>),
 }
@@ -192,7 +194,7 @@ pub struct World {
     pub schema: Schema,
     folder: tempfile::TempDir,
     started: Instant,
-    _turn: Turn,
+    turn: Turn,
 }
 
 impl World {
@@ -204,6 +206,19 @@ impl World {
     /// A world of its own: no other test runs meanwhile, so that it may stop a server.
     pub fn alone() -> Option<Self> {
         Self::with(|| Turn::Alone(CALM.write().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Whether no other test runs from now on.
+    pub fn without_others(&mut self, alone: bool) {
+        if matches!(self.turn, Turn::Alone(_)) == alone {
+            return;
+        }
+        self.turn = Turn::None;
+        self.turn = if alone {
+            Turn::Alone(CALM.write().unwrap_or_else(PoisonError::into_inner))
+        } else {
+            Turn::Shared(CALM.read().unwrap_or_else(PoisonError::into_inner))
+        };
     }
 
     /// A world for what only a Pod in a cluster has; `None` where tasks run on this machine.
@@ -240,7 +255,7 @@ impl World {
             Place::Cluster(Namespace::create(setup, folder.path()))
         };
         let schema = Schema::create(setup);
-        Some(Self { setup, place, schema, folder, started: Instant::now(), _turn: turn })
+        Some(Self { setup, place, schema, folder, started: Instant::now(), turn })
     }
 
     /// The program with all that it needs to work in this world: the shipped Role, a schema of its own.
