@@ -10,6 +10,7 @@ mod kubernetes;
 mod launch;
 mod lean;
 mod lease;
+pub mod local;
 pub mod manifest;
 mod pause;
 pub mod payload;
