@@ -10,7 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
-use super::connector::{self, Connector};
+use super::connector::Connector;
+use super::connector::container::{Mount, Run};
 use super::limits::Limits;
 use super::processes::MARK;
 use super::store::{Folder, trouble};
@@ -110,23 +111,27 @@ pub fn source(pod: &Pod, folder: &Folder, connector: &Connector, plan: &Plan) ->
             start(process, SOURCE, folder)
         }
         Connector::Container { tool, image } => {
-            let mounts = [(folder.join("pipes"), "/pipes", false), (folder.join("config"), "/config", true)];
+            let (pipes, config) = (folder.join("pipes"), folder.join("config"));
+            let mounts = [
+                Mount { host: &pipes, inside: "/pipes", read_only: false },
+                Mount { host: &config, inside: "/config", read_only: true },
+            ];
             let own: Vec<(&str, &str)> = own.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             let limits = limits(pod, SOURCE);
             let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or_default();
-            let arguments = connector::container::run_arguments(&connector::container::Run {
-                tool,
+            let run = Run {
                 name: folder.name(),
                 image,
                 mounts: &mounts,
                 environment: &own,
-                cpu_millicores: limits.cpu_millicores,
-                memory_mi: limits.memory_bytes >> 20,
-                grace_seconds: u64::try_from(grace).unwrap_or_default(),
+                owner: None,
+                cpu_millicores: u32::try_from(limits.cpu_millicores).unwrap_or(u32::MAX),
+                memory_mi: u32::try_from(limits.memory_bytes >> 20).unwrap_or(u32::MAX),
+                grace_seconds: u32::try_from(grace).unwrap_or_default(),
                 command: &command,
-            });
+            };
             let mut process = Command::new(&tool.path);
-            process.args(arguments);
+            process.args(run.arguments()).env_clear().envs(tool.environment.iter().map(|(name, value)| (name, value)));
             start(process, SOURCE, folder)
         }
     }

@@ -9,7 +9,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::connector;
+use super::connector::Tool;
+use super::containers;
 use super::limits;
 use super::processes;
 use super::record::Record;
@@ -154,9 +155,12 @@ impl Store {
     pub fn clear(&self, folder: &Folder) {
         let name = folder.name();
         if let Ok(Some(record)) = self.read(name)
-            && let Some(tool) = &record.container
+            && let Some(tool) = record.container
         {
-            connector::container::remove(tool, name);
+            let tool = Tool { environment: containers::inherited(), ..tool };
+            if let Err(error) = tool.remove(name) {
+                tracing::warn!(error, container = name, "the container of a task could not be removed");
+            }
         }
         processes::kill_marked(&folder.path);
         limits::remove(name);

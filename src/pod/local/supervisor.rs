@@ -198,6 +198,7 @@ impl Supervisor {
                     runtime: plan.runtime,
                     cache: &plan.cache,
                     environment: &environment,
+                    folder: &plan.working_directory,
                 };
                 let mut tell = |text: &str| drop(events.send(Event::Told(text.to_owned())));
                 connector::find(&wanted, &mut tell, &|| stop.load(Ordering::SeqCst))
@@ -241,6 +242,7 @@ impl Supervisor {
         group.add(pid, limits);
         let container = Container { pid };
         let (events, folder) = (self.events.clone(), self.folder.clone());
+        let elsewhere = self.record.container.clone().filter(|_| name == SOURCE);
         let usage = (name == SOURCE && here).then(|| Usage::of(pid, &folder.join("pipes")));
         if usage.is_some() {
             self.usage.clone_from(&usage);
@@ -253,7 +255,9 @@ impl Supervisor {
                     usage.last();
                 }
                 let status = child.wait();
-                let exit = containers::exit(name, status, group.has_killed(), &folder);
+                let state = elsewhere.and_then(|tool| tool.state(folder.name()).ok().flatten());
+                let used_too_much = group.has_killed() || state.is_some_and(|state| state.is_oom_killed);
+                let exit = containers::exit(name, status, used_too_much, &folder);
                 events.send(Event::Ended(name, exit)).ok();
             })
             .map_err(|error| trouble("starting a thread for", self.folder.path(), &error))?;
@@ -337,7 +341,9 @@ impl Supervisor {
     fn kill(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         if let Some(tool) = &self.record.container {
-            connector::container::remove(tool, self.folder.name());
+            if let Err(error) = tool.remove(self.folder.name()) {
+                tracing::error!(error, "the container of the task stays");
+            }
         }
         // An installation removes what it has half made, which takes it a moment.
         let deadline = Instant::now() + STOP;

@@ -1,0 +1,6 @@
+//! Connectors that are really found: with this machine's Python and pip, from packages that the tests make.
+
+mod finding;
+mod killing;
+mod support;
+mod wheel;
