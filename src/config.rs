@@ -2,8 +2,9 @@
 //!
 //! Every value arrives as text, so that an empty variable counts as absent (manifests often carry such) and all that is
 //! missing or malformed is reported at once. Nothing else in the program reads the environment, but for the sidecar's
-//! own contract.
+//! own contract (and what the keeper of the embedded database passes on without looking at it).
 
+mod places;
 mod serve;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::pod::manifest::{PodSettings, Resources};
 use crate::secret::Secret;
 use crate::task::{DEFAULT_SILENCE_SECONDS, DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};
 
+pub use places::PlacesArgs;
 pub use serve::{ServeSettings, ServeSettingsArgs};
 
 /// Where the cluster and the database are, and how Pods are made.

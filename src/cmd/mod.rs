@@ -3,6 +3,7 @@
 mod cancel;
 mod check;
 mod course;
+mod db;
 mod destination;
 mod discover;
 mod generate;
@@ -52,6 +53,7 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     Image(image::ImageFileArgs),
     Token(token::TokenArgs),
+    Db(db::DbArgs),
     Generate(generate::GenerateArgs),
     Sidecar(Box<sidecar::SidecarArgs>),
 }
@@ -137,6 +139,7 @@ impl Cli {
             Command::Serve(args) => serve::run(*args),
             Command::Image(args) => image::run(&args),
             Command::Token(args) => token::run(args),
+            Command::Db(args) => db::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Sidecar(args) => sidecar::run(*args),
         }
