@@ -64,8 +64,11 @@ const LOOK: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_mins(20);
 /// A keeper may be killed before its server is ready.
 const ATTEMPTS: u32 = 3;
-/// So long nothing happens until a server that is to stop is said to be in use. Its keeper looks every second.
-const IN_USE: Duration = Duration::from_millis(2500);
+/// So long the lock of the users is not free until a server that is to stop is said to be in use. Its keeper, too, holds
+/// it, but for a look alone.
+const LOCKED: Duration = Duration::from_millis(300);
+/// So long nothing happens until it is said to be in use by clients without the lock. The keeper looks every second.
+const CONNECTED: Duration = Duration::from_millis(2500);
 
 /// What need not be encoded in the host of a URL.
 const HOST: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -172,12 +175,19 @@ pub fn stop(home: &Home) -> Result<Stopped, Failure> {
         spawn(home, keeper, &survey(home)?)?;
     }
     let keeper = open(&home.keeper_lock())?;
+    let users = open(&home.users_lock())?;
     let asked = Instant::now();
+    let mut free = asked;
     loop {
         if keeper.try_lock().is_ok() {
             return Ok(before);
         }
-        if asked.elapsed() > IN_USE && matches!(Word::read(&keeper), Some(Word::Ready { .. })) {
+        if users.try_lock().is_ok() {
+            users.unlock().ok();
+            free = Instant::now();
+        }
+        let is_used = free.elapsed() > LOCKED || asked.elapsed() > CONNECTED;
+        if is_used && matches!(Word::read(&keeper), Some(Word::Ready { .. })) {
             return Ok(Stopped::InUse);
         }
         wait.a_moment()?;

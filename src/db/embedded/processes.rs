@@ -11,8 +11,13 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// Whether processes can be looked at here.
-pub(super) fn can_look() -> bool {
+fn can_look() -> bool {
     Path::new("/proc/self/stat").exists()
+}
+
+/// Whether there is a process of this number, and it is none of the server's.
+pub(super) fn is_somebody_else(pid: Pid, data: &Path) -> bool {
+    can_look() && test_kill_process(pid) != Err(rustix::io::Errno::SRCH) && !works_in(pid, data)
 }
 
 /// Whether this is a process of the server of this data directory.

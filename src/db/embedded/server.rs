@@ -42,7 +42,8 @@ const SETTINGS: [(&str, &str); 15] = [
     ("log_checkpoints", "off"),
 ];
 
-/// A server that works for a client which was killed notices within this time, and stops; since this major version.
+/// A server that works for a client which was killed notices within this time, and stops; since this major version, and
+/// not everywhere.
 const CLIENT_CHECK: (u32, &str) = (14, "client_connection_check_interval=1s");
 
 /// How long making a new database may take.
@@ -155,7 +156,7 @@ impl Recipe {
         // The setting is a list.
         let folder = self.home.socket_folder().display().to_string().replace('"', "\"\"");
         command.arg("-c").arg(format!("unix_socket_directories=\"{folder}\""));
-        if self.installed.major >= CLIENT_CHECK.0 {
+        if cfg!(target_os = "linux") && self.installed.major >= CLIENT_CHECK.0 {
             command.args(["-c", CLIENT_CHECK.1]);
         }
         let (child, heard) = self.spawn(command)?;
@@ -181,8 +182,9 @@ impl Recipe {
         if new_data.exists() || pid_file.exists() {
             processes::end_orphans(&[&data, &new_data, self.home.folder()], ORPHANS);
         }
-        if processes::can_look() && pid_file.exists() {
-            // The server would look for any process of this number, and such numbers are used again.
+        if PidFile::read(&data).is_some_and(|file| processes::is_somebody_else(file.pid, &data)) {
+            // The server would take any process of this number for itself, and such numbers are used again. Without one it
+            // is left to the server: what else it finds out from the file keeps the data safe.
             fs::remove_file(&pid_file).map_err(|error| broken("removing", &pid_file, &error))?;
         }
         if new_data.exists() {
