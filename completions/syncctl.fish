@@ -33,6 +33,7 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "read" -d 'Read rows
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "serve" -d 'Serve HTTP: the same tasks, for other programs'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "image" -d 'Write this program as a container image to stdout'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "generate" -d 'Write shell completions'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -252,6 +253,36 @@ json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token-secret -d 'Secret that is hashed with the token; give it in the environment, where other users do not see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "url" -d 'Print its URL, for other programs'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "stop" -d 'Stop it now, if nobody uses it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "keep" -d 'Keep the server for those who use it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -s o -l output -d 'Print the result (and a failure) in this form [default: text]' -r -f -a "text\t'Indented JSON, for reading'
+json\t'One line of JSON, for programs; failures are also printed as JSON'
+yaml\t'YAML; failures are also printed as YAML'"
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -s o -l output -d 'Print the result (and a failure) in this form [default: text]' -r -f -a "text\t'Indented JSON, for reading'
+json\t'One line of JSON, for programs; failures are also printed as JSON'
+yaml\t'YAML; failures are also printed as YAML'"
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from keep" -s h -l help -d 'Print help'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "url" -d 'Print its URL, for other programs'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "stop" -d 'Stop it now, if nobody uses it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "keep" -d 'Keep the server for those who use it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -l into -d 'Folder to write the file into [default: stdout]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -s h -l help -d 'Print help'
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l command -d 'What the connector was asked to do: spec, check, discover or read' -r
@@ -284,13 +315,18 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-secon
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-mi -d 'How much row JSON may wait, in MiB' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'The controller\'s version of the contract' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "spec" -d 'Print a connector\'s specification'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "check" -d 'Test a connector\'s configuration'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "discover" -d 'List the streams that a configuration gives access to'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "serve" -d 'Serve HTTP: the same tasks, for other programs'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "image" -d 'Write this program as a container image to stdout'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "generate" -d 'Write shell completions'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token generate sidecar help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "spec" -d 'Print a connector\'s specification'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "check" -d 'Test a connector\'s configuration'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "discover" -d 'List the streams that a configuration gives access to'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "serve" -d 'Serve HTTP: the same tasks, for other programs'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "image" -d 'Write this program as a container image to stdout'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "generate" -d 'Write shell completions'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "url" -d 'Print its URL, for other programs'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "stop" -d 'Stop it now, if nobody uses it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "keep" -d 'Keep the server for those who use it'

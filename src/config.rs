@@ -2,7 +2,7 @@
 //!
 //! Every value arrives as text, so that an empty variable counts as absent (manifests often carry such) and all that is
 //! missing or malformed is reported at once. Nothing else in the program reads the environment, but for the sidecar's
-//! own contract.
+//! own contract (and what the keeper of the embedded database passes on without looking at it).
 
 mod places;
 mod serve;
@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::db::embedded::Home;
 use crate::failure::{Class, Failure};
 use crate::pod::kubernetes::client::{ClientSettings, Source};
 use crate::pod::local::LocalSettings;
@@ -35,9 +36,8 @@ pub struct SettingsArgs {
     /// Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]
     #[arg(long, env = "SYNCCTL_LOCAL_RUNTIME", value_name = "RUNTIME")]
     local_runtime: Option<String>,
-    #[command(flatten)]
-    places: PlacesArgs,
-    /// Postgres database of results, logs and states; give it in the environment, where other users do not see it
+    /// Postgres database of results, logs and states; give it in the environment, where other users do not see it [default
+    /// with --local: an embedded one, see `syncctl db`]
     #[arg(long, env = "SYNCCTL_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
     /// The same database as Pods reach it [default: the database URL]
@@ -121,6 +121,8 @@ pub struct SettingsArgs {
     /// Least level in the table task_log [default: INFO]
     #[arg(long, env = "SYNCCTL_DB_LOG_LEVEL", value_name = "LEVEL")]
     db_log_level: Option<String>,
+    #[command(flatten)]
+    places: PlacesArgs,
 }
 
 /// The settings, typed.
@@ -132,6 +134,10 @@ pub struct Settings {
     pub bulker: BulkerSettings,
     /// Where tasks run.
     pub engine: Engine,
+    /// The database of results is the embedded one, which lives there; its URL is known once it runs.
+    pub embedded: Option<Home>,
+    /// Where rows go that have no destination of their own, nor a Bulker.
+    pub warehouse: Option<String>,
     /// How Pods are made.
     pub pod: PodSettings,
     /// How often Pods are listed, besides the watch.
@@ -346,8 +352,7 @@ impl SettingsArgs {
         } else {
             problems.required(database_url, &DATABASE_URL)
         };
-        let sidecar_image =
-            if local { String::new() } else { problems.required(sidecar_image, &SIDECAR_IMAGE) };
+        let sidecar_image = if local { String::new() } else { problems.required(sidecar_image, &SIDECAR_IMAGE) };
         let source = match (kubeconfig, present(kubernetes_client_config)) {
             (Some(path), _) => Source::Path(path),
             (None, Some(config)) => Source::parse(&config),
@@ -389,8 +394,11 @@ impl SettingsArgs {
         let sidecar_database_url =
             present(sidecar_database_url).filter(|_| !local).unwrap_or_else(|| database_url.clone());
         let client = ClientSettings { source, context: present(context), namespace: present(namespace) };
+        let mut embedded = None;
         let engine = if local {
-            let Places { state, cache } = places.resolve()?;
+            let places = places.resolve()?;
+            embedded = database_url.is_empty().then(|| places.database());
+            let Places { state, cache, postgres: _ } = places;
             Engine::Local(LocalSettings { state, cache, exec: None, runtime })
         } else {
             Engine::Kubernetes(client)
@@ -399,6 +407,8 @@ impl SettingsArgs {
             database_url: Secret::from(database_url),
             bulker: problems.bulker(bulker_url, bulker_auth_token),
             engine,
+            embedded,
+            warehouse: None,
             status_check: problems.seconds(
                 container_status_check_seconds,
                 "SYNCCTL_CONTAINER_STATUS_CHECK_SECONDS",

@@ -187,9 +187,17 @@ fn an_image_name_that_cannot_be_is_refused_before_anything_is_done() {
 #[test]
 fn an_image_that_does_not_exist_ends_within_the_init_timeout() {
     let Some(world) = World::new() else { return };
-    let done =
-        world.syncctl(&["spec", "syncctl-test/none:1", "-o", "json", "--container-init-timeout-seconds", "8"]).run();
-    done.within(Duration::from_secs(30)).code(3);
+    let done = world
+        .syncctl(&[
+            "spec",
+            "syncctl-test/none:1",
+            "-o",
+            "json",
+            "--container-init-timeout-seconds",
+            world.place.patience(),
+        ])
+        .run();
+    done.within(Duration::from_mins(1)).code(3);
     let document = done.json();
     let class = document["class"].as_str().unwrap_or_default();
     // Where no registry answers, nobody can say that the image does not exist.
@@ -204,7 +212,7 @@ fn an_image_that_does_not_exist_ends_within_the_init_timeout() {
 fn a_read_that_ends_because_of_its_image_is_not_told_to_be_cancelled() {
     let Some(world) = World::new() else { return };
     let task = unique("pulls-");
-    let patience = ["--container-init-timeout-seconds", "8"];
+    let patience = ["--container-init-timeout-seconds", world.place.patience()];
     // The sidecar runs meanwhile, and is ended with the Pod.
     let done = world.read("syncctl-test/none:1", "s", &task, &["one"]).with(&patience).run();
     done.within(Duration::from_secs(30)).code(3);

@@ -58,7 +58,9 @@ fn turns(victims: &[Victim]) -> impl Iterator<Item = usize> + use<> {
     let count = 2 * victims.len();
     let (last, first): (Vec<usize>, Vec<usize>) =
         (0..count).partition(|turn| victims[turn % victims.len()].is_everybodys());
-    (0..).step_by(count).flat_map(move |start| first.clone().into_iter().chain(last.clone()).map(move |turn| start + turn))
+    (0..)
+        .step_by(count)
+        .flat_map(move |start| first.clone().into_iter().chain(last.clone()).map(move |turn| start + turn))
 }
 
 struct Scene {

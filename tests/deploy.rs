@@ -44,8 +44,9 @@ fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_it
     let address = world.namespace().serve(&service);
     assert!(address.starts_with("http://") && address.ends_with(":3043"), "{address}");
 
-    let pods =
-        eventually("two Pods of the service", SOON, || Some(started(&world.namespace())).filter(|pods| pods.len() == 2));
+    let pods = eventually("two Pods of the service", SOON, || {
+        Some(started(&world.namespace())).filter(|pods| pods.len() == 2)
+    });
     for pod in &pods {
         let spec = &pod["spec"];
         assert_eq!(spec["containers"][0]["image"], *image.name);

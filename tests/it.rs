@@ -20,6 +20,7 @@ mod cli;
 mod commands;
 mod crash;
 mod deploy;
+mod embedded;
 mod faker;
 mod foreign;
 mod hostile;

@@ -221,14 +221,16 @@ fn a_full_disk_ends_the_task_and_leaves_nothing() {
     }
     let disk = tempfile::tempdir().expect("a folder");
     let _small = Mounted::new(disk.path(), "size=64k");
-    let noise: String = (0..400_000_u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 24) as u8 % 26)).collect();
+    let noise: String =
+        (0..400_000_u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 24) as u8 % 26)).collect();
     let done = bench
         .check(&json!({"password": "hunter2-hunter2", "noise": noise}))
         .env("SYNCCTL_STATE_DIR", &disk.path().join("state").display().to_string())
         .run();
     done.fails(3, "LOCAL_ERROR", &["No space left"]).keeps("hunter2-hunter2");
     assert!(done.json()["hint"].as_str().is_some_and(|hint| hint.contains("SYNCCTL_STATE_DIR")), "{done}");
-    let left = Command::new("find").arg(disk.path().join("state/tasks")).args(["-mindepth", "1"]).output().expect("find");
+    let left =
+        Command::new("find").arg(disk.path().join("state/tasks")).args(["-mindepth", "1"]).output().expect("find");
     assert!(String::from_utf8_lossy(&left.stdout).lines().all(|path| path.ends_with(".making")), "{left:?}");
 }
 
@@ -254,7 +256,8 @@ fn a_service_that_ends_in_order_ends_its_tasks_and_says_so() {
     let Some(world) = World::on_this_machine() else { return };
     let mut service = Service::start(&world);
     let task = unique("ends-");
-    let body = json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": {"destinationType": "discard"}});
+    let body =
+        json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": {"destinationType": "discard"}});
     assert_eq!(service.read("syncctl-test/slow:1", "sync", &task, &body).0, 200);
     eventually("a stream that runs", START, || {
         world.schema.task(&task)?;
@@ -270,7 +273,8 @@ fn a_service_that_is_killed_takes_its_tasks_with_it_and_the_next_one_tells() {
     let Some(world) = World::on_this_machine() else { return };
     let mut service = Service::start(&world);
     let task = unique("taken-");
-    let body = json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": {"destinationType": "discard"}});
+    let body =
+        json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": {"destinationType": "discard"}});
     assert_eq!(service.read("syncctl-test/slow:1", "sync", &task, &body).0, 200);
     eventually("a stream that runs", START, || {
         world.schema.task(&task)?;

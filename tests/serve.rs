@@ -59,7 +59,9 @@ fn each_kind_of_task_reaches_its_table_and_leaves_nothing() {
     // What the connector logged last may come a moment after the outcome.
     eventually("the connector's words", TASK, || {
         let (_, document) = service.call(&format!("/tasks/{task}"), &[], None);
-        let said = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("reading /config"));
+        let said = |line: &Value| {
+            line["message"].as_str().is_some_and(|text| text.starts_with("reading ") && text.contains("/config"))
+        };
         document["task"]["logs"].as_array().expect("log lines").iter().any(said).then_some(())
     });
     let rows = |query: &str| eventually(query, TASK, || world.schema.texts(query).first().cloned());

@@ -200,7 +200,8 @@ fn configure(stream: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::{of_discovered, ConfiguredCatalog, DestinationSyncMode, SyncMode};
+    use super::{ConfiguredCatalog, DestinationSyncMode, SyncMode, of_discovered};
+    use serde_json::{Value, json};
 
     #[test]
     fn nulls_and_unknown_fields_are_accepted() {
@@ -263,10 +264,17 @@ mod tests {
         };
         let key = json!([["id"]]);
         for (label, stream, expected) in [
-            ("only whole", stream(&["full_refresh"], json!({"source_defined_primary_key": key})), ("full_refresh", "overwrite")),
+            (
+                "only whole",
+                stream(&["full_refresh"], json!({"source_defined_primary_key": key})),
+                ("full_refresh", "overwrite"),
+            ),
             (
                 "merged",
-                stream(&["full_refresh", "incremental"], json!({"default_cursor_field": ["at"], "source_defined_primary_key": key})),
+                stream(
+                    &["full_refresh", "incremental"],
+                    json!({"default_cursor_field": ["at"], "source_defined_primary_key": key}),
+                ),
                 ("incremental", "append_dedup"),
             ),
             (
@@ -274,11 +282,19 @@ mod tests {
                 stream(&["incremental"], json!({"source_defined_cursor": true, "source_defined_primary_key": []})),
                 ("incremental", "append"),
             ),
-            ("without a cursor", stream(&["full_refresh", "incremental"], json!({"default_cursor_field": []})), ("full_refresh", "overwrite")),
+            (
+                "without a cursor",
+                stream(&["full_refresh", "incremental"], json!({"default_cursor_field": []})),
+                ("full_refresh", "overwrite"),
+            ),
         ] {
             let configured = of_discovered(&json!({"streams": [stream]})).expect("a catalog");
             let one = &configured["streams"][0];
-            assert_eq!((&one["sync_mode"], &one["destination_sync_mode"]), (&json!(expected.0), &json!(expected.1)), "{label}");
+            assert_eq!(
+                (&one["sync_mode"], &one["destination_sync_mode"]),
+                (&json!(expected.0), &json!(expected.1)),
+                "{label}"
+            );
             let read: ConfiguredCatalog = serde_json::from_value(configured).expect("a configured catalog");
             read.validate().expect(label);
         }

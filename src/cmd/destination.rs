@@ -5,7 +5,9 @@
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value};
 
+use crate::airbyte::catalog::{ConfiguredCatalog, Stream};
 use crate::config::BulkerSettings;
+use crate::db::is_ours;
 
 /// The type that the settings know.
 const BULKER: &str = "bulker";
@@ -44,6 +46,16 @@ pub fn completed(document: Option<&str>, settings: &BulkerSettings) -> Option<St
         }
     }
     Some(Value::Object(fields).to_string())
+}
+
+/// Why these streams cannot go where the results are: the table of one would be a table of ours.
+pub fn among_ours(catalog: &ConfiguredCatalog, prefix: &str) -> Option<String> {
+    let table = |stream: &Stream| stream.table_name.clone().unwrap_or_else(|| format!("{prefix}{}", stream.name));
+    let taken = catalog.streams.iter().map(|stream| table(&stream.stream)).find(|table| is_ours(table))?;
+    Some(format!(
+        "the table {taken:?} of the embedded database holds results of tasks: \
+         give --table-name-prefix, or another place for the rows with --destination-config"
+    ))
 }
 
 #[cfg(test)]

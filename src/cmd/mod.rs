@@ -3,6 +3,7 @@
 mod cancel;
 mod check;
 mod course;
+mod db;
 mod destination;
 mod discover;
 mod engine;
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
-use serde_json::Value;
+
 use uuid::Uuid;
 
 use crate::config::SettingsArgs;
@@ -54,6 +55,7 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     Image(image::ImageFileArgs),
     Token(token::TokenArgs),
+    Db(db::DbArgs),
     Generate(generate::GenerateArgs),
     Sidecar(Box<sidecar::SidecarArgs>),
     #[command(hide = true)]
@@ -148,6 +150,7 @@ impl Cli {
             Command::Serve(args) => serve::run(*args),
             Command::Image(args) => image::run(&args),
             Command::Token(args) => token::run(args),
+            Command::Db(args) => db::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Sidecar(args) => sidecar::run(*args),
             Command::Supervise(args) => supervise::run(&args),
@@ -164,6 +167,7 @@ fn run_task(
     let output = Output::new(format, quiet);
     let result = settings.resolve().and_then(|settings| settings.with_exec(exec)).and_then(|settings| {
         start_log(&settings.pod.log_level, quiet, verbose);
+        let (settings, _database) = engine::database(settings)?;
         let request = request(&settings, timeout)?;
         run::run(&settings, &output, &request)
     });
@@ -237,7 +241,7 @@ fn new_task(kind: TaskKind, image: Image, timeout: Option<Duration>) -> Task {
         sync_id: String::new(),
         storage_key: String::new(),
         started_at: task::to_millis(Timestamp::now()),
-        started_by: Some(Value::from_iter([("type", "cli")])),
+        started_by: Some(owner::started_by()),
         options: ReadOptions::default(),
         timeout: timeout.unwrap_or(SHORT_TASK),
     }

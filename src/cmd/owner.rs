@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde_json::{Value, json};
+
 /// A process of some machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
@@ -48,6 +50,16 @@ impl Owner {
         let hidden = !can_be_seen(self.pid) && is_there(self.pid);
         if hidden { Life::Elsewhere } else { Life::Dead }
     }
+}
+
+/// Who asked for a task of a one-off command: a process, so that its row can be closed when it was killed before it had
+/// made a Pod.
+pub fn started_by() -> Value {
+    let mut by = json!({"type": "cli"});
+    if let Some(me) = Owner::me() {
+        by["process"] = json!(me.to_string());
+    }
+    by
 }
 
 fn is_there(pid: u32) -> bool {

@@ -4,7 +4,7 @@ use super::input::{self, Document};
 use super::{ConnectorArgs, TaskArgs, destination, new_task, run, run_task};
 use crate::airbyte::catalog::{self, ConfiguredCatalog};
 use crate::airbyte::state;
-use crate::config::{BulkerSettings, Settings};
+use crate::config::Settings;
 use crate::db::{Db, Options, Target};
 use crate::failure::{Class, Failure};
 use crate::pod::payload::Payload;
@@ -23,7 +23,8 @@ pub struct ReadArgs {
     /// The configured catalog: the streams to read, and how; of a catalog as `discover` prints it every stream is read
     #[arg(long, value_name = "FILE")]
     catalog: String,
-    /// Where the rows go: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL]
+    /// Where the rows go: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL,
+    /// else the embedded database where it is used]
     #[arg(long, value_name = "FILE")]
     destination_config: Option<String>,
     /// The sync that this task belongs to: states are kept under it
@@ -102,7 +103,12 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         let config = Document::read(&config, "the configuration")?.object("the connector's configuration")?;
         let catalog_file = Document::read(&catalog, "the catalog")?;
         let (catalog, catalog_text) = configured(&catalog_file)?;
-        let destination = load_destination(destination_config.as_deref(), &settings.bulker)?;
+        let destination = load_destination(destination_config.as_deref(), settings)?;
+        if settings.warehouse.as_ref() == Some(&destination)
+            && let Some(taken) = destination::among_ours(&catalog, &task.options.table_name_prefix)
+        {
+            return Err(catalog_file.error(&taken));
+        }
         let state = load_state(state.as_deref(), settings, &task, &catalog)?;
         let payload = Payload {
             config: Some(config),
@@ -141,10 +147,11 @@ fn identifier(id: String, flag: &str) -> Result<String, Failure> {
 }
 
 /// The destination's configuration, complete and checked.
-fn load_destination(path: Option<&str>, bulker: &BulkerSettings) -> Result<String, Failure> {
+fn load_destination(path: Option<&str>, settings: &Settings) -> Result<String, Failure> {
     let file = path.map(|path| Document::read(path, "the destination's configuration")).transpose()?;
     let given = file.as_ref().map(|file| file.object("the destination's credentials")).transpose()?;
-    let Some(completed) = destination::completed(given.as_deref(), bulker) else {
+    let completed = destination::completed(given.as_deref(), &settings.bulker);
+    let Some(completed) = completed.or_else(|| settings.warehouse.clone()) else {
         let text = "there is no destination: give --destination-config, or set SYNCCTL_BULKER_URL";
         return Err(Failure::new(Class::Usage, text));
     };

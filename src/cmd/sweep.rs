@@ -11,15 +11,19 @@ use jiff::{SignedDuration, Timestamp};
 use super::course::Ending;
 use super::owner::{Life, Owner};
 use super::record;
-use crate::db::Db;
+use crate::db::{Db, DbError};
 use crate::failure::{Class, Failure};
 use crate::pod::status::Phase;
 use crate::pod::{Owned, PodError, Pods};
+use crate::task::Task;
 
 /// A Pod of another machine's command: that command would have removed it within seconds.
 const UNATTENDED: SignedDuration = SignedDuration::from_mins(10);
 /// A row that says RUNNING and was not touched for this long belongs to nothing that runs.
 pub const STALE: Duration = Duration::from_hours(1);
+/// A row of a command that was killed is left alone for so long where its Pod may go on somewhere else: sidecars give
+/// signs of life much more often.
+const SILENT: Duration = Duration::from_mins(2);
 /// How long the containers of an abandoned Pod get.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long their end is waited for; then the Pod goes without its node's word.
@@ -56,6 +60,9 @@ fn try_sweep(cluster: &dyn Pods, db: &Db) -> Result<Vec<String>, PodError> {
         swept.push(pod.name.clone());
     }
     let names: HashSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
+    if let Err(error) = close_rows(cluster, db, &names) {
+        tracing::warn!(%error, "the rows of killed commands stay open");
+    }
     for secret in cluster.secrets()? {
         let pod = secret.name.rsplit_once("-config").map_or("", |(pod, _)| pod);
         if !secret.has_controller && !names.contains(pod) && is_abandoned(&secret, now) {
@@ -64,6 +71,23 @@ fn try_sweep(cluster: &dyn Pods, db: &Db) -> Result<Vec<String>, PodError> {
         }
     }
     Ok(swept)
+}
+
+/// Closes the rows of commands that were killed before they had made a Pod, or whose Pod is gone.
+fn close_rows(cluster: &dyn Pods, db: &Db, pods: &HashSet<&str>) -> Result<(), DbError> {
+    let idle = if cluster.outlives_us() { SILENT } else { Duration::ZERO };
+    for (row, process) in db.running_tasks_of_processes(idle)? {
+        let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
+        let dead = process.parse::<Owner>().is_ok_and(|owner| owner.life() == Life::Dead);
+        if dead && !pods.contains(task.pod_name().as_str()) {
+            record::conclude(db, &task, &killed())?;
+        }
+    }
+    Ok(())
+}
+
+fn killed() -> Failure {
+    Failure::new(Class::Abandoned, "the syncctl that followed this task was killed")
 }
 
 /// Whether nobody follows an object that a one-off command made.
@@ -86,7 +110,7 @@ pub fn is_abandoned(object: &Owned, now: Timestamp) -> bool {
 pub fn ending(pod: &Owned) -> Ending {
     let failure = match pod.observation.as_ref().map(|seen| &seen.phase) {
         Some(Phase::Ended(ended)) => ended.failure(),
-        _ => Failure::new(Class::Abandoned, "the syncctl that followed this task was killed"),
+        _ => killed(),
     };
     Ending { failure, grace: Some(GRACE), settle: Duration::ZERO, unexplained: false }
 }

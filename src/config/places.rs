@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::db::embedded::{Home, Search};
 use crate::failure::{Class, Failure};
 
 /// The folder of ours below a place that other programs use, too.
@@ -21,6 +22,10 @@ pub struct PlacesArgs {
     /// /var/cache/syncctl]
     #[arg(long, env = "SYNCCTL_CACHE_DIR", value_name = "FOLDER")]
     cache_dir: Option<PathBuf>,
+    /// Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages
+    /// put them]
+    #[arg(long, env = "SYNCCTL_POSTGRES_BIN", value_name = "FOLDER")]
+    postgres_bin: Option<PathBuf>,
 }
 
 /// The folders, absolute. Nothing is made here.
@@ -30,6 +35,8 @@ pub struct Places {
     pub state: PathBuf,
     /// What can be fetched again.
     pub cache: PathBuf,
+    /// Where the programs of PostgreSQL are looked for.
+    pub postgres: Search,
 }
 
 /// What the defaults are made of.
@@ -38,6 +45,7 @@ struct Surroundings {
     home: Option<OsString>,
     state_home: Option<OsString>,
     cache_home: Option<OsString>,
+    path: Option<OsString>,
 }
 
 impl Surroundings {
@@ -47,6 +55,7 @@ impl Surroundings {
             home: std::env::var_os("HOME"),
             state_home: std::env::var_os("XDG_STATE_HOME"),
             cache_home: std::env::var_os("XDG_CACHE_HOME"),
+            path: std::env::var_os("PATH"),
         }
     }
 }
@@ -58,8 +67,8 @@ impl PlacesArgs {
     }
 
     fn resolve_in(self, around: Surroundings) -> Result<Places, Failure> {
-        let Self { state_dir, cache_dir } = self;
-        let Surroundings { root, home, state_home, cache_home } = around;
+        let Self { state_dir, cache_dir, postgres_bin } = self;
+        let Surroundings { root, home, state_home, cache_home, path } = around;
         let home = present(home);
         // Root's own folder is closed to the user without rights that the server of the database has to be.
         let place = |given: Option<PathBuf>, xdg: Option<OsString>, of_root: &str, of_user: &str, variable: &str| {
@@ -76,10 +85,22 @@ impl PlacesArgs {
                 }
             }
         };
+        let only = postgres_bin.filter(|path| !path.as_os_str().is_empty());
         Ok(Places {
             state: place(state_dir, state_home, "/var/lib", ".local/state", "SYNCCTL_STATE_DIR")?,
             cache: place(cache_dir, cache_home, "/var/cache", ".cache", "SYNCCTL_CACHE_DIR")?,
+            postgres: Search {
+                only: only.as_deref().map(absolute).transpose()?,
+                path: path.iter().flat_map(std::env::split_paths).collect(),
+            },
         })
+    }
+}
+
+impl Places {
+    /// Where the embedded database lives.
+    pub fn database(&self) -> Home {
+        Home::new(&self.state, self.postgres.clone())
     }
 }
 
@@ -93,3 +114,42 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
         .map_err(|error| Failure::new(Class::Usage, format!("finding the folder {}: {error}", path.display())))
 }
 
+#[cfg(test)]
+mod tests {
+    use super::{PlacesArgs, Surroundings};
+    use std::path::Path;
+
+    fn around(root: bool, home: Option<&str>, xdg: Option<&str>) -> Surroundings {
+        let xdg = xdg.map(Into::into);
+        Surroundings { root, home: home.map(Into::into), state_home: xdg.clone(), cache_home: xdg, path: None }
+    }
+
+    #[test]
+    fn a_place_is_what_was_given_else_what_the_desktop_says_else_the_users() {
+        for (label, given, around, expected) in [
+            ("given", Some("/s"), around(false, None, Some("/x")), "/s"),
+            ("given as nothing", Some(""), around(false, Some("/home/a"), None), "/home/a/.local/state/syncctl"),
+            ("XDG", None, around(true, Some("/root"), Some("/x")), "/x/syncctl"),
+            ("XDG that is not absolute", None, around(true, Some("/root"), Some("x")), "/var/lib/syncctl"),
+            ("empty XDG", None, around(false, Some("/home/a"), Some("")), "/home/a/.local/state/syncctl"),
+            ("root", None, around(true, Some("/root"), None), "/var/lib/syncctl"),
+        ] {
+            let args = PlacesArgs { state_dir: given.map(Into::into), ..PlacesArgs::default() };
+            let places = args.resolve_in(around).unwrap_or_else(|failure| panic!("{label}: {failure}"));
+            assert_eq!(places.state, Path::new(expected), "{label}");
+        }
+    }
+
+    #[test]
+    fn a_relative_place_counts_from_here() {
+        let args = PlacesArgs { state_dir: Some("there".into()), ..PlacesArgs::default() };
+        let places = args.resolve_in(around(true, None, None)).expect("places");
+        assert_eq!(places.state, std::env::current_dir().expect("a folder").join("there"));
+    }
+
+    #[test]
+    fn without_a_home_both_ways_out_are_named() {
+        let failure = PlacesArgs::default().resolve_in(around(false, None, None)).expect_err("no home");
+        assert!(failure.text.contains("HOME") && failure.text.contains("SYNCCTL_STATE_DIR"), "{failure}");
+    }
+}

@@ -7,6 +7,9 @@
 //! Never use or drop a [`Db`] or a [`Listener`] on a thread of a tokio runtime: the `postgres` crate blocks on a runtime
 //! of its own and panics there.
 //!
+//! [`embedded`] is a server to go with it, for those who have none; the rest of the layer does not know which one it talks
+//! to.
+//!
 //! Every operation is one transaction that is idempotent as a whole, because each may run more than once: when the
 //! connection is lost, it is repeated on another one until [`Options::patience`] is over. Rows carry the time at which
 //! their attempt started, and an older attempt never overwrites a newer one.
@@ -15,6 +18,7 @@ mod catalog;
 mod check;
 mod config;
 mod connect;
+pub mod embedded;
 mod error;
 mod log;
 mod notify;
@@ -39,6 +43,7 @@ use std::time::Duration;
 pub use connect::{Certificates, SslMode, Target};
 pub use error::{DbError, is_transient};
 pub use log::{LogIds, LogRow};
+pub use schema::is_ours;
 pub use spec::SpecKey;
 pub use start::{Beside, Started};
 pub use {log::LogLine, task::StoredTask};

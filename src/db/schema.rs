@@ -223,6 +223,11 @@ const ADVISORY_LOCK: i64 = 0x7379_6e63_6374_6c01;
 /// A program that does not know our lock may make the same table in the same moment; then the next look finds it.
 const CREATE_ATTEMPTS: usize = 5;
 
+/// Whether a table of this name is one of the contract's.
+pub fn is_ours(table: &str) -> bool {
+    TABLES.iter().any(|ours| ours.name == table)
+}
+
 impl Db {
     /// Makes sure that the tables are there and fit. Makes what is missing: the schema of the search path, tables with
     /// their keys, indexes.

@@ -210,6 +210,22 @@ impl Db {
         })
     }
 
+    /// Reads that one-off commands have started and that run as far as their rows tell, without a sign of life for so
+    /// long; each with the process of its command.
+    pub fn running_tasks_of_processes(&self, idle_for: Duration) -> Result<Vec<(StoredTask, String)>, DbError> {
+        let sql = format!(
+            "SELECT {COLUMNS}, started_by ->> 'process' AS process FROM source_task
+             WHERE status = 'RUNNING' AND started_by ->> 'type' = 'cli' AND started_by ->> 'process' IS NOT NULL
+               AND updated_at <= CURRENT_TIMESTAMP - make_interval(secs => $1)
+             ORDER BY started_at, task_id"
+        );
+        self.run("reading the running tasks", |session| {
+            let params = [(&idle_for.as_secs_f64() as _, Type::FLOAT8)];
+            let read = |row: &Row| Ok((StoredTask::read(row)?, row.try_get("process")?));
+            Ok(session.query(&sql, &params)?.iter().map(read).collect::<Result<_, postgres::Error>>()?)
+        })
+    }
+
     /// The tasks that say RUNNING, were started under a marker (`fleet` of `syncctl` in their `started_by`) and gave no
     /// sign of life for a time, by the clock of the database.
     pub fn running_tasks_marked(&self, marker: &str, idle_for: Duration) -> Result<Vec<StoredTask>, DbError> {

@@ -270,6 +270,11 @@ pub trait Pods: Send + Sync {
     /// How many calls failed since the start for a reason that is not in the request.
     fn troubles(&self) -> u64;
 
+    /// Whether tasks go on when the process that launched them has died.
+    fn outlives_us(&self) -> bool {
+        true
+    }
+
     /// This process is about to end: tasks that cannot go on without it are ended in order.
     fn leave(&self) {}
 }

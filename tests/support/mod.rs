@@ -94,8 +94,9 @@ impl Setup {
 impl Setup {
     /// Tasks see of this machine what the tests see.
     fn of_this_machine() -> Result<Option<Self>, String> {
-        let url = std::env::var("SYNCCTL_TEST_DATABASE_URL")
-            .map_err(|_| "SYNCCTL_TEST_DATABASE_URL is not set: run `make test`, which brings up a Postgres".to_owned())?;
+        let url = std::env::var("SYNCCTL_TEST_DATABASE_URL").map_err(|_| {
+            "SYNCCTL_TEST_DATABASE_URL is not set: run `make test`, which brings up a Postgres".to_owned()
+        })?;
         Ok(Some(Self {
             kubeconfig: String::new(),
             load_image: String::new(),
@@ -136,6 +137,12 @@ impl Place {
             Self::Machine(machine) => machine,
             Self::Cluster(_) => panic!("a test of this machine begins with World::on_this_machine"),
         }
+    }
+
+    /// How many seconds are enough to find out that a connector is not to be had: a registry answers, or does not, at
+    /// once, and Python has to make an environment first.
+    pub fn patience(&self) -> &'static str {
+        if self.is_cluster() { "8" } else { "50" }
     }
 
     /// All Pods, whoever made them.
@@ -265,7 +272,9 @@ impl World {
             .env("SYNCCTL_DATABASE_URL", &database::in_schema(&self.setup.database_url, schema))
             .env("SYNCCTL_SIDECAR_DATABASE_URL", &database::in_schema(&self.setup.sidecar_database_url, schema));
         let program = match &self.place {
-            Place::Machine(machine) => machine.settings().fold(program, |program, (name, value)| program.env(name, &value)),
+            Place::Machine(machine) => {
+                machine.settings().fold(program, |program, (name, value)| program.env(name, &value))
+            }
             Place::Cluster(namespace) => program
                 .env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", &namespace.kubeconfig.display().to_string())
                 .env("SYNCCTL_SIDECAR_IMAGE", &cluster::sidecar_image(self.setup).name),

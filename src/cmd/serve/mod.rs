@@ -85,6 +85,7 @@ pub(super) fn run(args: ServeArgs) -> u8 {
     let result = resolve(serve, settings).and_then(|(settings, serve)| {
         super::start_service_log(&settings.pod.log_level, verbose, serve.log_json);
         if serve.enabled {
+            let (settings, _database) = engine::database(settings)?;
             return start(settings, serve);
         }
         tracing::info!("SYNCCTL_SYNCS_ENABLED says that there is nothing to do");

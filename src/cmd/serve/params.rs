@@ -299,7 +299,7 @@ fn destination(body: &Body<'_>, settings: &Settings, problems: &mut Problems) ->
         return Body::object(body.destination_config, "destinationConfig", problems);
     }
     let text = completed(body.destination_config.map(RawValue::get), &settings.bulker);
-    let Some(text) = text else {
+    let Some(text) = text.or_else(|| settings.warehouse.clone()) else {
         problems.push("destinationConfig is missing in the body, and SYNCCTL_BULKER_URL is not set".to_owned());
         return None;
     };

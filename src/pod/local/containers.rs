@@ -60,7 +60,9 @@ const PASSED_ON: [&str; 22] = [
 
 /// The environment of this process.
 pub fn inherited() -> Vec<(String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 /// Starts the sidecar.
@@ -70,11 +72,9 @@ pub fn sidecar(pod: &Pod, folder: &Folder) -> Result<Child, Failure> {
     for (name, value) in variables(container, folder)? {
         environment.insert(name, value);
     }
-    for (name, place) in [
-        ("SYNCCTL_SECRETS_DIR", "secrets"),
-        ("SYNCCTL_CONFIG_DIR", "config"),
-        ("SYNCCTL_TERMINATION_LOG", LAST_WORDS),
-    ] {
+    for (name, place) in
+        [("SYNCCTL_SECRETS_DIR", "secrets"), ("SYNCCTL_CONFIG_DIR", "config"), ("SYNCCTL_TERMINATION_LOG", LAST_WORDS)]
+    {
         environment.insert(name.to_owned(), folder.join(place).display().to_string());
     }
     for pipe in ["STDOUT_PIPE_FILE", "STDERR_PIPE_FILE"] {

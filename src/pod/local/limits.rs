@@ -59,13 +59,13 @@ impl Group {
             return Self { memory: path, cpu: None };
         }
         Self {
-            memory: (limits.memory_bytes > 0)
-                .then(|| make("memory", &[("memory.limit_in_bytes", memory)]))
-                .flatten(),
+            memory: (limits.memory_bytes > 0).then(|| make("memory", &[("memory.limit_in_bytes", memory)])).flatten(),
             cpu: (limits.cpu_millicores > 0)
                 .then(|| {
-                    let files =
-                        [("cpu.cfs_period_us", PERIOD_MICROSECONDS.to_string()), ("cpu.cfs_quota_us", quota.to_string())];
+                    let files = [
+                        ("cpu.cfs_period_us", PERIOD_MICROSECONDS.to_string()),
+                        ("cpu.cfs_quota_us", quota.to_string()),
+                    ];
                     make("cpu", &files)
                 })
                 .flatten(),

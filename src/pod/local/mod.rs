@@ -307,6 +307,10 @@ impl Pods for Machine {
         0
     }
 
+    fn outlives_us(&self) -> bool {
+        false
+    }
+
     /// Tasks do not outlive the process that launched them: they are ended in order, and say so.
     fn leave(&self) {
         let names: Vec<String> = self.lifelines().keys().cloned().collect();

@@ -73,8 +73,8 @@ pub fn kill_marked(folder: &Path) -> bool {
 /// What one process has used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Use {
-    /// CPU time in clock ticks, with that of its children which have ended.
-    pub ticks: u64,
+    /// CPU time in nanoseconds, with that of its children which have ended.
+    pub nanoseconds: u64,
     /// Resident memory in pages.
     pub pages: u64,
 }
@@ -84,7 +84,10 @@ pub fn usage(of: u32) -> Use {
     let mut all = descendants(of, &[]);
     all.push(of);
     let used = all.into_iter().filter_map(stat);
-    used.fold(Use::default(), |sum, stat| Use { ticks: sum.ticks + stat.ticks, pages: sum.pages + stat.pages })
+    used.fold(Use::default(), |sum, stat| Use {
+        nanoseconds: sum.nanoseconds + stat.nanoseconds,
+        pages: sum.pages + stat.pages,
+    })
 }
 
 fn raw(pid: u32) -> Option<Pid> {
@@ -133,7 +136,7 @@ fn pids() -> impl Iterator<Item = u32> {
 struct Stat {
     parent: u32,
     zombie: bool,
-    ticks: u64,
+    nanoseconds: u64,
     pages: u64,
 }
 
@@ -143,11 +146,16 @@ fn stat(pid: u32) -> Option<Stat> {
     let (_, after_name) = text.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_whitespace().collect();
     let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    // utime and stime, cutime and cstime.
+    let [own, ended] = [11..13, 13..15].map(|fields| fields.filter_map(number).sum::<u64>() * tick);
+    // A short process has used no whole tick yet; this is exact, but of its first thread alone.
+    let exact = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+    let exact = exact.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or_default();
     Some(Stat {
         zombie: matches!(*fields.first()?, "Z" | "X"),
         parent: fields.get(1)?.parse().ok()?,
-        // utime, stime, cutime, cstime
-        ticks: (11..15).filter_map(number).sum(),
+        nanoseconds: own.max(exact) + ended,
         pages: number(21)?,
     })
 }
@@ -163,7 +171,12 @@ mod tests {
     fn a_marked_process_is_found_and_killed_and_no_other() {
         let folder = Path::new("/nonexistent/task-one");
         let start = |folder: &str| {
-            Command::new("sh").args(["-c", "sleep 60; true"]).env(MARK, folder).stdout(Stdio::null()).spawn().expect("sh")
+            Command::new("sh")
+                .args(["-c", "sleep 60; true"])
+                .env(MARK, folder)
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("sh")
         };
         let (mut mine, mut other) = (start("/nonexistent/task-one"), start("/nonexistent/task-one-more"));
         let deadline = Instant::now() + Duration::from_secs(5);

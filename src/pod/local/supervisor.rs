@@ -187,8 +187,9 @@ impl Supervisor {
     /// Looks for the connector, on a thread of its own.
     fn find(&mut self) {
         let (events, stop, plan) = (self.events.clone(), Arc::clone(&self.stop), self.plan.clone());
-        let image = crate::task::Task::from_annotations(&self.record.pod.metadata.annotations.clone().unwrap_or_default())
-            .map(|task| task.image);
+        let image =
+            crate::task::Task::from_annotations(&self.record.pod.metadata.annotations.clone().unwrap_or_default())
+                .map(|task| task.image);
         self.finder = Some(std::thread::spawn(move || {
             let environment = containers::inherited();
             let found = image.map_err(|error| Failure::new(crate::failure::Class::Internal, error)).and_then(|image| {

@@ -48,10 +48,9 @@ impl Usage {
 
     fn now(&self) -> (u64, u64) {
         let used = processes::usage(self.pid);
-        let per_second = rustix::param::clock_ticks_per_second().max(1);
         let bytes = used.pages * rustix::param::page_size() as u64;
         self.most.fetch_max(bytes, Ordering::Relaxed);
-        (used.ticks * (1_000_000_000 / per_second), bytes)
+        (used.nanoseconds, bytes)
     }
 
     fn note(&self, nanoseconds: u64, bytes: u64) {

@@ -106,6 +106,12 @@ mod tests {
     }
 
     #[test]
+    fn a_host_may_be_the_folder_of_a_socket() {
+        let settings = Settings::parse(&with("host", json!("/var/lib/syncctl/postgres/socket"))).expect("settings");
+        assert_eq!(settings.target.place(), "database \"warehouse\" at /var/lib/syncctl/postgres/socket:5433");
+    }
+
+    #[test]
     fn fields_may_be_absent_or_spelled_otherwise() {
         for (label, field, value) in [
             ("port as text", "port", json!("5432")),

@@ -1,0 +1,168 @@
+//! `syncctl db`: what a person does with the embedded database, and the keeper that runs beside it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::config::PlacesArgs;
+use crate::db::embedded::{self, DATABASE, Embedded, PORT, Stopped, USER};
+use crate::failure::{Class, Failure};
+use crate::output::{Format, Output};
+
+/// Use the embedded database: a private PostgreSQL server in the state directory
+///
+/// It runs while somebody uses it. These commands are about this one also where SYNCCTL_DATABASE_URL names another.
+#[derive(Debug, clap::Args)]
+pub struct DbArgs {
+    #[command(subcommand)]
+    command: DbCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum DbCommand {
+    Psql(PsqlArgs),
+    Url(UrlArgs),
+    Stop(StopArgs),
+    Keep(KeepArgs),
+}
+
+/// Open a shell in it: psql, with the arguments that follow
+///
+/// The server runs as long as psql does.
+#[derive(Debug, clap::Args)]
+pub struct PsqlArgs {
+    /// Arguments of psql
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    arguments: Vec<OsString>,
+    #[command(flatten)]
+    places: PlacesArgs,
+}
+
+/// Print its URL, for other programs
+///
+/// The server then stays for a minute, and after that as long as somebody is connected.
+#[derive(Debug, clap::Args)]
+pub struct UrlArgs {
+    /// Print the result (and a failure) in this form [default: text]
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    output: Option<Format>,
+    #[command(flatten)]
+    places: PlacesArgs,
+}
+
+/// Stop it now, if nobody uses it
+#[derive(Debug, clap::Args)]
+pub struct StopArgs {
+    /// Print the result (and a failure) in this form [default: text]
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    output: Option<Format>,
+    #[command(flatten)]
+    places: PlacesArgs,
+}
+
+/// Keep the server for those who use it
+#[derive(Debug, clap::Args)]
+#[command(name = embedded::KEEP[1], hide = true)]
+pub struct KeepArgs {
+    /// The state directory
+    state: PathBuf,
+    /// The folder of the programs of PostgreSQL
+    binaries: PathBuf,
+}
+
+/// What libpq would take from the environment instead of what it is told here, or besides.
+const FOREIGN_VARIABLES: [&str; 13] = [
+    "PGHOSTADDR",
+    "PGPASSWORD",
+    "PGPASSFILE",
+    "PGSERVICE",
+    "PGSERVICEFILE",
+    "PGOPTIONS",
+    "PGSSLMODE",
+    "PGGSSENCMODE",
+    "PGREQUIREPEER",
+    "PGREQUIREAUTH",
+    "PGCHANNELBINDING",
+    "PGTARGETSESSIONATTRS",
+    "PGLOADBALANCEHOSTS",
+];
+
+pub(super) fn run(args: DbArgs) -> u8 {
+    let DbArgs { command } = args;
+    match command {
+        DbCommand::Psql(PsqlArgs { arguments, places }) => {
+            let Err(failure) = psql(&arguments, places);
+            Output::new(None, false).explain(&failure);
+            failure.class.exit_code()
+        }
+        DbCommand::Url(UrlArgs { output, places }) => {
+            let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
+            let result = url(places);
+            finish(&output, result.map(|url| (url.clone(), json!({"url": url}))))
+        }
+        DbCommand::Stop(StopArgs { output, places }) => {
+            let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
+            finish(&output, stop(places))
+        }
+        DbCommand::Keep(KeepArgs { state, binaries }) => match embedded::keep(&state, binaries) {
+            Ok(()) => 0,
+            Err(failure) => {
+                // Whoever waits for the server reads it from the lock; this is for who tries the command.
+                Output::new(None, false).explain(&failure);
+                failure.class.exit_code()
+            }
+        },
+    }
+}
+
+fn finish(output: &Output, result: Result<(String, serde_json::Value), Failure>) -> u8 {
+    let (printed, code) = match result {
+        Ok((text, document)) => (output.worded(&text, &document), 0),
+        Err(failure) => (output.failure(&failure), failure.class.exit_code()),
+    };
+    match printed {
+        Ok(()) => code,
+        Err(error) => {
+            output.explain(&Failure::new(Class::Internal, format!("writing the result to stdout: {error}")));
+            3
+        }
+    }
+}
+
+/// Becomes psql, which is then what the server runs for, what a terminal talks to, and what tells the exit code.
+fn psql(arguments: &[OsString], places: PlacesArgs) -> Result<std::convert::Infallible, Failure> {
+    let database = Embedded::start(&places.resolve()?.database(), &|| false)?;
+    let program = database.program("psql").unwrap_or_else(|| "psql".into());
+    let mut command = Command::new(&program);
+    command.args(arguments);
+    for name in FOREIGN_VARIABLES {
+        command.env_remove(name);
+    }
+    command.env("PGHOST", database.socket_folder()).env("PGPORT", PORT.to_string());
+    command.env("PGUSER", USER).env("PGDATABASE", DATABASE);
+    let error = database.become_program(&mut command);
+    let text = format!("running {}: {error}", program.display());
+    Err(Failure::new(Class::StartError, text).with_hint("install the client of PostgreSQL"))
+}
+
+fn url(places: PlacesArgs) -> Result<String, Failure> {
+    let database = Embedded::start(&places.resolve()?.database(), &|| false)?;
+    database.linger()?;
+    Ok(database.url())
+}
+
+fn stop(places: PlacesArgs) -> Result<(String, serde_json::Value), Failure> {
+    let (text, stopped) = match embedded::stop(&places.resolve()?.database())? {
+        Stopped::Now => ("the embedded database has stopped", true),
+        Stopped::Before => ("the embedded database was not running", false),
+        Stopped::InUse => {
+            let text = "the embedded database is in use: it stops by itself after its last user";
+            let hint =
+                "end the commands and the clients that are connected: `syncctl db psql -c 'TABLE pg_stat_activity'`";
+            return Err(Failure::new(Class::DatabaseError, text).with_hint(hint));
+        }
+    };
+    Ok((text.to_owned(), json!({"stopped": stopped})))
+}
