@@ -162,6 +162,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state -d 'Where
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-id -d 'Id of this task, unique among all tasks [default: a new UUID]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l target-namespace -d 'Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream\'s own, and with ${LEGACY} everything goes into the default schema, and the namespace into the tables\' names' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l table-name-prefix -d 'Put this before every table name; ${SOURCE_NAMESPACE} stands for the stream\'s namespace. A "table_name" in the catalog is taken as it is' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l max-records -d 'End as a success once this many records, of all streams together, are loaded. A stream that is cut off then replaces no rows: where its table has some, its own are dropped' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
@@ -313,6 +314,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l init-timeout
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l silence-seconds -d 'How long the connector may be silent' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-seconds -d 'How long rows may wait for a state until they are committed without one' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-mi -d 'How much row JSON may wait, in MiB' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l max-records -d 'After how many records to end' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'The controller\'s version of the contract' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "spec" -d 'Print a connector\'s specification'

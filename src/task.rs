@@ -110,17 +110,18 @@ impl FromStr for TaskStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum StreamStatus {
-    /// Nothing of it was seen yet.
+    /// No row of it was seen yet, or ever, if the task is over.
     Pending,
     /// The source has started it.
     Running,
     /// Complete, and its rows are committed.
     Success,
-    /// Some of its rows are committed, then the source failed.
+    /// Some of its rows are committed, then the source failed, or had sent as many as were asked for.
     Partial,
     /// None of its rows are committed.
     Failed,
-    /// The task was cancelled before it was complete.
+    /// The task was cancelled before it was complete. Or it had as many records as were asked for, and the rows of this
+    /// stream were dropped: its table has rows that only a complete stream may replace.
     Cancelled,
     /// The task ran out of time before it was complete.
     TimeExceeded,
@@ -265,6 +266,9 @@ pub struct ReadOptions {
     /// How long the connector may be silent; `None` is what the settings say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence_seconds: Option<u32>,
+    /// End after so many records of all streams together; at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_records: Option<u64>,
 }
 
 impl Default for ReadOptions {
@@ -278,7 +282,16 @@ impl Default for ReadOptions {
             full_sync: false,
             debug: false,
             silence_seconds: None,
+            max_records: None,
         }
+    }
+}
+
+impl ReadOptions {
+    /// Reads a `max_records`.
+    pub fn parse_max_records(text: &str) -> Result<u64, String> {
+        let number = text.parse().ok().filter(|number| *number > 0);
+        number.ok_or_else(|| format!("{text:?} is not a number of records: expected at least 1"))
     }
 }
 
@@ -436,7 +449,11 @@ mod tests {
             storage_key: String::new(),
             started_at: "2026-01-02T03:04:05.678Z".parse().expect("a valid time"),
             started_by: Some(serde_json::json!({"type": "manual"})),
-            options: ReadOptions { table_name_prefix: "p_".to_owned(), ..ReadOptions::default() },
+            options: ReadOptions {
+                table_name_prefix: "p_".to_owned(),
+                max_records: Some(u64::MAX),
+                ..ReadOptions::default()
+            },
             timeout: Duration::from_secs(90),
         }
     }
@@ -469,6 +486,15 @@ mod tests {
     fn a_task_survives_its_annotations() {
         let task = task("airbyte/source-faker", "sync:1", "täsk / 1");
         assert_eq!(Task::from_annotations(&task.to_annotations()), Ok(task));
+    }
+
+    #[test]
+    fn a_number_of_records_is_at_least_one() {
+        assert_eq!(ReadOptions::parse_max_records("1"), Ok(1));
+        for text in ["0", "", "-1", "1.5", "ten", "18446744073709551616"] {
+            let error = ReadOptions::parse_max_records(text).expect_err(text);
+            assert!(error.ends_with("expected at least 1"), "{error}");
+        }
     }
 
     #[test]

@@ -126,6 +126,10 @@ fn wrong_usage_ends_with_code_2() {
         ("no duration", &["spec", "a/b:1", "--timeout", "soon"]),
         ("no time at all", &["spec", "a/b:1", "--timeout", "0"]),
         ("no sync", &["read", "a/b:1", "--config", "a", "--catalog", "b", "--destination-config", "c"]),
+        (
+            "no records at all",
+            &["read", "a/b:1", "--config", "a", "--catalog", "b", "--sync-id", "s", "--max-records", "0"],
+        ),
         ("no name of an image", &["image", "--name", "a b"]),
     ] {
         let done = cluster::nowhere(arguments).run();
@@ -171,6 +175,28 @@ fn a_read_needs_a_destination_of_its_own_or_one_of_the_settings() {
     // With both it goes on to the database, which is not there.
     let done = read().env(url_variable, url).env(token_variable, "t0ken-t0ken").run();
     done.fails(3, "DATABASE_UNREACHABLE", &[]).keeps("t0ken");
+}
+
+#[test]
+fn a_number_of_records_is_at_least_one_and_for_our_own_sidecar() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("f"), "{}").expect("a file");
+    std::fs::write(folder.path().join("catalog"), catalog(&["s"]).to_string()).expect("a file");
+    std::fs::write(folder.path().join("nowhere"), r#"{"destinationType":"discard"}"#).expect("a file");
+    let read = |records| {
+        cluster::nowhere(&["read", "a/b:1", "--config", "f", "--catalog", "catalog", "--sync-id", "s", "-o", "json"])
+            .with(&["--destination-config", "nowhere", "--max-records", records])
+            .current_dir(folder.path())
+    };
+    for records in ["0", "-1", "ten", ""] {
+        let done = read(records).run();
+        assert_eq!(done.code, Some(2), "{records}\n{done}");
+        assert!(done.stderr.contains("expected at least 1") || records == "-1", "{records}\n{done}");
+    }
+    let foreign = read("10").env("SYNCCTL_INIT_IMAGE", "alpine:3").run();
+    foreign.fails(2, "USAGE", &["--max-records", "SYNCCTL_INIT_IMAGE"]);
+    // It goes on to the database, which is not there.
+    read("10").run().fails(3, "DATABASE_UNREACHABLE", &[]);
 }
 
 #[test]

@@ -327,6 +327,45 @@ fn a_destination_that_refuses_everything_ends_the_read_at_once() {
 }
 
 #[test]
+fn a_read_of_so_many_records_is_a_success_although_the_connector_never_ends() {
+    let Some(world) = World::new() else { return };
+    let mut streams = catalog(&["done", "endless", "refreshed", "idle"]);
+    streams["streams"][2]["sync_mode"] = json!("full_refresh");
+    streams["streams"][2]["destination_sync_mode"] = json!("overwrite");
+    // One that writes on until nobody reads, and one that falls silent and does not notice.
+    for (label, ending, old) in [
+        ("loud", "while :; do rows endless 5 1000; done", None),
+        ("silent", "rows endless 5 100; trap : PIPE TERM; while :; do sleep 1; done", Some("7")),
+    ] {
+        if old.is_some() {
+            world.schema.execute("DROP TABLE done, endless, refreshed; CREATE TABLE refreshed (id bigint)");
+            world.schema.execute("DELETE FROM source_state; INSERT INTO refreshed VALUES (7)");
+        }
+        let script = format!(
+            "rows done 1 3; state done '{{\"id\":3}}'; status done COMPLETE; rows refreshed 1 2
+             status endless STARTED; rows endless 1 4; state endless '{{\"id\":4}}'; {ending}"
+        );
+        let task = unique("enough-");
+        let done = world.script(&script, &streams, &task).with(&["--max-records", "20"]).run();
+        let document = done.code(0).within(Duration::from_mins(1)).json();
+        assert_eq!((&document["status"], &document["error"]), (&json!("SUCCESS"), &Value::Null), "{label}: {done}");
+        let status = |name: &str| document["streams"][name]["status"].as_str().unwrap_or_default().to_owned();
+        let refreshed = if old.is_some() { "CANCELLED" } else { "PARTIAL" };
+        let statuses = ["done", "endless", "refreshed", "idle"].map(status);
+        assert_eq!(statuses, ["SUCCESS", "PARTIAL", refreshed, "PENDING"], "{label}: {done}");
+        let counts = ["done", "endless", "refreshed", "idle"].map(|name| document["streams"][name]["events"].as_u64());
+        assert_eq!(counts, [3, 15, 2, 0].map(Some), "{label}: {done}");
+        assert_eq!((world.schema.count("done"), world.schema.count("endless")), (3, 15), "{label}");
+        let left = world.schema.texts("SELECT id::text FROM refreshed ORDER BY id");
+        assert_eq!(left, old.map_or(vec!["1", "2"], |id| vec![id]), "{label}");
+        let stored = world.schema.texts("SELECT stream || ' ' || state::text FROM source_state ORDER BY stream");
+        assert_eq!(stored, [r#"done {"id": 3}"#, r#"endless {"id": 4}"#], "{label}");
+        assert_eq!(world.schema.task(&task).expect("a row").0, "SUCCESS", "{label}");
+        assert_eq!(world.schema.streams(&task), document["streams"], "{label}");
+    }
+}
+
+#[test]
 fn debug_is_passed_on_to_the_connector() {
     let Some(world) = World::new() else { return };
     let config = json!({"mode": "chatty", "password": "hunter2-hunter2"});

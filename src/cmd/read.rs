@@ -60,6 +60,10 @@ pub struct ReadArgs {
     /// Ask the connector for debug messages
     #[arg(long)]
     debug: bool,
+    /// End as a success once this many records, of all streams together, are loaded. A stream that is cut off then replaces
+    /// no rows: where its table has some, its own are dropped
+    #[arg(long, value_name = "N", value_parser = ReadOptions::parse_max_records)]
+    max_records: Option<u64>,
     #[command(flatten)]
     task: TaskArgs,
 }
@@ -80,6 +84,7 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         no_deduplicate,
         full_sync,
         debug,
+        max_records,
         task: task_args,
     } = args;
     let options = ReadOptions {
@@ -92,12 +97,17 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         debug,
         // The settings of this very command say it.
         silence_seconds: None,
+        max_records,
     };
     run_task(task_args, |settings, timeout| {
         let mut task = new_task(TaskKind::Read, connector.image()?, Some(timeout.unwrap_or(settings.task_timeout)));
         task.sync_id = identifier(sync_id, "--sync-id")?;
         if let Some(id) = task_id {
             task.task_id = identifier(id, "--task-id")?;
+        }
+        if max_records.is_some() && settings.pod.init_image.is_some() {
+            let text = "--max-records needs syncctl's own sidecar, and SYNCCTL_INIT_IMAGE asks for another one";
+            return Err(Failure::new(Class::Usage, text));
         }
         task.options = options;
         let config = Document::read(&config, "the configuration")?.object("the connector's configuration")?;

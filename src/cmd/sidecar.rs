@@ -110,6 +110,9 @@ pub struct SidecarArgs {
     /// How much row JSON may wait, in MiB
     #[arg(long, env = "SYNCCTL_COMMIT_MI", hide_env_values = true, default_value = "")]
     commit_mi: String,
+    /// After how many records to end
+    #[arg(long, env = "SYNCCTL_MAX_RECORDS", hide_env_values = true, default_value = "")]
+    max_records: String,
     /// The controller's version of the contract
     #[arg(long, env = "SYNCCTL_CONTRACT", hide_env_values = true)]
     contract: Option<String>,
@@ -181,6 +184,7 @@ impl SidecarArgs {
             silence_seconds,
             commit_seconds,
             commit_mi,
+            max_records,
             contract,
         } = self;
         let commit = commit_limits(&commit_seconds, &commit_mi)?;
@@ -213,6 +217,7 @@ impl SidecarArgs {
                 full_sync: flag(&full_sync, false),
                 debug: false,
                 silence_seconds: None,
+                max_records: optional_records(&max_records)?,
             },
             timeout: Duration::from_secs(timeout),
         };
@@ -248,6 +253,11 @@ fn commit_limits(seconds: &str, mebibytes: &str) -> Result<CommitLimits, Failure
         return Err(Failure::new(Class::Usage, "SYNCCTL_COMMIT_SECONDS and SYNCCTL_COMMIT_MI have to be 1 or more"));
     }
     Ok(CommitLimits { bytes: mebibytes.saturating_mul(1 << 20), interval: Duration::from_secs(seconds) })
+}
+
+fn optional_records(text: &str) -> Result<Option<u64>, Failure> {
+    let records = Some(text).filter(|text| !text.is_empty()).map(ReadOptions::parse_max_records).transpose();
+    records.map_err(|error| Failure::new(Class::Usage, format!("SYNCCTL_MAX_RECORDS: {error}")))
 }
 
 fn required(value: Option<String>, variable: &str) -> Result<String, Failure> {

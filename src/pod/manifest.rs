@@ -319,6 +319,9 @@ impl Launch<'_> {
             ("SYNCCTL_SILENCE_SECONDS", &silence),
             ("SYNCCTL_CONTRACT", contract::VERSION),
         ]);
+        if let Some(records) = options.max_records {
+            variables.extend(environment(&[("SYNCCTL_MAX_RECORDS", &records.to_string())]));
+        }
         let secret = secret_name(&task.pod_name(), 0);
         let functions_env = self.payload.functions_env.as_ref().map(|_| FUNCTIONS_ENV_KEY);
         for key in [Some(DATABASE_URL_KEY), functions_env].into_iter().flatten() {
@@ -453,6 +456,22 @@ mod tests {
     fn the_pod_of_a_spec_for_a_foreign_sidecar_is_as_it_was() {
         let settings = PodSettings { init_image: Some("alpine:3".to_owned()), ..settings() };
         insta::assert_snapshot!(yaml(&objects(TaskKind::Spec, &Payload::default(), &settings).pod.spec));
+    }
+
+    #[test]
+    fn the_sidecar_is_told_how_many_records_are_enough_only_where_somebody_asked() {
+        let (payload, settings) = (everything(), settings());
+        for records in [None, Some(10)] {
+            let mut task = task(TaskKind::Read);
+            task.options.max_records = records;
+            let launch =
+                Launch { task: &task, payload: &payload, settings: &settings, attempt: "attempt", owner: None };
+            let spec = launch.objects().expect("it fits").pod.spec.expect("a spec");
+            let variables = spec.containers.iter().flat_map(|container| container.env.iter().flatten());
+            let told: Vec<_> = variables.filter(|variable| variable.name == "SYNCCTL_MAX_RECORDS").collect();
+            let told: Vec<_> = told.iter().map(|variable| variable.value.as_deref()).collect();
+            assert_eq!(told, Vec::from_iter(records.map(|_| Some("10"))));
+        }
     }
 
     #[test]

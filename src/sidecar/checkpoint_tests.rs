@@ -1,5 +1,5 @@
-//! Commits that no state asks for: by size, by time, and what they mean for states that wait. And rows that nobody can
-//! tell the stream of.
+//! Commits that no state asks for: by size, by time, because there is enough, and what they mean for states that wait. And
+//! rows that nobody can tell the stream of.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use super::streams::{CommitLimits, Streams};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::{Record, StreamName};
 use crate::airbyte::state::Progress;
-use crate::task::{ReadOptions, StreamStatus};
+use crate::task::{ReadOptions, StreamReports, StreamStatus};
 
 /// Notes what it is asked for, and refuses to commit the stream called `bad`. At the one called `gone` it is away.
 #[derive(Default)]
@@ -51,6 +51,14 @@ impl Sink for Notes {
         Ok(())
     }
 
+    fn cut(&mut self, stream: StreamIndex) -> Result<bool, SinkError> {
+        self.note("cut", stream);
+        match self.streams[stream].name.name.as_str() {
+            "bad" => Err(SinkError { text: "no such right".to_owned(), transient: false }),
+            _ => Ok(self.streams[stream].mode != WriteMode::Replace),
+        }
+    }
+
     fn abort(&mut self, stream: StreamIndex) {
         self.note("abort", stream);
     }
@@ -58,6 +66,16 @@ impl Sink for Notes {
 
 /// Streams of these names: `full` is replaced, the others are added to.
 fn streams(names: &[&str], bytes: u64, interval: Duration) -> (Streams, Arc<Mutex<Vec<String>>>) {
+    streams_with(names, CommitLimits { bytes, interval }, &ReadOptions::default())
+}
+
+/// The same, of which so many records are enough.
+fn limited(names: &[&str], records: u64) -> (Streams, Arc<Mutex<Vec<String>>>) {
+    let options = ReadOptions { max_records: Some(records), ..ReadOptions::default() };
+    streams_with(names, CommitLimits { bytes: 1 << 20, interval: NEVER }, &options)
+}
+
+fn streams_with(names: &[&str], limits: CommitLimits, options: &ReadOptions) -> (Streams, Arc<Mutex<Vec<String>>>) {
     let configured = names.iter().map(|name| {
         let mode = if *name == "full" { ["full_refresh", "overwrite"] } else { ["incremental", "append"] };
         // As `namespace.name`.
@@ -69,8 +87,7 @@ fn streams(names: &[&str], bytes: u64, interval: Duration) -> (Streams, Arc<Mute
     let catalog: ConfiguredCatalog = serde_json::from_value(catalog).expect("a catalog");
     let sink = Notes::default();
     let calls = sink.calls.clone();
-    let limits = CommitLimits { bytes, interval };
-    (Streams::new(&catalog, &ReadOptions::default(), &Progress::default(), limits, Box::new(sink)), calls)
+    (Streams::new(&catalog, options, &Progress::default(), limits, Box::new(sink)), calls)
 }
 
 fn row(streams: &mut Streams, stream: &str) {
@@ -203,4 +220,85 @@ fn a_row_of_one_of_several_streams_lets_none_of_them_succeed() {
     let reports = streams.reports();
     let statuses = ["one.users", "two.users", "one.orders"].map(|key| reports[key].status);
     assert_eq!(statuses, [StreamStatus::Failed, StreamStatus::Failed, StreamStatus::Success]);
+}
+
+/// Each stream's status and error.
+fn ends<'r>(reports: &'r StreamReports, names: &[&str]) -> Vec<(StreamStatus, Option<&'r str>)> {
+    names.iter().map(|name| (reports[*name].status, reports[*name].error.as_deref())).collect()
+}
+
+#[test]
+fn enough_records_are_committed_and_the_rest_is_left_alone() {
+    let names = ["done", "a", "full", "idle"];
+    let (mut streams, calls) = limited(&names, 6);
+    let name = |name: &str| StreamName::new(None, name);
+    row(&mut streams, "done");
+    assert_eq!(streams.status(&name("done"), "COMPLETE"), []);
+    row(&mut streams, "a");
+    assert_eq!(streams.state(&name("a"), "1".to_owned()), [("a".to_owned(), "1".to_owned())]);
+    row(&mut streams, "full");
+    assert_eq!(streams.state(&name("full"), "2".to_owned()), []);
+    streams.status(&name("idle"), "STARTED");
+    let unknown = Record { stream: "other".into(), namespace: None, data: "{}".into(), emitted_at: None };
+    assert!(streams.record(&unknown).is_err());
+    row(&mut streams, "full");
+    row(&mut streams, "a");
+    assert!(!streams.is_enough(), "what nobody has selected does not count");
+    row(&mut streams, "a");
+    assert!(streams.is_enough());
+    taken(&calls);
+    assert_eq!(streams.cut("enough"), (vec![], None), "a state of rows that are not in is dropped");
+    assert_eq!(taken(&calls), ["cut a", "cut full", "abort a", "abort full", "abort idle"]);
+    let reports = streams.reports();
+    let dropped = "enough: its rows are dropped, for only a complete stream may replace what is in its table";
+    let expected = [
+        (StreamStatus::Success, None),
+        (StreamStatus::Partial, Some("enough")),
+        (StreamStatus::Cancelled, Some(dropped)),
+        (StreamStatus::Pending, Some("enough")),
+    ];
+    assert_eq!(ends(&reports, &names), expected);
+    assert_eq!(names.map(|name| reports[name].events), [1, 3, 2, 0]);
+}
+
+#[test]
+fn a_stream_that_failed_before_there_was_enough_is_told() {
+    let (mut streams, _calls) = limited(&["a", "given_up", "troubled", "bad", "done"], 6);
+    for name in ["given_up", "troubled", "bad", "done", "a"] {
+        row(&mut streams, name);
+    }
+    streams.status(&StreamName::new(None, "given_up"), "INCOMPLETE");
+    row(&mut streams, "given_up");
+    assert!(!streams.is_enough(), "a row that goes nowhere does not count");
+    streams.status(&StreamName::new(None, "done"), "COMPLETE");
+    streams.error(&StreamName::new(None, "troubled"), "the API said 500");
+    row(&mut streams, "a");
+    assert!(streams.is_enough());
+    let (storable, failure) = streams.cut("enough");
+    assert_eq!((storable, failure.as_deref()), (vec![], Some("given_up: the source gave the stream up")));
+    let expected = [
+        (StreamStatus::Partial, Some("enough")),
+        (StreamStatus::Failed, Some("the source gave the stream up")),
+        (StreamStatus::Failed, Some("the API said 500")),
+        (StreamStatus::Failed, Some("no such right")),
+        (StreamStatus::Success, None),
+    ];
+    assert_eq!(ends(&streams.reports(), &["a", "given_up", "troubled", "bad", "done"]), expected);
+    assert_eq!(streams.refusal(), Some("no such right"));
+}
+
+#[test]
+fn a_global_state_is_stored_when_there_is_enough_only_if_all_of_its_rows_are_in() {
+    for (label, finished, expected) in [("complete", true, 1), ("cut off", false, 0)] {
+        let (mut streams, _calls) = limited(&["full", "a"], 3);
+        row(&mut streams, "full");
+        row(&mut streams, "a");
+        assert_eq!(streams.global_state("_GLOBAL_STATE".to_owned(), "{}".to_owned()), [], "{label}");
+        row(&mut streams, "a");
+        if finished {
+            assert_eq!(streams.status(&StreamName::new(None, "full"), "COMPLETE"), [], "{label}");
+        }
+        let (storable, failure) = streams.cut("enough");
+        assert_eq!((storable.len(), failure), (expected, None), "{label}");
+    }
 }

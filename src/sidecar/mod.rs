@@ -17,6 +17,8 @@ mod session;
 pub mod sink;
 mod source;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

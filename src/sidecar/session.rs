@@ -66,6 +66,8 @@ enum Ended {
     Silent(Failure),
     /// The destination took no more, and nothing that is left to read could go anywhere.
     Destination,
+    /// As many records were read as were asked for.
+    Enough,
 }
 
 struct Session<'a> {
@@ -150,6 +152,9 @@ impl<'a> Session<'a> {
             }
             if self.streams.is_refused() {
                 return Ok(Ended::Destination);
+            }
+            if self.streams.is_enough() {
+                return Ok(Ended::Enough);
             }
             // Never only when nothing comes: a source may write a line each moment, and rows seldom.
             if source.time_passed() {
@@ -310,6 +315,7 @@ impl<'a> Session<'a> {
                 (self.verdict(), Some(failure))
             }
             Ended::Destination => (self.verdict(), self.destination_failure()),
+            Ended::Enough => self.enough()?,
             Ended::Source => {
                 let code = source.exit_code();
                 if matches!(code, None | Some(137)) {
@@ -331,6 +337,22 @@ impl<'a> Session<'a> {
         }
         self.to.finish(status, Some(&reports), failure)?;
         Ok(End::Done)
+    }
+
+    /// The connector ends with its Pod, and with our end of its pipes: whatever it makes of that tells nothing.
+    fn enough(&mut self) -> Result<(TaskStatus, Option<Failure>), Failure> {
+        let reason = format!("stopped by --max-records {}", self.to.task.options.max_records.unwrap_or_default());
+        self.to.log.write(Level::Info, "syncctl", &reason);
+        let (storable, failed) = self.streams.cut(&reason);
+        self.store(storable)?;
+        if let Some(failure) = self.destination_failure() {
+            return Ok((self.verdict(), Some(failure)));
+        }
+        let why = self.lost.clone().or_else(|| failed.map(|text| self.reported.clone().unwrap_or(text)));
+        match why {
+            None => Ok((TaskStatus::Success, None)),
+            Some(why) => Ok((self.verdict(), Some(Failure::new(Class::ConnectorFailed, why)))),
+        }
     }
 
     fn by_exit_code(&mut self, source: &Source, code: Option<i32>) -> Result<(TaskStatus, Option<Failure>), Failure> {

@@ -293,6 +293,13 @@ fn read() -> Value {
             "How long the connector may write nothing before the task fails; SYNCCTL_SILENCE_SECONDS unless told otherwise.",
             &json!({"type": "integer", "minimum": 1, "maximum": 604_800}),
         ),
+        query(
+            "maxRecords",
+            false,
+            "End as a success once this many records, of all streams together, are loaded. A stream that is cut off then \
+             replaces no rows: where its table has some, its own are dropped.",
+            &json!({"type": "integer", "minimum": 1}),
+        ),
     ]);
     let properties = json!({
         "config": {"type": "object", "description": "Credentials."},
@@ -406,4 +413,21 @@ fn openapi() -> Value {
         "summary": "This document",
         "responses": with_errors(json_answer("OpenAPI 3.1.", &json!({"type": "object"})), &[]),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use crate::task::ReadOptions;
+
+    #[test]
+    fn every_option_of_a_read_is_a_parameter() {
+        let options = ReadOptions { silence_seconds: Some(1), max_records: Some(1), ..ReadOptions::default() };
+        let options = serde_json::to_value(options).expect("plain fields");
+        let options: BTreeSet<&str> = options.as_object().expect("fields").keys().map(String::as_str).collect();
+        let parameters = super::document()["paths"]["/read"]["post"]["parameters"].as_array().expect("parameters");
+        let parameters: BTreeSet<&str> = parameters.iter().filter_map(|parameter| parameter["name"].as_str()).collect();
+        assert!(options.is_subset(&parameters), "{options:?} {parameters:?}");
+    }
 }

@@ -94,6 +94,17 @@ impl<'a> Query<'a> {
         number
     }
 
+    /// After how many records to end, if that is asked for; a foreign sidecar does not know how.
+    fn max_records(&mut self, foreign: bool) -> Option<u64> {
+        let text = self.optional("maxRecords")?;
+        if foreign {
+            self.problems.push("maxRecords needs syncctl's own sidecar, and the service runs another one".to_owned());
+            return None;
+        }
+        let records = ReadOptions::parse_max_records(text);
+        records.map_err(|error| self.problems.push(format!("maxRecords: {error}"))).ok()
+    }
+
     /// An id or key: any text that the tables can hold.
     pub fn id(&mut self, name: &str) -> String {
         let id = self.required(name);
@@ -258,6 +269,7 @@ pub fn read(
         full_sync: query.flag("fullSync", false),
         debug: query.flag("debug", false),
         silence_seconds: query.optional_number("silenceSeconds", 1..=LONGEST_SILENCE),
+        max_records: query.max_records(settings.pod.init_image.is_some()),
     };
     task.started_by = Some(marked(task.started_by.take(), &fingerprint(&settings.database_url, pairs, body), marker));
     let mut problems = Problems::new();
@@ -355,7 +367,7 @@ pub fn is_same_request(stored: Option<&str>, task: &Task) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{configured, is_same_request, marked, spec};
+    use super::{Query, configured, is_same_request, marked, spec};
     use crate::task::TaskKind;
     use serde_json::json;
 
@@ -368,6 +380,30 @@ mod tests {
         let told = spec(&pairs("version=1&connectorType=x&version=2")).err().expect("much is wrong");
         let connector_type = "connectorType is unknown: the known one is airbyte";
         assert_eq!(told, ["package is missing", "version is given more than once", connector_type]);
+    }
+
+    #[test]
+    fn how_many_records_are_enough_is_a_number_that_our_own_sidecar_counts_to() {
+        for (query, foreign, expected, problem) in [
+            ("", false, None, None),
+            ("", true, None, None),
+            ("maxRecords=", true, None, None),
+            ("maxRecords=10", false, Some(10), None),
+            ("maxRecords=18446744073709551615", false, Some(u64::MAX), None),
+            ("maxRecords=0", false, None, Some(r#"maxRecords: "0" is not a number of records: expected at least 1"#)),
+            ("maxRecords=x", false, None, Some(r#"maxRecords: "x" is not a number of records: expected at least 1"#)),
+            (
+                "maxRecords=10",
+                true,
+                None,
+                Some("maxRecords needs syncctl's own sidecar, and the service runs another one"),
+            ),
+        ] {
+            let pairs = pairs(query);
+            let mut asked = Query::new(&pairs);
+            assert_eq!(asked.max_records(foreign), expected, "{query}");
+            assert_eq!(asked.finish().err().unwrap_or_default(), Vec::from_iter(problem), "{query}");
+        }
     }
 
     #[test]

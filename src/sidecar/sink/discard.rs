@@ -63,5 +63,9 @@ impl Sink for DiscardSink {
         Ok(())
     }
 
+    fn cut(&mut self, stream: StreamIndex) -> Result<bool, SinkError> {
+        self.finish(stream).map(|()| true)
+    }
+
     fn abort(&mut self, _stream: StreamIndex) {}
 }

@@ -149,6 +149,11 @@ pub trait Sink: Send {
     /// A full refresh with zero rows empties the table.
     fn finish(&mut self, stream: StreamIndex) -> Result<(), SinkError>;
 
+    /// The stream ends here although the source has more of it: commits for the last time, and replaces nothing. Rows that
+    /// were to take the place of others get in where the table has none. Says whether the rows are in the table; if not,
+    /// they are dropped.
+    fn cut(&mut self, stream: StreamIndex) -> Result<bool, SinkError>;
+
     /// Gives up the rows since the last commit and removes what was staged.
     fn abort(&mut self, stream: StreamIndex);
 

@@ -259,6 +259,10 @@ impl Sink for BulkerSink {
         Ok(())
     }
 
+    fn cut(&mut self, index: StreamIndex) -> Result<bool, SinkError> {
+        self.with(index, Stream::cut)
+    }
+
     fn abort(&mut self, index: StreamIndex) {
         if let Some(stream) = self.streams.get_mut(index) {
             stream.abort(&mut self.server);

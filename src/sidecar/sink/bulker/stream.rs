@@ -130,6 +130,19 @@ impl Stream {
         Ok(verdict)
     }
 
+    /// Commits for the last time, and replaces nothing: Bulker does not tell whether a table has rows. Says whether the
+    /// stream's rows are in the table.
+    pub fn cut(&mut self, server: &mut Server) -> Result<bool, SinkError> {
+        self.check()?;
+        if self.mode == WriteMode::Replace && !self.was_cut {
+            self.abort(server);
+            return Ok(false);
+        }
+        self.close(server)?;
+        self.state = State::Over;
+        Ok(true)
+    }
+
     /// Gives up what is not committed.
     pub fn abort(&mut self, server: &mut Server) {
         match std::mem::replace(&mut self.state, State::Over) {

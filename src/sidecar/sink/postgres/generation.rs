@@ -173,7 +173,8 @@ pub fn below(minimum: i64) -> String {
     format!("coalesce({}, 0) < {minimum}", quote(GENERATION))
 }
 
-fn any(client: &mut Client, target: &Table, condition: &str) -> Result<bool, Trouble> {
+/// Whether a table holds rows of which this is true.
+pub fn any(client: &mut Client, target: &Table, condition: &str) -> Result<bool, Trouble> {
     let sql = format!("SELECT EXISTS (SELECT FROM {} WHERE {condition})", target.quoted());
     Ok(client.query_one(&sql, &[])?.get(0))
 }

@@ -220,6 +220,11 @@ impl Sink for PostgresSink {
         stream.finish(shared)
     }
 
+    fn cut(&mut self, index: StreamIndex) -> Result<bool, SinkError> {
+        let (stream, shared) = self.stream(index)?;
+        stream.cut(shared)
+    }
+
     fn abort(&mut self, index: StreamIndex) {
         if let Ok((stream, shared)) = self.stream(index) {
             stream.abort(shared);

@@ -86,8 +86,33 @@ impl Publication<'_> {
         target: &mut Table,
         obsolete: Option<&Collection>,
     ) -> Result<(), SinkError> {
+        let mut statements = self.first_rows(target, &format!("TRUNCATE {};", target.quoted()));
+        statements.push_str(&obsolete.map(Collection::drop_sql).unwrap_or_default());
+        session.atomically(&target.subject(), |client| Ok(client.batch_execute(&statements)?))
+    }
+
+    /// Puts the staged rows into a table that has none, and drops the staging table. A table with rows stays as it is.
+    /// Says which of both it was.
+    pub fn fill(&self, session: &mut Session, target: &Table) -> Result<bool, SinkError> {
+        let statements = self.first_rows(target, "");
+        // Until the commit nobody else adds the rows that are looked for.
+        let lock = format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", target.quoted());
+        session.atomically(&target.subject(), |client| {
+            if target.exists() {
+                client.batch_execute(&lock)?;
+                if generation::any(client, target, "true")? {
+                    return Ok(false);
+                }
+            }
+            client.batch_execute(&statements)?;
+            Ok(true)
+        })
+    }
+
+    /// The statements that put the staged rows into a table that is empty once it was `emptied`.
+    fn first_rows(&self, target: &Table, emptied: &str) -> String {
         let mut statements = target.missing(self.columns).unwrap_or_default();
-        statements.extend(["TRUNCATE ", &target.quoted(), ";"]);
+        statements.push_str(emptied);
         statements.push_str(&target.drop_stale_key(self.key).unwrap_or_default());
         if !self.key.is_empty() && !target.has_key(self.key) && !target.has_foreign_key() {
             statements.push_str(&target.add_key(self.key));
@@ -96,8 +121,7 @@ impl Publication<'_> {
             statements.push_str(&self.insert(target));
             statements.extend(["DROP TABLE ", &self.staging.quoted(), ";"]);
         }
-        statements.push_str(&obsolete.map(Collection::drop_sql).unwrap_or_default());
-        session.atomically(&target.subject(), |client| Ok(client.batch_execute(&statements)?))
+        statements
     }
 
     fn names(&self) -> String {

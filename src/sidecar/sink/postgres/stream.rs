@@ -13,6 +13,9 @@ use super::{CHUNK, MOST_OPEN, Shared};
 use crate::airbyte::message::Record;
 use crate::sidecar::sink::{Committed, SinkError, StreamSpec, WriteMode};
 
+/// While a chunk of so many bytes is loaded nothing else is encoded: it would be as much memory again.
+const LARGE: usize = 16 << 20;
+
 /// A stream, open or over.
 pub struct Stream {
     spec: StreamSpec,
@@ -110,6 +113,20 @@ impl Stream {
         Ok(())
     }
 
+    /// Commits for the last time, and replaces nothing. Says whether the rows are in the table.
+    pub fn cut(&mut self, shared: &mut Shared) -> Result<bool, SinkError> {
+        let active = self.active(shared)?;
+        let done = match active.ending {
+            Ending::AsItGoes => active.commit(shared).map(|()| true),
+            Ending::Replace => active.fill(shared),
+            // There are rows that are to go. What a state stands for is kept for the run that goes on from there.
+            Ending::Renew { .. } => Ok(false),
+        };
+        let is_in = self.settle(shared, done)?;
+        self.abort(shared);
+        Ok(is_in)
+    }
+
     /// Gives up what is not committed and removes what was staged.
     pub fn abort(&mut self, shared: &mut Shared) {
         if let State::Active(mut active) = std::mem::replace(&mut self.state, State::Over) {
@@ -194,8 +211,12 @@ impl Active {
         self.ready(shared)?;
         let empty = Chunk { bytes: shared.spare.pop().unwrap_or_default(), ..Chunk::default() };
         let chunk = std::mem::replace(&mut self.chunk, empty);
+        let is_large = chunk.bytes.len() >= LARGE;
         if let Some(feed) = self.feed.take() {
             self.outcome = Some(shared.courier.send(feed, chunk)?);
+        }
+        if is_large {
+            self.feed(shared)?;
         }
         Ok(())
     }
@@ -307,6 +328,17 @@ impl Active {
         feed.way = None;
         self.kept = false;
         Ok(())
+    }
+
+    /// Puts what was staged into a table without rows. Says whether it was one. A collection that an earlier run left
+    /// stays in either case: only what is complete is better.
+    fn fill(&mut self, shared: &mut Shared) -> Result<bool, SinkError> {
+        self.flush(shared)?;
+        let (key, cursor) = self.key();
+        self.feed(shared)?.publish(|staging, target, columns, session| {
+            let publication = Publication { staging, columns, key: &key, cursor: cursor.as_deref() };
+            publication.fill(session, target)
+        })
     }
 
     /// Leaves nothing behind, as far as the database can be reached.

@@ -272,3 +272,23 @@ fn what_is_given_up_never_counts() {
         assert!(!request.complete, "without its end no request counts");
     }
 }
+
+#[test]
+fn a_stream_that_is_cut_off_ends_its_request_unless_that_would_replace_a_table() {
+    for (mode, is_in, expected) in [
+        (WriteMode::Append, true, r#"s batch: {"id":1} {"id":2}"#),
+        (WriteMode::Merge, true, r#"s batch: {"id":1} {"id":2}"#),
+        (WriteMode::Replace, false, ""),
+    ] {
+        let fake = Fake::start(&[]);
+        let mut sink = fake.sink(LIMITS);
+        let stream = open(&mut sink, spec("s", mode));
+        rows(&mut sink, stream, 1..=2);
+        assert_eq!(sink.cut(stream).expect("cut"), is_in, "{mode:?}");
+        sink.abort(stream);
+        drop(sink);
+        // So few rows of a replacement have not even been sent.
+        let heard = if fake.calls() == 0 { String::new() } else { fake.summaries().join("; ") };
+        assert_eq!(heard, expected, "{mode:?}");
+    }
+}

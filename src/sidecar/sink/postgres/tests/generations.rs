@@ -424,3 +424,40 @@ fn a_column_that_holds_no_generation_is_named() {
         assert!(error.text.contains("_airbyte_generation_id") && error.text.contains("rename"), "{}", error.text);
     }
 }
+
+#[test]
+fn a_generation_that_is_cut_off_leaves_the_old_one_and_can_be_gone_on_with() {
+    for (label, stream, kept) in [
+        ("incremental", incremental(WriteMode::Merge, 2, 2, false), true),
+        ("full refresh", full_refresh(WriteMode::Merge, 2, 2), false),
+    ] {
+        let mut world = World::new();
+        old_table(&mut world);
+        let mut sink = world.sink();
+        let index = sink.open(stream).expect("open");
+        write(&mut sink, index, &[r#"{"id":1,"v":"a"}"#]);
+        let committed = if kept { Committed::Durable } else { Committed::Deferred };
+        assert_eq!(sink.commit(index).expect("commit"), committed, "{label}");
+        write(&mut sink, index, &[r#"{"id":2,"v":"b"}"#]);
+        assert!(!sink.cut(index).expect("cut"), "{label}");
+        drop(sink);
+        assert_eq!((world.rows(ALL), world.tables().len()), (OLD.map(str::to_owned).to_vec(), 1 + usize::from(kept)));
+        if kept {
+            let mut sink = world.sink();
+            let index = sink.open(incremental(WriteMode::Merge, 2, 2, true)).expect("open");
+            write(&mut sink, index, &[r#"{"id":3,"v":"c"}"#]);
+            sink.finish(index).expect("finish");
+            assert_eq!(world.rows(ALL), ["1|a", "3|c"], "what came after the last state comes again");
+        }
+    }
+}
+
+#[test]
+fn a_first_generation_that_is_cut_off_keeps_its_rows() {
+    let mut world = World::new();
+    let mut sink = world.sink();
+    let index = sink.open(incremental(WriteMode::Append, 2, 2, false)).expect("open");
+    write(&mut sink, index, &[r#"{"id":1,"v":"a"}"#]);
+    assert!(sink.cut(index).expect("cut"));
+    assert_eq!(world.rows(ALL), ["1|a"]);
+}

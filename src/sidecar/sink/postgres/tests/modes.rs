@@ -362,3 +362,63 @@ fn tables_of_one_name_are_told_apart() {
     assert_eq!((tables.len(), tables[0].as_str()), (2, "a_b"));
     assert!(tables[1].starts_with("a_b_") && tables[1].len() == 12, "{tables:?}");
 }
+
+#[test]
+fn rows_that_are_only_added_or_merged_stay_when_their_stream_is_cut_off() {
+    for (mode, expected) in [(WriteMode::Append, ["1|a", "1|b", "2|x"].as_slice()), (WriteMode::Merge, &["1|b", "2|x"])]
+    {
+        let mut world = World::new();
+        world.run("CREATE TABLE t (id bigint, v text); INSERT INTO t VALUES (2, 'x')");
+        let mut sink = world.sink();
+        let stream = sink.open(keyed("t", mode)).expect("open");
+        write(&mut sink, stream, &[r#"{"id":1,"v":"a"}"#, r#"{"id":1,"v":"b"}"#]);
+        assert!(sink.cut(stream).expect("cut"), "{mode:?}");
+        sink.abort(stream);
+        assert_eq!(world.rows("SELECT id, v FROM t ORDER BY id, v"), expected, "{mode:?}");
+        assert_eq!((world.tables(), world.open_transactions()), (vec!["t".to_owned()], 0), "{mode:?}");
+    }
+}
+
+#[test]
+fn a_replacement_that_is_cut_off_fills_only_a_table_without_rows() {
+    let new = ["1|b", "2|c"].as_slice();
+    for (label, prepared, is_in, expected) in [
+        ("no table", "", true, new),
+        ("an empty table", "CREATE TABLE t (id bigint)", true, new),
+        ("an empty table with our key", "CREATE TABLE t (v text CONSTRAINT jitsu_pk_old PRIMARY KEY)", true, new),
+        ("another's key", "CREATE TABLE t (id bigint, v text, n serial PRIMARY KEY)", true, new),
+        ("a row", "CREATE TABLE t (id bigint, v text); INSERT INTO t VALUES (9, 'old')", false, &["9|old"]),
+    ] {
+        let mut world = World::new();
+        world.run(prepared);
+        let mut sink = world.sink();
+        let stream = sink.open(keyed("t", WriteMode::Replace)).expect("open");
+        write(&mut sink, stream, &[r#"{"id":1,"v":"a"}"#, r#"{"id":2,"v":"c"}"#]);
+        assert_eq!(sink.commit(stream).expect("commit"), Committed::Deferred, "{label}");
+        write(&mut sink, stream, &[r#"{"id":1,"v":"b","more":true}"#]);
+        assert_eq!(sink.cut(stream).expect("cut"), is_in, "{label}");
+        sink.abort(stream);
+        assert_eq!(world.rows("SELECT id, v FROM t ORDER BY id"), expected, "{label}");
+        let more = world.columns("t").iter().any(|column| column.starts_with("more"));
+        assert_eq!(more, is_in, "{label}: a table that keeps its rows keeps its columns, too");
+        assert_eq!((world.tables(), world.open_transactions()), (vec!["t".to_owned()], 0), "{label}");
+    }
+}
+
+#[test]
+fn a_row_that_comes_while_a_cut_off_replacement_looks_is_not_overlooked() {
+    let mut world = World::new();
+    world.run("CREATE TABLE t (id bigint, v text)");
+    let mut sink = world.sink();
+    let stream = sink.open(keyed("t", WriteMode::Replace)).expect("open");
+    write(&mut sink, stream, &[r#"{"id":1,"v":"a"}"#]);
+    let mut other = world.connect();
+    other.batch_execute("BEGIN; INSERT INTO t VALUES (9, 'other')").expect("a row under way");
+    let cut = std::thread::spawn(move || sink.cut(stream).expect("cut"));
+    while world.rows("SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 't'::regclass").is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    other.batch_execute("COMMIT").expect("a row");
+    assert!(!cut.join().expect("no panic"));
+    assert_eq!(world.rows("SELECT id, v FROM t"), ["9|other"]);
+}

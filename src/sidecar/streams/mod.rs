@@ -1,7 +1,10 @@
 //! The streams of a read: which there are, how far each is, which states wait for which rows.
 //!
 //! The rules: rows first, then the state that stands for them; never the state of a failed stream; a stream is a
-//! success when the source says COMPLETE and its rows are committed.
+//! success when the source says COMPLETE and its rows are committed. Only where no more records are wanted than some, a
+//! stream may end without the source's word, and is none then.
+
+mod ending;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -70,6 +73,8 @@ pub struct Streams {
     has_unknown: bool,
     /// Why the destination refused the first stream that it refused.
     refusal: Option<String>,
+    /// How many records are still wanted.
+    wanted: u64,
     limits: CommitLimits,
     /// When to look for streams that have not committed for long.
     next_look: Instant,
@@ -123,6 +128,7 @@ impl Streams {
             has_statuses: false,
             has_unknown: false,
             refusal,
+            wanted: options.max_records.unwrap_or(u64::MAX),
             limits,
             next_look: Instant::now(),
         }
@@ -164,6 +170,7 @@ impl Streams {
             return Ok(false);
         }
         stream.events += 1;
+        self.wanted = self.wanted.saturating_sub(1);
         stream.bytes += record.data.len() as u64;
         stream.pending_bytes += record.data.len() as u64;
         stream.pending_since.get_or_insert_with(Instant::now);
@@ -413,51 +420,6 @@ impl Streams {
             self.all[at].committed = self.all[at].events;
         }
         Ok(committed)
-    }
-
-    /// The source has ended. A source that never sent a status is complete by its exit code alone.
-    pub fn end(&mut self, clean: bool, reason: &str) -> Storable {
-        let mut storable = Vec::new();
-        for at in 0..self.all.len() {
-            if self.all[at].is_open() {
-                // Rows under a name that nobody knows are no reason to empty the table of a stream that got none.
-                let unheard = self.has_unknown && self.all[at].events == 0;
-                if clean && !self.has_statuses && !unheard {
-                    storable.extend(self.complete(at));
-                } else {
-                    self.fail(at, reason);
-                }
-            }
-        }
-        storable
-    }
-
-    /// The task stops: what is not complete gets this status.
-    pub fn stop(&mut self, status: StreamStatus) {
-        for at in 0..self.all.len() {
-            if self.all[at].is_open() {
-                self.fail(at, "");
-                self.all[at].status = status;
-                self.all[at].error = None;
-            }
-        }
-    }
-
-    /// The keys of the streams that arrived whole.
-    pub fn done(&self) -> Vec<&str> {
-        let done = self.all.iter().filter(|stream| stream.status == StreamStatus::Success);
-        done.map(|stream| stream.key.as_str()).collect()
-    }
-
-    /// How many streams arrived whole, in part, and how many there are.
-    pub fn tally(&self) -> (usize, usize, usize) {
-        let count = |status| self.all.iter().filter(|stream| stream.status == status).count();
-        (count(StreamStatus::Success), count(StreamStatus::Partial), self.all.len())
-    }
-
-    /// The first stream's error, for the error of the whole.
-    pub fn first_error(&self) -> Option<String> {
-        self.all.iter().find_map(|stream| Some(format!("{}: {}", stream.key, stream.error.as_deref()?)))
     }
 }
 

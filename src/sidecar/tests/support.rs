@@ -1,0 +1,161 @@
+//! A schema, a folder with the pipes, and a connector that writes what a test says.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use postgres::{Client, NoTls};
+use serde_json::{Value, json};
+
+use crate::contract::{EXIT_CODE_FILE, READY_FILE};
+use crate::db::{Db, Options, StoredTask, Target};
+use crate::secret::Secret;
+use crate::sidecar::{CommitLimits, End, Sidecar};
+use crate::task::{CONNECTOR_TYPE_AIRBYTE, Image, ReadOptions, Task, TaskKind};
+
+/// A schema for results and rows; it is dropped at the end.
+pub struct World {
+    pub schema: String,
+    pub admin: Client,
+    url: url::Url,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let text = std::env::var("SYNCCTL_TEST_DATABASE_URL")
+            .expect("SYNCCTL_TEST_DATABASE_URL has to hold the URL of a PostgreSQL superuser");
+        let mut admin = Client::connect(&text, NoTls).expect("a connection");
+        let schema = format!("sidecar_{}", uuid::Uuid::new_v4().simple());
+        admin.batch_execute(&format!("CREATE SCHEMA {schema}; SET search_path TO {schema}")).expect("a schema");
+        let world = Self { schema, admin, url: url::Url::parse(&text).expect("a URL") };
+        world.db().ensure_schema().expect("tables");
+        world
+    }
+
+    /// The database of results.
+    pub fn db(&self) -> Db {
+        let target = Target::parse(&self.database_url(), "SYNCCTL_TEST_DATABASE_URL").expect("a URL");
+        let options =
+            Options { application_name: self.schema.clone(), pool_size: 1, patience: Duration::from_secs(20) };
+        Db::open(target, options).expect("a database")
+    }
+
+    fn database_url(&self) -> Secret {
+        let mut url = self.url.clone();
+        url.query_pairs_mut().append_pair("search_path", &self.schema);
+        Secret::from(url.as_str())
+    }
+
+    /// A destination in the same schema.
+    pub fn postgres(&self) -> Value {
+        json!({
+            "destinationType": "postgres", "host": self.url.host_str(), "port": self.url.port().unwrap_or(5432),
+            "database": self.url.path().trim_start_matches('/'), "username": self.url.username(),
+            "password": self.url.password().unwrap_or_default(), "defaultSchema": self.schema, "sslMode": "disable",
+        })
+    }
+
+    /// The first column of each row, as text.
+    pub fn texts(&mut self, query: &str) -> Vec<String> {
+        self.admin.query(query, &[]).expect(query).iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Reads from a connector that writes until nobody listens or it is done. It keeps its pipes open until the sidecar has
+    /// ended, as one that is silent does, unless it says that it ends. Returns the row of the task.
+    pub fn read(
+        &self,
+        options: ReadOptions,
+        destination: &Value,
+        catalog: &Value,
+        write: impl FnOnce(&mut Connector) -> std::io::Result<()>,
+    ) -> StoredTask {
+        let folder = tempfile::tempdir().expect("a folder");
+        let documents = folder.path().join("secrets");
+        std::fs::create_dir(&documents).expect("a folder");
+        for (name, document) in [("config", &json!({})), ("catalog", catalog), ("destinationConfig", destination)] {
+            let file = File::create(documents.join(format!("{name}.json.gz.000"))).expect("a file");
+            let mut packed = GzEncoder::new(file, Compression::fast());
+            packed.write_all(document.to_string().as_bytes()).and_then(|()| packed.try_finish()).expect("room");
+        }
+        let task = task(options);
+        let id = task.task_id.clone();
+        let sidecar = Sidecar {
+            task,
+            database_url: self.database_url(),
+            stdout: folder.path().join("stdout"),
+            stderr: folder.path().join("stderr"),
+            secrets: documents,
+            config: folder.path().to_owned(),
+            db_log_level: "INFO".to_owned(),
+            init_timeout: Duration::from_mins(1),
+            silence: Duration::from_mins(1),
+            commit: CommitLimits::default(),
+            contract: None,
+        };
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| sidecar.run(&Arc::default()));
+            let mut connector = Connector::start(folder.path());
+            // Whether it was heard to its end is what the test looks at.
+            let _ = write(&mut connector);
+            assert_eq!(running.join().expect("no panic"), Ok(End::Done));
+        });
+        self.db().task(&id).expect("an answer").expect("a row")
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.admin.batch_execute(&format!("DROP SCHEMA {} CASCADE", self.schema));
+    }
+}
+
+fn task(options: ReadOptions) -> Task {
+    Task {
+        kind: TaskKind::Read,
+        image: Image { package: "test".to_owned(), version: "1".to_owned() },
+        connector_type: CONNECTOR_TYPE_AIRBYTE.to_owned(),
+        task_id: uuid::Uuid::new_v4().to_string(),
+        sync_id: "sync".to_owned(),
+        storage_key: String::new(),
+        started_at: jiff::Timestamp::now(),
+        started_by: None,
+        options,
+        timeout: Duration::from_mins(1),
+    }
+}
+
+/// A connector, as the sidecar hears it.
+pub struct Connector {
+    folder: PathBuf,
+    pipes: Option<[File; 2]>,
+}
+
+impl Connector {
+    /// Opens the pipes, once they are there.
+    fn start(folder: &Path) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !folder.join(READY_FILE).exists() {
+            assert!(Instant::now() < deadline, "the pipes are not made");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let open = |name| OpenOptions::new().write(true).open(folder.join(name)).expect("a reader");
+        Self { folder: folder.to_owned(), pipes: Some(["stderr", "stdout"].map(open)) }
+    }
+
+    /// Writes lines to stdout. An error when nobody listens any more.
+    pub fn say(&mut self, lines: &str) -> std::io::Result<()> {
+        let [_, stdout] = self.pipes.as_mut().expect("it has not ended");
+        stdout.write_all(lines.as_bytes())
+    }
+
+    /// Ends with this exit code, as the wrapper of the container does it.
+    pub fn end(&mut self, code: u8) -> std::io::Result<()> {
+        std::fs::write(self.folder.join(EXIT_CODE_FILE), code.to_string())?;
+        self.pipes = None;
+        Ok(())
+    }
+}
