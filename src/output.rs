@@ -1,7 +1,7 @@
 //! stdout = the result and nothing else; stderr = progress and errors. A broken pipe is no error.
 
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -77,7 +77,7 @@ impl Output {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         };
-        Progress { bar, quiet: self.quiet, last: String::new(), told: None }
+        Progress { bar, quiet: self.quiet, last: String::new(), told: None, line: None }
     }
 }
 
@@ -114,6 +114,8 @@ pub struct Progress {
     quiet: bool,
     last: String,
     told: Option<String>,
+    /// What the last plain line was about, and when it was written.
+    line: Option<(String, Instant)>,
 }
 
 impl Progress {
@@ -134,9 +136,24 @@ impl Progress {
         text.clone_into(&mut self.last);
         if !self.bar.is_hidden() {
             self.bar.set_message(text.to_owned());
-        } else if !self.quiet {
+        } else if !self.quiet && self.is_worth_a_line(text) {
             writeln!(std::io::stderr(), "{text}").ok();
+            self.line = Some((subject(text).to_owned(), Instant::now()));
         }
+    }
+}
+
+/// How often something that goes on is told where each word of it is a line.
+const LINES: Duration = Duration::from_secs(5);
+
+/// What a text is about: it goes on until another one is.
+fn subject(text: &str) -> &str {
+    text.split([':', '[']).next().unwrap_or_default().trim_end()
+}
+
+impl Progress {
+    fn is_worth_a_line(&self, text: &str) -> bool {
+        self.line.as_ref().is_none_or(|(last, at)| last != subject(text) || at.elapsed() >= LINES)
     }
 }
 
