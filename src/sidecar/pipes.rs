@@ -62,6 +62,8 @@ pub struct Lines {
 
 /// How much of a line that is too long is kept.
 const TOO_LONG_HEAD: usize = 256;
+/// A line of which so much is here may become as long as any.
+const LONG: usize = 16 * CHUNK;
 /// A buffer that grew for one long line is given back.
 const KEPT_CAPACITY: usize = 4 * CHUNK;
 
@@ -147,6 +149,11 @@ impl Lines {
             if self.buffer.len() < CHUNK {
                 self.buffer.shrink_to(KEPT_CAPACITY);
             }
+        }
+        if self.buffer.len() >= LONG {
+            // To grow is to copy, and both copies are memory; room that nothing was written to is none. Where it is not to
+            // be had, the buffer grows as it has to.
+            self.buffer.try_reserve_exact(self.limit.saturating_sub(self.buffer.len()) + CHUNK).ok();
         }
         self.buffer.reserve(CHUNK);
         let timeout = Timespec::try_from(patience).ok();

@@ -20,6 +20,9 @@ use super::room::{ALWAYS_FIT, Room};
 use super::types::ColumnType;
 use super::value;
 
+/// For a row of so many bytes there is room at once.
+const LONG: usize = 1 << 20;
+
 /// Rows ready to be sent.
 #[derive(Debug, Default)]
 pub struct Chunk {
@@ -173,6 +176,10 @@ impl Encoder {
     fn write(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
         let out = &mut chunk.bytes;
         let row_at = out.len();
+        if data.len() >= LONG {
+            // To grow piece by piece is to copy, and both copies are memory.
+            out.reserve(data.len());
+        }
         binary::begin_row(self.layout.columns().len() + usize::from(self.sequenced()), out);
         if let Some(sequence) = self.sequence.as_mut() {
             *sequence += 1;

@@ -13,6 +13,9 @@ use super::{CHUNK, MOST_OPEN, Shared};
 use crate::airbyte::message::Record;
 use crate::sidecar::sink::{Committed, SinkError, StreamSpec, WriteMode};
 
+/// While a chunk of so many bytes is loaded nothing else is encoded: it would be as much memory again.
+const LARGE: usize = 16 << 20;
+
 /// A stream, open or over.
 pub struct Stream {
     spec: StreamSpec,
@@ -208,8 +211,12 @@ impl Active {
         self.ready(shared)?;
         let empty = Chunk { bytes: shared.spare.pop().unwrap_or_default(), ..Chunk::default() };
         let chunk = std::mem::replace(&mut self.chunk, empty);
+        let is_large = chunk.bytes.len() >= LARGE;
         if let Some(feed) = self.feed.take() {
             self.outcome = Some(shared.courier.send(feed, chunk)?);
+        }
+        if is_large {
+            self.feed(shared)?;
         }
         Ok(())
     }
