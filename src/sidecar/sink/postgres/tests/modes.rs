@@ -298,7 +298,8 @@ fn streams_interleave_also_beyond_the_open_transactions() {
         for stream in &streams {
             write_many(&mut sink, *stream, round * 40..(round + 1) * 40, 1000);
         }
-        assert!(world.open_transactions() <= 8);
+        // One more where a chunk is just on its way into a staging table.
+        assert!(world.open_transactions() <= 8 + 1);
     }
     for stream in &streams {
         sink.commit(*stream).expect("commit");
