@@ -397,6 +397,12 @@ impl Tool {
         }
     }
 
+    /// Whether a container that ran in the foreground, started in `folder`, was killed for its memory. Podman 4 does not
+    /// always know it, but what watches its containers leaves an empty file where it was started.
+    pub fn ran_out_of_memory(&self, state: State, folder: &Path) -> bool {
+        state.is_oom_killed || (self.kind == Kind::Podman && folder.join("oom").exists())
+    }
+
     /// Ends a container at once; it is no error that it has ended or is gone.
     pub fn kill(&self, name: &str) -> Result<(), String> {
         match self.command(&["kill", "--signal", "KILL", name]) {

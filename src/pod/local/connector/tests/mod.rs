@@ -2,5 +2,6 @@
 
 mod finding;
 mod killing;
+mod podman;
 mod support;
 mod wheel;

@@ -21,7 +21,7 @@ pub fn python() -> &'static str {
     })
 }
 
-/// A virtual environment to be copied: pip's own installation into each one would take most of the tests' time.
+/// A virtual environment to be copied, by links: pip's own installation into each one would take most of the tests' time.
 fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
@@ -102,7 +102,7 @@ impl Machine {
             case "$*" in
             {cases}
             "-I -S -c "*) '{python}' "$@" | head -n 1; echo "$0"; exit ;;
-            "-I -m venv "*) exec cp -a '{template}/.' "$4" ;;
+            "-I -m venv "*) exec cp -al '{template}/.' "$4" ;;
             esac
             exec '{python}' "$@""#
         );
