@@ -36,6 +36,7 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "token" -d 'Make a t
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "generate" -d 'Write shell completions'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "supervise" -d 'Look after a task that runs on this machine'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l version -d 'The version of --package' -r
@@ -43,7 +44,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s o -l output -d 
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
@@ -71,8 +73,14 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-memory-
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s q -l quiet -d 'No progress on stderr'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l version -d 'The version of --package' -r
@@ -82,7 +90,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s o -l output -d
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
@@ -110,8 +119,14 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-memory
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s q -l quiet -d 'No progress on stderr'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l version -d 'The version of --package' -r
@@ -121,7 +136,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s o -l output
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
@@ -149,14 +165,20 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-mem
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s q -l quiet -d 'No progress on stderr'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l version -d 'The version of --package' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l config -d 'The connector\'s configuration: a JSON or YAML file, or - for stdin' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l catalog -d 'The configured catalog: the streams to read, and how' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-config -d 'Where the rows go: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l catalog -d 'The configured catalog: the streams to read, and how; of a catalog as `discover` prints it every stream is read' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-config -d 'Where the rows go: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL, else the embedded database where it is used]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sync-id -d 'The sync that this task belongs to: states are kept under it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state -d 'Where to resume: a file with Airbyte state messages, or `db` for the state stored for the sync [default: from scratch]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-id -d 'Id of this task, unique among all tasks [default: a new UUID]' -r
@@ -167,7 +189,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s o -l output -d 
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
@@ -195,6 +218,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-memory-
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l to-same-case -d 'Lower-case table and column names'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l add-meta -d 'Add a column _jitsu_timestamp'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l no-deduplicate -d 'Append rows where the catalog asks for a merge by primary key'
@@ -202,6 +230,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l full-sync -d 'S
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l debug -d 'Ask the connector for debug messages'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s q -l quiet -d 'No progress on stderr'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-port -d 'Port to listen on [default: SYNCCTL_PORT, else 3043]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l port -d 'The same, under its older name' -r
@@ -216,7 +245,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-age -d 'How long rows of task_log are kept [default: 60]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-format -d 'Form of the program\'s own log: text or json [default: text]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l syncs-enabled -d '`false` or `0` ends the program at once: how a deployment is switched off without removing it' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
@@ -244,7 +273,13 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-memory
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -l name -d 'The image\'s name and tag' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -291,6 +326,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l stdout-pipe-
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l stderr-pipe-file -d 'FIFO of the connector\'s stderr' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l secrets-dir -d 'Folder of the task\'s compressed documents' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l config-dir -d 'Folder where the connector looks for its documents' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l termination-log -d 'Where its last words go when it can write to no database' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l mark -d 'What marks a process of a task that runs on this machine' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l database-url -d 'Postgres database of results' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l started-at -d 'When the task was accepted (RFC 3339)' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l package -d 'Connector image without its version' -r
@@ -317,17 +354,20 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-mi -d
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l max-records -d 'After how many records to end' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'The controller\'s version of the contract' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "spec" -d 'Print a connector\'s specification'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "check" -d 'Test a connector\'s configuration'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "discover" -d 'List the streams that a configuration gives access to'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "serve" -d 'Serve HTTP: the same tasks, for other programs'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "image" -d 'Write this program as a container image to stdout'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "generate" -d 'Write shell completions'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -l mark -d 'What marks the processes of the task' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -s h -l help -d 'Print help'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "spec" -d 'Print a connector\'s specification'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "check" -d 'Test a connector\'s configuration'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "discover" -d 'List the streams that a configuration gives access to'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "serve" -d 'Serve HTTP: the same tasks, for other programs'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "image" -d 'Write this program as a container image to stdout'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "generate" -d 'Write shell completions'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "supervise" -d 'Look after a task that runs on this machine'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "url" -d 'Print its URL, for other programs'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "stop" -d 'Stop it now, if nobody uses it'

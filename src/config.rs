@@ -4,6 +4,7 @@
 //! missing or malformed is reported at once. Nothing else in the program reads the environment, but for the sidecar's
 //! own contract (and what the keeper of the embedded database passes on without looking at it).
 
+mod engine;
 mod places;
 mod serve;
 
@@ -15,27 +16,18 @@ use crate::db::embedded::Home;
 use crate::failure::{Class, Failure};
 use crate::pod::kubernetes::client::{ClientSettings, Source};
 use crate::pod::local::LocalSettings;
-use crate::pod::local::connector::Runtime;
 use crate::pod::manifest::{PodSettings, Resources};
 use crate::secret::Secret;
 use crate::task::{DEFAULT_SILENCE_SECONDS, DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};
 
-pub use places::{Places, PlacesArgs};
+pub use engine::EngineArgs;
+pub use places::PlacesArgs;
 pub use serve::{ServeSettings, ServeSettingsArgs};
 
 /// Where tasks run, where the database is, and how Pods are made.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Settings (each is also an environment variable)")]
 pub struct SettingsArgs {
-    /// Run the task on this machine, without a cluster: the same as SYNCCTL_ENGINE=local
-    #[arg(long)]
-    local: bool,
-    /// Where tasks run: kubernetes or local [default: kubernetes]
-    #[arg(long, env = "SYNCCTL_ENGINE", value_name = "ENGINE")]
-    engine: Option<String>,
-    /// Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]
-    #[arg(long, env = "SYNCCTL_LOCAL_RUNTIME", value_name = "RUNTIME")]
-    local_runtime: Option<String>,
     /// Postgres database of results, logs and states; give it in the environment, where other users do not see it [default
     /// with --local: an embedded one, see `syncctl db`]
     #[arg(long, env = "SYNCCTL_DATABASE_URL", hide_env_values = true, value_name = "URL")]
@@ -122,7 +114,7 @@ pub struct SettingsArgs {
     #[arg(long, env = "SYNCCTL_DB_LOG_LEVEL", value_name = "LEVEL")]
     db_log_level: Option<String>,
     #[command(flatten)]
-    places: PlacesArgs,
+    engine: EngineArgs,
 }
 
 /// The settings, typed.
@@ -231,6 +223,16 @@ impl Problems {
         Duration::from_secs(u64::from(self.at_least_one(value, variable, default)))
     }
 
+    fn hours(&mut self, value: Option<String>, variable: &str) -> Duration {
+        let default = u32::try_from(DEFAULT_TIMEOUT_HOURS).expect("a small constant");
+        let hours = self.at_least_one(value, variable, default);
+        let time = Duration::from_secs(u64::from(hours) * 3600);
+        if time > LONGEST_TIMEOUT {
+            self.malformed.push(format!("  {variable} is longer than a Pod may take"));
+        }
+        time
+    }
+
     fn bulker(&mut self, url: Option<String>, token: Option<String>) -> BulkerSettings {
         let trimmed = |value: Option<String>| present(value).map(|value| value.trim().to_owned());
         let (url, token) = (trimmed(url), trimmed(token));
@@ -254,30 +256,20 @@ impl Problems {
         upper
     }
 
-    fn is_local(&mut self, flag: bool, engine: Option<String>) -> bool {
-        match present(engine).map(|engine| engine.to_ascii_lowercase()).as_deref() {
-            None => flag,
-            Some("local") => true,
-            // The flag wins over the variable.
-            Some("kubernetes") => flag,
-            Some(other) => {
-                self.malformed.push(format!("  SYNCCTL_ENGINE is {other:?}: expected kubernetes or local"));
-                flag
-            }
-        }
-    }
-
-    fn runtime(&mut self, value: Option<String>) -> Runtime {
-        match present(value).map(|value| value.to_ascii_lowercase()).as_deref() {
-            None | Some("auto") => Runtime::Auto,
-            Some("docker") => Runtime::Docker,
-            Some("podman") => Runtime::Podman,
-            Some("python") => Runtime::Python,
-            Some(other) => {
-                let text = format!("  SYNCCTL_LOCAL_RUNTIME is {other:?}: expected auto, docker, podman or python");
-                self.malformed.push(text);
-                Runtime::Auto
-            }
+    /// Requests and limits of one container, CPU and memory, each a pair.
+    fn resources(
+        &mut self,
+        whose: &str,
+        cpu: (Option<String>, Option<String>),
+        memory: (Option<String>, Option<String>),
+        default: Resources,
+    ) -> Resources {
+        let mut number = |value, what: &str, default| self.number(value, &format!("SYNCCTL_{whose}_{what}"), default);
+        Resources {
+            cpu_request: number(cpu.0, "CPU_REQUEST_MILLICORES", default.cpu_request),
+            cpu_limit: number(cpu.1, "CPU_LIMIT_MILLICORES", default.cpu_limit),
+            memory_request: number(memory.0, "MEMORY_REQUEST_MI", default.memory_request),
+            memory_limit: number(memory.1, "MEMORY_LIMIT_MI", default.memory_limit),
         }
     }
 
@@ -301,6 +293,11 @@ impl Problems {
     }
 }
 
+/// How long a task may take to start: over a slow line an installation takes longer than most images.
+fn init_default(is_local: bool) -> u32 {
+    if is_local { 600 } else { 180 }
+}
+
 /// An empty value counts as absent.
 fn present(value: Option<String>) -> Option<String> {
     value.filter(|value| !value.trim().is_empty())
@@ -310,10 +307,6 @@ impl SettingsArgs {
     /// Checks and types everything, or says all that is wrong.
     pub fn resolve(self) -> Result<Settings, Failure> {
         let Self {
-            local,
-            engine,
-            local_runtime,
-            places,
             database_url,
             sidecar_database_url,
             sidecar_image,
@@ -342,72 +335,53 @@ impl SettingsArgs {
             source_java_opts,
             log_level,
             db_log_level,
+            engine,
         } = self;
         let mut problems = Problems::default();
-        let local = problems.is_local(local, engine);
-        let runtime = problems.runtime(local_runtime);
-        let database_url = if local {
-            // Without one there is the embedded one.
-            present(database_url).unwrap_or_default()
-        } else {
-            problems.required(database_url, &DATABASE_URL)
-        };
-        let sidecar_image = if local { String::new() } else { problems.required(sidecar_image, &SIDECAR_IMAGE) };
+        let (local, embedded) = engine.resolve(&mut problems)?.unzip();
+        let is_local = local.is_some();
+        // On this machine there is the embedded database, and the sidecar is this program.
+        let [database_url, sidecar_image] =
+            [(database_url, &DATABASE_URL), (sidecar_image, &SIDECAR_IMAGE)].map(|(value, wanted)| {
+                if is_local { present(value).unwrap_or_default() } else { problems.required(value, wanted) }
+            });
         let source = match (kubeconfig, present(kubernetes_client_config)) {
             (Some(path), _) => Source::Path(path),
             (None, Some(config)) => Source::parse(&config),
             (None, None) => Source::Kubectl,
         };
-        // Over a slow line an installation takes longer than most images.
-        let init_default = if local { 600 } else { 180 };
-        let init_timeout =
-            problems.seconds(container_init_timeout_seconds, "SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", init_default);
+        let init_timeout = problems.seconds(
+            container_init_timeout_seconds,
+            "SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS",
+            init_default(is_local),
+        );
         let silence_seconds =
             problems.at_least_one(silence_seconds, "SYNCCTL_SILENCE_SECONDS", DEFAULT_SILENCE_SECONDS);
         let grace = problems.number(container_grace_shutdown_seconds, "SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", 60);
-        let default_hours = u32::try_from(DEFAULT_TIMEOUT_HOURS).expect("a small constant");
-        let hours = problems.seconds(task_timeout_hours, "SYNCCTL_TASK_TIMEOUT_HOURS", default_hours);
-        if hours > LONGEST_TIMEOUT / 3600 {
-            problems.malformed.push("  SYNCCTL_TASK_TIMEOUT_HOURS is longer than a Pod may take".to_owned());
-        }
-        let source_resources = Resources {
-            cpu_request: problems.number(source_cpu_request_millicores, "SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", 100),
-            cpu_limit: problems.number(
-                source_cpu_limit_millicores,
-                "SYNCCTL_SOURCE_CPU_LIMIT_MILLICORES",
-                if local { 0 } else { 1000 },
-            ),
-            memory_request: problems.number(source_memory_request_mi, "SYNCCTL_SOURCE_MEMORY_REQUEST_MI", 256),
-            memory_limit: problems.number(source_memory_limit_mi, "SYNCCTL_SOURCE_MEMORY_LIMIT_MI", 8192),
-        };
-        let sidecar_resources = Resources {
-            cpu_request: problems.number(sidecar_cpu_request_millicores, "SYNCCTL_SIDECAR_CPU_REQUEST_MILLICORES", 0),
-            cpu_limit: problems.number(
-                sidecar_cpu_limit_millicores,
-                "SYNCCTL_SIDECAR_CPU_LIMIT_MILLICORES",
-                if local { 0 } else { 500 },
-            ),
-            memory_request: problems.number(sidecar_memory_request_mi, "SYNCCTL_SIDECAR_MEMORY_REQUEST_MI", 0),
-            memory_limit: problems.number(sidecar_memory_limit_mi, "SYNCCTL_SIDECAR_MEMORY_LIMIT_MI", 4096),
-        };
+        let task_timeout = problems.hours(task_timeout_hours, "SYNCCTL_TASK_TIMEOUT_HOURS");
+        // On one machine nobody else's share has to be kept free.
+        let cpu = |limit| if is_local { 0 } else { limit };
+        let source_resources = problems.resources(
+            "SOURCE",
+            (source_cpu_request_millicores, source_cpu_limit_millicores),
+            (source_memory_request_mi, source_memory_limit_mi),
+            Resources { cpu_request: 100, cpu_limit: cpu(1000), memory_request: 256, memory_limit: 8192 },
+        );
+        let sidecar_resources = problems.resources(
+            "SIDECAR",
+            (sidecar_cpu_request_millicores, sidecar_cpu_limit_millicores),
+            (sidecar_memory_request_mi, sidecar_memory_limit_mi),
+            Resources { cpu_request: 0, cpu_limit: cpu(500), memory_request: 0, memory_limit: 4096 },
+        );
         // On one machine the sidecar reaches what this process reaches.
         let sidecar_database_url =
-            present(sidecar_database_url).filter(|_| !local).unwrap_or_else(|| database_url.clone());
+            present(sidecar_database_url).filter(|_| !is_local).unwrap_or_else(|| database_url.clone());
         let client = ClientSettings { source, context: present(context), namespace: present(namespace) };
-        let mut embedded = None;
-        let engine = if local {
-            let places = places.resolve()?;
-            embedded = database_url.is_empty().then(|| places.database());
-            let Places { state, cache, postgres: _ } = places;
-            Engine::Local(LocalSettings { state, cache, exec: None, runtime })
-        } else {
-            Engine::Kubernetes(client)
-        };
         let settings = Settings {
-            database_url: Secret::from(database_url),
+            database_url: Secret::from(database_url.clone()),
             bulker: problems.bulker(bulker_url, bulker_auth_token),
-            engine,
-            embedded,
+            engine: local.map_or(Engine::Kubernetes(client), Engine::Local),
+            embedded: embedded.filter(|_| database_url.is_empty()),
             warehouse: None,
             status_check: problems.seconds(
                 container_status_check_seconds,
@@ -415,7 +389,7 @@ impl SettingsArgs {
                 10,
             ),
             init_timeout,
-            task_timeout: hours.saturating_mul(3600),
+            task_timeout,
             pod: PodSettings {
                 sidecar_image,
                 init_image: present(init_image),

@@ -44,9 +44,8 @@ fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_it
     let address = world.namespace().serve(&service);
     assert!(address.starts_with("http://") && address.ends_with(":3043"), "{address}");
 
-    let pods = eventually("two Pods of the service", SOON, || {
-        Some(started(&world.namespace())).filter(|pods| pods.len() == 2)
-    });
+    let pods =
+        eventually("two Pods of the service", SOON, || Some(started(world.namespace())).filter(|pods| pods.len() == 2));
     for pod in &pods {
         let spec = &pod["spec"];
         assert_eq!(spec["containers"][0]["image"], *image.name);
@@ -74,7 +73,7 @@ fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_it
 
     service.replicas = 1;
     assert_eq!(world.namespace().serve(&service), address, "the Service stays when an overlay changes");
-    eventually("one Pod of the service", SOON, || Some(()).filter(|()| started(&world.namespace()).len() == 1));
+    eventually("one Pod of the service", SOON, || Some(()).filter(|()| started(world.namespace()).len() == 1));
 }
 
 #[test]

@@ -190,8 +190,8 @@ fn a_command_that_cannot_be_started_is_told_in_one_sentence() {
     for exec in ["no-such-command-anywhere --option", "/nonexistent/connector"] {
         let done = spec(exec);
         done.code(3);
-        let word = exec.split(' ').next().expect("a word");
-        assert!(done.json()["error"].as_str().is_some_and(|error| error.contains(word)), "{done}");
+        let program = exec.split(' ').next().expect("a word");
+        assert!(done.json()["error"].as_str().is_some_and(|error| error.contains(program)), "{done}");
     }
     let nothing = spec(" ");
     nothing.code(2);
@@ -289,4 +289,75 @@ fn a_service_that_is_killed_takes_its_tasks_with_it_and_the_next_one_tells() {
     assert!(row.1.starts_with("ABANDONED: "), "{}", row.1);
     eventually("nothing left", START, || world.place.leftovers().is_empty().then_some(()));
     service.stop().code(0);
+}
+
+/// A read of an image in the tests' own Podman; `None` where there is none.
+fn in_podman(world: &World, arguments: &[&str]) -> Option<Program> {
+    let given = |name: &str| std::env::var(name).ok();
+    let podman = given("SYNCCTL_TEST_PODMAN")?;
+    let program =
+        ["CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF"].into_iter().fold(world.syncctl(arguments), |program, name| {
+            program.env(name, &given(name).expect("tests/podman/up sets it"))
+        });
+    assert!(Path::new(&podman).exists(), "{podman}");
+    Some(program.env("SYNCCTL_LOCAL_RUNTIME", "podman"))
+}
+
+/// The containers of the program's.
+fn containers() -> Vec<String> {
+    let podman = std::env::var("SYNCCTL_TEST_PODMAN").expect("it was looked at");
+    let filter = "label=jitsu.com/creator=bulker-sync-controller";
+    let list = Command::new(podman).args(["ps", "--all", "--filter", filter, "--format", "{{.Names}}"]).output();
+    String::from_utf8_lossy(&list.expect("podman").stdout).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn an_image_in_podman_is_read_limited_cancelled_and_removed_whoever_is_killed() {
+    let Some(world) = World::on_this_machine() else { return };
+    let Some(spec) = in_podman(&world, &["spec", "syncctl-test/instant:1", "-o", "json"]) else { return };
+    let done = spec.run();
+    assert_eq!(done.code(0).json()["documentationUrl"], "https://example.com/instant", "{done}");
+    assert!(done.stderr.contains("connector: the image syncctl-test/instant:1, from Podman"), "{done}");
+
+    let config = world.json("config.json", &json!({"password": "hunter2-hunter2"}));
+    let check = in_podman(&world, &["check", "syncctl-test/instant:1", "--config", &config, "-o", "json"]);
+    assert_eq!(check.expect("podman").run().code(0).json()["status"], "SUCCEEDED");
+
+    let files =
+        [("items.json", "items"), ("ticks.json", "ticks")].map(|(file, stream)| world.json(file, &catalog(&[stream])));
+    let destination = world.destination();
+    let read = |image: &str, file: &str, task: &str| {
+        let documents = ["--config", &config, "--catalog", file, "--destination-config", &destination];
+        let arguments = ["read", image, "--sync-id", "s", "--task-id", task, "-o", "json"];
+        in_podman(&world, &[&arguments[..], &documents].concat()).expect("podman")
+    };
+    let done = read("syncctl-test/instant:1", &files[0], &unique("podman-")).run();
+    assert_eq!(done.code(0).json()["streams"]["items"]["events"], 1000, "{done}");
+    assert_eq!(world.schema.count("items"), 1000);
+
+    let limited = read("syncctl-test/oom:1", &files[0], &unique("podman-")).env("SYNCCTL_SOURCE_MEMORY_LIMIT_MI", "64");
+    limited.run().fails(3, "OOM_KILLED", &["64Mi"]);
+
+    let ticks = |task: &str| {
+        eventually("a stream that runs", START, || {
+            world.schema.task(task)?;
+            (world.schema.streams(task)["ticks"]["status"] == "RUNNING").then_some(())
+        });
+    };
+    let task = unique("podman-");
+    let running = read("syncctl-test/slow:1", &files[1], &task).start();
+    ticks(&task);
+    running.signal(Signal::INT);
+    running.wait().code(130).within(START);
+    assert_eq!(containers(), [""; 0]);
+
+    let task = unique("podman-");
+    let running = read("syncctl-test/slow:1", &files[1], &task).start();
+    ticks(&task);
+    processes::kill_all(&world.place.machine().tasks().display().to_string());
+    running.signal(Signal::KILL);
+    running.wait();
+    in_podman(&world, &["spec", "syncctl-test/instant:1", "-o", "json"]).expect("podman").run().code(0);
+    assert_eq!(containers(), [""; 0]);
+    assert_eq!(world.schema.task(&task).expect("a row").0, "FAILED");
 }

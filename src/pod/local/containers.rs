@@ -132,6 +132,8 @@ pub fn source(pod: &Pod, folder: &Folder, connector: &Connector, plan: &Plan) ->
             };
             let mut process = Command::new(&tool.path);
             process.args(run.arguments()).env_clear().envs(tool.environment.iter().map(|(name, value)| (name, value)));
+            // Podman leaves a word there.
+            process.current_dir(folder.join("home"));
             start(process, SOURCE, folder)
         }
     }
@@ -159,7 +161,7 @@ pub fn wait_for_end(pid: u32) {
 }
 
 /// How a container ended, in the words of a cluster.
-pub fn exit(name: &str, status: io::Result<ExitStatus>, used_too_much: bool, folder: &Folder) -> Exit {
+pub fn exit(name: &str, status: &io::Result<ExitStatus>, used_too_much: bool, folder: &Folder) -> Exit {
     let code = match status {
         Ok(status) => status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
         Err(_) => 137,

@@ -85,8 +85,8 @@ impl Machine {
             _ => trouble("making", self.store.folder(name).path(), &error).into(),
         })?;
         let folder = self.store.folder(name);
-        let file = self.store.record(name);
-        let started = record.write(&file).map_err(|error| trouble("writing", &file, &error)).and_then(|()| {
+        let path = self.store.record(name);
+        let started = record.write(&path).map_err(|error| trouble("writing", &path, &error)).and_then(|()| {
             let log = private_file(&folder.join("supervisor.log"))
                 .map_err(|error| trouble("writing", folder.path(), &error))?;
             let mut command = containers::ourselves();
@@ -318,7 +318,7 @@ impl Pods for Machine {
             self.ask(name, None).ok();
         }
         for name in &names {
-            let grace = Duration::from_secs(60);
+            let grace = Duration::from_mins(1);
             self.vanishes(name, grace);
         }
     }

@@ -152,22 +152,19 @@ impl Record {
     fn set(&mut self, name: &str, state: ContainerState) {
         debug_assert!([SOURCE, SIDECAR].contains(&name));
         let phase = match (&state.running, &state.terminated) {
-            (Some(_), _) => "Running",
             (None, Some(end)) if name == SIDECAR && end.exit_code == 0 => "Succeeded",
             (None, Some(_)) if name == SIDECAR => "Failed",
-            (None, Some(_)) => "Running",
             (None, None) => "Pending",
+            _ => "Running",
         };
         self.pod.status.get_or_insert_with(PodStatus::default).phase = Some(phase.to_owned());
         let containers =
             self.pod.status.get_or_insert_with(PodStatus::default).container_statuses.get_or_insert_default();
-        match containers.iter_mut().find(|container| container.name == name) {
-            Some(container) => container.state = Some(state),
-            None => {
-                let container =
-                    ContainerStatus { name: name.to_owned(), state: Some(state), ..ContainerStatus::default() };
-                containers.push(container);
-            }
+        if let Some(container) = containers.iter_mut().find(|container| container.name == name) {
+            container.state = Some(state);
+        } else {
+            let container = ContainerStatus { name: name.to_owned(), state: Some(state), ..ContainerStatus::default() };
+            containers.push(container);
         }
     }
 }

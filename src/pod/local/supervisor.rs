@@ -133,7 +133,6 @@ impl Supervisor {
                     self.tell();
                 }
                 Ok(Event::Found(found)) if deadline.is_none() => self.found(found),
-                Ok(Event::Found(_)) => {}
                 Ok(Event::Ended(name, exit)) => self.ended(name, &exit),
                 Ok(Event::Delete(grace)) => {
                     let until = Instant::now() + grace.unwrap_or(self.grace());
@@ -146,7 +145,8 @@ impl Supervisor {
                     deadline = Some(deadline.map_or(until, |deadline| deadline.min(until)));
                 }
                 Ok(Event::Orphaned) => return self.orphaned(),
-                Err(RecvTimeoutError::Timeout) => {}
+                // What is found now comes too late.
+                Ok(Event::Found(_)) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this one holds a sender"),
             }
             self.look();
@@ -165,8 +165,8 @@ impl Supervisor {
         std::thread::spawn(move || {
             let changes = Changes::of(folder.path());
             loop {
-                if let Some(grace) = request(&folder)
-                    && events.send(Event::Delete(grace)).is_err()
+                if let Some(request) = request(&folder)
+                    && events.send(request).is_err()
                 {
                     return;
                 }
@@ -256,9 +256,12 @@ impl Supervisor {
                     usage.last();
                 }
                 let status = child.wait();
-                let state = elsewhere.and_then(|tool| tool.state(folder.name()).ok().flatten());
-                let used_too_much = group.has_killed() || state.is_some_and(|state| state.is_oom_killed);
-                let exit = containers::exit(name, status, used_too_much, &folder);
+                let ran_out = elsewhere.is_some_and(|tool| {
+                    let state = tool.state(folder.name()).ok().flatten();
+                    state.is_some_and(|state| tool.ran_out_of_memory(state, &folder.join("home")))
+                });
+                let used_too_much = group.has_killed() || ran_out;
+                let exit = containers::exit(name, &status, used_too_much, &folder);
                 events.send(Event::Ended(name, exit)).ok();
             })
             .map_err(|error| trouble("starting a thread for", self.folder.path(), &error))?;
@@ -341,10 +344,10 @@ impl Supervisor {
 
     fn kill(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        if let Some(tool) = &self.record.container {
-            if let Err(error) = tool.remove(self.folder.name()) {
-                tracing::error!(error, "the container of the task stays");
-            }
+        if let Some(tool) = &self.record.container
+            && let Err(error) = tool.remove(self.folder.name())
+        {
+            tracing::error!(error, "the container of the task stays");
         }
         // An installation removes what it has half made, which takes it a moment.
         let deadline = Instant::now() + STOP;
@@ -368,11 +371,11 @@ impl Supervisor {
     }
 }
 
-/// Whether the end of the task is asked for.
-fn request(folder: &Folder) -> Option<Option<Duration>> {
+/// The event of a request for the end of the task, if there is one.
+fn request(folder: &Folder) -> Option<Event> {
     let file = folder.join(DELETE);
     let mut text = String::new();
     File::open(&file).and_then(|mut file| file.read_to_string(&mut text)).ok()?;
     std::fs::remove_file(&file).ok();
-    Some(text.trim().parse().ok().map(Duration::from_secs))
+    Some(Event::Delete(text.trim().parse().ok().map(Duration::from_secs)))
 }

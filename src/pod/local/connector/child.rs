@@ -73,11 +73,6 @@ impl Done {
         self.end == End::Exited(Some(0))
     }
 
-    /// The first line that says anything.
-    pub fn first_line(&self) -> &str {
-        self.lines.iter().map(|line| line.trim()).find(|line| !line.is_empty()).unwrap_or_default()
-    }
-
     /// The last line that says anything.
     pub fn last_line(&self) -> &str {
         self.lines.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty()).unwrap_or_default()

@@ -161,12 +161,6 @@ impl Tool {
         }
     }
 
-    /// The tools that answer on this machine, for finding what they have of ours.
-    pub fn all(environment: &[(String, String)]) -> Vec<Self> {
-        let here = |kind| Self::here(kind, environment, Path::new("/"), &|| false).ok();
-        [Kind::Docker, Kind::Podman].into_iter().filter_map(here).map(|(tool, _)| tool).collect()
-    }
-
     fn has(&self, image: &str, stop: &dyn Fn() -> bool) -> bool {
         let arguments = ["image", "inspect", "--format", "{{.Id}}", image];
         self.run(&arguments, COMMAND, stop, &mut |_| ()).is_ok_and(|done| done.is_ok())
@@ -377,15 +371,6 @@ pub struct State {
     pub exit_code: i32,
 }
 
-/// A container of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owned {
-    /// Its name.
-    pub name: String,
-    /// The process that looks after it.
-    pub owner: Option<String>,
-}
-
 impl Tool {
     /// What a container is like now; `None` when there is none of that name.
     pub fn state(&self, name: &str) -> Result<Option<State>, String> {
@@ -403,37 +388,12 @@ impl Tool {
         state.is_oom_killed || (self.kind == Kind::Podman && folder.join("oom").exists())
     }
 
-    /// Ends a container at once; it is no error that it has ended or is gone.
-    pub fn kill(&self, name: &str) -> Result<(), String> {
-        match self.command(&["kill", "--signal", "KILL", name]) {
-            Err(text) if !is_absent(&text) && !text.contains("not running") && !is_over(&text) => Err(text),
-            _ => Ok(()),
-        }
-    }
-
     /// Ends and removes a container; it is no error that it is gone.
     pub fn remove(&self, name: &str) -> Result<(), String> {
         match self.command(&["rm", "--force", "--volumes", name]) {
             Err(text) if !is_absent(&text) && !text.contains("already in progress") => Err(text),
             _ => Ok(()),
         }
-    }
-
-    /// All containers of ours, also those that have ended.
-    pub fn owned(&self) -> Result<Vec<Owned>, String> {
-        let filter = format!("label={}={}", CREATOR_LABEL.0, CREATOR_LABEL.1);
-        let ids = self.command(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter])?;
-        let ids = ids.lines.iter().map(|id| id.trim()).filter(|id| id.len() == 64);
-        // One by one: another process may remove some of them between the two commands.
-        Ok(ids.filter_map(|id| self.owned_by_id(id)).collect())
-    }
-
-    fn owned_by_id(&self, id: &str) -> Option<Owned> {
-        let format = format!("{{{{.Name}}}}|{{{{index .Config.Labels \"{OWNER}\"}}}}");
-        let done = self.command(&["container", "inspect", "--format", &format, id]).ok()?;
-        let (name, owner) = done.last_line().split_once('|')?;
-        let owner = Some(owner).filter(|owner| !owner.is_empty() && *owner != "<no value>").map(str::to_owned);
-        Some(Owned { name: name.trim_start_matches('/').to_owned(), owner })
     }
 }
 
@@ -454,11 +414,6 @@ fn is_absent(text: &str) -> bool {
     ["no such container", "No such container", "no such object", "No such object", "no container with name"]
         .iter()
         .any(|words| text.contains(words))
-}
-
-/// Podman's words for a container that has ended.
-fn is_over(text: &str) -> bool {
-    text.contains("can only kill running containers")
 }
 
 #[cfg(test)]

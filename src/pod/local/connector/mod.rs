@@ -89,7 +89,9 @@ pub fn find(wanted: &Wanted<'_>, tell: &mut dyn FnMut(&str), stop: &dyn Fn() -> 
     match wanted.runtime {
         Runtime::Docker => container::find(Kind::Docker, wanted, tell, stop).map_err(|miss| miss.failure),
         Runtime::Podman => container::find(Kind::Podman, wanted, tell, stop).map_err(|miss| miss.failure),
-        Runtime::Python => python::find(wanted, tell, stop),
+        Runtime::Python => {
+            python::find(wanted, tell, stop).map_err(|failure| sum_up(wanted.image, Vec::new(), failure))
+        }
         Runtime::Auto => find_anywhere(wanted, tell, stop),
     }
 }
