@@ -26,7 +26,7 @@ soak: ## Recovery alone: outages of a minute, 200 kills, a million records
 	SYNCCTL_TEST_PROFILE=release SYNCCTL_TEST_OUTAGE_SECONDS=60 SYNCCTL_TEST_ROUNDS=200 \
 		SYNCCTL_TEST_FAKER_RECORDS=1000000 tests/run -- kill:: outages:: crash:: faker::
 
-quickstart: ## A real Kubernetes on this machine, and spec, check, discover and read of a real connector
+quickstart: ## spec, check, discover and read of a real connector on this machine, with a database of its own
 	tests/quickstart
 
 bench: ## Measure against bare Pods and psql \copy

@@ -392,7 +392,8 @@ impl SettingsArgs {
             task_timeout,
             pod: PodSettings {
                 sidecar_image,
-                init_image: present(init_image),
+                // A foreign sidecar is an image.
+                init_image: present(init_image).filter(|_| !is_local),
                 sidecar_database_url: Secret::from(sidecar_database_url),
                 node_selector: problems.labels(kubernetes_node_selector, "SYNCCTL_KUBERNETES_NODE_SELECTOR"),
                 service_account: present(pods_service_account),

@@ -464,3 +464,81 @@ impl Drop for Disk {
         Command::new("umount").arg("-l").arg(&self.at).status().ok();
     }
 }
+
+/// A connector that gives one row and then waits.
+const ONE_ROW: &str = r#"
+[ "$1" = read ] || { echo '{"type":"SPEC","spec":{"connectionSpecification":{}}}'; exit; }
+echo '{"type":"RECORD","record":{"stream":"a","data":{"id":1},"emitted_at":1}}'
+echo '{"type":"STATE","state":{"type":"STREAM","stream":{"stream_descriptor":{"name":"a"},"stream_state":{"id":1}}}}'
+[ ! -e "$0.waits" ] || sleep 300
+"#;
+
+impl Place {
+    /// A read on this machine of a connector with one row: results and rows go to the embedded database.
+    fn read(&self, stream: &str, waits: bool) -> Program {
+        let file = |name: &str, content: &str| {
+            let path = self.folder.path().join(name);
+            fs::write(&path, content).expect("a file");
+            path.display().to_string()
+        };
+        let script = file("connector.sh", &ONE_ROW.replace(r#""a""#, &format!("{stream:?}")));
+        if waits {
+            file("connector.sh.waits", "");
+        }
+        let catalog = format!(r#"{{"streams": [{{"name": {stream:?}, "supported_sync_modes": ["full_refresh"]}}]}}"#);
+        let (config, catalog) = (file("config.json", "{}"), file("catalog.json", &catalog));
+        let exec = format!("sh {script}");
+        let arguments = ["read", "--local", "--exec", &exec, "--config", &config, "--catalog", &catalog];
+        self.syncctl(&arguments).with(&["--sync-id", "s", "-o", "json"])
+    }
+}
+
+#[test]
+fn a_read_that_names_no_database_loads_beside_its_results() {
+    let Some(place) = Place::new() else { return };
+    let done = place.read("a", false).run();
+    assert_eq!(done.code(0).json()["status"], "SUCCESS", "{done}");
+    place.is_quiet();
+    let query = "SELECT (SELECT count(*) FROM syncctl.a), (SELECT status FROM syncctl.source_task), (SELECT id FROM a)";
+    assert_eq!(place.query(query), "1|SUCCESS|1");
+    let taken = place.read("source_state", false).run();
+    assert!(taken.code(2).stderr.contains("--table-name-prefix"), "{taken}");
+    place.read("source_state", false).with(&["--table-name-prefix", "my_"]).run().code(0);
+    place.is_quiet();
+}
+
+#[test]
+fn a_read_survives_the_end_of_the_keeper_and_of_the_server_and_stops_it_at_its_own() {
+    let Some(place) = Place::new() else { return };
+    let reads = || {
+        let running = place.read("a", true).start();
+        eventually("a row", SOON, || {
+            (place.syncctl(&["db", "psql", "-XAtqc", "TABLE a"]).run().code == Some(0)).then_some(())
+        });
+        running
+    };
+    for victim in ["keeper", "server"] {
+        let running = reads();
+        kill(if victim == "keeper" { place.keeper() } else { place.postmaster() }.expect(victim));
+        std::thread::sleep(Duration::from_millis(500));
+        running.signal(Signal::INT);
+        running.wait().code(130);
+        place.is_quiet();
+        assert_eq!(
+            place.query("SELECT status FROM source_task ORDER BY started_at DESC LIMIT 1"),
+            "CANCELLED",
+            "{victim}"
+        );
+    }
+    // Whoever is killed with it: nobody is left but the server, which goes after the next start.
+    let running = reads();
+    running.signal(Signal::KILL);
+    running.wait();
+    let tasks = place.state().join("tasks");
+    eventually("the end of the server", SOON, || place.processes().is_empty().then_some(()));
+    place.syncctl(&["spec", "--local", "--exec", "true"]).run();
+    let left = fs::read_dir(&tasks).expect("a folder").flatten().map(|entry| entry.file_name()).collect::<Vec<_>>();
+    assert_eq!(left, [".making"]);
+    place.is_quiet();
+    assert_eq!(place.query("SELECT status FROM source_task ORDER BY started_at DESC LIMIT 1"), "FAILED");
+}

@@ -32,6 +32,7 @@ mod messages;
 mod modes;
 mod outages;
 mod read;
+mod readme;
 mod refresh;
 mod serve;
 mod support;

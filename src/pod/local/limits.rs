@@ -155,7 +155,7 @@ mod tests {
         let group = Group::make(&task, "source", limits);
         // It waits for its limits as the wrapper waits for its pipes.
         let mut child = Command::new("sh")
-            .args(["-c", "read line; exec tail -c 200m /dev/zero"])
+            .args(["-c", "read line; x=0123456789; while :; do x=$x$x; done"])
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())

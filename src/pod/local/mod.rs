@@ -18,6 +18,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -100,6 +101,8 @@ impl Machine {
             command.env(processes::MARK, folder.path());
             // The lock goes with it: it is held from now until the supervisor's end, without a gap.
             command.stdin(Stdio::piped()).stdout(lock).stderr(log);
+            // Out of the terminal's reach: Ctrl-C is for this process, which ends the task in order.
+            command.process_group(0);
             command.spawn().map_err(|error| trouble("starting the supervisor in", folder.path(), &error))
         });
         let mut supervisor = match started {

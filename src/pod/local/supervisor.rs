@@ -67,8 +67,7 @@ enum Event {
 
 /// Looks after the task of a folder until it is gone.
 pub fn supervise(path: &Path) -> Result<(), Failure> {
-    // Out of the reach of the terminal, and parent of everything that loses its own.
-    rustix::process::setsid().ok();
+    // Parent of everything that loses its own.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).ok();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
     let folder = Folder::at(path);

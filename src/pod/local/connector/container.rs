@@ -390,6 +390,8 @@ impl Tool {
 
     /// Ends and removes a container; it is no error that it is gone.
     pub fn remove(&self, name: &str) -> Result<(), String> {
+        // Podman would give it ten seconds first. What is wrong, the next command says, too.
+        self.command(&["kill", "--signal", "KILL", name]).ok();
         match self.command(&["rm", "--force", "--volumes", name]) {
             Err(text) if !is_absent(&text) && !text.contains("already in progress") => Err(text),
             _ => Ok(()),

@@ -89,7 +89,10 @@ fn what_pip_refuses_is_told_in_one_sentence() {
     let wanted =
         Wanted { image: &image, exec: None, runtime: Runtime::Python, cache: &cache, environment, folder: &folder };
     let failure = find(&wanted, &mut |_| (), &|| false).expect_err("no version 2");
-    assert_eq!(failure.to_string(), "IMAGE_NOT_FOUND: PyPI has no version 2 of t-source-x, but 1");
+    assert_eq!(
+        failure.to_string(),
+        "IMAGE_NOT_FOUND: the connector t/source-x:2 was not found: PyPI has no version 2 of t-source-x, but 1"
+    );
 }
 
 #[test]

@@ -1,0 +1,120 @@
+//! What the README shows, done: the commands of the CI examples, and the quickstart.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::support::{World, processes, root};
+
+/// A stranger's folder with this program in the PATH, and nothing running.
+struct Stranger {
+    world: World,
+    folder: tempfile::TempDir,
+}
+
+impl Stranger {
+    fn new() -> Option<Self> {
+        let world = World::on_this_machine()?;
+        let folder = tempfile::tempdir().expect("a folder");
+        // The server of the embedded database is another user's process when root starts it.
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
+        Some(Self { world, folder })
+    }
+
+    fn run(&self, program: &str, arguments: &[&str], environment: &BTreeMap<String, String>) -> Output {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(self.folder.path()).env_clear();
+        for (name, value) in self.world.place.machine().settings() {
+            command.env(name, value);
+        }
+        let ours = Path::new(env!("CARGO_BIN_EXE_syncctl")).parent().expect("a folder");
+        let path = std::env::var("PATH").expect("a PATH");
+        command.env("PATH", format!("{}:{path}", ours.display())).env("SYNCCTL_STATE_DIR", self.state());
+        for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME"] {
+            command.envs(std::env::var(name).map(|value| (name, value)));
+        }
+        command.envs(environment);
+        command.output().expect("a program")
+    }
+
+    fn state(&self) -> String {
+        self.folder.path().join("state").display().to_string()
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let left = processes::with(&self.state());
+        processes::kill_all(&self.state());
+        assert!(left.is_empty() || std::thread::panicking(), "left running: {left:?}");
+    }
+}
+
+/// A failed command with all that it said.
+#[track_caller]
+fn succeeded(what: &str, output: &Output) -> String {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{what}: {stdout}\n{}", String::from_utf8_lossy(&output.stderr));
+    stdout
+}
+
+/// The YAML documents of the README.
+fn examples() -> Vec<Value> {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("the README");
+    let blocks = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().expect("an end"));
+    blocks.map(|block| serde_yaml::from_str(block).expect("YAML")).collect()
+}
+
+/// The variables and the commands of one job.
+fn job(example: &Value) -> (BTreeMap<String, String>, Vec<String>) {
+    let job = example["jobs"].get("connector").unwrap_or(&example["connector"]);
+    let variables = job.get("env").or(job.get("variables")).and_then(Value::as_object).expect("variables");
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let variables = variables.iter().filter_map(|(name, value)| Some((name.clone(), text(value)?))).collect();
+    let steps = job["steps"].as_array().into_iter().flatten().filter_map(|step| text(&step["run"]));
+    let script = job["script"].as_array().into_iter().flatten().filter_map(text);
+    (variables, steps.chain(script).collect())
+}
+
+#[test]
+fn every_command_of_the_ci_examples_runs() {
+    let Some(stranger) = Stranger::new() else { return };
+    let config = r#"{"count": 200, "seed": 1, "parallelism": 1}"#;
+    std::fs::write(stranger.folder.path().join("config.json"), config).expect("a file");
+    let examples = examples();
+    assert_eq!(examples.len(), 2, "GitHub and GitLab");
+    for example in &examples {
+        let (variables, commands) = job(example);
+        let ours: Vec<&String> = commands.iter().filter(|command| command.starts_with("syncctl ")).collect();
+        for word in ["spec", "check", "discover", "read"] {
+            assert!(ours.iter().any(|command| command.starts_with(&format!("syncctl {word} "))), "{word}: {ours:?}");
+        }
+        for command in ours {
+            let told = succeeded(command, &stranger.run("bash", &["-ec", command], &variables));
+            if command.contains("--max-records") {
+                let read: Value = serde_json::from_str(&told).expect("JSON");
+                let events = |stream: &Value| stream["events"].as_u64().expect("a count");
+                let total: u64 = read["streams"].as_object().expect("streams").values().map(events).sum();
+                assert_eq!((&read["status"], total), (&Value::from("SUCCESS"), 100), "{read}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_quickstart_ends_with_rows_twice() {
+    let Some(stranger) = Stranger::new() else { return };
+    let script = root().join("tests/quickstart").display().to_string();
+    let ours = BTreeMap::from([("SYNCCTL".to_owned(), env!("CARGO_BIN_EXE_syncctl").to_owned())]);
+    for round in 1..=2 {
+        let told = succeeded("quickstart", &stranger.run(&script, &[], &ours));
+        for (table, rows) in [("users", "1000"), ("products", "100")] {
+            let line = told.lines().find(|line| line.trim_start().starts_with(&format!("{table} ")));
+            assert!(line.is_some_and(|line| line.ends_with(rows)), "round {round}: {table} in\n{told}");
+        }
+        assert!(told.contains("Three commands to try next"), "{told}");
+    }
+}
