@@ -485,7 +485,9 @@ impl Place {
         if waits {
             file("connector.sh.waits", "");
         }
-        let catalog = format!(r#"{{"streams": [{{"name": {stream:?}, "supported_sync_modes": ["full_refresh"]}}]}}"#);
+        let stream = format!(r#"{{"name": {stream:?}, "supported_sync_modes": ["full_refresh", "incremental"]}}"#);
+        let how = r#""sync_mode": "incremental", "destination_sync_mode": "append""#;
+        let catalog = format!(r#"{{"streams": [{{"stream": {stream}, {how}}}]}}"#);
         let (config, catalog) = (file("config.json", "{}"), file("catalog.json", &catalog));
         let exec = format!("sh {script}");
         let arguments = ["read", "--local", "--exec", &exec, "--config", &config, "--catalog", &catalog];
