@@ -10,6 +10,7 @@ mod failure;
 mod heard;
 mod output;
 mod pod;
+mod process;
 mod secret;
 mod sidecar;
 mod task;

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 /// The parts of `src` and what each may import of ours. `cmd` and `main` may import everything.
-const MAY_IMPORT: [(&str, &[&str]); 9] = [
+const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
+    ("process", &[]),
     ("secret", &[]),
     ("task", &[]),
     ("output", &["failure"]),
-    ("db", &["failure", "secret", "task"]),
-    ("pod", &["airbyte", "contract", "failure", "secret", "task"]),
+    ("db", &["failure", "process", "secret", "task"]),
+    ("pod", &["airbyte", "contract", "failure", "process", "secret", "task"]),
     ("sidecar", &["airbyte", "contract", "db", "failure", "secret", "task"]),
 ];
 

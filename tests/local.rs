@@ -251,18 +251,29 @@ impl Drop for Mounted<'_> {
     }
 }
 
+/// Waits until the stream of the slow connector is seen to run.
+fn wait_for_ticks(world: &World, task: &str) {
+    eventually("a stream that runs", START, || {
+        world.schema.task(task)?;
+        (world.schema.streams(task)["ticks"]["status"] == "RUNNING").then_some(())
+    });
+}
+
+/// A read that the service has accepted and that runs.
+fn reading(world: &World, service: &Service) -> String {
+    let task = unique("reading-");
+    let nowhere = json!({"destinationType": "discard"});
+    let body = json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": nowhere});
+    assert_eq!(service.read("syncctl-test/slow:1", "sync", &task, &body).0, 200);
+    wait_for_ticks(world, &task);
+    task
+}
+
 #[test]
 fn a_service_that_ends_in_order_ends_its_tasks_and_says_so() {
     let Some(world) = World::on_this_machine() else { return };
     let mut service = Service::start(&world);
-    let task = unique("ends-");
-    let body =
-        json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": {"destinationType": "discard"}});
-    assert_eq!(service.read("syncctl-test/slow:1", "sync", &task, &body).0, 200);
-    eventually("a stream that runs", START, || {
-        world.schema.task(&task)?;
-        (world.schema.streams(&task)["ticks"]["status"] == "RUNNING").then_some(())
-    });
+    let task = reading(&world, &service);
     service.stop().code(0);
     world.place.assert_empty();
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
@@ -272,14 +283,7 @@ fn a_service_that_ends_in_order_ends_its_tasks_and_says_so() {
 fn a_service_that_is_killed_takes_its_tasks_with_it_and_the_next_one_tells() {
     let Some(world) = World::on_this_machine() else { return };
     let mut service = Service::start(&world);
-    let task = unique("taken-");
-    let body =
-        json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": {"destinationType": "discard"}});
-    assert_eq!(service.read("syncctl-test/slow:1", "sync", &task, &body).0, 200);
-    eventually("a stream that runs", START, || {
-        world.schema.task(&task)?;
-        (world.schema.streams(&task)["ticks"]["status"] == "RUNNING").then_some(())
-    });
+    let task = reading(&world, &service);
     service.kill();
     let tasks = world.place.machine().tasks().display().to_string();
     eventually("the end of its tasks", Duration::from_secs(10), || processes::with(&tasks).is_empty().then_some(()));
@@ -338,22 +342,16 @@ fn an_image_in_podman_is_read_limited_cancelled_and_removed_whoever_is_killed() 
     let limited = read("syncctl-test/oom:1", &files[0], &unique("podman-")).env("SYNCCTL_SOURCE_MEMORY_LIMIT_MI", "64");
     limited.run().fails(3, "OOM_KILLED", &["64Mi"]);
 
-    let ticks = |task: &str| {
-        eventually("a stream that runs", START, || {
-            world.schema.task(task)?;
-            (world.schema.streams(task)["ticks"]["status"] == "RUNNING").then_some(())
-        });
-    };
     let task = unique("podman-");
     let running = read("syncctl-test/slow:1", &files[1], &task).start();
-    ticks(&task);
+    wait_for_ticks(&world, &task);
     running.signal(Signal::INT);
     running.wait().code(130).within(START);
     assert_eq!(containers(), [""; 0]);
 
     let task = unique("podman-");
     let running = read("syncctl-test/slow:1", &files[1], &task).start();
-    ticks(&task);
+    wait_for_ticks(&world, &task);
     processes::kill_all(&world.place.machine().tasks().display().to_string());
     running.signal(Signal::KILL);
     running.wait();

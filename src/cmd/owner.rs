@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde_json::{Value, json};
 
+use crate::process;
+
 /// A process of some machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
@@ -68,7 +70,7 @@ fn is_there(pid: u32) -> bool {
 }
 
 fn can_be_seen(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok()
+    process::stat(pid).is_some()
 }
 
 fn boot() -> Option<String> {
@@ -79,16 +81,9 @@ fn pid_namespace() -> Option<String> {
     std::fs::read_link("/proc/self/ns/pid").ok()?.into_os_string().into_string().ok()
 }
 
-/// Field 22 of `/proc/PID/stat`; the second field is a name in parentheses that may itself hold blanks. A zombie has
-/// ended.
+/// When a process started; a zombie has ended.
 fn start_of(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    if matches!(*fields.first()?, "Z" | "X") {
-        return None;
-    }
-    fields.get(19)?.parse().ok()
+    process::stat(pid).filter(|stat| !stat.is_zombie).map(|stat| stat.started)
 }
 
 impl fmt::Display for Owner {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
+use crate::process;
+
 /// Whether processes can be looked at here.
 fn can_look() -> bool {
     Path::new("/proc/self/stat").exists()
@@ -59,8 +61,7 @@ pub(super) fn end_orphans(folders: &[&Path], patience: Duration) {
 }
 
 fn orphans(folders: &[&Path]) -> Vec<Pid> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+    let pids = process::ids().filter_map(|id| Pid::from_raw(i32::try_from(id).ok()?));
     pids.filter(|pid| folders.iter().any(|folder| works_in(*pid, folder)) && is_program(*pid, &["postgres", "initdb"]))
         .collect()
 }

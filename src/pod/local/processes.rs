@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
+use crate::process;
+
 /// The variable that marks the processes of a task: its value is the task's folder. Not even a connector under
 /// development gets another one of ours.
 pub const MARK: &str = "SYNCCTL_TASK";
@@ -83,10 +85,14 @@ pub struct Use {
 pub fn usage(of: u32) -> Use {
     let mut all = descendants(of, &[]);
     all.push(of);
-    let used = all.into_iter().filter_map(stat);
-    used.fold(Use::default(), |sum, stat| Use {
-        nanoseconds: sum.nanoseconds + stat.nanoseconds,
-        pages: sum.pages + stat.pages,
+    let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    all.into_iter().fold(Use::default(), |sum, pid| {
+        let Some(stat) = process::stat(pid) else { return sum };
+        // A short process has used no whole tick yet; this is exact, but of its first thread alone.
+        let exact = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+        let exact = exact.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or_default();
+        let nanoseconds = (stat.ticks * tick).max(exact) + stat.ended_ticks * tick;
+        Use { nanoseconds: sum.nanoseconds + nanoseconds, pages: sum.pages + stat.pages }
     })
 }
 
@@ -97,8 +103,8 @@ fn raw(pid: u32) -> Option<Pid> {
 /// All processes whose ancestor this one is and none of those is. Zombies are no processes any more.
 fn descendants(of: u32, but: &[u32]) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
-    for pid in pids() {
-        if let Some(stat) = stat(pid).filter(|stat| !stat.zombie) {
+    for pid in process::ids() {
+        if let Some(stat) = process::stat(pid).filter(|stat| !stat.is_zombie) {
             children.entry(stat.parent).or_default().push(pid);
         }
     }
@@ -125,39 +131,10 @@ fn marked(folder: &Path) -> Vec<u32> {
         };
         has("environ", &mark) || has("cmdline", &mark)
     };
-    pids().filter(|pid| *pid != me && stat(*pid).is_some_and(|stat| !stat.zombie)).filter(is_marked).collect()
-}
-
-fn pids() -> impl Iterator<Item = u32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-struct Stat {
-    parent: u32,
-    zombie: bool,
-    nanoseconds: u64,
-    pages: u64,
-}
-
-/// Of `/proc/PID/stat`; the second field is a name in parentheses that may itself hold blanks.
-fn stat(pid: u32) -> Option<Stat> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, after_name) = text.rsplit_once(')')?;
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
-    let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
-    // utime and stime, cutime and cstime.
-    let [own, ended] = [11..13, 13..15].map(|fields| fields.filter_map(number).sum::<u64>() * tick);
-    // A short process has used no whole tick yet; this is exact, but of its first thread alone.
-    let exact = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
-    let exact = exact.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or_default();
-    Some(Stat {
-        zombie: matches!(*fields.first()?, "Z" | "X"),
-        parent: fields.get(1)?.parse().ok()?,
-        nanoseconds: own.max(exact) + ended,
-        pages: number(21)?,
-    })
+    process::ids()
+        .filter(|pid| *pid != me && process::stat(*pid).is_some_and(|stat| !stat.is_zombie))
+        .filter(is_marked)
+        .collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid};
 
+use crate::process;
+
 /// How often `stop` is asked.
 const STEP: Duration = Duration::from_millis(50);
 /// How long a program may take to end after TERM: some remove their temporary files.
@@ -213,14 +215,8 @@ impl Group {
 
 /// Whether anything of a group still runs. In a container the dead may stay unburied for ever.
 fn has_living(group: Pid) -> bool {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return true };
-    entries.flatten().any(|entry| {
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { return false };
-        // After the name in parentheses, which may itself hold blanks: state, parent, group.
-        let mut fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
-        let is_dead = matches!(fields.next(), None | Some("Z" | "X"));
-        !is_dead && fields.nth(1).and_then(|field| field.parse().ok()) == Some(group.as_raw_nonzero().get())
-    })
+    let group = group.as_raw_nonzero().get().unsigned_abs();
+    process::ids().filter_map(process::stat).any(|stat| !stat.is_zombie && stat.group == group)
 }
 
 impl Drop for Group {
