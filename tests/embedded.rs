@@ -514,8 +514,10 @@ fn a_read_survives_the_end_of_the_keeper_and_of_the_server_and_stops_it_at_its_o
     let Some(place) = Place::new() else { return };
     let reads = || {
         let running = place.read("a", true).start();
-        eventually("a row", SOON, || {
-            (place.syncctl(&["db", "psql", "-XAtqc", "TABLE a"]).run().code == Some(0)).then_some(())
+        let query = "SELECT count(*) FROM source_task WHERE status = 'RUNNING' AND description::text LIKE '%RUNNING%'";
+        eventually("a stream that runs", SOON, || {
+            let asked = place.syncctl(&["db", "psql", "-XAtqc", query]).run();
+            (asked.stdout.trim() == "1").then_some(())
         });
         running
     };
