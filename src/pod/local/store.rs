@@ -8,6 +8,9 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::connector::Tool;
 use super::containers;
@@ -31,6 +34,8 @@ pub struct Folder {
 
 /// Held while a folder is made, so that nobody takes a half-made one for an abandoned one.
 const MAKING: &str = ".making";
+/// No record takes longer to be written.
+const HALF_A_RECORD: Duration = Duration::from_mins(1);
 /// The supervisor's lock.
 const LOCK: &str = "lock";
 
@@ -113,8 +118,8 @@ impl Store {
     pub fn make(&self, name: &str, fill: impl FnOnce(&Folder) -> io::Result<()>) -> io::Result<File> {
         let making = self.making()?;
         making.lock_shared()?;
-        let new = Folder { path: self.root.join(format!(".{name}.new")) };
-        new.remove().ok();
+        // Two may be making a task of one name: the first one has it.
+        let new = Folder { path: self.root.join(format!(".{name}.{}.new", Uuid::new_v4().simple())) };
         let made = private_folder(&new.path).and_then(|()| {
             let lock = private_file(&new.path.join(LOCK))?;
             lock.lock()?;
@@ -144,8 +149,11 @@ impl Store {
                     self.clear(&folder);
                 }
             } else if entry.path().extension().is_some_and(|ending| ending == "new") {
-                // Half a record: its writer was killed.
-                std::fs::remove_file(entry.path()).ok();
+                // Half a record. Its writer was killed, unless it is just writing it.
+                let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+                if age > HALF_A_RECORD {
+                    std::fs::remove_file(entry.path()).ok();
+                }
             }
         }
         Ok(())
@@ -249,5 +257,43 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ErrorKind, Folder, Store};
+    use crate::pod::local::record::Record;
+
+    #[test]
+    fn a_task_is_made_once_and_supervised_as_long_as_its_lock_is_held() {
+        let state = tempfile::tempdir().expect("a folder");
+        let store = Store::new(state.path());
+        store.ready().expect("a folder");
+        let fill = |folder: &Folder| std::fs::write(folder.join("content"), "x");
+        let lock = store.make("t", fill).expect("a task");
+        assert!(store.folder("t").is_supervised());
+        let again = store.make("t", |_| Ok(())).expect_err("it is there");
+        assert_eq!(again.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(store.folder("t").join("content")).expect("the first one's"), "x");
+        store.sweep().expect("a look");
+        assert!(store.folder("t").path().exists(), "somebody looks after it");
+        Record::default().write(&store.record("t")).expect("a record");
+        drop(lock);
+        store.sweep().expect("a look");
+        assert!(!store.folder("t").path().exists());
+        assert_eq!(store.names().expect("a list"), ["t"], "how it ended is not known yet");
+        let left = std::fs::read_dir(store.root()).expect("a folder").count();
+        assert_eq!(left, 2, "the record, and the lock of those who make tasks");
+    }
+
+    #[test]
+    fn a_task_that_cannot_be_filled_leaves_nothing() {
+        let state = tempfile::tempdir().expect("a folder");
+        let store = Store::new(state.path());
+        store.ready().expect("a folder");
+        let full = store.make("t", |_| Err(ErrorKind::StorageFull.into())).expect_err("no space");
+        assert_eq!(full.kind(), ErrorKind::StorageFull);
+        assert_eq!(std::fs::read_dir(store.root()).expect("a folder").count(), 1);
     }
 }
