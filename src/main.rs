@@ -4,6 +4,7 @@ mod airbyte;
 mod cmd;
 mod config;
 mod contract;
+mod controller;
 mod db;
 mod failure;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod output;
 mod pod;
 mod process;
 mod secret;
+mod server;
 mod sidecar;
 mod task;
 

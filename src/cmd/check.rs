@@ -1,7 +1,8 @@
 //! `syncctl check`.
 
-use super::input::{self, Document};
-use super::{ConnectorArgs, TaskArgs, new_task, run, run_task};
+use super::{ConnectorArgs, TaskArgs, run_task};
+use crate::controller::document::{self, Document};
+use crate::controller::request::{Request, new_task};
 use crate::failure::Failure;
 use crate::pod::payload::Payload;
 use crate::task::{Task, TaskKind};
@@ -33,7 +34,7 @@ impl ConfigArgs {
     pub fn apply(self, task: &mut Task) -> Result<Payload, Failure> {
         let Self { config, storage_key } = self;
         let config = Document::read(&config, "the configuration")?.object("the connector's configuration")?;
-        task.storage_key = storage_key.unwrap_or_else(|| input::storage_key(&task.image, &config));
+        task.storage_key = storage_key.unwrap_or_else(|| document::storage_key(&task.image, &config));
         Ok(Payload { config: Some(config), ..Payload::default() })
     }
 }
@@ -43,6 +44,6 @@ pub(super) fn run(args: CheckArgs) -> u8 {
     run_task(task, |_, timeout| {
         let mut task = new_task(TaskKind::Check, connector.image()?, timeout);
         let payload = config.apply(&mut task)?;
-        Ok(run::Request { task, payload })
+        Ok(Request { task, payload })
     })
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::config::PlacesArgs;
-use crate::db::embedded::{self, DATABASE, Embedded, PORT, Stopped, USER};
+use crate::db::local_server::{self, DATABASE, Embedded, PORT, Stopped, USER};
 use crate::failure::{Class, Failure};
 use crate::output::{Format, Output};
 
@@ -64,7 +64,7 @@ pub struct StopArgs {
 
 /// Keep the server for those who use it
 #[derive(Debug, clap::Args)]
-#[command(name = embedded::KEEP[1], hide = true)]
+#[command(name = local_server::KEEP[1], hide = true)]
 pub struct KeepArgs {
     /// The state directory
     state: PathBuf,
@@ -106,7 +106,7 @@ pub(super) fn run(args: DbArgs) -> u8 {
             let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
             finish(&output, stop(places))
         }
-        DbCommand::Keep(KeepArgs { state, binaries }) => match embedded::keep(&state, binaries) {
+        DbCommand::Keep(KeepArgs { state, binaries }) => match local_server::keep(&state, binaries) {
             Ok(()) => 0,
             Err(failure) => {
                 // Whoever waits for the server reads it from the lock; this is for who tries the command.
@@ -154,7 +154,7 @@ fn url(places: PlacesArgs) -> Result<String, Failure> {
 }
 
 fn stop(places: PlacesArgs) -> Result<(String, serde_json::Value), Failure> {
-    let (text, stopped) = match embedded::stop(&places.resolve()?.database())? {
+    let (text, stopped) = match local_server::stop(&places.resolve()?.database())? {
         Stopped::Now => ("the embedded database has stopped", true),
         Stopped::Before => ("the embedded database was not running", false),
         Stopped::InUse => {

@@ -1,7 +1,8 @@
 //! `syncctl discover`.
 
 use super::check::ConfigArgs;
-use super::{ConnectorArgs, TaskArgs, new_task, run, run_task};
+use super::{ConnectorArgs, TaskArgs, run_task};
+use crate::controller::request::{Request, new_task};
 use crate::task::TaskKind;
 
 /// List the streams that a configuration gives access to
@@ -20,6 +21,6 @@ pub(super) fn run(args: DiscoverArgs) -> u8 {
     run_task(task, |_, timeout| {
         let mut task = new_task(TaskKind::Discover, connector.image()?, timeout);
         let payload = config.apply(&mut task)?;
-        Ok(run::Request { task, payload })
+        Ok(Request { task, payload })
     })
 }

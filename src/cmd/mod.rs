@@ -1,37 +1,27 @@
 //! The command line: one file a command, each with its arguments and `run`; nothing else knows clap's commands.
 
-mod cancel;
 mod check;
-mod course;
 mod db;
-mod destination;
 mod discover;
-mod engine;
 mod generate;
 mod image;
-mod input;
-mod owner;
 mod read;
-mod record;
-mod run;
 mod serve;
 mod sidecar;
 mod spec;
 mod supervise;
-mod sweep;
 mod token;
 
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use jiff::Timestamp;
-
-use uuid::Uuid;
-
 use crate::config::SettingsArgs;
+use crate::controller::one_shot;
+use crate::controller::outcome::Outcome;
+use crate::controller::request::Request;
 use crate::failure::{Class, Failure};
 use crate::output::{Format, Output};
-use crate::task::{self, Image, ReadOptions, Task, TaskKind};
+use crate::task::{self, Image};
+use clap::{Args, Parser, Subcommand};
 
 /// Run Airbyte source connectors as tasks in Kubernetes Pods
 ///
@@ -113,10 +103,6 @@ impl ConnectorArgs {
 /// The name in the tables of a connector under development that was given none.
 const UNNAMED: (&str, &str) = ("local/connector", "dev");
 
-/// How long spec, check and discover may take: connectors answer within seconds, large databases are discovered in
-/// minutes, and an image has to be pulled.
-const SHORT_TASK: Duration = Duration::from_mins(10);
-
 /// A duration such as `90s`, `10m`, `1h 30m`, or plain seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let expected = || format!("{text:?} is not a duration: expected something like 90s, 10m or 2h");
@@ -161,21 +147,21 @@ impl Cli {
 /// Sets up the log, runs the task, prints what came of it.
 fn run_task(
     args: TaskArgs,
-    request: impl FnOnce(&crate::config::Settings, Option<Duration>) -> Result<run::Request, Failure>,
+    request: impl FnOnce(&crate::config::Settings, Option<Duration>) -> Result<Request, Failure>,
 ) -> u8 {
     let TaskArgs { output: format, timeout, exec, quiet, verbose, settings } = args;
     let output = Output::new(format, quiet);
     let result = settings.resolve().and_then(|settings| settings.with_exec(exec)).and_then(|settings| {
         start_log(&settings.pod.log_level, quiet, verbose);
-        let (settings, _database) = engine::database(settings)?;
+        let (settings, _database) = crate::controller::engine::database(settings)?;
         let request = request(&settings, timeout)?;
-        run::run(&settings, &output, &request)
+        one_shot::run(&settings, &output, &request)
     });
     finish(&output, result)
 }
 
 /// Prints the outcome and turns it into the exit code.
-fn finish(output: &Output, result: Result<run::Outcome, Failure>) -> u8 {
+fn finish(output: &Output, result: Result<Outcome, Failure>) -> u8 {
     let (printed, code) = match result {
         Ok(outcome) => {
             let code = outcome.failure().map_or(0, |failure| {
@@ -228,21 +214,5 @@ fn init_log(ours: &str, verbose: u8, json: bool) {
         log.json().init();
     } else {
         log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
-    }
-}
-
-/// A task of a one-off command; for spec, check and discover the id only has to be new.
-fn new_task(kind: TaskKind, image: Image, timeout: Option<Duration>) -> Task {
-    Task {
-        kind,
-        image,
-        connector_type: task::CONNECTOR_TYPE_AIRBYTE.to_owned(),
-        task_id: Uuid::new_v4().to_string(),
-        sync_id: String::new(),
-        storage_key: String::new(),
-        started_at: task::to_millis(Timestamp::now()),
-        started_by: Some(owner::started_by()),
-        options: ReadOptions::default(),
-        timeout: timeout.unwrap_or(SHORT_TASK),
     }
 }

@@ -1,10 +1,12 @@
 //! `syncctl read`.
 
-use super::input::{self, Document};
-use super::{ConnectorArgs, TaskArgs, destination, new_task, run, run_task};
+use super::{ConnectorArgs, TaskArgs, run_task};
 use crate::airbyte::catalog::{self, ConfiguredCatalog};
 use crate::airbyte::state;
 use crate::config::Settings;
+use crate::controller::document::{self, Document};
+use crate::controller::request::{Request, new_task};
+use crate::controller::{destination, one_shot};
 use crate::db::{Db, Options, Target};
 use crate::failure::{Class, Failure};
 use crate::pod::payload::Payload;
@@ -127,7 +129,7 @@ pub(super) fn run(args: ReadArgs) -> u8 {
             destination_config: Some(destination),
             functions_env: None,
         };
-        Ok(run::Request { task, payload })
+        Ok(Request { task, payload })
     })
 }
 
@@ -139,7 +141,7 @@ fn configured(file: &Document) -> Result<(ConfiguredCatalog, String), Failure> {
         Some(configured) => {
             let text = configured.to_string();
             let catalog = serde_json::from_value(configured)
-                .map_err(|error| file.error(&input::without_values(&error.to_string())))?;
+                .map_err(|error| file.error(&document::without_values(&error.to_string())))?;
             (catalog, text)
         }
         None => file.typed(expected)?,
@@ -186,7 +188,8 @@ fn load_state(
         Some(_) if task.options.full_sync => Ok(None),
         Some("db") => {
             let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
-            let options = Options { application_name: "syncctl".to_owned(), pool_size: 1, patience: run::PATIENCE };
+            let options =
+                Options { application_name: "syncctl".to_owned(), pool_size: 1, patience: one_shot::PATIENCE };
             let db = Db::open(target, options)?;
             db.ensure_schema()?;
             let rows = db.states(&task.sync_id)?;

@@ -1,6 +1,7 @@
 //! `syncctl spec`.
 
-use super::{ConnectorArgs, TaskArgs, new_task, run, run_task};
+use super::{ConnectorArgs, TaskArgs, run_task};
+use crate::controller::request::{Request, new_task};
 use crate::pod::payload::Payload;
 use crate::task::TaskKind;
 
@@ -17,6 +18,6 @@ pub(super) fn run(args: SpecArgs) -> u8 {
     let SpecArgs { connector, task } = args;
     run_task(task, |_, timeout| {
         let task = new_task(TaskKind::Spec, connector.image()?, timeout);
-        Ok(run::Request { task, payload: Payload::default() })
+        Ok(Request { task, payload: Payload::default() })
     })
 }

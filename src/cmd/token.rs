@@ -5,10 +5,10 @@ use std::io::Read;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::json;
 
-use super::serve::auth;
 use crate::failure::{Class, Failure};
 use crate::output::{Format, Output};
 use crate::secret::Secret;
+use crate::server::auth;
 
 /// Bytes of a token: nobody guesses 256 bits.
 const TOKEN_BYTES: usize = 32;

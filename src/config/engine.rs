@@ -2,10 +2,10 @@
 
 use super::places::{Places, PlacesArgs};
 use super::{Problems, present};
-use crate::db::embedded::Home;
+use crate::db::local_server::Home;
 use crate::failure::Failure;
+use crate::pod::connector::Runtime;
 use crate::pod::local::LocalSettings;
-use crate::pod::local::connector::Runtime;
 
 /// Where tasks run.
 #[derive(Debug, Clone, clap::Args)]

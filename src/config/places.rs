@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::db::embedded::{Home, Search};
+use crate::db::local_server::{Home, Search};
 use crate::failure::{Class, Failure};
 
 /// The folder of ours below a place that other programs use, too.

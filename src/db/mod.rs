@@ -18,8 +18,8 @@ mod catalog;
 mod check;
 mod config;
 mod connect;
-pub mod embedded;
 mod error;
+pub mod local_server;
 mod log;
 mod notify;
 mod pool;
@@ -31,8 +31,6 @@ mod start;
 mod state;
 mod task;
 mod text;
-mod tls;
-mod url;
 
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,8 @@
 
 use postgres::types::Type;
 
+use super::connect::url::{first_schema, quote_ident};
 use super::pool::{Fault, Session};
-use super::url::{first_schema, quote_ident};
 use super::{Db, DbError};
 
 /// What a column holds.

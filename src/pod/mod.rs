@@ -5,6 +5,7 @@
 //! nothing of the database: what became of a Pod is told to the caller, who records it first and has the Pod deleted
 //! second.
 
+pub mod connector;
 pub mod kubernetes;
 pub mod local;
 pub mod manifest;

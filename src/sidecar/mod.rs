@@ -11,9 +11,9 @@ mod log;
 mod metrics;
 pub mod pipes;
 mod plan;
+mod read;
 mod reporter;
 mod result;
-mod session;
 pub mod sink;
 mod source;
 mod streams;
@@ -126,8 +126,8 @@ impl Sidecar {
             let (db, log) = self.connect(&documents, &maskers)?;
             let kept = Kept::restore(&db, &self.task, &mut documents, &log)?;
             let source = Source::prepare(&self, &documents, &maskers.errors)?;
-            let read = session::Read { task: &self.task, limits: self.commit, kept: &kept, db: &db, log: &log };
-            (session::run(read, source, &documents, &stop), db, log)
+            let read = read::Read { task: &self.task, limits: self.commit, kept: &kept, db: &db, log: &log };
+            (read::run(read, source, &documents, &stop), db, log)
         } else {
             // The pipes come first: the connector starts while we connect.
             let source = Source::prepare(&self, &documents, &maskers.errors)?;

@@ -10,13 +10,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
-use super::connector::Connector;
-use super::connector::container::{Mount, Run};
 use super::limits::Limits;
 use super::processes::MARK;
 use super::store::{Folder, trouble};
 use super::supervisor::Plan;
 use crate::failure::{Class, Failure};
+use crate::pod::connector::Connector;
+use crate::pod::connector::container::{Mount, Run};
 use crate::pod::status::{Exit, SIDECAR, SOURCE};
 
 /// A container that runs.

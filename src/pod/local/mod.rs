@@ -5,7 +5,6 @@
 //! any process sees the tasks of all, and cleans up after those that were killed. A task lives no longer than the process
 //! that launched it.
 
-pub mod connector;
 mod containers;
 mod election;
 mod limits;
@@ -31,7 +30,7 @@ use uuid::Uuid;
 use super::manifest::{Launch, Objects};
 use super::{Event, Guard, Launched, Leadership, Owned, Ownership, PodError, Pods, Update, attempt_of};
 use crate::failure::Failure;
-use connector::Runtime;
+use crate::pod::connector::Runtime;
 use record::Record;
 use store::{Folder, Store, private_file, trouble};
 pub use supervisor::supervise;

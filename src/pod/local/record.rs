@@ -13,9 +13,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
 
-use super::connector::Tool;
 use crate::failure::{Class, Failure};
 use crate::pod::Owned;
+use crate::pod::connector::Tool;
 use crate::pod::status::{Ended, Exit, Observation, Phase, SIDECAR, SOURCE};
 
 /// A task of this machine.

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::connector::Tool;
 use super::containers;
 use super::limits;
 use super::processes;
 use super::record::Record;
 use crate::failure::{Class, Failure};
+use crate::pod::connector::Tool;
 use crate::pod::{Owned, PodError};
 
 /// Where the tasks are. Clones mean the same place.

@@ -18,7 +18,6 @@ use rustix::process::{DumpableBehavior, Signal};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::connector::{self, Found, Runtime, Wanted};
 use super::containers::{self, Container};
 use super::limits;
 use super::processes;
@@ -28,6 +27,7 @@ use super::usage::Usage;
 use super::watch::Changes;
 use crate::contract::READY_FILE;
 use crate::failure::Failure;
+use crate::pod::connector::{self, Found, Runtime, Wanted};
 use crate::pod::status::{SIDECAR, SOURCE};
 
 /// What the supervisor is told beside the record.

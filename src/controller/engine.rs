@@ -1,0 +1,44 @@
+//! Where the tasks of this process run, and where their results are kept, as the settings say.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::config::{Engine, Settings};
+use crate::db::local_server::{DATABASE, Embedded, PORT, USER};
+use crate::failure::Failure;
+use crate::pod::Pods;
+use crate::pod::kubernetes::Cluster;
+use crate::pod::local::Machine;
+use crate::secret::Secret;
+
+/// The schema of the embedded database, for results as for rows.
+const SCHEMA: &str = "syncctl";
+
+/// Connects to the cluster, or makes this machine ready.
+pub fn open(settings: &Settings) -> Result<Arc<dyn Pods>, Failure> {
+    Ok(match &settings.engine {
+        Engine::Kubernetes(client) => Arc::new(Cluster::connect(client)?),
+        Engine::Local(local) => Arc::new(Machine::open(local.clone())?),
+    })
+}
+
+/// Has the embedded database run, where it is the one to use, as long as what is returned is held.
+pub fn database(mut settings: Settings) -> Result<(Settings, Option<Embedded>), Failure> {
+    let Some(home) = &settings.embedded else { return Ok((settings, None)) };
+    let database = Embedded::start(home, &|| false)?;
+    settings.database_url = Secret::from(database.url());
+    settings.pod.sidecar_database_url = settings.database_url.clone();
+    let warehouse = json!({
+        "destinationType": "postgres",
+        "host": database.socket_folder(),
+        "port": PORT,
+        "database": DATABASE,
+        "username": USER,
+        "password": "",
+        "defaultSchema": SCHEMA,
+        "sslMode": "disable",
+    });
+    settings.warehouse = Some(warehouse.to_string());
+    Ok((settings, Some(database)))
+}

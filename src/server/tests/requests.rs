@@ -1,0 +1,144 @@
+//! What is fine.
+
+use serde_json::json;
+
+use super::support::{World, post, small};
+use crate::server::wire::Limits;
+
+#[test]
+fn a_request_arrives_as_it_was_meant() {
+    let world = World::new(small());
+    let reply = world.ask(
+        "POST /echo/a%2Fb?x=1%262&y=%C3%A4+b&x= HTTP/1.1\r\nHost: x\r\nauthorization: bearer good\r\n\
+         Content-Type: application/json\r\nX-Other: no\r\nConnection: keep-alive, upgrade\r\nUpgrade: h2c\r\n\
+         Content-Length: 3\r\n\r\nabc",
+    );
+    assert_eq!(reply.status, 200);
+    assert_eq!(
+        reply.json(),
+        json!({
+            "method": "POST",
+            "path": "/echo/a%2Fb",
+            "segments": ["echo", "a/b"],
+            "query": [["x", "1&2"], ["y", "ä b"], ["x", ""]],
+            "headers": [["content-type", "application/json"]],
+            "length": 3,
+            "sum": 294,
+        })
+    );
+    assert_eq!(reply.rest, b"");
+    let records = world.service.records.lock().expect("no panic").clone();
+    assert_eq!(records, [(Some("POST".to_owned()), Some("/echo/a%2Fb".to_owned()), 200)]);
+}
+
+#[test]
+fn a_body_of_any_size_up_to_the_limit_arrives_whole() {
+    let world = World::new(small());
+    for length in [0, 1, 1023, 1024, 1025, 65_535, 65_536, 65_537, 200_000, 1 << 20] {
+        let body = vec![b'a'; length];
+        let sum = json!(length * usize::from(b'a'));
+        let sized = [post("/echo", &format!("Content-Length: {length}\r\n")).into_bytes(), body.clone()].concat();
+        let reply = world.ask(sized);
+        assert_eq!((reply.json()["length"].clone(), reply.json()["sum"].clone()), (json!(length), sum.clone()));
+        let mut chunked = post("/echo", "Transfer-Encoding: chunked\r\n").into_bytes();
+        for chunk in body.chunks(10_000) {
+            chunked.extend_from_slice(format!("{:x};ext=1\r\n", chunk.len()).as_bytes());
+            chunked.extend_from_slice(chunk);
+            chunked.extend_from_slice(b"\r\n");
+        }
+        chunked.extend_from_slice(b"0\r\nTrailer: x\r\n\r\n");
+        let reply = world.ask(chunked);
+        assert_eq!((reply.json()["length"].clone(), reply.json()["sum"].clone()), (json!(length), sum));
+    }
+}
+
+#[test]
+fn a_request_may_come_byte_by_byte() {
+    let world = World::new(small());
+    let mut client = world.connect();
+    for byte in [post("/echo", "Transfer-Encoding: chunked\r\n").as_bytes(), b"2\r\nab\r\n0\r\n\r\n"].concat() {
+        client.send([byte]);
+    }
+    assert_eq!(client.reply().json()["sum"], json!(195));
+}
+
+#[test]
+fn a_client_that_waits_is_told_to_go_on() {
+    let world = World::new(small());
+    let mut client = world.connect();
+    client.send(post("/echo", "Expect: 100-continue\r\nContent-Length: 2\r\n"));
+    client.expect(b"HTTP/1.1 100 Continue\r\n\r\n");
+    client.send("ab");
+    assert_eq!(client.reply().json()["length"], json!(2));
+}
+
+#[test]
+fn a_client_that_waits_and_is_refused_is_not_told_to_go_on() {
+    let world = World::new(small());
+    let reply = world
+        .ask("POST /echo HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer bad\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
+    reply.refuses(401, "a wrong token");
+}
+
+#[test]
+fn an_old_client_is_answered_and_its_connection_ends() {
+    let world = World::new(small());
+    let reply = world.ask("GET /echo HTTP/1.0\r\nAuthorization: Bearer good\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!((reply.status, reply.json()["path"].clone()), (200, json!("/echo")));
+    assert_eq!(world.ask("GET /health HTTP/1.0\r\n\r\n").status, 200);
+}
+
+#[test]
+fn head_is_get_without_the_body() {
+    let world = World::new(small());
+    let body = world.get("/health").body;
+    let reply = world.ask("HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!((reply.status, reply.body), (200, vec![]));
+    assert_eq!(reply.headers["content-length"], body.len().to_string());
+    let reply = world.ask("HEAD /echo HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!((reply.status, reply.body), (401, vec![]), "a refusal has no body either");
+    let methods: Vec<_> = world.service.records.lock().expect("no panic").iter().map(|each| each.0.clone()).collect();
+    assert_eq!(methods, ["GET", "HEAD", "HEAD"].map(|method| Some(method.to_owned())));
+}
+
+#[test]
+fn answers_of_all_kinds_pass() {
+    let world = World::new(small());
+    let large = world.get("/large");
+    assert_eq!((large.status, large.body.len(), large.rest.len()), (200, 300_000, 0));
+    let header = world.get("/header");
+    assert_eq!((header.status, header.headers["x-fine"].as_str()), (202, "1"));
+    assert!(!header.headers.contains_key("x-injected") && !header.headers.contains_key("x-broken"), "{header:?}");
+    let empty = world.get("/empty");
+    assert_eq!((empty.status, empty.body.len()), (204, 0));
+}
+
+#[test]
+fn an_answer_that_is_too_large_is_an_error() {
+    let world = World::new(Limits { response_bytes: 299_999, ..small() });
+    world.get("/large").refuses(500, "too large");
+    world.is_well();
+}
+
+#[test]
+fn a_panic_is_an_error_of_one_request() {
+    let world = World::new(small());
+    for _ in 0..10 {
+        world.get("/panic").refuses(500, "a handler");
+        world.get("/panic-in-admit").refuses(500, "the judge");
+    }
+    world.is_well();
+}
+
+#[test]
+fn hundreds_of_requests_a_second_are_no_effort() {
+    let world = World::new(Limits::default());
+    let started = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..100).for_each(|_| assert_eq!(world.get("/echo").status, 200)));
+        }
+    });
+    let took = started.elapsed();
+    assert!(took.as_secs_f64() < 4.0, "800 requests took {took:?}");
+}
