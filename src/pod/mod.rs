@@ -6,6 +6,7 @@
 //! second.
 
 pub mod connector;
+mod image_errors;
 pub mod kubernetes;
 pub mod local;
 pub mod manifest;

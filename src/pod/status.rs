@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 use serde::Deserialize;
 
+use super::image_errors::is_image_missing;
 use crate::contract::LEAVES_VERDICT;
 use crate::failure::{Class, Failure};
 
@@ -82,30 +83,6 @@ struct LastWords {
     class: String,
     error: String,
 }
-
-/// What registries say of an image that is not there or not for us. In lower case.
-const NOT_THERE: [&str; 7] = [
-    "manifest unknown",
-    "not found",
-    "unauthorized",
-    "authorization failed",
-    "pull access denied",
-    "repository does not exist",
-    "denied",
-];
-
-/// What looks like the above and is not: the registry's trouble, not the image's. A bare number would match digests.
-const MAY_PASS: [&str; 9] = [
-    "429 too many",
-    "status code 429",
-    "toomanyrequests",
-    "timeout",
-    "deadline exceeded",
-    "no such host",
-    "pull qps exceeded",
-    "connection refused",
-    "service unavailable",
-];
 
 /// What is wrong with the image itself when a container cannot be made of it. In lower case.
 const CANNOT_START: [&str; 4] = ["no such file", "executable file not found", "permission denied", "exec format error"];
@@ -241,10 +218,9 @@ fn container_trouble(container: &ContainerStatus) -> Option<Phase> {
     let said = if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") };
     let lower = message.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    let image_is_missing = says(&NOT_THERE) && !says(&MAY_PASS);
     let (class, permanent) = match reason {
         "InvalidImageName" | "ErrImageNeverPull" => (Class::ImageNotFound, true),
-        "ErrImagePull" | "ImagePullBackOff" if image_is_missing => (Class::ImageNotFound, true),
+        "ErrImagePull" | "ImagePullBackOff" if is_image_missing(&message) => (Class::ImageNotFound, true),
         "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" | "ImageInspectError" => (Class::ImagePull, false),
         // A key or a Secret is not there; a node that has not heard of the Secret yet will.
         "CreateContainerConfigError" => (Class::StartError, !lower.contains("failed to sync")),

@@ -12,6 +12,7 @@ use super::child::{self, Done, End, Surroundings};
 use super::python::cancelled;
 use super::{Connector, Found, Wanted};
 use crate::failure::{Class, Failure};
+use crate::pod::image_errors::is_image_missing;
 use crate::pod::manifest::{CREATOR_LABEL, OWNER};
 use crate::task::Image;
 
@@ -239,35 +240,11 @@ impl<'a> Pull<'a> {
     }
 }
 
-/// Words of a registry that is reached and does not give the image.
-const NOT_THERE: [&str; 7] = [
-    "manifest unknown",
-    "not found",
-    "name unknown",
-    "denied",
-    "unauthorized",
-    "does not exist",
-    "authentication required",
-];
-/// Words of a transport that does not get through, some of which hold words of the others.
-const NO_WAY: [&str; 9] = [
-    "no such host",
-    "connection refused",
-    "timeout",
-    "deadline exceeded",
-    "network is unreachable",
-    "server misbehaving",
-    "connection reset",
-    "x509:",
-    "toomanyrequests",
-];
-
 fn why_not_pulled(kind: Kind, image: &str, lines: &[String]) -> Failure {
     let name = kind.name();
-    let said = |words: &[&str]| lines.iter().any(|line| words.iter().any(|word| line.contains(word)));
     let last =
         lines.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty()).unwrap_or("it does not say why");
-    if !said(&NO_WAY) && said(&NOT_THERE) {
+    if is_image_missing(&lines.join("\n")) {
         return Failure::new(Class::ImageNotFound, format!("{name} has no image {image}, and its registry gives none"))
             .with_hint("check the name and the version, and log in if the registry asks for it");
     }
