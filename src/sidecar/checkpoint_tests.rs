@@ -51,7 +51,7 @@ impl Sink for Notes {
         Ok(())
     }
 
-    fn cut(&mut self, stream: StreamIndex) -> Result<bool, SinkError> {
+    fn finish_early(&mut self, stream: StreamIndex) -> Result<bool, SinkError> {
         self.note("cut", stream);
         match self.streams[stream].name.name.as_str() {
             "bad" => Err(SinkError { text: "no such right".to_owned(), transient: false }),

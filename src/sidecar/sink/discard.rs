@@ -1,6 +1,6 @@
 //! The `discard` destination: counts rows and drops them.
 //!
-//! For benchmarks of sources and for dry runs. Rows are not even parsed, and each commit is durable.
+//! For benchmarks of sources and for dry runs. Rows are not parsed, and each commit is durable.
 
 use serde_json::Value;
 
@@ -9,30 +9,29 @@ use crate::airbyte::message::Record;
 use crate::failure::Failure;
 use crate::task::Task;
 
-/// There is nothing to configure.
+/// The configuration, which has no fields.
 #[derive(Debug)]
-struct Nowhere;
+struct Settings;
 
-/// Takes any configuration.
-#[expect(clippy::unnecessary_wraps, reason = "every destination is read by such a function")]
+/// Accepts any configuration.
+#[expect(clippy::unnecessary_wraps, reason = "all destinations have a parser of this type")]
 pub(super) fn parse(_config: &Value) -> Result<Box<dyn Connect>, Failure> {
-    Ok(Box::new(Nowhere))
+    Ok(Box::new(Settings))
 }
 
-impl Connect for Nowhere {
+impl Connect for Settings {
     fn connect(&self, _task: &Task) -> Result<Box<dyn Sink>, SinkError> {
         Ok(Box::new(DiscardSink::default()))
     }
 }
 
-/// Drops rows.
 #[derive(Debug, Default)]
 struct DiscardSink {
-    streams: Vec<Counted>,
+    streams: Vec<StreamTotals>,
 }
 
 #[derive(Debug)]
-struct Counted {
+struct StreamTotals {
     stream: String,
     rows: u64,
     bytes: u64,
@@ -40,14 +39,14 @@ struct Counted {
 
 impl Sink for DiscardSink {
     fn open(&mut self, stream: StreamSpec) -> Result<StreamIndex, SinkError> {
-        self.streams.push(Counted { stream: stream.name.key(), rows: 0, bytes: 0 });
+        self.streams.push(StreamTotals { stream: stream.name.key(), rows: 0, bytes: 0 });
         Ok(self.streams.len() - 1)
     }
 
     fn write(&mut self, stream: StreamIndex, record: &Record<'_>) -> Result<(), SinkError> {
-        if let Some(counted) = self.streams.get_mut(stream) {
-            counted.rows += 1;
-            counted.bytes += record.data.len() as u64;
+        if let Some(totals) = self.streams.get_mut(stream) {
+            totals.rows += 1;
+            totals.bytes += record.data.len() as u64;
         }
         Ok(())
     }
@@ -57,13 +56,13 @@ impl Sink for DiscardSink {
     }
 
     fn finish(&mut self, stream: StreamIndex) -> Result<(), SinkError> {
-        if let Some(Counted { stream, rows, bytes }) = self.streams.get(stream) {
+        if let Some(StreamTotals { stream, rows, bytes }) = self.streams.get(stream) {
             tracing::info!(%stream, rows, bytes, "discarded");
         }
         Ok(())
     }
 
-    fn cut(&mut self, stream: StreamIndex) -> Result<bool, SinkError> {
+    fn finish_early(&mut self, stream: StreamIndex) -> Result<bool, SinkError> {
         self.finish(stream).map(|()| true)
     }
 

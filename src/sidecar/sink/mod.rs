@@ -1,12 +1,11 @@
-//! Where rows go: one trait, a file per destination.
+//! Destinations of rows: one trait, one module per destination.
 //!
-//! A sink knows streams, rows and checkpoints; it knows nothing of states, statuses or the connector. Adding a
-//! destination is one file here and one line in [`KNOWN`].
+//! A sink handles streams, rows and commits; it does not know states, statuses or the connector. To add a destination,
+//! write its module and list it in [`DESTINATIONS`].
 
 mod backoff;
 mod bulker;
 mod discard;
-mod fields;
 mod postgres;
 
 use std::fmt::Debug;
@@ -17,150 +16,173 @@ use crate::airbyte::message::{Record, StreamName};
 use crate::failure::{Class, Failure};
 use crate::task::Task;
 
-/// The values of `destinationType`, each with what reads the rest of its configuration.
-const KNOWN: &[(&str, Parse)] =
+/// Values of `destinationType`, each with the parser of the other fields.
+const DESTINATIONS: &[(&str, ParseConfig)] =
     &[("postgres", postgres::parse), ("bulker", bulker::parse), ("discard", discard::parse)];
 
-/// Reads a `destinationConfig` without connecting. Errors name the field, never its value.
-type Parse = fn(&Value) -> Result<Box<dyn Connect>, Failure>;
+/// Validates a `destinationConfig` without connecting. Errors name the field, never its value.
+type ParseConfig = fn(&Value) -> Result<Box<dyn Connect>, Failure>;
 
-/// A destination whose configuration is known to be complete.
+/// The validated configuration of a destination.
 trait Connect: Debug {
     /// Connects, for one task.
     fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError>;
 }
 
-/// A destination of any type. Nothing was connected to so far.
+/// A validated `destinationConfig` of any type.
 #[derive(Debug)]
 pub struct Destination(Box<dyn Connect>);
 
 impl Destination {
-    /// Reads the `destinationConfig` of a read. Does not connect.
+    /// Validates a `destinationConfig` without connecting.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
         let invalid = |why: &str| {
-            let known: Vec<&str> = KNOWN.iter().map(|(kind, _)| *kind).collect();
-            let text = format!("destinationConfig.destinationType: {why}: known types are {}", known.join(", "));
-            Failure::new(Class::InvalidInput, text)
+            let known: Vec<&str> = DESTINATIONS.iter().map(|(kind, _)| *kind).collect();
+            invalid_field("destinationType", &format!("{why}: known types are {}", known.join(", ")))
         };
         let kind = match config.get("destinationType") {
             Some(Value::String(kind)) => kind,
             None | Some(Value::Null) => return Err(invalid("is required")),
             Some(_) => return Err(invalid("expected a string")),
         };
-        match KNOWN.iter().find(|(known, _)| known == kind) {
+        match DESTINATIONS.iter().find(|(known, _)| known == kind) {
             Some((_, parse)) => parse(config).map(Self),
             None => Err(invalid(&format!("unknown type {kind:?}"))),
         }
     }
 
-    /// Connects. Never on a thread of a tokio runtime, nor may the sink be dropped on one.
+    /// Connects. Must not run on a thread of a tokio runtime, and the sink must not be dropped on one.
     pub fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError> {
         self.0.connect(task)
     }
 }
 
-/// What a sink needs to know of one stream. Built from the configured catalog and the options of the read.
+/// A string field of a `destinationConfig`; an empty string counts as absent.
+fn optional_text(config: &Value, field: &str) -> Result<Option<String>, Failure> {
+    match config.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+        Some(_) => Err(invalid_field(field, "expected a string")),
+    }
+}
+
+/// A required string field of a `destinationConfig`.
+fn required_text(config: &Value, field: &str) -> Result<String, Failure> {
+    optional_text(config, field)?.ok_or_else(|| invalid_field(field, "is required"))
+}
+
+/// The failure for a field of a `destinationConfig`.
+fn invalid_field(field: &str, why: &str) -> Failure {
+    Failure::new(Class::InvalidInput, format!("destinationConfig.{field}: {why}"))
+}
+
+/// One stream as a sink sees it: the configured catalog combined with the options of the read.
 #[derive(Debug, Clone)]
 pub struct StreamSpec {
-    /// The stream's identity, for messages.
+    /// Identifies the stream in messages.
     pub name: StreamName,
-    /// Destination schema; `None` is the destination's default.
+    /// Destination schema; `None` selects the destination's default.
     pub schema: Option<String>,
-    /// Table name before the destination's own cleaning of names.
+    /// Table name, before the destination replaces characters that it does not allow.
     pub table: String,
     /// JSON Schema of a row.
     pub json_schema: serde_json::Value,
-    /// How rows meet those that are there.
+    /// How rows are combined with existing ones.
     pub mode: WriteMode,
-    /// Paths of the key's parts; empty when there is none.
+    /// Paths of the primary key's fields; empty without a key.
     pub primary_key: Vec<Vec<String>>,
-    /// Path of the cursor: of two rows with one key the one with the higher cursor wins, whichever came first.
+    /// Path of the cursor. Of two rows with the same key the one with the higher cursor wins, in whatever order they come.
     pub cursor: Vec<String>,
-    /// Which rows of the table this read makes obsolete.
+    /// Which existing rows this read makes obsolete.
     pub generation: Generation,
-    /// Lower-case names.
+    /// Convert names to lower case.
     pub to_same_case: bool,
     /// Add a column `_jitsu_timestamp`.
     pub add_meta: bool,
 }
 
-/// Airbyte's generations: rows carry the number of the refresh that brought them, and a refresh that is complete may
-/// make those of earlier ones obsolete.
+/// Airbyte's generations: each row carries the number of the refresh that brought it, and a complete refresh may make
+/// rows of earlier generations obsolete.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Generation {
-    /// What the rows carry; 0: nothing.
+    /// The generation of the new rows; 0: none.
     pub id: i64,
-    /// Rows of generations below it go, but only when the stream is finished. 0: none go.
+    /// Rows of lower generations are deleted once the stream is finished. 0: none are.
     pub minimum: i64,
-    /// A state after a part of the rows is of use to the next run: a stream that is always read as a whole has none.
+    /// A later run can resume from a state in the middle of the stream: false for streams that are always read whole.
     pub resumable: bool,
-    /// The source goes on after such a state: what an earlier run brought of this generation counts.
+    /// The source resumes from such a state: rows of this generation from earlier runs count.
     pub resumes: bool,
 }
 
-/// How rows meet those that are there.
+/// How rows are combined with existing ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteMode {
-    /// The rows of this run take the place of all others when the stream is finished.
+    /// The rows of this run replace all others when the stream is finished.
     Replace,
     /// Rows are added.
     Append,
-    /// Rows are merged by primary key; the last of a key wins.
+    /// Rows are merged by primary key; of equal keys the last row wins.
     Merge,
 }
 
-/// What a commit achieved.
+/// The effect of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Committed {
-    /// The rows so far are in the table, or kept for it by the destination: the state after them may be stored.
+    /// The rows so far are in the table, or the destination retains them for it: the state after them may be stored.
     Durable,
-    /// They will be when the stream is finished: the state has to wait until then.
+    /// The rows become durable when the stream is finished: the state must wait until then.
     Deferred,
 }
 
-/// Why rows did not get in.
-#[derive(Debug, thiserror::Error)]
+/// Why a destination did not accept rows.
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{text}")]
 pub struct SinkError {
-    /// One sentence that names the destination, never its credentials.
+    /// Names the destination, never its credentials.
     pub text: String,
-    /// Whether the same rows may get in at a later try (a lost connection), or never will.
+    /// A retry may succeed, as after a lost connection.
     pub transient: bool,
 }
 
-/// Names one open stream within a sink.
+impl SinkError {
+    /// An error that a retry cannot fix.
+    fn permanent(text: impl Into<String>) -> Self {
+        Self { text: text.into(), transient: false }
+    }
+}
+
+/// Identifies an open stream within a sink.
 pub type StreamIndex = usize;
 
-/// A destination for rows. Used from one thread. Dropping a sink without [`finish`](Sink::finish) leaves the tables as
-/// the last commit left them and removes what was staged; what a commit called [`Durable`](Committed::Durable) stays.
+/// A destination for rows, used from one thread. Dropping a sink without [`finish`](Sink::finish) leaves the tables as
+/// of the last commit and removes staged rows, except those that a commit reported as [`Durable`](Committed::Durable).
 pub trait Sink: Send {
-    /// Makes ready for a stream, in the catalog's order, so that names which collide are told apart the same way in each
-    /// run; index `i` is the `i`-th call's. Creates or widens tables no later than the first commit.
+    /// Registers a stream; the `i`-th call returns `i`. Called in the catalog's order, so that each run resolves name
+    /// collisions in the same way. Creates or widens tables no later than the first commit.
     fn open(&mut self, stream: StreamSpec) -> Result<StreamIndex, SinkError>;
 
-    /// Takes one row. May buffer; blocks while the destination is slow.
+    /// Takes one row. May buffer it; blocks while the destination is slow.
     fn write(&mut self, stream: StreamIndex, record: &Record<'_>) -> Result<(), SinkError>;
 
     /// Makes the stream's rows so far durable.
     fn commit(&mut self, stream: StreamIndex) -> Result<Committed, SinkError>;
 
-    /// The source says that the stream is complete: commits, and replaces the table in [`WriteMode::Replace`], or the
-    /// generations that are obsolete now.
-    /// A full refresh with zero rows empties the table.
+    /// Ends a stream that the source has completed: commits, then replaces the table ([`WriteMode::Replace`]) or deletes
+    /// the generations that are now obsolete. A full refresh without rows empties the table.
     fn finish(&mut self, stream: StreamIndex) -> Result<(), SinkError>;
 
-    /// The stream ends here although the source has more of it: commits for the last time, and replaces nothing. Rows that
-    /// were to take the place of others get in where the table has none. Says whether the rows are in the table; if not,
-    /// they are dropped.
-    fn cut(&mut self, stream: StreamIndex) -> Result<bool, SinkError>;
+    /// Ends a stream before the source has completed it: commits, and replaces nothing. Rows that would replace others
+    /// are written only if the table has none. Returns whether the rows are in the table; if not, they are dropped.
+    fn finish_early(&mut self, stream: StreamIndex) -> Result<bool, SinkError>;
 
-    /// Gives up the rows since the last commit and removes what was staged.
+    /// Discards the rows since the last commit and removes staged rows.
     fn abort(&mut self, stream: StreamIndex);
 
-    /// Called several times a second, whether rows come or not, for what time asks for.
-    fn tend(&mut self) {}
+    /// Does work that depends on time. Called several times a second, whether or not rows arrive.
+    fn tick(&mut self) {}
 
-    /// What the user should know although nothing failed, each told once.
+    /// Returns the warnings for the user since the last call.
     fn warnings(&mut self) -> Vec<String> {
         Vec::new()
     }
@@ -172,7 +194,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn an_unknown_destination_lists_the_known_ones() {
+    fn unknown_destination_type_lists_the_known_ones() {
         for config in [json!({}), json!(null), json!({"destinationType": "bigquery"}), json!({"destinationType": 1})] {
             let failure = Destination::parse(&config).expect_err("no such destination");
             assert!(failure.text.starts_with("destinationConfig.destinationType: "), "{failure}");

@@ -64,7 +64,7 @@ impl Streams {
             return false;
         }
         let Some(index) = stream.open.filter(|_| stream.events > 0) else { return false };
-        match self.sink.cut(index) {
+        match self.sink.finish_early(index) {
             Ok(true) => self.all[at].committed = self.all[at].events,
             Ok(false) => return false,
             Err(error) => {

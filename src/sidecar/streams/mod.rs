@@ -141,7 +141,7 @@ impl Streams {
 
     /// Lets the destination look after what is open.
     pub fn tend(&mut self) {
-        self.sink.tend();
+        self.sink.tick();
     }
 
     /// The per-stream map.

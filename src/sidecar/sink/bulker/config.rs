@@ -6,7 +6,7 @@ use url::{Host, Url};
 
 use crate::failure::Failure;
 use crate::secret::Secret;
-use crate::sidecar::sink::fields::{invalid, required, text};
+use crate::sidecar::sink::{invalid_field, optional_text, required_text};
 
 /// A Bulker instance, ready to be connected to.
 #[derive(Debug, Clone)]
@@ -44,15 +44,15 @@ impl std::fmt::Display for Place {
 impl Settings {
     /// Reads the configuration. Errors name the field, never its value.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
-        let place = place(&required(config, "url")?).map_err(|why| invalid("url", why))?;
-        let token = required(config, "authToken")?;
+        let place = place(&required_text(config, "url")?).map_err(|why| invalid_field("url", why))?;
+        let token = required_text(config, "authToken")?;
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(invalid(
+            return Err(invalid_field(
                 "authToken",
                 "holds a character that cannot be in a header: expected ASCII without blanks",
             ));
         }
-        let destination_id = text(config, "destinationId")?;
+        let destination_id = optional_text(config, "destinationId")?;
         Ok(Self { place, token: Secret::from(token), destination_id })
     }
 

@@ -111,7 +111,7 @@ impl BulkerSink {
     /// Makes ready, without a connection.
     fn new(settings: &Settings, sync_id: &str, task_id: &str, limits: Limits) -> Result<Self, SinkError> {
         let tls = settings.place.secure.then(wire::tls).transpose();
-        let tls = tls.map_err(|error| SinkError { text: format!("preparing TLS: {error}"), transient: false })?;
+        let tls = tls.map_err(|error| SinkError::permanent(format!("preparing TLS: {error}")))?;
         let destination_id = settings.destination_id.clone().unwrap_or_else(|| sync_id.to_owned());
         Ok(Self {
             server: Server { place: settings.place.clone(), destination_id, tls, limits, kept: 0, given_up: false },
@@ -172,7 +172,7 @@ impl BulkerSink {
         act: impl FnOnce(&mut Stream, &mut Server) -> Result<T, SinkError>,
     ) -> Result<T, SinkError> {
         let Some(stream) = self.streams.get_mut(index) else {
-            return Err(SinkError { text: format!("stream {index} was never opened"), transient: false });
+            return Err(SinkError::permanent(format!("stream {index} was never opened")));
         };
         let was_cut = stream.was_cut();
         let done = act(stream, &mut self.server);
@@ -259,7 +259,7 @@ impl Sink for BulkerSink {
         Ok(())
     }
 
-    fn cut(&mut self, index: StreamIndex) -> Result<bool, SinkError> {
+    fn finish_early(&mut self, index: StreamIndex) -> Result<bool, SinkError> {
         self.with(index, Stream::cut)
     }
 
@@ -269,7 +269,7 @@ impl Sink for BulkerSink {
         }
     }
 
-    fn tend(&mut self) {
+    fn tick(&mut self) {
         for index in 0..self.streams.len() {
             // An error is told when the stream is used next.
             let _ = self.with(index, Stream::tend);

@@ -175,7 +175,7 @@ impl Stream {
 
     /// From now on the stream only repeats why it failed.
     fn fail<T>(&mut self, server: &mut Server, error: SinkError) -> Result<T, SinkError> {
-        let copy = SinkError { text: error.text.clone(), transient: error.transient };
+        let copy = error.clone();
         if let State::Active(request) = std::mem::replace(&mut self.state, State::Failed(copy)) {
             request.abort(server);
         }
@@ -185,8 +185,8 @@ impl Stream {
     fn check(&self) -> Result<(), SinkError> {
         match &self.state {
             State::Idle | State::Active(_) => Ok(()),
-            State::Failed(error) => Err(SinkError { text: error.text.clone(), transient: error.transient }),
-            State::Over => Err(SinkError { text: format!("stream {:?} is over", self.name.key()), transient: false }),
+            State::Failed(error) => Err(error.clone()),
+            State::Over => Err(SinkError::permanent(format!("stream {:?} is over", self.name.key()))),
         }
     }
 
@@ -208,6 +208,6 @@ impl Stream {
                 format!("{subject}: a row of {bytes} bytes is too long: Bulker takes less than {LONGEST_LINE} bytes")
             }
         };
-        SinkError { text, transient: false }
+        SinkError::permanent(text)
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::db::{Certificates, SslMode, Target};
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
-use crate::sidecar::sink::fields::{invalid, required, text};
+use crate::sidecar::sink::{invalid_field, optional_text, required_text};
 
 /// The port of a configuration that names none.
 const PORT: u16 = 5432;
@@ -37,26 +37,29 @@ impl Settings {
     /// Reads the configuration. Errors name the field, never its value.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
         let parameters = parameters(config)?;
-        let ssl = text(config, "sslMode")?;
+        let ssl = optional_text(config, "sslMode")?;
         let ssl = ssl.as_deref().map_or(Ok(SslMode::Prefer), SslMode::parse);
         let certificates = Certificates {
-            server_ca: text(config, "sslServerCA")?,
-            client_cert: text(config, "sslClientCert")?,
-            client_key: text(config, "sslClientKey")?,
+            server_ca: optional_text(config, "sslServerCA")?,
+            client_cert: optional_text(config, "sslClientCert")?,
+            client_key: optional_text(config, "sslClientKey")?,
         };
         let target = Target::from_parts(
-            &required(config, "host")?,
+            &required_text(config, "host")?,
             port(config)?,
-            &required(config, "database")?,
-            &required(config, "username")?,
-            &Secret::from(text(config, "password")?.unwrap_or_default()),
-            ssl.map_err(|why| invalid("sslMode", &why))?,
+            &required_text(config, "database")?,
+            &required_text(config, "username")?,
+            &Secret::from(optional_text(config, "password")?.unwrap_or_default()),
+            ssl.map_err(|why| invalid_field("sslMode", &why))?,
             certificates,
             &parameters,
         )
         .map_err(|error| Failure::new(Class::InvalidInput, format!("destinationConfig: {error}")))?;
         let target = SETTINGS.iter().fold(target, |target, (name, value)| target.with_default(name, value));
-        Ok(Self { target, default_schema: text(config, "defaultSchema")?.unwrap_or_else(|| SCHEMA.to_owned()) })
+        Ok(Self {
+            target,
+            default_schema: optional_text(config, "defaultSchema")?.unwrap_or_else(|| SCHEMA.to_owned()),
+        })
     }
 }
 
@@ -67,19 +70,19 @@ fn port(config: &Value) -> Result<u16, Failure> {
         Some(Value::String(number)) => number.trim().parse().ok(),
         Some(_) => None,
     };
-    number.filter(|port| *port > 0).ok_or_else(|| invalid("port", "expected a number from 1 to 65535"))
+    number.filter(|port| *port > 0).ok_or_else(|| invalid_field("port", "expected a number from 1 to 65535"))
 }
 
 fn parameters(config: &Value) -> Result<Vec<(String, String)>, Failure> {
     let fields = match config.get("parameters") {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Object(fields)) => fields,
-        Some(_) => return Err(invalid("parameters", "expected an object")),
+        Some(_) => return Err(invalid_field("parameters", "expected an object")),
     };
     let parameter = |(name, value): (&String, &Value)| match value {
         Value::String(value) => Ok((name.clone(), value.clone())),
         Value::Number(_) | Value::Bool(_) => Ok((name.clone(), value.to_string())),
-        _ => Err(invalid(&format!("parameters.{name}"), "expected a string, a number or a boolean")),
+        _ => Err(invalid_field(&format!("parameters.{name}"), "expected a string, a number or a boolean")),
     };
     fields.iter().filter(|(_, value)| !value.is_null()).map(parameter).collect()
 }

@@ -66,5 +66,5 @@ impl Drop for Courier {
 
 /// The thread is gone: it panicked.
 pub fn died() -> SinkError {
-    SinkError { text: "the thread that loads rows ended unexpectedly".to_owned(), transient: false }
+    SinkError::permanent("the thread that loads rows ended unexpectedly")
 }

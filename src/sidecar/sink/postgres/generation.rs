@@ -96,7 +96,7 @@ impl Collection {
                 "{subject}: its comment no longer tells which of its rows count: \
                  drop it, and read the stream from scratch (without its state)"
             );
-            return Err(SinkError { text, transient: false });
+            return Err(SinkError::permanent(text));
         };
         if let Some(run) = self.run.filter(|run| *run != own_run) {
             end_sessions(session, run);
@@ -194,7 +194,7 @@ pub fn check_column(layout: &Layout, target: &Table, generation: i64) -> Result<
         "{}: column {GENERATION:?} is {kind} and cannot hold generation {generation}: rename it",
         target.subject()
     );
-    Err(SinkError { text, transient: false })
+    Err(SinkError::permanent(text))
 }
 
 /// Ends what is left of a run: its server processes may be at work still for a moment, or, where its machine is gone,

@@ -281,5 +281,5 @@ fn lost() -> Trouble {
 }
 
 fn no_session() -> SinkError {
-    SinkError { text: "the stream's connection is missing".to_owned(), transient: false }
+    SinkError::permanent("the stream's connection is missing")
 }

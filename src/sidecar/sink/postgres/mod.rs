@@ -186,7 +186,7 @@ impl PostgresSink {
     fn stream(&mut self, index: StreamIndex) -> Result<(&mut Stream, &mut Shared), SinkError> {
         match self.streams.get_mut(index) {
             Some(stream) => Ok((stream, &mut self.shared)),
-            None => Err(SinkError { text: format!("stream {index} was never opened"), transient: false }),
+            None => Err(SinkError::permanent(format!("stream {index} was never opened"))),
         }
     }
 }
@@ -220,7 +220,7 @@ impl Sink for PostgresSink {
         stream.finish(shared)
     }
 
-    fn cut(&mut self, index: StreamIndex) -> Result<bool, SinkError> {
+    fn finish_early(&mut self, index: StreamIndex) -> Result<bool, SinkError> {
         let (stream, shared) = self.stream(index)?;
         stream.cut(shared)
     }

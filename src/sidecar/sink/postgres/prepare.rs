@@ -139,7 +139,7 @@ impl Preparation<'_> {
              and what was loaded before is to be deleted: read the stream from scratch (without its state)",
             self.subject()
         );
-        Err(SinkError { text, transient: false })
+        Err(SinkError::permanent(text))
     }
 
     fn mode(&self, layout: &Layout) -> WriteMode {

@@ -137,7 +137,7 @@ impl Stream {
     /// A failed stream is cleaned up at once, and from then on only repeats why it failed.
     fn settle<T>(&mut self, shared: &mut Shared, done: Result<T, SinkError>) -> Result<T, SinkError> {
         if let Err(error) = &done {
-            let copy = SinkError { text: error.text.clone(), transient: error.transient };
+            let copy = error.clone();
             if let State::Active(mut active) = std::mem::replace(&mut self.state, State::Failed(copy)) {
                 active.clean_up(shared);
             }
@@ -152,9 +152,9 @@ impl Stream {
         }
         match &mut self.state {
             State::Active(active) => Ok(active),
-            State::Failed(error) => Err(SinkError { text: error.text.clone(), transient: error.transient }),
+            State::Failed(error) => Err(error.clone()),
             State::Idle | State::Over => {
-                Err(SinkError { text: format!("stream {:?} is over", self.spec.name.key()), transient: false })
+                Err(SinkError::permanent(format!("stream {:?} is over", self.spec.name.key())))
             }
         }
     }
@@ -183,7 +183,7 @@ impl Stream {
                  which is part of its primary key"
             ),
         };
-        SinkError { text, transient: false }
+        SinkError::permanent(text)
     }
 }
 

@@ -116,10 +116,10 @@ fn a_request_is_ended_before_bulker_ends_it() {
     for stream in [one, two] {
         write(&mut sink, stream, &format!(r#"{{"id":1,"x":"{long}"}}"#)).expect("a row");
     }
-    sink.tend();
+    sink.tick();
     assert_eq!(sink.warnings(), [""; 0], "they are young");
     std::thread::sleep(limits.open);
-    sink.tend();
+    sink.tick();
     let warnings = sink.warnings();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(
@@ -152,14 +152,14 @@ fn a_request_that_waits_for_its_source_is_kept_alive_with_blanks() {
     let longest = format!(r#"{{"x":"{}"}}"#, "x".repeat((1 << 20) - 10));
     let streams =
         [WriteMode::Replace, WriteMode::Append, WriteMode::Append].map(|mode| open(&mut sink, spec("s", mode)));
-    sink.tend();
+    sink.tick();
     for (stream, row) in streams.into_iter().zip([&long, &long, &longest]) {
         write(&mut sink, stream, row).expect("a row");
     }
     write(&mut sink, streams[1], "{}").expect("a row");
     for _ in 0..3 {
         std::thread::sleep(limits.idle);
-        sink.tend();
+        sink.tick();
     }
     write(&mut sink, streams[0], "{}").expect("a row");
     for stream in streams {
@@ -284,7 +284,7 @@ fn a_stream_that_is_cut_off_ends_its_request_unless_that_would_replace_a_table()
         let mut sink = fake.sink(LIMITS);
         let stream = open(&mut sink, spec("s", mode));
         rows(&mut sink, stream, 1..=2);
-        assert_eq!(sink.cut(stream).expect("cut"), is_in, "{mode:?}");
+        assert_eq!(sink.finish_early(stream).expect("cut"), is_in, "{mode:?}");
         sink.abort(stream);
         drop(sink);
         // So few rows of a replacement have not even been sent.

@@ -439,7 +439,7 @@ fn a_generation_that_is_cut_off_leaves_the_old_one_and_can_be_gone_on_with() {
         let committed = if kept { Committed::Durable } else { Committed::Deferred };
         assert_eq!(sink.commit(index).expect("commit"), committed, "{label}");
         write(&mut sink, index, &[r#"{"id":2,"v":"b"}"#]);
-        assert!(!sink.cut(index).expect("cut"), "{label}");
+        assert!(!sink.finish_early(index).expect("cut"), "{label}");
         drop(sink);
         assert_eq!((world.rows(ALL), world.tables().len()), (OLD.map(str::to_owned).to_vec(), 1 + usize::from(kept)));
         if kept {
@@ -458,6 +458,6 @@ fn a_first_generation_that_is_cut_off_keeps_its_rows() {
     let mut sink = world.sink();
     let index = sink.open(incremental(WriteMode::Append, 2, 2, false)).expect("open");
     write(&mut sink, index, &[r#"{"id":1,"v":"a"}"#]);
-    assert!(sink.cut(index).expect("cut"));
+    assert!(sink.finish_early(index).expect("cut"));
     assert_eq!(world.rows(ALL), ["1|a"]);
 }

@@ -373,7 +373,7 @@ fn rows_that_are_only_added_or_merged_stay_when_their_stream_is_cut_off() {
         let mut sink = world.sink();
         let stream = sink.open(keyed("t", mode)).expect("open");
         write(&mut sink, stream, &[r#"{"id":1,"v":"a"}"#, r#"{"id":1,"v":"b"}"#]);
-        assert!(sink.cut(stream).expect("cut"), "{mode:?}");
+        assert!(sink.finish_early(stream).expect("cut"), "{mode:?}");
         sink.abort(stream);
         assert_eq!(world.rows("SELECT id, v FROM t ORDER BY id, v"), expected, "{mode:?}");
         assert_eq!((world.tables(), world.open_transactions()), (vec!["t".to_owned()], 0), "{mode:?}");
@@ -397,7 +397,7 @@ fn a_replacement_that_is_cut_off_fills_only_a_table_without_rows() {
         write(&mut sink, stream, &[r#"{"id":1,"v":"a"}"#, r#"{"id":2,"v":"c"}"#]);
         assert_eq!(sink.commit(stream).expect("commit"), Committed::Deferred, "{label}");
         write(&mut sink, stream, &[r#"{"id":1,"v":"b","more":true}"#]);
-        assert_eq!(sink.cut(stream).expect("cut"), is_in, "{label}");
+        assert_eq!(sink.finish_early(stream).expect("cut"), is_in, "{label}");
         sink.abort(stream);
         assert_eq!(world.rows("SELECT id, v FROM t ORDER BY id"), expected, "{label}");
         let more = world.columns("t").iter().any(|column| column.starts_with("more"));
@@ -415,7 +415,7 @@ fn a_row_that_comes_while_a_cut_off_replacement_looks_is_not_overlooked() {
     write(&mut sink, stream, &[r#"{"id":1,"v":"a"}"#]);
     let mut other = world.connect();
     other.batch_execute("BEGIN; INSERT INTO t VALUES (9, 'other')").expect("a row under way");
-    let cut = std::thread::spawn(move || sink.cut(stream).expect("cut"));
+    let cut = std::thread::spawn(move || sink.finish_early(stream).expect("cut"));
     while world.rows("SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 't'::regclass").is_empty() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
