@@ -133,7 +133,7 @@ fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
             "an unknown type",
             service.http.get("/spec?package=a/b&version=1&connectorType=x"),
             400,
-            vec!["connectorType is unknown: the known one is airbyte"],
+            vec!["connectorType is unknown: the only known type is airbyte"],
         ),
         (
             "read with half of it",
@@ -142,10 +142,10 @@ fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
             vec![
                 "package or version",
                 "taskId is missing",
-                "addMeta is neither true nor false",
+                "addMeta must be true or false",
                 "config in the body is not a JSON object",
-                "catalog is missing in the body",
-                "destinationConfig is missing in the body",
+                "catalog is missing from the body",
+                "destinationConfig is missing from the body",
             ],
         ),
         (
@@ -161,7 +161,7 @@ fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
         ("another method", service.http.get("/check"), 405, vec!["POST"]),
         ("no such task", service.http.get("/tasks/none"), 404, vec!["no such task"]),
         ("nothing to cancel", service.http.get("/cancel?package=a&syncId=b&taskId=c"), 404, vec!["no such task"]),
-        ("no sync", service.http.get("/tasks?limit=0"), 400, vec!["syncId is missing", "limit is not a whole number"]),
+        ("no sync", service.http.get("/tasks?limit=0"), 400, vec!["syncId is missing", "limit must be a whole number"]),
     ] {
         let text = answer.text();
         assert_eq!(answer.status, status, "{label}: {text}");

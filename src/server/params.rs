@@ -1,6 +1,6 @@
-//! What a caller sends, turned into a task and its documents. Everything that is missing or malformed is told at once.
+//! Parses the query and the body of a request into a task and its documents, and reports all problems together.
 //!
-//! No message quotes a value of a body: it holds secrets.
+//! No message quotes a value from a body: bodies hold credentials.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -25,36 +25,36 @@ use crate::secret::Secret;
 use crate::sidecar::sink::Destination;
 use crate::task::{self, CONNECTOR_TYPE_AIRBYTE, Image, ReadOptions, Task, TaskKind};
 
-/// The longest id or key: an index entry of Postgres ends at about 2,700 bytes, and ids of callers are UUIDs.
-const LONGEST_ID: usize = 512;
-/// The longest `startedBy`: it travels in an annotation, and all of a Pod's annotations together end at 256 KiB.
-const LONGEST_STARTED_BY: usize = 16 * 1024;
-/// The longest `functionsEnv`: Linux ends one environment variable at 128 KiB.
-const LONGEST_FUNCTIONS_ENV: usize = 120 * 1024;
-/// The longest silence of a connector that a caller may allow: as long as a task may take by default, and then some.
-const LONGEST_SILENCE: u32 = 7 * 24 * 3600;
+/// Postgres limits an index entry to about 2,700 bytes; callers use UUIDs.
+const MAX_ID_BYTES: usize = 512;
+/// `startedBy` is stored in an annotation, and Kubernetes limits all annotations of a Pod together to 256 KiB.
+const MAX_STARTED_BY_BYTES: usize = 16 * 1024;
+/// Linux limits one environment variable to 128 KiB.
+const MAX_FUNCTIONS_ENV_BYTES: usize = 120 * 1024;
+/// The largest `silenceSeconds`: a week, longer than the default timeout of a task.
+const MAX_SILENCE_SECONDS: u32 = 7 * 24 * 3600;
 
-/// What is wrong with a request, one entry each.
+/// The problems of a request, one entry each.
 pub type Problems = Vec<String>;
 
-/// The query of a request, read once; whatever is asked for and not there in order is a problem.
+/// The query parameters of a request. The accessors collect problems; [`Query::finish`] returns them.
 pub struct Query<'a> {
     pairs: &'a [(String, String)],
     problems: Problems,
 }
 
 impl<'a> Query<'a> {
-    /// Nothing was asked for yet. A parameter that nobody asks for is ignored: callers may know more of them than we do.
+    /// Parameters without an accessor are ignored: callers may send parameters of a newer version.
     pub fn new(pairs: &'a [(String, String)]) -> Self {
         Self { pairs, problems: Problems::new() }
     }
 
-    /// The value, if there is one; an empty one counts as absent.
+    /// The value of a parameter; an empty value counts as absent.
     pub fn optional(&mut self, name: &str) -> Option<&'a str> {
         let mut values = self.pairs.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let value = values.next();
         if values.next().is_some() {
-            self.problems.push(format!("{name} is given more than once"));
+            self.problems.push(format!("{name} is set more than once"));
         }
         value.filter(|value| !value.is_empty())
     }
@@ -73,53 +73,53 @@ impl<'a> Query<'a> {
             Some("true" | "1") => true,
             Some("false" | "0") => false,
             Some(_) => {
-                self.problems.push(format!("{name} is neither true nor false"));
+                self.problems.push(format!("{name} must be true or false"));
                 default
             }
         }
     }
 
-    /// A whole number within a range.
+    /// A whole number in a range.
     pub fn number(&mut self, name: &str, default: u32, range: RangeInclusive<u32>) -> u32 {
         self.optional_number(name, range).unwrap_or(default)
     }
 
-    /// A whole number within a range, if there is one.
     fn optional_number(&mut self, name: &str, range: RangeInclusive<u32>) -> Option<u32> {
         let number = self.optional(name)?.parse().ok().filter(|number| range.contains(number));
         if number.is_none() {
-            let (least, most) = (range.start(), range.end());
-            self.problems.push(format!("{name} is not a whole number between {least} and {most}"));
+            let (min, max) = (range.start(), range.end());
+            self.problems.push(format!("{name} must be a whole number between {min} and {max}"));
         }
         number
     }
 
-    /// After how many records to end, if that is asked for; a foreign sidecar does not know how.
-    fn max_records(&mut self, foreign: bool) -> Option<u64> {
+    /// `foreign_sidecar`: the sidecar is the Go one, which does not implement `maxRecords`.
+    fn max_records(&mut self, foreign_sidecar: bool) -> Option<u64> {
         let text = self.optional("maxRecords")?;
-        if foreign {
-            self.problems.push("maxRecords needs syncctl's own sidecar, and the service runs another one".to_owned());
+        if foreign_sidecar {
+            self.problems
+                .push("maxRecords needs syncctl's own sidecar, but SYNCCTL_INIT_IMAGE selects another".to_owned());
             return None;
         }
         let records = ReadOptions::parse_max_records(text);
         records.map_err(|error| self.problems.push(format!("maxRecords: {error}"))).ok()
     }
 
-    /// An id or key: any text that the tables can hold.
+    /// A required id or key: any text that the tables can store.
     pub fn id(&mut self, name: &str) -> String {
         let id = self.required(name);
-        self.as_id(name, id)
+        self.validated_id(name, id)
     }
 
     fn optional_id(&mut self, name: &str) -> Option<String> {
-        self.optional(name).map(|id| self.as_id(name, id))
+        self.optional(name).map(|id| self.validated_id(name, id))
     }
 
-    fn as_id(&mut self, name: &str, id: &str) -> String {
-        if id.len() > LONGEST_ID {
-            self.problems.push(format!("{name} is longer than {LONGEST_ID} bytes"));
+    fn validated_id(&mut self, name: &str, id: &str) -> String {
+        if id.len() > MAX_ID_BYTES {
+            self.problems.push(format!("{name} is longer than {MAX_ID_BYTES} bytes"));
         } else if id.chars().any(char::is_control) || (!id.is_empty() && id.trim().is_empty()) {
-            self.problems.push(format!("{name} holds blanks or control characters alone: expected an id"));
+            self.problems.push(format!("{name} is blank or contains control characters"));
         }
         id.to_owned()
     }
@@ -138,28 +138,28 @@ impl<'a> Query<'a> {
     fn connector_type(&mut self) -> String {
         let connector_type = self.optional("connectorType").unwrap_or(CONNECTOR_TYPE_AIRBYTE);
         if connector_type != CONNECTOR_TYPE_AIRBYTE {
-            self.problems.push(format!("connectorType is unknown: the known one is {CONNECTOR_TYPE_AIRBYTE}"));
+            self.problems.push(format!("connectorType is unknown: the only known type is {CONNECTOR_TYPE_AIRBYTE}"));
         }
         connector_type.to_owned()
     }
 
     fn started_by(&mut self) -> Option<Value> {
         let text = self.optional("startedBy")?;
-        if text.len() > LONGEST_STARTED_BY {
-            self.problems.push(format!("startedBy is longer than {LONGEST_STARTED_BY} bytes"));
+        if text.len() > MAX_STARTED_BY_BYTES {
+            self.problems.push(format!("startedBy is longer than {MAX_STARTED_BY_BYTES} bytes"));
             return None;
         }
         let value = serde_json::from_str(text);
         value.map_err(|_| self.problems.push("startedBy is not JSON".to_owned())).ok()
     }
 
-    /// Nothing, or all that is wrong.
+    /// All problems, or nothing.
     pub fn finish(self) -> Result<(), Problems> {
         if self.problems.is_empty() { Ok(()) } else { Err(self.problems) }
     }
 }
 
-/// The documents of a body, each as the text that it was.
+/// The documents of a body, each as its original text.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
@@ -181,23 +181,23 @@ impl<'a> Body<'a> {
             problems.push("the body is empty: expected a JSON object".to_owned());
             return None;
         }
-        // A list would be taken for the fields in their order.
+        // serde would accept a list as the fields in their order.
         if !bytes.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<IgnoredAny>(bytes).is_ok() {
             problems.push("the body is not a JSON object".to_owned());
             return None;
         }
-        let told = |error: serde_json::Error| {
+        let parsed = serde_json::from_slice(bytes).map_err(|error| {
             let text = error.to_string();
             let text = without_values(text.split(" at line ").next().unwrap_or_default());
-            format!("the body, line {}, column {}: {text}", error.line(), error.column())
-        };
-        serde_json::from_slice(bytes).map_err(|error| problems.push(told(error))).ok()
+            problems.push(format!("invalid body: line {}, column {}: {text}", error.line(), error.column()));
+        });
+        parsed.ok()
     }
 
-    /// A document that has to be an object.
+    /// The text of a document that must be an object.
     fn object(document: Option<&RawValue>, name: &str, problems: &mut Problems) -> Option<String> {
         match document.map(RawValue::get) {
-            None | Some("null") => problems.push(format!("{name} is missing in the body")),
+            None | Some("null") => problems.push(format!("{name} is missing from the body")),
             Some(text) if !text.starts_with('{') => problems.push(format!("{name} in the body is not a JSON object")),
             Some(text) => return Some(text.to_owned()),
         }
@@ -249,8 +249,13 @@ pub fn configured(kind: TaskKind, pairs: &[(String, String)], body: &[u8]) -> Re
     request(query, problems, task, Payload { config, ..Payload::default() })
 }
 
-/// `POST /read`. `marker` tells this installation's rows from others'.
-pub fn read(pairs: &[(String, String)], body: &[u8], settings: &Settings, marker: &str) -> Result<Request, Problems> {
+/// `POST /read`. `installation` is stored with the task: several installations may share one database.
+pub fn read(
+    pairs: &[(String, String)],
+    body: &[u8],
+    settings: &Settings,
+    installation: &str,
+) -> Result<Request, Problems> {
     let mut query = Query::new(pairs);
     let mut task = new_task(TaskKind::Read, &mut query, settings.task_timeout);
     task.sync_id = query.id("syncId");
@@ -263,10 +268,11 @@ pub fn read(pairs: &[(String, String)], body: &[u8], settings: &Settings, marker
         deduplicate: query.flag("deduplicate", true),
         full_sync: query.flag("fullSync", false),
         debug: query.flag("debug", false),
-        silence_seconds: query.optional_number("silenceSeconds", 1..=LONGEST_SILENCE),
+        silence_seconds: query.optional_number("silenceSeconds", 1..=MAX_SILENCE_SECONDS),
         max_records: query.max_records(settings.pod.init_image.is_some()),
     };
-    task.started_by = Some(marked(task.started_by.take(), &fingerprint(&settings.database_url, pairs, body), marker));
+    let fingerprint = fingerprint(&settings.database_url, pairs, body);
+    task.started_by = Some(with_request(task.started_by.take(), &fingerprint, installation));
     let mut problems = Problems::new();
     let payload = match Body::read(body, &mut problems) {
         Some(body) => read_payload(&body, settings, &task, &mut problems),
@@ -283,31 +289,31 @@ fn read_payload(body: &Body<'_>, settings: &Settings, task: &Task, problems: &mu
         let parsed = serde_json::from_str::<ConfiguredCatalog>(text);
         let parsed = parsed.map_err(|error| without_values(&error.to_string()));
         let valid = parsed.and_then(|catalog| catalog.validate().map(|()| catalog));
-        valid.map_err(|error| problems.push(format!("catalog in the body: {error}"))).ok()
+        valid.map_err(|error| problems.push(format!("invalid catalog in the body: {error}"))).ok()
     });
     let state = match (body.state, &catalog) {
-        // A full sync is from scratch, whatever is given.
+        // A full sync ignores the state.
         (Some(state), Some(catalog)) if !task.options.full_sync => state::for_connector(state.get(), catalog)
-            .map_err(|error| problems.push(format!("state in the body: {}", without_values(&error))))
+            .map_err(|error| problems.push(format!("invalid state in the body: {}", without_values(&error))))
             .unwrap_or_default(),
         _ => None,
     };
     let functions_env = body.functions_env.map(RawValue::get).filter(|text| *text != "null").map(str::to_owned);
-    if functions_env.as_ref().is_some_and(|text| text.len() > LONGEST_FUNCTIONS_ENV) {
-        problems.push(format!("functionsEnv in the body is longer than {LONGEST_FUNCTIONS_ENV} bytes"));
+    if functions_env.as_ref().is_some_and(|text| text.len() > MAX_FUNCTIONS_ENV_BYTES) {
+        problems.push(format!("functionsEnv in the body is longer than {MAX_FUNCTIONS_ENV_BYTES} bytes"));
     }
     Payload { config, catalog: catalog_text, state, destination_config, functions_env }
 }
 
-/// The destination's configuration, complete and checked.
+/// The text of the validated destination configuration, with the defaults of the service.
 fn destination(body: &Body<'_>, settings: &Settings, problems: &mut Problems) -> Option<String> {
-    // A foreign sidecar knows destinations that ours does not, and has no Bulker beside them.
+    // The Go sidecar has destinations that ours does not have, and no default one.
     if settings.pod.init_image.is_some() {
         return Body::object(body.destination_config, "destinationConfig", problems);
     }
     let text = completed(body.destination_config.map(RawValue::get), &settings.bulker);
     let Some(text) = text.or_else(|| settings.warehouse.clone()) else {
-        problems.push("destinationConfig is missing in the body, and SYNCCTL_BULKER_URL is not set".to_owned());
+        problems.push("destinationConfig is missing from the body, and SYNCCTL_BULKER_URL is not set".to_owned());
         return None;
     };
     let parsed = serde_json::from_str::<Value>(&text).map_err(|error| without_values(&error.to_string()));
@@ -320,13 +326,13 @@ fn destination(body: &Body<'_>, settings: &Settings, problems: &mut Problems) ->
         Err(error) => Err(error),
     };
     if let Err(error) = valid {
-        problems.push(format!("destinationConfig in the body: {error}"));
+        problems.push(format!("invalid destinationConfig in the body: {error}"));
     }
     Some(text)
 }
 
-/// What tells a request that is sent again from another one under the same id. Keyed with a secret that all replicas
-/// share: it is stored, and must not help to guess what is in the body.
+/// Distinguishes a retry of a request from a different request with the same task id. It is stored with the task, so it
+/// is keyed with a secret that all replicas share: otherwise it would help to guess credentials in the body.
 fn fingerprint(key: &Secret, pairs: &[(String, String)], body: &[u8]) -> String {
     let mut sorted: Vec<_> = pairs.iter().collect();
     sorted.sort();
@@ -339,30 +345,30 @@ fn fingerprint(key: &Secret, pairs: &[(String, String)], body: &[u8]) -> String 
     hex::encode(&hasher.finalize()[..16])
 }
 
-/// `started_by` with our own entry in it: there is no column for it, and other programs own the table.
-fn marked(started_by: Option<Value>, fingerprint: &str, marker: &str) -> Value {
-    let mark = json!({"request": fingerprint, "fleet": marker});
+/// Adds the entry `syncctl` to `started_by`: the table belongs to other programs as well and has no column for it.
+fn with_request(started_by: Option<Value>, fingerprint: &str, installation: &str) -> Value {
+    let entry = json!({"request": fingerprint, "fleet": installation});
     match started_by {
-        None | Some(Value::Null) => json!({"type": "api", "syncctl": mark}),
+        None | Some(Value::Null) => json!({"type": "api", "syncctl": entry}),
         Some(Value::Object(mut fields)) => {
-            fields.insert("syncctl".to_owned(), mark);
+            fields.insert("syncctl".to_owned(), entry);
             Value::Object(fields)
         }
-        Some(other) => json!({"type": "api", "value": other, "syncctl": mark}),
+        Some(other) => json!({"type": "api", "value": other, "syncctl": entry}),
     }
 }
 
-/// Whether a stored row was made by the very same request.
+/// Whether the `started_by` of a stored row belongs to the same request as `task`.
 pub fn is_same_request(stored: Option<&str>, task: &Task) -> bool {
     let request = |started_by: &Value| started_by.pointer("/syncctl/request").cloned();
     let stored = stored.and_then(|text| serde_json::from_str::<Value>(text).ok());
-    let asked = task.started_by.as_ref().and_then(request);
-    asked.is_some() && stored.as_ref().and_then(request) == asked
+    let current = task.started_by.as_ref().and_then(request);
+    current.is_some() && stored.as_ref().and_then(request) == current
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Query, configured, is_same_request, marked, spec};
+    use super::{Query, configured, is_same_request, spec, with_request};
     use crate::task::TaskKind;
     use serde_json::json;
 
@@ -371,14 +377,14 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_with_a_query_is_told_at_once() {
-        let told = spec(&pairs("version=1&connectorType=x&version=2")).err().expect("much is wrong");
-        let connector_type = "connectorType is unknown: the known one is airbyte";
-        assert_eq!(told, ["package is missing", "version is given more than once", connector_type]);
+    fn query_reports_all_problems_together() {
+        let problems = spec(&pairs("version=1&connectorType=x&version=2")).err().expect("problems");
+        let connector_type = "connectorType is unknown: the only known type is airbyte";
+        assert_eq!(problems, ["package is missing", "version is set more than once", connector_type]);
     }
 
     #[test]
-    fn how_many_records_are_enough_is_a_number_that_our_own_sidecar_counts_to() {
+    fn max_records_is_a_positive_number_and_needs_our_own_sidecar() {
         for (query, foreign, expected, problem) in [
             ("", false, None, None),
             ("", true, None, None),
@@ -391,48 +397,48 @@ mod tests {
                 "maxRecords=10",
                 true,
                 None,
-                Some("maxRecords needs syncctl's own sidecar, and the service runs another one"),
+                Some("maxRecords needs syncctl's own sidecar, but SYNCCTL_INIT_IMAGE selects another"),
             ),
         ] {
             let pairs = pairs(query);
-            let mut asked = Query::new(&pairs);
-            assert_eq!(asked.max_records(foreign), expected, "{query}");
-            assert_eq!(asked.finish().err().unwrap_or_default(), Vec::from_iter(problem), "{query}");
+            let mut parsed = Query::new(&pairs);
+            assert_eq!(parsed.max_records(foreign), expected, "{query}");
+            assert_eq!(parsed.finish().err().unwrap_or_default(), Vec::from_iter(problem), "{query}");
         }
     }
 
     #[test]
-    fn a_body_that_is_not_what_it_has_to_be_is_told_without_its_values() {
+    fn invalid_body_is_reported_without_its_values() {
         for (label, body, expected) in [
             ("empty", " ", "the body is empty"),
             ("a list", r#"[{"a":"hunter2"}]"#, "not a JSON object"),
             ("a text", r#""hunter2""#, "not a JSON object"),
-            ("cut off", r#"{"config":{"password":"hunter2"#, "the body, line 1, column"),
-            ("no config", "{}", "config is missing in the body"),
-            ("null", r#"{"config":null}"#, "config is missing in the body"),
+            ("cut off", r#"{"config":{"password":"hunter2"#, "invalid body: line 1, column"),
+            ("no config", "{}", "config is missing from the body"),
+            ("null", r#"{"config":null}"#, "config is missing from the body"),
             ("a wrong type", r#"{"config":"hunter2"}"#, "config in the body is not a JSON object"),
             ("twice", r#"{"config":{},"config":{}}"#, "duplicate field"),
         ] {
             let query = pairs("package=a/b&version=1&storageKey=k");
-            let told = configured(TaskKind::Check, &query, body.as_bytes()).err().expect(label);
-            assert_eq!(told.len(), 1, "{label}: {told:?}");
-            assert!(told[0].contains(expected), "{label}: {told:?}");
-            assert!(!told[0].contains("hunter"), "{label}: {told:?}");
+            let problems = configured(TaskKind::Check, &query, body.as_bytes()).err().expect(label);
+            assert_eq!(problems.len(), 1, "{label}: {problems:?}");
+            assert!(problems[0].contains(expected), "{label}: {problems:?}");
+            assert!(!problems[0].contains("hunter"), "{label}: {problems:?}");
         }
     }
 
     #[test]
-    fn a_configuration_stays_the_text_that_it_was() {
+    fn config_keeps_its_original_text() {
         let query = pairs("package=a/b&version=1&storageKey=k");
         let body = br#"{"other":1,"config": {"b":1.00000000000000000001,"a":2}}"#;
-        let request = configured(TaskKind::Check, &query, body).unwrap_or_else(|told| panic!("{told:?}"));
+        let request = configured(TaskKind::Check, &query, body).unwrap_or_else(|problems| panic!("{problems:?}"));
         assert_eq!(request.payload.config.as_deref(), Some(r#"{"b":1.00000000000000000001,"a":2}"#));
     }
 
     #[test]
-    fn the_same_request_is_known_again() {
-        let mut task = spec(&pairs("package=a/b&version=1")).unwrap_or_else(|told| panic!("{told:?}")).task;
-        task.started_by = Some(marked(Some(json!({"type": "manual"})), "f", "m"));
+    fn retry_of_a_request_is_recognized() {
+        let mut task = spec(&pairs("package=a/b&version=1")).unwrap_or_else(|problems| panic!("{problems:?}")).task;
+        task.started_by = Some(with_request(Some(json!({"type": "manual"})), "f", "m"));
         assert!(is_same_request(Some(r#"{"syncctl":{"request":"f"}}"#), &task));
         assert!(!is_same_request(Some(r#"{"syncctl":{"request":"g"}}"#), &task));
         assert!(!is_same_request(None, &task));
