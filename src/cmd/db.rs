@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::config::PlacesArgs;
-use crate::db::local_server::{self, DATABASE, Embedded, PORT, Stopped, USER};
+use crate::db::local_server::{self, DATABASE, LocalServer, PORT, StopOutcome, USER};
 use crate::failure::{Class, Failure};
 use crate::output::{Format, Output};
 
@@ -64,7 +64,7 @@ pub struct StopArgs {
 
 /// Keep the server for those who use it
 #[derive(Debug, clap::Args)]
-#[command(name = local_server::KEEP[1], hide = true)]
+#[command(name = local_server::HOLD_COMMAND[1], hide = true)]
 pub struct KeepArgs {
     /// The state directory
     state: PathBuf,
@@ -106,7 +106,7 @@ pub(super) fn run(args: DbArgs) -> u8 {
             let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
             finish(&output, stop(places))
         }
-        DbCommand::Keep(KeepArgs { state, binaries }) => match local_server::keep(&state, binaries) {
+        DbCommand::Keep(KeepArgs { state, binaries }) => match local_server::hold(&state, binaries) {
             Ok(()) => 0,
             Err(failure) => {
                 // Whoever waits for the server reads it from the lock; this is for who tries the command.
@@ -133,7 +133,7 @@ fn finish(output: &Output, result: Result<(String, serde_json::Value), Failure>)
 
 /// Becomes psql, which is then what the server runs for, what a terminal talks to, and what tells the exit code.
 fn psql(arguments: &[OsString], places: PlacesArgs) -> Result<std::convert::Infallible, Failure> {
-    let database = Embedded::start(&places.resolve()?.database(), &|| false)?;
+    let database = LocalServer::start(&places.resolve()?.database())?;
     let program = database.program("psql").unwrap_or_else(|| "psql".into());
     let mut command = Command::new(&program);
     command.args(arguments);
@@ -148,16 +148,16 @@ fn psql(arguments: &[OsString], places: PlacesArgs) -> Result<std::convert::Infa
 }
 
 fn url(places: PlacesArgs) -> Result<String, Failure> {
-    let database = Embedded::start(&places.resolve()?.database(), &|| false)?;
+    let database = LocalServer::start(&places.resolve()?.database())?;
     database.linger()?;
     Ok(database.url())
 }
 
 fn stop(places: PlacesArgs) -> Result<(String, serde_json::Value), Failure> {
     let (text, stopped) = match local_server::stop(&places.resolve()?.database())? {
-        Stopped::Now => ("the embedded database has stopped", true),
-        Stopped::Before => ("the embedded database was not running", false),
-        Stopped::InUse => {
+        StopOutcome::Stopped => ("the embedded database has stopped", true),
+        StopOutcome::NotRunning => ("the embedded database was not running", false),
+        StopOutcome::InUse => {
             let text = "the embedded database is in use: it stops by itself after its last user";
             let hint =
                 "end the commands and the clients that are connected: `syncctl db psql -c 'TABLE pg_stat_activity'`";

@@ -2,7 +2,7 @@
 
 use super::places::{Places, PlacesArgs};
 use super::{Problems, present};
-use crate::db::local_server::Home;
+use crate::db::local_server::ServerDirectory;
 use crate::failure::Failure;
 use crate::pod::connector::Runtime;
 use crate::pod::local::LocalSettings;
@@ -25,7 +25,7 @@ pub struct EngineArgs {
 
 impl EngineArgs {
     /// How tasks run on this machine and where its database is, if they are to run there.
-    pub(super) fn resolve(self, problems: &mut Problems) -> Result<Option<(LocalSettings, Home)>, Failure> {
+    pub(super) fn resolve(self, problems: &mut Problems) -> Result<Option<(LocalSettings, ServerDirectory)>, Failure> {
         let Self { local, engine, local_runtime, places } = self;
         let runtime = problems.runtime(local_runtime);
         if !problems.is_local(local, engine) {

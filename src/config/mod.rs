@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::db::local_server::Home;
+use crate::db::local_server::ServerDirectory;
 use crate::failure::{Class, Failure};
 use crate::pod::kubernetes::client::{ClientSettings, Source};
 use crate::pod::local::LocalSettings;
@@ -127,7 +127,7 @@ pub struct Settings {
     /// Where tasks run.
     pub engine: Engine,
     /// The database of results is the embedded one, which lives there; its URL is known once it runs.
-    pub embedded: Option<Home>,
+    pub embedded: Option<ServerDirectory>,
     /// Where rows go that have no destination of their own, nor a Bulker.
     pub warehouse: Option<String>,
     /// How Pods are made.

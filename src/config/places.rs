@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::db::local_server::{Home, Search};
+use crate::db::local_server::{Search, ServerDirectory};
 use crate::failure::{Class, Failure};
 
 /// The folder of ours below a place that other programs use, too.
@@ -99,8 +99,8 @@ impl PlacesArgs {
 
 impl Places {
     /// Where the embedded database lives.
-    pub fn database(&self) -> Home {
-        Home::new(&self.state, self.postgres.clone())
+    pub fn database(&self) -> ServerDirectory {
+        ServerDirectory::new(&self.state, self.postgres.clone())
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::config::{Engine, Settings};
-use crate::db::local_server::{DATABASE, Embedded, PORT, USER};
+use crate::db::local_server::{DATABASE, LocalServer, PORT, USER};
 use crate::failure::Failure;
 use crate::pod::Pods;
 use crate::pod::kubernetes::Cluster;
@@ -24,9 +24,9 @@ pub fn open(settings: &Settings) -> Result<Arc<dyn Pods>, Failure> {
 }
 
 /// Has the embedded database run, where it is the one to use, as long as what is returned is held.
-pub fn database(mut settings: Settings) -> Result<(Settings, Option<Embedded>), Failure> {
+pub fn database(mut settings: Settings) -> Result<(Settings, Option<LocalServer>), Failure> {
     let Some(home) = &settings.embedded else { return Ok((settings, None)) };
-    let database = Embedded::start(home, &|| false)?;
+    let database = LocalServer::start(home)?;
     settings.database_url = Secret::from(database.url());
     settings.pod.sidecar_database_url = settings.database_url.clone();
     let warehouse = json!({

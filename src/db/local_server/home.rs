@@ -32,13 +32,13 @@ const LINGER: Duration = Duration::from_mins(1);
 
 /// Where an embedded server lives, and where its programs are looked for. Nothing is made before it is started.
 #[derive(Debug, Clone)]
-pub struct Home {
+pub struct ServerDirectory {
     state: PathBuf,
     folder: PathBuf,
     pub(super) search: Search,
 }
 
-impl Home {
+impl ServerDirectory {
     /// The server of this state directory, which is absolute.
     pub fn new(state: &Path, search: Search) -> Self {
         Self { state: state.to_owned(), folder: state.join("postgres"), search }
@@ -205,11 +205,11 @@ pub(super) fn plain(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Home, LONGEST_SOCKET, Search};
+    use super::{LONGEST_SOCKET, Search, ServerDirectory};
     use std::path::Path;
 
-    fn home(state: &str) -> Home {
-        Home::new(Path::new(state), Search::default())
+    fn home(state: &str) -> ServerDirectory {
+        ServerDirectory::new(Path::new(state), Search::default())
     }
 
     #[test]

@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 use super::account::Account;
 use super::binaries::{Installed, Search, major};
 use super::fault;
-use super::home::{Home, broken, open};
+use super::home::{ServerDirectory, broken, open};
 use super::server::{Recipe, Server, has_other_clients};
 use super::word::Word;
 use crate::failure::{Class, Failure};
@@ -46,8 +46,8 @@ pub(super) enum Event {
 }
 
 /// Keeps the server of this state directory until nobody uses it. Is of use only as [`spawn`](super::spawn) starts it.
-pub fn keep(state: &Path, binaries: PathBuf) -> Result<(), Failure> {
-    let home = Home::new(state, Search::default());
+pub fn hold(state: &Path, binaries: PathBuf) -> Result<(), Failure> {
+    let home = ServerDirectory::new(state, Search::default());
     let own = own_lock(&home)?;
     // Not to be hit by what is meant for whoever started it: Ctrl-C, the end of a terminal. It fails for a leader of a
     // process group, which is safe, too.
@@ -68,7 +68,7 @@ pub fn keep(state: &Path, binaries: PathBuf) -> Result<(), Failure> {
 }
 
 /// The lock that this process was started with.
-fn own_lock(home: &Home) -> Result<File, Failure> {
+fn own_lock(home: &ServerDirectory) -> Result<File, Failure> {
     let misused = || Failure::new(Class::Usage, "this command is syncctl's own: it is started with the database");
     let own = std::io::stdin().as_fd().try_clone_to_owned().map(File::from).map_err(|_| misused())?;
     let identity = |file: std::fs::Metadata| (file.dev(), file.ino());

@@ -1,7 +1,7 @@
 //! The embedded database: a private PostgreSQL server in the user's state directory, run from the programs that this
 //! machine has. It is there while somebody uses it.
 //!
-//! [`Embedded`] is one user of it; any number of processes may be. Owns everything below the folder of [`Home`], the
+//! [`LocalServer`] is one user of it; any number of processes may be. Owns everything below the folder of [`ServerDirectory`], the
 //! server's process, and the keeper's beside it. Knows nothing of tasks, nor of tables other than the schema that they
 //! land in.
 //!
@@ -38,8 +38,8 @@ use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 
 pub use binaries::Search;
-pub use home::Home;
-pub use keeper::keep;
+pub use home::ServerDirectory;
+pub use keeper::hold;
 
 /// The user, who owns everything in the server.
 pub const USER: &str = "syncctl";
@@ -50,9 +50,9 @@ pub const PORT: u16 = 5432;
 /// The first schema of the database's search path.
 const SCHEMA: &str = "syncctl";
 
-/// The words by which the command line knows that it is to [`keep`] a server; the state directory and the folder of the
+/// The words by which the command line knows that it is to [`hold`] a server; the state directory and the folder of the
 /// programs follow.
-pub const KEEP: [&str; 2] = ["db", "keep"];
+pub const HOLD_COMMAND: [&str; 2] = ["db", "keep"];
 
 /// Variables that programs of PostgreSQL may need to find their libraries. A keeper outlives who started it and has no
 /// business with what else is in the environment, secrets among it.
@@ -75,8 +75,8 @@ const HOST: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_')
 
 /// A part in the use of the server: it runs as long as this is held.
 #[derive(Debug)]
-pub struct Embedded {
-    home: Home,
+pub struct LocalServer {
+    home: ServerDirectory,
     /// The folder of the server's programs.
     binaries: PathBuf,
     users: File,
@@ -84,25 +84,25 @@ pub struct Embedded {
 
 /// What became of the wish to stop the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stopped {
+pub enum StopOutcome {
     /// It has stopped.
-    Now,
+    Stopped,
     /// It did not run.
-    Before,
+    NotRunning,
     /// Somebody uses it.
     InUse,
 }
 
-impl Embedded {
-    /// Takes part in the use of the server, which is made and started if need be. `cancelled` is asked while this waits.
-    pub fn start(home: &Home, cancelled: &dyn Fn() -> bool) -> Result<Self, Failure> {
+impl LocalServer {
+    /// Takes part in the use of the server, which is made and started if need be.
+    pub fn start(home: &ServerDirectory) -> Result<Self, Failure> {
         home.check()?;
         if !home.folder().exists() {
             // What can be known to fail leaves nothing behind.
             survey(home)?;
         }
         home.create()?;
-        let wait = Wait { home, cancelled, deadline: Instant::now() + PATIENCE };
+        let wait = Wait { home, deadline: Instant::now() + PATIENCE };
         // Held until there is a server, so that all who come at the same time wait for the same one.
         let _start = wait.take(&home.start_lock(), File::try_lock)?;
         // A keeper that is stopping its server holds it for itself until it is gone.
@@ -140,7 +140,7 @@ impl Embedded {
     }
 }
 
-impl Drop for Embedded {
+impl Drop for LocalServer {
     /// The keeper notices by itself. One that was killed cannot, so that the last user sees to a new one.
     fn drop(&mut self) {
         let lock = |path: &Path| open(path).ok().filter(|file| file.try_lock().is_ok());
@@ -155,22 +155,22 @@ impl Drop for Embedded {
 }
 
 /// Stops the server if nobody uses it.
-pub fn stop(home: &Home) -> Result<Stopped, Failure> {
+pub fn stop(home: &ServerDirectory) -> Result<StopOutcome, Failure> {
     if !home.keeper_lock().exists() {
-        return Ok(Stopped::Before);
+        return Ok(StopOutcome::NotRunning);
     }
     home.stop_lingering();
-    let wait = Wait { home, cancelled: &|| false, deadline: Instant::now() + PATIENCE };
+    let wait = Wait { home, deadline: Instant::now() + PATIENCE };
     let _start = wait.take(&home.start_lock(), File::try_lock)?;
     let keeper = open(&home.keeper_lock())?;
-    let mut before = Stopped::Now;
+    let mut before = StopOutcome::Stopped;
     if keeper.try_lock().is_ok() {
         if !home.data().join("postmaster.pid").exists() {
-            return Ok(Stopped::Before);
+            return Ok(StopOutcome::NotRunning);
         }
         // Its keeper was killed, and maybe it, too. A new keeper finds out, and stops it.
         if UnixStream::connect(home.socket()).is_err() {
-            before = Stopped::Before;
+            before = StopOutcome::NotRunning;
         }
         spawn(home, keeper, &survey(home)?)?;
     }
@@ -188,7 +188,7 @@ pub fn stop(home: &Home) -> Result<Stopped, Failure> {
         }
         let is_used = free.elapsed() > LOCKED || asked.elapsed() > CONNECTED;
         if is_used && matches!(Word::read(&keeper), Some(Word::Ready { .. })) {
-            return Ok(Stopped::InUse);
+            return Ok(StopOutcome::InUse);
         }
         wait.a_moment()?;
     }
@@ -196,16 +196,12 @@ pub fn stop(home: &Home) -> Result<Stopped, Failure> {
 
 /// Waiting for others, within limits.
 struct Wait<'a> {
-    home: &'a Home,
-    cancelled: &'a dyn Fn() -> bool,
+    home: &'a ServerDirectory,
     deadline: Instant,
 }
 
 impl Wait<'_> {
     fn a_moment(&self) -> Result<(), Failure> {
-        if (self.cancelled)() {
-            return Err(Failure::new(Class::Cancelled, "cancelled while the embedded database was starting"));
-        }
         if Instant::now() > self.deadline {
             let folder = self.home.folder().display();
             let text =
@@ -265,7 +261,7 @@ impl Wait<'_> {
 }
 
 /// Finds the programs that fit what is there, and sees that they can be run. Makes nothing.
-fn survey(home: &Home) -> Result<Installed, Failure> {
+fn survey(home: &ServerDirectory) -> Result<Installed, Failure> {
     let data = home.data();
     let wanted = match std::fs::read_to_string(data.join("PG_VERSION")) {
         Ok(version) => version.trim().parse().ok(),
@@ -309,7 +305,7 @@ fn survey(home: &Home) -> Result<Installed, Failure> {
 }
 
 /// Why no installation will do.
-fn unfit(home: &Home, wanted: Option<u32>, others: &[u32]) -> Failure {
+fn unfit(home: &ServerDirectory, wanted: Option<u32>, others: &[u32]) -> Failure {
     let list = others.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     let install = binaries::install_command(wanted);
     let place = home.search.only.as_ref().map(|only| only.display().to_string());
@@ -336,7 +332,7 @@ fn unfit(home: &Home, wanted: Option<u32>, others: &[u32]) -> Failure {
 }
 
 /// Starts a keeper, to which the lock goes over.
-fn spawn(home: &Home, own: File, installed: &Installed) -> Result<(), Failure> {
+fn spawn(home: &ServerDirectory, own: File, installed: &Installed) -> Result<(), Failure> {
     // Takes the room for its later words, too.
     Word::Starting.write(&own).map_err(|error| broken("writing", &home.keeper_lock(), &error))?;
     // Where the program's file was replaced meanwhile, the kernel still has it.
@@ -345,7 +341,7 @@ fn spawn(home: &Home, own: File, installed: &Installed) -> Result<(), Failure> {
         Failure::new(Class::Internal, format!("starting the keeper of the embedded database: {}", home::plain(&error)))
     };
     let mut command = Command::new(program.map_err(failed)?);
-    command.arg0("syncctl").args(KEEP).arg(home.state()).arg(&installed.folder);
+    command.arg0("syncctl").args(HOLD_COMMAND).arg(home.state()).arg(&installed.folder);
     command.current_dir("/").stdin(own).stdout(Stdio::null()).stderr(Stdio::null());
     command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
     command.envs(KEPT_VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));

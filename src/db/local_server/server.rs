@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::account::Account;
 use super::binaries::Installed;
-use super::home::{Home, broken, plain};
+use super::home::{ServerDirectory, broken, plain};
 use super::keeper::Event;
 use super::log::Heard;
 use super::{DATABASE, PORT, SCHEMA, USER, fault, processes, target};
@@ -71,7 +71,7 @@ const ATTEMPTS: u32 = 3;
 
 /// What every start of a server needs to know.
 pub(super) struct Recipe {
-    pub(super) home: Home,
+    pub(super) home: ServerDirectory,
     pub(super) installed: Installed,
     pub(super) account: Option<Account>,
 }
@@ -358,12 +358,12 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     }
 }
 
-fn connect(home: &Home, database: &str) -> Result<Client, DbError> {
+fn connect(home: &ServerDirectory, database: &str) -> Result<Client, DbError> {
     target(&home.socket_folder(), database)?.connect("syncctl db keep")
 }
 
 /// Makes the database and its schema where they are missing. Each step is whole or not there.
-fn prepare(home: &Home) -> Result<(), DbError> {
+fn prepare(home: &ServerDirectory) -> Result<(), DbError> {
     let refused = |doing| {
         move |error: postgres::Error| DbError::Refused {
             doing,
@@ -392,7 +392,7 @@ fn prepare(home: &Home) -> Result<(), DbError> {
 }
 
 /// Whether somebody is connected who does not take part in the keeping: psql with the URL, a program of the user's.
-pub(super) fn has_other_clients(home: &Home) -> bool {
+pub(super) fn has_other_clients(home: &ServerDirectory) -> bool {
     let count = connect(home, DATABASE).ok().and_then(|mut client| {
         let sql =
             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
