@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::child::{self, Done, End, Surroundings};
 use super::python::cancelled;
-use super::{Connector, Found, Wanted};
+use super::{Connector, ConnectorRequest, ResolvedConnector};
 use crate::failure::{Class, Failure};
 use crate::pod::image_errors::is_image_missing;
 use crate::pod::manifest::{CREATOR_LABEL, OWNER};
@@ -27,14 +27,14 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// What runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
+pub enum EngineKind {
     /// Docker, or what calls itself so.
     Docker,
     /// Podman.
     Podman,
 }
 
-impl Kind {
+impl EngineKind {
     /// The program.
     fn program(self) -> &'static str {
         match self {
@@ -62,9 +62,9 @@ impl Kind {
 
 /// Docker or Podman on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tool {
+pub struct ContainerEngine {
     /// Which of them.
-    pub kind: Kind,
+    pub kind: EngineKind,
     /// The program.
     pub path: PathBuf,
     /// What it is called with: `DOCKER_HOST` and the like. Not written down with it: it is the user's whole environment.
@@ -82,15 +82,15 @@ pub struct Miss {
 
 /// Finds the image: among those that the tool has, else in its registry.
 pub fn find(
-    kind: Kind,
-    wanted: &Wanted<'_>,
+    kind: EngineKind,
+    wanted: &ConnectorRequest<'_>,
     tell: &mut dyn FnMut(&str),
     stop: &dyn Fn() -> bool,
-) -> Result<Found, Miss> {
-    let (tool, version) = Tool::here(kind, wanted.environment, wanted.folder, stop)?;
+) -> Result<ResolvedConnector, Miss> {
+    let (tool, version) = ContainerEngine::here(kind, wanted.environment, wanted.working_directory, stop)?;
     let name = kind.name();
-    let found = |image: String, how: &str| Found {
-        how: format!("connector: the image {image}, {how} {name} {version}"),
+    let found = |image: String, how: &str| ResolvedConnector {
+        summary: format!("connector: the image {image}, {how} {name} {version}"),
         connector: Connector::Container { tool: tool.clone(), image },
     };
     let references = references(kind, wanted.image);
@@ -119,22 +119,22 @@ impl From<Failure> for Miss {
 }
 
 /// What a tool calls an image, by itself and in full.
-fn references(kind: Kind, image: &Image) -> Vec<String> {
+fn references(kind: EngineKind, image: &Image) -> Vec<String> {
     let short = image.reference();
     let first = short.split('/').next().unwrap_or_default();
     let has_registry = short.contains('/') && (first == "localhost" || first.contains(['.', ':']));
     match kind {
         // Podman asks no registry that is not named.
-        Kind::Podman if !has_registry && short.contains('/') => vec![short.clone(), format!("docker.io/{short}")],
-        Kind::Podman if !has_registry => vec![short.clone(), format!("docker.io/library/{short}")],
+        EngineKind::Podman if !has_registry && short.contains('/') => vec![short.clone(), format!("docker.io/{short}")],
+        EngineKind::Podman if !has_registry => vec![short.clone(), format!("docker.io/library/{short}")],
         _ => vec![short],
     }
 }
 
-impl Tool {
+impl ContainerEngine {
     /// The tool and its version, if it is installed and answers.
     fn here(
-        kind: Kind,
+        kind: EngineKind,
         environment: &[(String, String)],
         folder: &Path,
         stop: &dyn Fn() -> bool,
@@ -199,7 +199,7 @@ struct Pull<'a> {
 }
 
 impl<'a> Pull<'a> {
-    fn new(image: &str, kind: Kind, tell: &'a mut dyn FnMut(&str)) -> Self {
+    fn new(image: &str, kind: EngineKind, tell: &'a mut dyn FnMut(&str)) -> Self {
         let title = format!("pulling {image} with {}", kind.name());
         Self { title, tell, layers: HashSet::new(), complete: HashSet::new(), told: None }
     }
@@ -240,7 +240,7 @@ impl<'a> Pull<'a> {
     }
 }
 
-fn why_not_pulled(kind: Kind, image: &str, lines: &[String]) -> Failure {
+fn why_not_pulled(kind: EngineKind, image: &str, lines: &[String]) -> Failure {
     let name = kind.name();
     let last =
         lines.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty()).unwrap_or("it does not say why");
@@ -268,7 +268,7 @@ pub struct Mount<'a> {
 
 /// A container that is to run in the foreground until its command ends.
 #[derive(Debug, Clone, Copy)]
-pub struct Run<'a> {
+pub struct RunOptions<'a> {
     /// Its name, by which it is ended and removed.
     pub name: &'a str,
     /// The image, as it was found.
@@ -289,7 +289,7 @@ pub struct Run<'a> {
     pub command: &'a [String],
 }
 
-impl Run<'_> {
+impl RunOptions<'_> {
     /// The arguments of `docker` or `podman`. The container stays when it has ended, so that it can be asked how.
     pub fn arguments(&self) -> Vec<String> {
         let Self { name, image, mounts, environment, owner, cpu_millicores, memory_mi, grace_seconds, command } = *self;
@@ -348,7 +348,7 @@ pub struct State {
     pub exit_code: i32,
 }
 
-impl Tool {
+impl ContainerEngine {
     /// What a container is like now; `None` when there is none of that name.
     pub fn state(&self, name: &str) -> Result<Option<State>, String> {
         let format = "{{.State.Running}} {{.State.OOMKilled}} {{.State.ExitCode}}";
@@ -362,7 +362,7 @@ impl Tool {
     /// Whether a container that ran in the foreground, started in `folder`, was killed for its memory. Podman 4 does not
     /// always know it, but what watches its containers leaves an empty file where it was started.
     pub fn ran_out_of_memory(&self, state: State, folder: &Path) -> bool {
-        state.is_oom_killed || (self.kind == Kind::Podman && folder.join("oom").exists())
+        state.is_oom_killed || (self.kind == EngineKind::Podman && folder.join("oom").exists())
     }
 
     /// Ends and removes a container; it is no error that it is gone.

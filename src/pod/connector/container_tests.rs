@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use super::{Kind, Mount, Pull, Run, State, references, why_not_pulled};
+use super::{EngineKind, Mount, Pull, RunOptions, State, references, why_not_pulled};
 use crate::failure::Class;
 
 #[test]
 fn the_arguments_of_a_run_name_all_that_the_container_may_see_and_nothing_of_its_network() {
     let command = ["sh", "-c", "echo \"$@\"", "sh", "/pipes", "read"].map(str::to_owned);
-    let run = Run {
+    let run = RunOptions {
         name: "source-x-read-1",
         image: "airbyte/source-x:1",
         mounts: &[
@@ -33,7 +33,7 @@ fn the_arguments_of_a_run_name_all_that_the_container_may_see_and_nothing_of_its
     let said: Vec<String> = run.arguments().iter().map(|argument| argument.replace(' ', "_")).collect();
     assert_eq!(said.join(" "), expected.join(" "));
 
-    let free = Run { owner: None, cpu_millicores: 0, memory_mi: 0, ..run }.arguments();
+    let free = RunOptions { owner: None, cpu_millicores: 0, memory_mi: 0, ..run }.arguments();
     for option in ["--cpus", "--memory", "--memory-swap", "--network"] {
         assert!(!free.contains(&option.to_owned()), "{option}");
     }
@@ -42,11 +42,11 @@ fn the_arguments_of_a_run_name_all_that_the_container_may_see_and_nothing_of_its
 #[test]
 fn only_podman_has_to_be_told_the_registry() {
     for (kind, image, expected) in [
-        (Kind::Docker, "airbyte/source-x:1", &["airbyte/source-x:1"][..]),
-        (Kind::Podman, "airbyte/source-x:1", &["airbyte/source-x:1", "docker.io/airbyte/source-x:1"]),
-        (Kind::Podman, "source-x:1", &["source-x:1", "docker.io/library/source-x:1"]),
-        (Kind::Podman, "ghcr.io/a/source-x:1", &["ghcr.io/a/source-x:1"]),
-        (Kind::Podman, "localhost:5000/source-x:1", &["localhost:5000/source-x:1"]),
+        (EngineKind::Docker, "airbyte/source-x:1", &["airbyte/source-x:1"][..]),
+        (EngineKind::Podman, "airbyte/source-x:1", &["airbyte/source-x:1", "docker.io/airbyte/source-x:1"]),
+        (EngineKind::Podman, "source-x:1", &["source-x:1", "docker.io/library/source-x:1"]),
+        (EngineKind::Podman, "ghcr.io/a/source-x:1", &["ghcr.io/a/source-x:1"]),
+        (EngineKind::Podman, "localhost:5000/source-x:1", &["localhost:5000/source-x:1"]),
     ] {
         assert_eq!(references(kind, &image.parse().expect("an image")), expected, "{image}");
     }
@@ -85,7 +85,7 @@ fn an_image_that_is_not_there_is_told_from_a_registry_that_is_not_reached() {
         ("something new", ImagePull, "something new"),
         ("", ImagePull, "does not say"),
     ] {
-        let failure = why_not_pulled(Kind::Docker, "x/y:1", &[line.to_owned(), String::new()]);
+        let failure = why_not_pulled(EngineKind::Docker, "x/y:1", &[line.to_owned(), String::new()]);
         assert_eq!(failure.class, class, "{line}");
         assert!(failure.text.contains(part), "{}", failure.text);
     }
@@ -96,7 +96,7 @@ fn a_pull_is_told_in_layers() {
     let last = |lines: &[&str]| {
         let mut last = String::new();
         let mut tell = |text: &str| text.clone_into(&mut last);
-        let mut pull = Pull::new("x:1", Kind::Docker, &mut tell);
+        let mut pull = Pull::new("x:1", EngineKind::Docker, &mut tell);
         for line in lines {
             pull.note(line);
         }

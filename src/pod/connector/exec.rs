@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::child::{self, Surroundings};
-use super::{Connector, Found, Wanted};
+use super::{Connector, ConnectorRequest, ResolvedConnector};
 use crate::failure::{Class, Failure};
 
 /// Takes the command as it is, after a look whether it could be run at all.
-pub fn find(command: &str, wanted: &Wanted<'_>) -> Result<Found, Failure> {
+pub fn find(command: &str, wanted: &ConnectorRequest<'_>) -> Result<ResolvedConnector, Failure> {
     let Some(word) = command.split_whitespace().next() else {
         return Err(Failure::new(Class::Usage, "--exec is empty: expected the connector's command")
             .with_hint("for example --exec 'python main.py'"));
@@ -15,9 +15,9 @@ pub fn find(command: &str, wanted: &Wanted<'_>) -> Result<Found, Failure> {
     if is_plain(word) {
         check(word, wanted)?;
     }
-    Ok(Found {
+    Ok(ResolvedConnector {
         connector: Connector::Host { entrypoint: command.to_owned(), environment: Vec::new() },
-        how: format!("connector: the command {command}"),
+        summary: format!("connector: the command {command}"),
     })
 }
 
@@ -26,8 +26,8 @@ fn is_plain(word: &str) -> bool {
     word.chars().all(|c| c.is_alphanumeric() || "._-/+@:,%".contains(c))
 }
 
-fn check(word: &str, wanted: &Wanted<'_>) -> Result<(), Failure> {
-    let Wanted { environment, folder, .. } = *wanted;
+fn check(word: &str, wanted: &ConnectorRequest<'_>) -> Result<(), Failure> {
+    let ConnectorRequest { environment, working_directory: folder, .. } = *wanted;
     let refuse = |text: String, hint: &str| Err(Failure::new(Class::StartError, text).with_hint(hint));
     if word.contains('/') {
         let path = folder.join(word);
@@ -59,9 +59,9 @@ fn check(word: &str, wanted: &Wanted<'_>) -> Result<(), Failure> {
 }
 
 /// Whether the shell itself knows the word: `cd`, `exec`, `env`-like builtins.
-fn is_of_shell(word: &str, wanted: &Wanted<'_>) -> bool {
+fn is_of_shell(word: &str, wanted: &ConnectorRequest<'_>) -> bool {
     let limit = std::time::Duration::from_secs(5);
-    let Wanted { environment, folder, .. } = *wanted;
+    let ConnectorRequest { environment, working_directory: folder, .. } = *wanted;
     let surroundings = Surroundings { environment, folder, holds: None, limit };
     child::ask(Path::new("/bin/sh"), &["-c", r#"command -v -- "$1""#, "sh", word], surroundings).is_some()
 }

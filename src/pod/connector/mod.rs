@@ -16,7 +16,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use container::{Kind, Tool};
+pub use container::{ContainerEngine, EngineKind};
 
 use crate::failure::{Class, Failure};
 use crate::task::Image;
@@ -36,7 +36,7 @@ pub enum Runtime {
 }
 
 /// What is looked for.
-pub struct Wanted<'a> {
+pub struct ConnectorRequest<'a> {
     /// The connector.
     pub image: &'a Image,
     /// A command that is the connector.
@@ -48,7 +48,7 @@ pub struct Wanted<'a> {
     /// The environment of the caller: all that children get.
     pub environment: &'a [(String, String)],
     /// The folder that the caller works in: an absolute path. Children run there.
-    pub folder: &'a Path,
+    pub working_directory: &'a Path,
 }
 
 /// A connector as it can be run.
@@ -64,7 +64,7 @@ pub enum Connector {
     /// An image that a tool has.
     Container {
         /// What runs it.
-        tool: Tool,
+        tool: ContainerEngine,
         /// What the tool calls it.
         image: String,
     },
@@ -72,23 +72,27 @@ pub enum Connector {
 
 /// A connector that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct ResolvedConnector {
     /// The connector.
     pub connector: Connector,
     /// One line for people.
-    pub how: String,
+    pub summary: String,
 }
 
 /// Finds the connector, which may take minutes. `tell` is called with what is going on, not more than five times a second.
 /// When `stop` says true, all that was started is ended and removed.
-pub fn find(wanted: &Wanted<'_>, tell: &mut dyn FnMut(&str), stop: &dyn Fn() -> bool) -> Result<Found, Failure> {
+pub fn resolve(
+    wanted: &ConnectorRequest<'_>,
+    tell: &mut dyn FnMut(&str),
+    stop: &dyn Fn() -> bool,
+) -> Result<ResolvedConnector, Failure> {
     sweep(wanted.cache);
     if let Some(command) = wanted.exec {
         return exec::find(command, wanted);
     }
     match wanted.runtime {
-        Runtime::Docker => container::find(Kind::Docker, wanted, tell, stop).map_err(|miss| miss.failure),
-        Runtime::Podman => container::find(Kind::Podman, wanted, tell, stop).map_err(|miss| miss.failure),
+        Runtime::Docker => container::find(EngineKind::Docker, wanted, tell, stop).map_err(|miss| miss.failure),
+        Runtime::Podman => container::find(EngineKind::Podman, wanted, tell, stop).map_err(|miss| miss.failure),
         Runtime::Python => {
             python::find(wanted, tell, stop).map_err(|failure| sum_up(wanted.image, Vec::new(), failure))
         }
@@ -101,9 +105,13 @@ pub fn sweep(cache: &Path) {
     python::sweep(cache);
 }
 
-fn find_anywhere(wanted: &Wanted<'_>, tell: &mut dyn FnMut(&str), stop: &dyn Fn() -> bool) -> Result<Found, Failure> {
+fn find_anywhere(
+    wanted: &ConnectorRequest<'_>,
+    tell: &mut dyn FnMut(&str),
+    stop: &dyn Fn() -> bool,
+) -> Result<ResolvedConnector, Failure> {
     let mut misses = Vec::new();
-    for kind in [Kind::Docker, Kind::Podman] {
+    for kind in [EngineKind::Docker, EngineKind::Podman] {
         match container::find(kind, wanted, tell, stop) {
             Ok(found) => return Ok(found),
             Err(miss) if miss.failure.class == Class::Cancelled => return Err(miss.failure),

@@ -16,7 +16,7 @@ use super::store::{Folder, trouble};
 use super::supervisor::Plan;
 use crate::failure::{Class, Failure};
 use crate::pod::connector::Connector;
-use crate::pod::connector::container::{Mount, Run};
+use crate::pod::connector::container::{Mount, RunOptions};
 use crate::pod::status::{Exit, SIDECAR, SOURCE};
 
 /// A container that runs.
@@ -119,7 +119,7 @@ pub fn source(pod: &Pod, folder: &Folder, connector: &Connector, plan: &Plan) ->
             let own: Vec<(&str, &str)> = own.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             let limits = limits(pod, SOURCE);
             let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or_default();
-            let run = Run {
+            let run = RunOptions {
                 name: folder.name(),
                 image,
                 mounts: &mounts,

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Class, Failure};
 use crate::pod::Owned;
-use crate::pod::connector::Tool;
+use crate::pod::connector::ContainerEngine;
 use crate::pod::status::{Ended, Exit, Observation, Phase, SIDECAR, SOURCE};
 
 /// A task of this machine.
@@ -30,7 +30,7 @@ pub struct Record {
     /// The process that looks after it.
     pub supervisor: Option<u32>,
     /// What runs the connector if this machine does not do so itself; the container is called as the Pod is.
-    pub container: Option<Tool>,
+    pub container: Option<ContainerEngine>,
 }
 
 /// A failure as it is kept.

@@ -17,7 +17,7 @@ use super::limits;
 use super::processes;
 use super::record::Record;
 use crate::failure::{Class, Failure};
-use crate::pod::connector::Tool;
+use crate::pod::connector::ContainerEngine;
 use crate::pod::{Owned, PodError};
 
 /// Where the tasks are. Clones mean the same place.
@@ -165,7 +165,7 @@ impl Store {
         if let Ok(Some(record)) = self.read(name)
             && let Some(tool) = record.container
         {
-            let tool = Tool { environment: containers::inherited(), ..tool };
+            let tool = ContainerEngine { environment: containers::inherited(), ..tool };
             if let Err(error) = tool.remove(name) {
                 tracing::warn!(error, container = name, "the container of a task could not be removed");
             }

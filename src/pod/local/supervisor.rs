@@ -27,7 +27,7 @@ use super::usage::Usage;
 use super::watch::Changes;
 use crate::contract::READY_FILE;
 use crate::failure::Failure;
-use crate::pod::connector::{self, Found, Runtime, Wanted};
+use crate::pod::connector::{self, ConnectorRequest, ResolvedConnector, Runtime};
 use crate::pod::status::{SIDECAR, SOURCE};
 
 /// What the supervisor is told beside the record.
@@ -56,7 +56,7 @@ enum Event {
     /// What is going on while the connector is looked for.
     Told(String),
     /// It was found, or not.
-    Found(Result<Found, Failure>),
+    Found(Result<ResolvedConnector, Failure>),
     /// A container has ended.
     Ended(&'static str, crate::pod::status::Exit),
     /// The task is to end, in so much time.
@@ -192,22 +192,22 @@ impl Supervisor {
         self.finder = Some(std::thread::spawn(move || {
             let environment = containers::inherited();
             let found = image.map_err(|error| Failure::new(crate::failure::Class::Internal, error)).and_then(|image| {
-                let wanted = Wanted {
+                let request = ConnectorRequest {
                     image: &image,
                     exec: plan.exec.as_deref(),
                     runtime: plan.runtime,
                     cache: &plan.cache,
                     environment: &environment,
-                    folder: &plan.working_directory,
+                    working_directory: &plan.working_directory,
                 };
                 let mut tell = |text: &str| drop(events.send(Event::Told(text.to_owned())));
-                connector::find(&wanted, &mut tell, &|| stop.load(Ordering::SeqCst))
+                connector::resolve(&request, &mut tell, &|| stop.load(Ordering::SeqCst))
             });
             events.send(Event::Found(found)).ok();
         }));
     }
 
-    fn found(&mut self, found: Result<Found, Failure>) {
+    fn found(&mut self, found: Result<ResolvedConnector, Failure>) {
         if let Err(failure) = found.and_then(|found| self.start(&found)) {
             self.record.failure = Some(Told::from(&failure));
             self.tell();
@@ -215,8 +215,8 @@ impl Supervisor {
     }
 
     /// Starts both, the sidecar first: the pipes should be there when the connector starts.
-    fn start(&mut self, found: &Found) -> Result<(), Failure> {
-        self.record.notice = Some(found.how.clone());
+    fn start(&mut self, found: &ResolvedConnector) -> Result<(), Failure> {
+        self.record.notice = Some(found.summary.clone());
         if let connector::Connector::Container { tool, .. } = &found.connector {
             // Before it is there: whoever cleans up must know of it.
             self.record.container = Some(tool.clone());

@@ -22,7 +22,7 @@ use shelf::{Note, Place, Shelf, Start};
 
 use super::child::{self, Surroundings};
 use super::lock::Lock;
-use super::{Connector, Found, Wanted};
+use super::{Connector, ConnectorRequest, ResolvedConnector};
 use crate::failure::{Class, Failure};
 
 /// How long a Python or uv may take to say what it is.
@@ -36,13 +36,17 @@ pub fn sweep(cache: &Path) {
 }
 
 /// Finds the package in the cache, or installs it.
-pub fn find(wanted: &Wanted<'_>, tell: &mut dyn FnMut(&str), stop: &dyn Fn() -> bool) -> Result<Found, Failure> {
+pub fn find(
+    wanted: &ConnectorRequest<'_>,
+    tell: &mut dyn FnMut(&str),
+    stop: &dyn Fn() -> bool,
+) -> Result<ResolvedConnector, Failure> {
     let package = Package::of(wanted.image).map_err(|why| not_found(why, "name the connector by its version"))?;
     Search { wanted, package, shelf: Shelf::of(wanted.cache), stop }.run(tell)
 }
 
 struct Search<'a> {
-    wanted: &'a Wanted<'a>,
+    wanted: &'a ConnectorRequest<'a>,
     package: Package,
     shelf: Shelf,
     stop: &'a dyn Fn() -> bool,
@@ -50,11 +54,11 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn surroundings(&self) -> Surroundings<'_> {
-        let Wanted { environment, folder, .. } = self.wanted;
+        let ConnectorRequest { environment, working_directory: folder, .. } = self.wanted;
         Surroundings { environment, folder, holds: None, limit: ANSWER }
     }
 
-    fn run(&self, tell: &mut dyn FnMut(&str)) -> Result<Found, Failure> {
+    fn run(&self, tell: &mut dyn FnMut(&str)) -> Result<ResolvedConnector, Failure> {
         if let Some((place, note)) = self.shelf.find(&self.package, self.surroundings()) {
             return self.found(&place, &note, "as installed in");
         }
@@ -79,9 +83,9 @@ impl Search<'_> {
     }
 
     /// Installs with the first Python that the package takes.
-    fn install(&self, lock: &Lock, tell: &mut dyn FnMut(&str)) -> Result<Found, Failure> {
+    fn install(&self, lock: &Lock, tell: &mut dyn FnMut(&str)) -> Result<ResolvedConnector, Failure> {
         let requirement = self.package.requirement();
-        let Wanted { environment, folder, .. } = *self.wanted;
+        let ConnectorRequest { environment, working_directory: folder, .. } = *self.wanted;
         let uv = child::program("uv", environment, folder)
             .filter(|uv| child::ask(uv, &["--version"], self.surroundings()).is_some());
         let workshop = Workshop { environment, folder, uv, stop: self.stop };
@@ -132,7 +136,7 @@ impl Search<'_> {
             .collect()
     }
 
-    fn found(&self, place: &Place, note: &Note, where_from: &str) -> Result<Found, Failure> {
+    fn found(&self, place: &Place, note: &Note, where_from: &str) -> Result<ResolvedConnector, Failure> {
         let python = quoted(&place.python())?;
         let start = match &note.start {
             Start::Script(name) => quoted(&place.script(name))?,
@@ -142,9 +146,10 @@ impl Search<'_> {
         // Isolated from what the user's shell sets for Python; `-u`, as images do it, lets every message out at once.
         let entrypoint = format!("{python} -I -u -X utf8 {start}");
         let folder = shown(&place.folder, self.wanted.environment);
-        let how = format!("connector: {} from PyPI, {where_from} {folder} (Python {})", note.requirement, note.python);
+        let summary =
+            format!("connector: {} from PyPI, {where_from} {folder} (Python {})", note.requirement, note.python);
         let environment = vec![("LANG".to_owned(), "C.UTF-8".to_owned())];
-        Ok(Found { connector: Connector::Host { entrypoint, environment }, how })
+        Ok(ResolvedConnector { connector: Connector::Host { entrypoint, environment }, summary })
     }
 
     fn told(&self, trouble: Trouble) -> Failure {

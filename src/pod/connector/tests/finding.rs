@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::super::{Connector, Kind, Runtime, Wanted, find};
+use super::super::{Connector, ConnectorRequest, EngineKind, Runtime, resolve};
 use super::support::{Machine, output, python};
 use super::wheel::Wheel;
 use crate::failure::Class;
@@ -25,10 +25,10 @@ fn of_two_searches_at_once_one_installs_and_the_other_waits_for_it() {
     let [one, other] = std::thread::scope(|scope| {
         [scope.spawn(search), scope.spawn(search)].map(|thread| thread.join().expect("a search"))
     });
-    let (first, second) = if one.0.how.contains("as installed") { (other, one) } else { (one, other) };
-    assert!(first.0.how.starts_with("connector: t-source-x==1 from PyPI, installed in "), "{}", first.0.how);
+    let (first, second) = if one.0.summary.contains("as installed") { (other, one) } else { (one, other) };
+    assert!(first.0.summary.starts_with("connector: t-source-x==1 from PyPI, installed in "), "{}", first.0.summary);
     assert!(first.1.iter().any(|text| text.contains("[####################] 1/1 packages")), "{:?}", first.1);
-    assert!(second.0.how.contains(", as installed in "), "{}", second.0.how);
+    assert!(second.0.summary.contains(", as installed in "), "{}", second.0.summary);
     let waits = format!("waiting for the syncctl of process {}, which is installing t-source-x==1", std::process::id());
     assert_eq!(second.1.last(), Some(&waits));
     assert_eq!(first.0.connector, second.0.connector);
@@ -53,7 +53,7 @@ fn an_environment_whose_python_is_gone_is_made_anew() {
     std::fs::write(folder.join("old"), "").expect("a file");
 
     let found = machine.find("t/source-x").expect("a connector");
-    assert!(found.how.contains(", installed in "), "{}", found.how);
+    assert!(found.summary.contains(", installed in "), "{}", found.summary);
     assert_eq!(output(&found, &["spec"]), "source-x spec\n");
     assert!(!folder.join("old").exists());
 }
@@ -86,9 +86,15 @@ fn what_pip_refuses_is_told_in_one_sentence() {
     let image = Image::new("t/source-x", "2").expect("an image");
     let (cache, folder) = (machine.path("cache"), machine.path("home"));
     let environment = &machine.environment;
-    let wanted =
-        Wanted { image: &image, exec: None, runtime: Runtime::Python, cache: &cache, environment, folder: &folder };
-    let failure = find(&wanted, &mut |_| (), &|| false).expect_err("no version 2");
+    let wanted = ConnectorRequest {
+        image: &image,
+        exec: None,
+        runtime: Runtime::Python,
+        cache: &cache,
+        environment,
+        working_directory: &folder,
+    };
+    let failure = resolve(&wanted, &mut |_| (), &|| false).expect_err("no version 2");
     assert_eq!(
         failure.to_string(),
         "IMAGE_NOT_FOUND: the connector t/source-x:2 was not found: PyPI has no version 2 of t-source-x, but 1"
@@ -117,7 +123,7 @@ fn another_python_is_tried_when_the_first_one_will_not_do() {
     let second = r#""-I -S -c "*) echo 3.10.9; echo "$0"; exit ;;"#;
     let machine = Machine::new().program("python3.11", &first).python_that(second).good("t-source-x");
     let found = machine.find("t/source-x").expect("a connector");
-    assert!(found.how.ends_with("(Python 3.10.9)"), "{}", found.how);
+    assert!(found.summary.ends_with("(Python 3.10.9)"), "{}", found.summary);
     assert_eq!(machine.shelf(), ["t-source-x@1-cp310"]);
 }
 
@@ -197,13 +203,19 @@ fn a_command_of_the_callers_is_taken_as_it_is_once_it_can_be_run() {
     let search = |command| {
         let exec = Some(command);
         let environment = &machine.environment;
-        let wanted =
-            Wanted { image: &image, exec, runtime: Runtime::Docker, cache: &cache, environment, folder: &folder };
-        find(&wanted, &mut |_| (), &|| false)
+        let wanted = ConnectorRequest {
+            image: &image,
+            exec,
+            runtime: Runtime::Docker,
+            cache: &cache,
+            environment,
+            working_directory: &folder,
+        };
+        resolve(&wanted, &mut |_| (), &|| false)
     };
     for command in ["tool --flag 'a b'", "../bin/tool", "A=1 nothing", "cd /x && nothing", "\"$HOME/x\"", "exec tool"] {
         let found = search(command).unwrap_or_else(|failure| panic!("{command}: {failure}"));
-        assert_eq!(found.how, format!("connector: the command {command}"));
+        assert_eq!(found.summary, format!("connector: the command {command}"));
         let connector = Connector::Host { entrypoint: command.to_owned(), environment: vec![] };
         assert_eq!(found.connector, connector, "{command}");
     }
@@ -245,7 +257,7 @@ fn a_connector_that_is_nowhere_is_told_with_all_that_was_tried() {
 
     // What was not reached does not matter once it is found.
     let found = search(&machine.good("t-source-x")).expect("a connector");
-    assert!(found.how.starts_with("connector: t-source-x==1 from PyPI"), "{}", found.how);
+    assert!(found.summary.starts_with("connector: t-source-x==1 from PyPI"), "{}", found.summary);
 }
 
 #[test]
@@ -259,12 +271,12 @@ fn the_image_itself_comes_first_and_an_explicit_choice_never_falls_back() {
     let mut told = Vec::new();
     let mut tell = |text: &str| told.push(text.to_owned());
     let found = machine.find_with("t/source-x", Runtime::Auto, &mut tell, &|| false).expect("a connector");
-    assert_eq!(found.how, "connector: the image t/source-x:1, pulled with Docker 28.2.2");
+    assert_eq!(found.summary, "connector: the image t/source-x:1, pulled with Docker 28.2.2");
     assert!(told.contains(&"pulling t/source-x:1 with Docker: 1 layers".to_owned()), "{told:?}");
     let Connector::Container { tool, image } = found.connector else { panic!("no image") };
-    assert_eq!((tool.kind, image.as_str()), (Kind::Docker, "t/source-x:1"));
+    assert_eq!((tool.kind, image.as_str()), (EngineKind::Docker, "t/source-x:1"));
     let again = machine.find_with("t/source-x", Runtime::Docker, &mut |_| (), &|| false).expect("a connector");
-    assert_eq!(again.how, "connector: the image t/source-x:1, from Docker 28.2.2");
+    assert_eq!(again.summary, "connector: the image t/source-x:1, from Docker 28.2.2");
 
     let failure = machine.find_with("t/source-x", Runtime::Podman, &mut |_| (), &|| false).expect_err("no Podman");
     assert_eq!(failure.to_string(), "START_ERROR: Podman is not installed");
@@ -284,19 +296,19 @@ fn a_real_connector_is_installed_and_answers() {
     let environment: Vec<(String, String)> = std::env::vars().collect();
     let image: Image = "airbyte/source-faker:7.2.1".parse().expect("an image");
     let (cache, folder) = (machine.path("cache"), machine.path("home"));
-    let wanted = Wanted {
+    let wanted = ConnectorRequest {
         image: &image,
         exec: None,
         runtime: Runtime::Python,
         cache: &cache,
         environment: &environment,
-        folder: &folder,
+        working_directory: &folder,
     };
     for _ in 0..2 {
         let begin = Instant::now();
         let found =
-            find(&wanted, &mut |text| println!("{:?} {text}", begin.elapsed()), &|| false).expect("a connector");
-        println!("{:?} {}", begin.elapsed(), found.how);
+            resolve(&wanted, &mut |text| println!("{:?} {text}", begin.elapsed()), &|| false).expect("a connector");
+        println!("{:?} {}", begin.elapsed(), found.summary);
         let begin = Instant::now();
         assert!(output(&found, &["spec"]).contains("connectionSpecification"));
         println!("its spec took {:?}", begin.elapsed());

@@ -17,15 +17,15 @@ fn a_process_that_is_killed_while_it_installs() {
         ["PATH", "HOME", "PIP_NO_INDEX", "PIP_FIND_LINKS", MARK].map(|name| (name.to_owned(), read(name)));
     let image = crate::task::Image::new("t/source-x", "1").expect("an image");
     let folder = std::path::PathBuf::from(folder);
-    let wanted = super::super::Wanted {
+    let wanted = super::super::ConnectorRequest {
         image: &image,
         exec: None,
         runtime: Runtime::Python,
         cache: &folder.join("cache"),
         environment: &environment,
-        folder: &folder,
+        working_directory: &folder,
     };
-    super::super::find(&wanted, &mut |_| (), &|| false).expect("a connector");
+    super::super::resolve(&wanted, &mut |_| (), &|| false).expect("a connector");
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::super::container::{Mount, Run, State, Tool};
-use super::super::{Connector, Runtime, Wanted, find};
+use super::super::container::{ContainerEngine, Mount, RunOptions, State};
+use super::super::{Connector, ConnectorRequest, Runtime, resolve};
 use super::support::until;
 use crate::failure::Class;
 use crate::task::Image;
@@ -22,7 +22,7 @@ fn environment() -> Option<Vec<(String, String)>> {
 
 /// Containers of a test, which go with it.
 struct Containers<'a> {
-    tool: &'a Tool,
+    tool: &'a ContainerEngine,
     names: Vec<String>,
 }
 
@@ -38,16 +38,23 @@ fn image(
     name: &str,
     environment: &[(String, String)],
     folder: &Path,
-) -> Result<(Tool, String), crate::failure::Failure> {
+) -> Result<(ContainerEngine, String), crate::failure::Failure> {
     let image = Image::new(name, "1").expect("an image");
-    let wanted = Wanted { image: &image, exec: None, runtime: Runtime::Podman, cache: folder, environment, folder };
-    let found = find(&wanted, &mut |_| (), &|| false)?;
-    assert!(found.how.starts_with(&format!("connector: the image {name}:1, from Podman ")), "{}", found.how);
+    let wanted = ConnectorRequest {
+        image: &image,
+        exec: None,
+        runtime: Runtime::Podman,
+        cache: folder,
+        environment,
+        working_directory: folder,
+    };
+    let found = resolve(&wanted, &mut |_| (), &|| false)?;
+    assert!(found.summary.starts_with(&format!("connector: the image {name}:1, from Podman ")), "{}", found.summary);
     let Connector::Container { tool, image } = found.connector else { panic!("no image") };
     Ok((tool, image))
 }
 
-fn start(tool: &Tool, run: &Run<'_>, folder: &Path) -> std::process::Child {
+fn start(tool: &ContainerEngine, run: &RunOptions<'_>, folder: &Path) -> std::process::Child {
     let mut command = Command::new(&tool.path);
     command.args(run.arguments()).env_clear().envs(tool.environment.clone()).current_dir(folder);
     command.stdin(Stdio::null()).spawn().expect("podman")
@@ -68,7 +75,7 @@ fn an_image_runs_in_podman_with_its_folders_and_is_ended_and_removed_by_its_name
         Mount { host: folder.path(), inside: "/pipes", read_only: false },
         Mount { host: folder.path(), inside: "/config", read_only: true },
     ];
-    let run = Run {
+    let run = RunOptions {
         name: &name,
         image: &image,
         mounts: &mounts,
@@ -88,7 +95,7 @@ fn an_image_runs_in_podman_with_its_folders_and_is_ended_and_removed_by_its_name
     assert_eq!(tool.state(&name), Ok(Some(ended)));
 
     let command = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"].map(str::to_owned);
-    let mut deaf = start(&tool, &Run { name: &other, owner: None, command: &command, ..run }, folder.path());
+    let mut deaf = start(&tool, &RunOptions { name: &other, owner: None, command: &command, ..run }, folder.path());
     until("it runs", || matches!(tool.state(&other), Ok(Some(State { is_running: true, .. }))));
     let begin = Instant::now();
     tool.remove(&other).expect("it runs");
@@ -109,7 +116,7 @@ fn a_container_that_takes_too_much_memory_is_known_by_it() {
     let name = format!("syncctl-test-{}-oom", std::process::id());
     let _containers = Containers { tool: &tool, names: vec![name.clone()] };
     let command = ["sh", "-c", "eval \"$AIRBYTE_ENTRYPOINT check\""].map(str::to_owned);
-    let run = Run {
+    let run = RunOptions {
         name: &name,
         image: &image,
         mounts: &[],

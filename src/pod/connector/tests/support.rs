@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::super::{Connector, Found, Runtime, Wanted, find};
+use super::super::{Connector, ConnectorRequest, ResolvedConnector, Runtime, resolve};
 use super::wheel::Wheel;
 use crate::failure::{Class, Failure};
 use crate::task::Image;
@@ -128,21 +128,21 @@ impl Machine {
         runtime: Runtime,
         tell: &mut dyn FnMut(&str),
         stop: &dyn Fn() -> bool,
-    ) -> Result<Found, Failure> {
+    ) -> Result<ResolvedConnector, Failure> {
         let image = Image::new(package, "1").expect("an image");
         let (cache, folder) = (self.path("cache"), self.path("home"));
-        let wanted = Wanted {
+        let wanted = ConnectorRequest {
             image: &image,
             exec: None,
             runtime,
             cache: &cache,
             environment: &self.environment,
-            folder: &folder,
+            working_directory: &folder,
         };
-        find(&wanted, tell, stop)
+        resolve(&wanted, tell, stop)
     }
 
-    pub fn find(&self, package: &str) -> Result<Found, Failure> {
+    pub fn find(&self, package: &str) -> Result<ResolvedConnector, Failure> {
         self.find_with(package, Runtime::Python, &mut |_| (), &|| false)
     }
 
@@ -189,7 +189,7 @@ impl Machine {
 }
 
 /// Runs a connector as the source's wrapper does.
-pub fn output(found: &Found, arguments: &[&str]) -> String {
+pub fn output(found: &ResolvedConnector, arguments: &[&str]) -> String {
     let Connector::Host { entrypoint, environment } = &found.connector else { panic!("{found:?}") };
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "eval \"$AIRBYTE_ENTRYPOINT \\\"\\$@\\\"\"", "sh"]).args(arguments);
