@@ -12,6 +12,7 @@ mod heard;
 mod output;
 mod pod;
 mod process;
+mod retry;
 mod secret;
 mod server;
 mod sidecar;

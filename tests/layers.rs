@@ -3,23 +3,24 @@
 use std::path::{Path, PathBuf};
 
 /// The parts of `src` and what each may import of ours. `cmd` and `main` may import everything.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
     ("process", &[]),
+    ("retry", &[]),
     ("secret", &[]),
     ("task", &[]),
     ("output", &["failure"]),
-    ("db", &["failure", "process", "secret", "task"]),
-    ("pod", &["airbyte", "contract", "failure", "process", "secret", "task"]),
-    ("sidecar", &["airbyte", "contract", "db", "failure", "secret", "task"]),
+    ("db", &["failure", "process", "retry", "secret", "task"]),
+    ("pod", &["airbyte", "contract", "failure", "process", "retry", "secret", "task"]),
+    ("sidecar", &["airbyte", "contract", "db", "failure", "retry", "secret", "task"]),
     ("config", &["contract", "db", "failure", "pod", "secret", "sidecar", "task"]),
     (
         "controller",
         &["airbyte", "config", "contract", "db", "failure", "output", "pod", "process", "secret", "sidecar", "task"],
     ),
-    ("server", &["airbyte", "config", "controller", "db", "failure", "pod", "secret", "sidecar", "task"]),
+    ("server", &["airbyte", "config", "controller", "db", "failure", "pod", "retry", "secret", "sidecar", "task"]),
 ];
 
 /// Crates that only these folders may know.

@@ -1,10 +1,8 @@
 //! The pool and the one way by which every statement reaches the server: a transaction that is repeated while the
 //! connection, not the statement, is what fails.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use postgres::types::{ToSql, Type};
@@ -16,15 +14,16 @@ use super::connect::Target;
 use super::error::{DbError, is_transient};
 use super::probe::Probe;
 use super::{Db, Options};
+use crate::retry::Backoff;
 
 /// No statement of ours takes longer unless it waits for a lock that nobody will release.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a wait for a connection looks at why there is none yet.
 const CHECKOUT_SLICE: Duration = Duration::from_secs(1);
-/// The first pause before a repetition; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause: a database that is back is noticed within this time.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Delays before an operation is repeated; the longest bounds how late a database that is back is noticed.
+const BACKOFF: Backoff = Backoff::new(MIN_CHECKOUT_WAIT, Duration::from_secs(5));
+/// How long even an operation without time left waits for a connection.
+const MIN_CHECKOUT_WAIT: Duration = Duration::from_millis(100);
 
 /// What all clones of a [`Db`] share.
 pub(super) struct Shared {
@@ -202,11 +201,10 @@ impl Db {
         mut work: impl FnMut(&mut Session<'_>) -> Result<T, Fault>,
     ) -> Result<T, DbError> {
         let started = Instant::now();
-        let deadline = started + self.patience;
-        let mut pause = FIRST_PAUSE;
+        let mut retry = BACKOFF.within(self.patience);
         let mut repeated = false;
         loop {
-            let result = self.attempt(deadline, repeated, &mut work);
+            let result = self.attempt(retry.deadline(), repeated, &mut work);
             if result.is_err() && !repeated {
                 self.shared.state.troubles.fetch_add(1, Ordering::Relaxed);
             }
@@ -227,13 +225,10 @@ impl Db {
             } else {
                 tracing::debug!(doing, reason, "the connection was lost");
             }
-            let wait = jitter(pause);
-            if Instant::now() + wait >= deadline {
+            if !retry.wait() {
                 let waited_seconds = started.elapsed().as_secs();
                 return Err(DbError::Lost { doing, place: self.target().place(), reason, waited_seconds });
             }
-            thread::sleep(wait);
-            pause = (pause * 2).min(LONGEST_PAUSE);
             repeated = true;
         }
     }
@@ -267,7 +262,7 @@ impl Db {
         let state = &self.shared.state;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.shared.pool.get_timeout(left.clamp(FIRST_PAUSE, CHECKOUT_SLICE)) {
+            match self.shared.pool.get_timeout(left.clamp(MIN_CHECKOUT_WAIT, CHECKOUT_SLICE)) {
                 Ok(mut pooled) if pooled.generation < state.generation.load(Ordering::Relaxed) => pooled.broken = true,
                 Ok(pooled) => return Ok(pooled),
                 Err(_) => {
@@ -321,11 +316,4 @@ fn begin_sql(target: &Target, statement_timeout: Duration) -> String {
     let millis = statement_timeout.as_millis().max(1);
     let settings = target.clone().with_default("statement_timeout", &format!("{millis}ms")).settings_sql(true);
     format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", settings.unwrap_or_default())
-}
-
-/// Between half and all of a pause: programs that lost the same database do not come back in step.
-fn jitter(pause: Duration) -> Duration {
-    // Each state is seeded anew, which is all the randomness that is needed.
-    let random = RandomState::new().hash_one(0u8) % 1000;
-    pause / 2 + (pause / 2).mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / 1000.0)
 }

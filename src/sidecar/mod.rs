@@ -35,6 +35,7 @@ pub use streams::CommitLimits;
 use crate::contract;
 use crate::db::{Db, Options, SpecKey, Target};
 use crate::failure::{Class, Failure};
+use crate::retry::Backoff;
 use crate::secret::Secret;
 use crate::task::{Task, TaskKind};
 
@@ -170,13 +171,12 @@ fn stored_schema(db: &Db, task: &Task) -> Option<Value> {
 
 /// Opens the database; one that is just starting has a moment.
 fn open(target: &Target, options: &Options) -> Result<Db, Failure> {
-    let deadline = Instant::now() + FIRST_PATIENCE;
+    let mut retry = Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).within(FIRST_PATIENCE);
     loop {
         match Db::open(target.clone(), options.clone()) {
             Ok(db) => return Ok(db),
-            Err(error) if error.is_transient() && Instant::now() < deadline => {
-                tracing::warn!(%error, "the database will be tried again");
-                std::thread::sleep(Duration::from_secs(1));
+            Err(error) if error.is_transient() && retry.wait() => {
+                tracing::warn!(%error, "the database does not answer; trying again");
             }
             Err(error) => return Err(error.into()),
         }

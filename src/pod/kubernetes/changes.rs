@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::api::{Api, creator};
 use super::lean::LeanPod;
-use super::pause::Pause;
 use super::watch::version;
 use crate::pod::{Owned, PodError};
+use crate::retry::Backoff;
 
 /// The API server ends a watch after so many seconds. Below five minutes, after which many load balancers cut it.
 const LASTS_SECONDS: u32 = 280;
@@ -21,8 +21,8 @@ const LASTS_SECONDS: u32 = 280;
 const OVERDUE: Duration = Duration::from_secs(LASTS_SECONDS as u64 + 10);
 /// A watch that ends sooner is a failed one, and opening the next has to wait.
 const SHORT: Duration = Duration::from_secs(1);
-/// After a failed one: the first wait, and the longest.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Delays after a failed watch.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 /// Changes that wait to be told; beyond it the API server waits.
 const BACKLOG: usize = 16;
 
@@ -89,7 +89,7 @@ enum End {
 impl Source {
     /// Runs until the API server says that it does not know the version any more.
     async fn run(mut self) -> Option<Change> {
-        let mut pause = Pause::new(RETRY.0, RETRY.1);
+        let mut backoff = RETRY;
         loop {
             let opened = Instant::now();
             match self.watch().await {
@@ -100,9 +100,9 @@ impl Source {
                 Err(error) => self.failed(error).await,
             }
             if opened.elapsed() > SHORT {
-                pause.reset();
+                backoff.reset();
             }
-            tokio::time::sleep(pause.next()).await;
+            tokio::time::sleep(backoff.next_delay()).await;
         }
     }
 

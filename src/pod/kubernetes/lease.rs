@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::api::{Api, if_there};
-use super::pause::jittered;
 use crate::pod::{self, Leadership, PodError};
+use crate::retry::jittered;
 
 /// The Lease's name.
 const NAME: &str = "syncctl";

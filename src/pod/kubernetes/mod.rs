@@ -9,7 +9,6 @@ mod follow;
 mod launch;
 mod lean;
 mod lease;
-mod pause;
 #[cfg(test)]
 mod tests;
 mod watch;

@@ -19,8 +19,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::api::{Api, ours};
 use super::changes::{Change, Changes};
 use super::lean::LeanPod;
-use super::pause::Pause;
 use crate::pod::{Event, Owned, PodError};
+use crate::retry::Backoff;
 
 /// Pods of one page of a list: as text and as objects they take tens of kilobytes each.
 const PAGE: u32 = 50;
@@ -32,8 +32,8 @@ const LAG: Duration = Duration::from_millis(300);
 const MOST_READS: usize = 64;
 /// An index page that takes longer comes through a dead connection; the next one is asked for through another.
 const INDEX_CALL: Duration = Duration::from_secs(10);
-/// After a failed list: the first wait, and the longest. An API server that is back should not be waited for.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// Delays after a failed list: an API server that is back is noticed within the longest.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
 
 pub(super) type Tell = Box<dyn Fn(Event) + Send>;
 
@@ -75,16 +75,16 @@ enum Repair {
 
 impl Watcher {
     async fn run(&mut self, resync: Duration) {
-        let mut pause = Pause::new(RETRY.0, RETRY.1);
+        let mut backoff = RETRY;
         loop {
             match self.list().await {
                 Ok(version) => {
-                    pause.reset();
+                    backoff.reset();
                     self.follow(version, resync).await;
                 }
                 Err(error) => {
                     (self.tell)(Event::Failed(error));
-                    tokio::time::sleep(pause.next()).await;
+                    tokio::time::sleep(backoff.next_delay()).await;
                 }
             }
         }

@@ -14,15 +14,14 @@ use super::metrics::{Durations, PHASES};
 use crate::controller::lifecycle::{Course, Ending, Step};
 use crate::pod::Owned;
 use crate::pod::status::{Observation, Phase};
+use crate::retry::Backoff;
 use crate::task::{Task, TaskKind};
 
 /// Beyond the grace period of a Pod, at whose end the kubelet has killed everything; then the object is removed without
 /// the node's word.
 const GONE_SLACK: Duration = Duration::from_secs(10);
-/// The first pause after a job that did not work; each further one is twice as long.
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-/// The longest pause: a database or an API server that is back is noticed within this time.
-const LONGEST_RETRY: Duration = Duration::from_secs(10);
+/// Delays before a failed job is repeated; the longest bounds how late a database or an API server that is back is noticed.
+const JOB_BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
 
 /// The settings that decide when something is late.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +79,7 @@ struct Member {
     deleting: bool,
     /// When it was first seen to have ended, if it was seen before.
     ended: Option<Instant>,
-    retries: u32,
+    backoff: Backoff,
 }
 
 /// How far the end of a task has been dealt with.
@@ -204,7 +203,7 @@ impl Fleet {
         let limits = self.limits;
         let member = self.members.get_mut(pod).filter(|member| member.pod.uid == uid)?;
         let work = member.take_job()?;
-        member.retries = 0;
+        member.backoff.reset();
         let leaving = Stage::Leaving(now + limits.grace + GONE_SLACK);
         let next = match work {
             Work::Record { .. } if member.gone => Some(Work::Clear),
@@ -234,9 +233,7 @@ impl Fleet {
     pub fn failed(&mut self, pod: &str, uid: &str, now: Instant) {
         let Some(member) = self.members.get_mut(pod).filter(|member| member.pod.uid == uid) else { return };
         if let Some(work) = member.take_job() {
-            let pause = FIRST_RETRY.saturating_mul(1 << member.retries.min(10)).min(LONGEST_RETRY);
-            member.retries += 1;
-            member.stage = Stage::Waiting(work, now + pause);
+            member.stage = Stage::Waiting(work, now + member.backoff.next_delay());
         }
     }
 
@@ -303,7 +300,7 @@ impl Member {
             gone: false,
             deleting: false,
             ended: None,
-            retries: 0,
+            backoff: JOB_BACKOFF,
         }
     }
 

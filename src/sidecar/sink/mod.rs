@@ -3,18 +3,22 @@
 //! A sink handles streams, rows and commits; it does not know states, statuses or the connector. To add a destination,
 //! write its module and list it in [`DESTINATIONS`].
 
-mod backoff;
 mod bulker;
 mod discard;
 mod postgres;
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::{Class, Failure};
+use crate::retry::Backoff;
 use crate::task::Task;
+
+/// Delays between attempts to reach a destination.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// Values of `destinationType`, each with the parser of the other fields.
 const DESTINATIONS: &[(&str, ParseConfig)] =

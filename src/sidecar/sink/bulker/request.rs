@@ -15,7 +15,8 @@ use super::config::Place;
 use super::http::{self, Answer, Chunk};
 use super::row::LONGEST_LINE;
 use super::wire::{Sent, Wire};
-use crate::sidecar::sink::backoff::Backoff;
+use crate::retry::Retry;
+use crate::sidecar::sink::BACKOFF;
 
 /// What one request may keep for being sent again.
 const KEPT_BY_REQUEST: usize = 4 << 20;
@@ -60,18 +61,18 @@ pub struct Server {
 impl Server {
     /// Waits until somebody takes a connection.
     pub fn reach(&self, patience: Duration) -> Result<(), Trouble> {
-        let mut backoff = Backoff::new(patience);
+        let mut retry = BACKOFF.within(patience);
         loop {
             let Err(error) = Wire::connect(&self.place, self.tls.as_ref()) else { return Ok(()) };
             let trouble = Trouble::of_connection(CONNECTING, &error);
-            if trouble.passing == Passing::No || !backoff.wait() {
+            if trouble.passing == Passing::No || !retry.wait() {
                 return Err(trouble);
             }
         }
     }
 
-    fn backoff(&self) -> Backoff {
-        Backoff::new(if self.given_up { Duration::ZERO } else { self.limits.patience })
+    fn retry(&self) -> Retry {
+        BACKOFF.within(if self.given_up { Duration::ZERO } else { self.limits.patience })
     }
 }
 
@@ -254,7 +255,7 @@ impl Request {
         server: &mut Server,
         mut attempt: impl FnMut(&mut Self, &Server) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
-        let mut backoff = server.backoff();
+        let mut retry = server.retry();
         loop {
             let mut trouble = match attempt(self, server) {
                 Ok(done) => {
@@ -275,7 +276,7 @@ impl Request {
             if worth_it {
                 tracing::warn!(why = %trouble.text, server = %server.place, "may be tried again");
             }
-            if !worth_it || !backoff.wait() {
+            if !worth_it || !retry.wait() {
                 server.given_up |= worth_it;
                 self.release(server);
                 return Err(trouble);

@@ -48,7 +48,7 @@ mod value;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use config::Settings;
 use courier::Courier;
@@ -57,7 +57,7 @@ use serde_json::Value;
 use session::{Place, Session};
 use stream::Stream;
 
-use super::{Committed, Connect, Sink, SinkError, StreamIndex, StreamSpec};
+use super::{BACKOFF, Committed, Connect, Sink, SinkError, StreamIndex, StreamSpec};
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::Failure;
 use crate::task::Task;
@@ -66,8 +66,6 @@ use crate::task::Task;
 const PATIENCE: Duration = Duration::from_mins(5);
 /// The same before anything has begun: then a wrong address is more likely than an outage.
 const FIRST_PATIENCE: Duration = Duration::from_secs(20);
-/// Between two attempts then.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// How many times that long a lock is waited for, which a user's long query may hold: an hour.
 const LOCK_PATIENCE: u32 = 12;
 /// Rows are sent in chunks of about this size: a little less than what a buffer that doubles arrives at.
@@ -141,13 +139,12 @@ impl PostgresSink {
         let run = uuid::Uuid::new_v4().as_u64_pair().0.cast_signed();
         let place = Arc::new(Place { target: settings.target.clone(), run, patience });
         let mut session = Session::new(place.clone());
-        let deadline = Instant::now() + patience.min(FIRST_PATIENCE);
+        let mut retry = BACKOFF.within(patience.min(FIRST_PATIENCE));
         while let Err(trouble) = session.client().map(drop) {
-            if !trouble.is_lost() || Instant::now() >= deadline {
+            if !trouble.is_lost() || !retry.wait() {
                 return Err(session.error("connecting", &trouble));
             }
             tracing::warn!(destination = %place.target.place(), "cannot connect, trying again");
-            std::thread::sleep(FIRST_PAUSE);
         }
         let shared = Shared {
             place,

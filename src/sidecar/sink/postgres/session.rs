@@ -12,8 +12,8 @@ use postgres::{Client, SimpleQueryMessage};
 
 use super::{LOCK_PATIENCE, binary};
 use crate::db::{DbError, Target};
-use crate::sidecar::sink::SinkError;
-use crate::sidecar::sink::backoff::Backoff;
+use crate::retry::Retry;
+use crate::sidecar::sink::{BACKOFF, SinkError};
 
 /// How the server lists our connections.
 const APPLICATION: &str = "syncctl-sidecar";
@@ -91,14 +91,14 @@ impl Trouble {
 /// What is left of the patience with one piece of work.
 struct Patience {
     /// For what keeps the server from doing it.
-    server: Backoff,
+    server: Retry,
     /// For whoever holds a lock.
-    lock: Backoff,
+    lock: Retry,
 }
 
 impl Patience {
     fn new(place: &Place) -> Self {
-        Self { server: Backoff::new(place.patience), lock: Backoff::new(place.patience * LOCK_PATIENCE) }
+        Self { server: BACKOFF.within(place.patience), lock: BACKOFF.within(place.patience * LOCK_PATIENCE) }
     }
 }
 
@@ -270,7 +270,7 @@ impl Session {
 
     /// Whether a transaction whose COMMIT was not answered took place.
     pub fn was_committed(&mut self, transaction: i64) -> Result<bool, Trouble> {
-        let mut backoff = Backoff::new(self.place.patience);
+        let mut retry = BACKOFF.within(self.place.patience);
         loop {
             let answer = self.persist("the last transaction", |session| {
                 Ok(session.client()?.simple_query(&format!("SELECT txid_status({transaction})"))?)
@@ -280,7 +280,7 @@ impl Session {
                     Some("committed") => return Ok(true),
                     Some("aborted") => return Ok(false),
                     // The old connection's process is still at it.
-                    Some(_) if backoff.wait() => {}
+                    Some(_) if retry.wait() => {}
                     _ => {
                         return Err(Trouble::Other(format!(
                             "cannot tell whether transaction {transaction} took place"
