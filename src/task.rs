@@ -299,6 +299,9 @@ impl ReadOptions {
 /// the first row.
 pub const DEFAULT_SILENCE_SECONDS: u32 = 8000;
 
+/// How long a Pod may take to start unless a setting overrides it.
+pub const DEFAULT_INIT_TIMEOUT_SECONDS: u32 = 180;
+
 /// The only connector type there is; the column exists because the seed keys specs by it.
 pub const CONNECTOR_TYPE_AIRBYTE: &str = "airbyte";
 

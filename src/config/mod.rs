@@ -18,7 +18,7 @@ use crate::pod::kubernetes::client::{ClientSettings, Source};
 use crate::pod::local::LocalSettings;
 use crate::pod::manifest::{PodSettings, Resources};
 use crate::secret::Secret;
-use crate::task::{DEFAULT_SILENCE_SECONDS, DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};
+use crate::task::{DEFAULT_INIT_TIMEOUT_SECONDS, DEFAULT_SILENCE_SECONDS, DEFAULT_TIMEOUT_HOURS, LONGEST_TIMEOUT};
 
 pub use engine::EngineArgs;
 pub use places::PlacesArgs;
@@ -295,7 +295,7 @@ impl Problems {
 
 /// How long a task may take to start: over a slow line an installation takes longer than most images.
 fn init_default(is_local: bool) -> u32 {
-    if is_local { 600 } else { 180 }
+    if is_local { 600 } else { DEFAULT_INIT_TIMEOUT_SECONDS }
 }
 
 /// An empty value counts as absent.

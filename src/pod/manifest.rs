@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::PodError;
 use super::payload::Payload;
 use super::status::{INIT, SIDECAR, SOURCE};
-use crate::contract;
+use crate::contract::{self, variable};
 use crate::secret::Secret;
 use crate::task::{Task, TaskKind};
 
@@ -23,8 +23,6 @@ pub const ATTEMPT: &str = "syncctl/attempt";
 pub const OWNER: &str = "syncctl/owner";
 /// The user of the sidecar: any but root; this is the one that distroless images use.
 const SIDECAR_USER: i64 = 65532;
-/// The key of the database URL in the first Secret.
-const DATABASE_URL_KEY: &str = "DATABASE_URL";
 /// The key of the functions' environment, where there is one.
 const FUNCTIONS_ENV_KEY: &str = "FUNCTIONS_ENV";
 /// How long after the task's own timeout the cluster ends a Pod that nobody follows any more.
@@ -149,7 +147,7 @@ impl Launch<'_> {
         let mut data: BTreeMap<_, _> = data.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect();
         if index == 0 {
             let url = self.settings.sidecar_database_url.expose_secret().as_bytes().to_vec();
-            data.insert(DATABASE_URL_KEY.to_owned(), ByteString(url));
+            data.insert(variable::DATABASE_URL.to_owned(), ByteString(url));
             if let Some(env) = &self.payload.functions_env {
                 data.insert(FUNCTIONS_ENV_KEY.to_owned(), ByteString(env.as_bytes().to_vec()));
             }
@@ -294,37 +292,37 @@ impl Launch<'_> {
         let started_by = task.started_by.as_ref().map(ToString::to_string).unwrap_or_default();
         let flag = |on: bool| if on { "true" } else { "false" };
         let mut variables = environment(&[
-            ("STDOUT_PIPE_FILE", "/pipes/stdout"),
-            ("STDERR_PIPE_FILE", "/pipes/stderr"),
-            ("COMMAND", task.kind.as_str()),
-            ("STARTED_AT", &started_at),
-            ("PACKAGE", &task.image.package),
-            ("PACKAGE_VERSION", &task.image.version),
-            ("CONNECTOR_TYPE", &task.connector_type),
-            ("STORAGE_KEY", &task.storage_key),
-            ("SYNC_ID", &task.sync_id),
-            ("TASK_ID", &task.task_id),
-            ("STARTED_BY", &started_by),
-            ("NAMESPACE", options.namespace.as_deref().unwrap_or_default()),
-            ("TABLE_NAME_PREFIX", &options.table_name_prefix),
-            ("TO_SAME_CASE", flag(options.to_same_case)),
-            ("ADD_META", flag(options.add_meta)),
-            ("DEDUPLICATE", flag(options.deduplicate)),
-            ("FULL_SYNC", flag(options.full_sync)),
-            ("LOG_LEVEL", &self.settings.log_level),
-            ("DB_LOG_LEVEL", &self.settings.db_log_level),
-            ("TASK_TIMEOUT_HOURS", &timeout_hours),
-            ("SYNCCTL_TASK_TIMEOUT_SECONDS", &timeout_seconds),
-            ("SYNCCTL_INIT_TIMEOUT_SECONDS", &init_timeout),
-            ("SYNCCTL_SILENCE_SECONDS", &silence),
-            ("SYNCCTL_CONTRACT", contract::VERSION),
+            (variable::STDOUT_PIPE_FILE, contract::STDOUT_PIPE),
+            (variable::STDERR_PIPE_FILE, contract::STDERR_PIPE),
+            (variable::COMMAND, task.kind.as_str()),
+            (variable::STARTED_AT, &started_at),
+            (variable::PACKAGE, &task.image.package),
+            (variable::PACKAGE_VERSION, &task.image.version),
+            (variable::CONNECTOR_TYPE, &task.connector_type),
+            (variable::STORAGE_KEY, &task.storage_key),
+            (variable::SYNC_ID, &task.sync_id),
+            (variable::TASK_ID, &task.task_id),
+            (variable::STARTED_BY, &started_by),
+            (variable::NAMESPACE, options.namespace.as_deref().unwrap_or_default()),
+            (variable::TABLE_NAME_PREFIX, &options.table_name_prefix),
+            (variable::TO_SAME_CASE, flag(options.to_same_case)),
+            (variable::ADD_META, flag(options.add_meta)),
+            (variable::DEDUPLICATE, flag(options.deduplicate)),
+            (variable::FULL_SYNC, flag(options.full_sync)),
+            (variable::LOG_LEVEL, &self.settings.log_level),
+            (variable::DB_LOG_LEVEL, &self.settings.db_log_level),
+            (variable::TASK_TIMEOUT_HOURS, &timeout_hours),
+            (variable::TASK_TIMEOUT_SECONDS, &timeout_seconds),
+            (variable::INIT_TIMEOUT_SECONDS, &init_timeout),
+            (variable::SILENCE_SECONDS, &silence),
+            (variable::CONTRACT, contract::VERSION),
         ]);
         if let Some(records) = options.max_records {
-            variables.extend(environment(&[("SYNCCTL_MAX_RECORDS", &records.to_string())]));
+            variables.extend(environment(&[(variable::MAX_RECORDS, &records.to_string())]));
         }
         let secret = secret_name(&task.pod_name(), 0);
         let functions_env = self.payload.functions_env.as_ref().map(|_| FUNCTIONS_ENV_KEY);
-        for key in [Some(DATABASE_URL_KEY), functions_env].into_iter().flatten() {
+        for key in [Some(variable::DATABASE_URL), functions_env].into_iter().flatten() {
             variables.push(json!({"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}));
         }
         variables

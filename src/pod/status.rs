@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Conta
 use serde::Deserialize;
 
 use super::image_errors::is_image_missing;
-use crate::contract::LEAVES_VERDICT;
+use crate::contract::EXIT_OUTCOME_UNKNOWN;
 use crate::failure::{Class, Failure};
 
 /// The container that runs the connector.
@@ -138,7 +138,8 @@ fn phase(pod: &Pod) -> Phase {
     let init_failed = terminated(inits, INIT).filter(|exit| exit.exit_code != 0);
     let never_started = source.filter(|exit| is_start_error(exit));
     // A sidecar that leaves the verdict does so because of how the source ended: that has to be seen, too.
-    let verdict_left = sidecar.is_some_and(|exit| exit.exit_code == i32::from(LEAVES_VERDICT)) && source.is_none();
+    let verdict_left =
+        sidecar.is_some_and(|exit| exit.exit_code == i32::from(EXIT_OUTCOME_UNKNOWN)) && source.is_none();
     if verdict_left && whole.is_none() {
         return Phase::Running;
     }
@@ -313,7 +314,7 @@ impl Ended {
             return Some(Failure::from_stored(&format!("{class}: {error}")));
         }
         // With 137 of the source the sidecar leaves the verdict to whoever sees the container's status.
-        if exit.code == i32::from(LEAVES_VERDICT)
+        if exit.code == i32::from(EXIT_OUTCOME_UNKNOWN)
             && let Some(failure) = self.source_failure()
         {
             return Some(failure);

@@ -14,6 +14,7 @@ use super::limits::Limits;
 use super::processes::MARK;
 use super::store::{Folder, trouble};
 use super::supervisor::Plan;
+use crate::contract::variable;
 use crate::failure::{Class, Failure};
 use crate::pod::connector::Connector;
 use crate::pod::connector::container::{Mount, RunOptions};
@@ -73,11 +74,11 @@ pub fn sidecar(pod: &Pod, folder: &Folder) -> Result<Child, Failure> {
         environment.insert(name, value);
     }
     for (name, place) in
-        [("SYNCCTL_SECRETS_DIR", "secrets"), ("SYNCCTL_CONFIG_DIR", "config"), ("SYNCCTL_TERMINATION_LOG", LAST_WORDS)]
+        [(variable::SECRETS_DIR, "secrets"), (variable::CONFIG_DIR, "config"), (variable::TERMINATION_LOG, LAST_WORDS)]
     {
         environment.insert(name.to_owned(), folder.join(place).display().to_string());
     }
-    for pipe in ["STDOUT_PIPE_FILE", "STDERR_PIPE_FILE"] {
+    for pipe in [variable::STDOUT_PIPE_FILE, variable::STDERR_PIPE_FILE] {
         if let Some(path) = environment.get_mut(pipe) {
             *path = folder.on_host(path);
         }
