@@ -18,7 +18,10 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("config", &["contract", "db", "failure", "pod", "secret", "sidecar", "task"]),
     (
         "controller",
-        &["airbyte", "config", "contract", "db", "failure", "output", "pod", "process", "secret", "sidecar", "task"],
+        &[
+            "airbyte", "config", "contract", "db", "failure", "output", "pod", "process", "retry", "secret", "sidecar",
+            "task",
+        ],
     ),
     ("server", &["airbyte", "config", "controller", "db", "failure", "pod", "retry", "secret", "sidecar", "task"]),
 ];

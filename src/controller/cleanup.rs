@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::lifecycle::Ending;
+use super::lifecycle::Termination;
 use super::outcome;
 use super::owner::{Life, Owner};
 use crate::db::{Db, DbError};
@@ -107,12 +107,12 @@ pub fn is_abandoned(object: &Owned, now: Timestamp) -> bool {
 }
 
 /// How an abandoned task ends.
-pub fn ending(pod: &Owned) -> Ending {
+pub fn termination(pod: &Owned) -> Termination {
     let failure = match pod.observation.as_ref().map(|seen| &seen.phase) {
         Some(Phase::Ended(ended)) => ended.failure(),
         _ => killed(),
     };
-    Ending { failure, grace: Some(GRACE), settle: Duration::ZERO, unexplained: false }
+    Termination { failure, grace: Some(GRACE), settle_time: Duration::ZERO, unexplained: false }
 }
 
 /// A terminal row, unless the sidecar has written one.
@@ -127,7 +127,7 @@ fn close(db: &Db, pod: &Owned) {
     if matches!(outcome::outcome(db, task), Ok(Some(_)) | Err(_)) {
         return;
     }
-    if let Err(error) = outcome::failure(db, task, &ending(pod).failure) {
+    if let Err(error) = outcome::failure(db, task, &termination(pod).failure) {
         tracing::warn!(%error, task = task.task_id, "the outcome could not be recorded");
     }
 }

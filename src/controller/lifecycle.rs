@@ -1,62 +1,63 @@
-//! The course of one task, pure: what its Pod's state means for whoever follows it, and when its time is over.
+//! The lifecycle of one task: what each observation of its Pod means, and when a deadline has passed. Pure.
 //!
-//! One-off commands follow one task with it, `serve` all of its namespace. Clocks are given, so that a follower that
-//! starts late (after a restart) counts from the Pod's creation as well.
+//! [`one_shot`](super::one_shot) drives one of them, [`reconciler`](super::reconciler) one for each task of its namespace.
+//! Callers pass the clock, so that a process that starts late can count from the creation of the Pod.
 
 use std::time::{Duration, Instant};
 
 use crate::failure::{Class, Failure};
 use crate::pod::status::{Ended, Observation, Phase};
 
-/// An image that cannot be pulled, or a container that cannot be made, for a reason that may pass has this long to heal.
-const PULL_GRACE: Duration = Duration::from_mins(1);
-/// How long a sidecar in a Pod that somebody deletes may take to write what it knows.
-const SETTLE: Duration = Duration::from_secs(5);
+/// How long a pull or start error that may be temporary can last before the task fails.
+const START_ERROR_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long the sidecar of a Pod that another client deletes may take to store its result.
+const SETTLE_TIME: Duration = Duration::from_secs(5);
 
-/// How far a task is, and its deadlines.
+/// The progress of a task, and its deadlines.
 #[derive(Debug)]
-pub struct Course {
-    launched: Instant,
+pub struct TaskLifecycle {
+    launched_at: Instant,
     timeout: Duration,
     init_timeout: Duration,
-    started: bool,
-    trouble: Option<(Failure, Instant)>,
+    has_started: bool,
+    /// The current error of a Pod that has not started, and when it was first observed.
+    error: Option<(Failure, Instant)>,
 }
 
-/// What to do after a look at the Pod.
+/// What an observation means.
 #[derive(Debug, PartialEq)]
-pub enum Step {
-    /// Nothing but to wait; the text says for what.
-    Wait(String),
+pub enum Transition {
+    /// The task goes on. The text is the current progress.
+    Continue(String),
     /// The task is over.
-    End(Ending),
+    Terminate(Termination),
 }
 
-/// How a task is over as far as the cluster knows. What the sidecar wrote counts more.
+/// How a task ended, as far as its Pod shows. A result that the sidecar stored takes precedence.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ending {
-    /// What is recorded where the sidecar has written nothing.
+pub struct Termination {
+    /// Recorded if the sidecar stored no result.
     pub failure: Failure,
-    /// How long the containers may take to end; `None`: as long as the Pod says.
+    /// Grace period for deleting the Pod; `None` is the Pod's own.
     pub grace: Option<Duration>,
-    /// How long a sidecar that is about to write what it knows is waited for.
-    pub settle: Duration,
-    /// The cluster's events may know the cause.
+    /// How long to wait for a result of a sidecar that is still running.
+    pub settle_time: Duration,
+    /// The failure has no cause: events of the cluster may name it.
     pub unexplained: bool,
 }
 
-impl Ending {
-    /// Nothing of worth runs any more.
-    fn now(failure: Failure) -> Self {
-        Self { failure, grace: Some(Duration::ZERO), settle: Duration::ZERO, unexplained: false }
+impl Termination {
+    /// Nothing that still runs needs time to shut down.
+    fn immediate(failure: Failure) -> Self {
+        Self { failure, grace: Some(Duration::ZERO), settle_time: Duration::ZERO, unexplained: false }
     }
 
-    /// The Pod is not there any more, and we did not delete it.
-    pub fn gone() -> Self {
-        Self::now(Failure::new(Class::PodDeleted, "somebody else deleted the pod"))
+    /// The Pod is gone, and this program did not delete it.
+    pub fn deleted() -> Self {
+        Self::immediate(Failure::new(Class::PodDeleted, "another client deleted the task"))
     }
 
-    /// Adds what the cluster's events say to a failure that does not tell its cause.
+    /// Appends the last warning of the cluster to a failure without a cause.
     pub fn explain(&mut self, warnings: impl FnOnce() -> Vec<String>) {
         if self.unexplained
             && let Some(warning) = warnings().last()
@@ -67,137 +68,145 @@ impl Ending {
     }
 }
 
-impl Course {
-    /// A task whose Pod was created at `launched`.
-    pub fn new(launched: Instant, timeout: Duration, init_timeout: Duration) -> Self {
-        Self { launched, timeout, init_timeout, started: false, trouble: None }
+impl TaskLifecycle {
+    /// A task whose Pod was created at `launched_at`. `init_timeout` limits the start, `timeout` the whole task.
+    pub fn new(launched_at: Instant, timeout: Duration, init_timeout: Duration) -> Self {
+        Self { launched_at, timeout, init_timeout, has_started: false, error: None }
     }
 
-    /// Whether both containers were seen to run.
+    /// Whether both containers were observed running.
     pub fn has_started(&self) -> bool {
-        self.started
+        self.has_started
     }
 
-    /// What the Pod's state means.
-    pub fn see(&mut self, observation: &Observation, now: Instant) -> Step {
+    /// Applies an observation of the Pod.
+    pub fn observe(&mut self, observation: &Observation, now: Instant) -> Transition {
         match &observation.phase {
-            Phase::Waiting(what) => {
-                // It has healed: a node was found, an image was pulled. What comes now has a time of its own.
-                self.trouble = None;
-                Step::Wait(what.clone())
+            Phase::Waiting(progress) => {
+                // An earlier error is resolved: a node was found, or an image was pulled.
+                self.error = None;
+                Transition::Continue(progress.clone())
             }
             Phase::Running => {
-                self.started = true;
-                Step::Wait("the connector runs".to_owned())
+                self.has_started = true;
+                Transition::Continue("Running connector".to_owned())
             }
-            Phase::Trouble { failure, permanent: true } => Step::End(Ending::now(failure.clone())),
+            Phase::Trouble { failure, permanent: true } => {
+                Transition::Terminate(Termination::immediate(failure.clone()))
+            }
             Phase::Trouble { failure, permanent: false } => {
-                self.trouble(failure.clone(), now);
-                Step::Wait(failure.text.clone())
+                self.observe_error(failure.clone(), now);
+                Transition::Continue(failure.text.clone())
             }
-            Phase::Ended(ended) => Step::End(Ending { settle: settle_time(ended), ..Ending::now(ended.failure()) }),
+            Phase::Ended(ended) => Transition::Terminate(Termination {
+                settle_time: settle_time(ended),
+                ..Termination::immediate(ended.failure())
+            }),
         }
     }
 
-    /// Trouble that comes and goes (two reasons for one failing pull alternate) counts from its first sight.
-    fn trouble(&mut self, failure: Failure, now: Instant) {
-        let before = self.trouble.as_ref().filter(|(before, _)| before.class == failure.class);
-        let since = before.map_or(now, |(_, since)| *since);
-        self.trouble = Some((failure, since));
+    /// An error that alternates between two reasons (as a failing pull does) counts from its first observation.
+    fn observe_error(&mut self, failure: Failure, now: Instant) {
+        let same_class = self.error.as_ref().filter(|(previous, _)| previous.class == failure.class);
+        let since = same_class.map_or(now, |(_, since)| *since);
+        self.error = Some((failure, since));
     }
 
-    fn pull_deadline(&self) -> Option<Instant> {
-        let (failure, since) = self.trouble.as_ref()?;
-        let may_pass = matches!(failure.class, Class::ImagePull | Class::StartError);
-        (!self.started && may_pass).then(|| *since + PULL_GRACE)
+    fn start_error_deadline(&self) -> Option<Instant> {
+        let (failure, since) = self.error.as_ref()?;
+        let is_temporary = matches!(failure.class, Class::ImagePull | Class::StartError);
+        (!self.has_started && is_temporary).then(|| *since + START_ERROR_TIMEOUT)
     }
 
-    /// When [`expired`](Self::expired) is to be asked at the latest.
+    /// The earliest time at which [`deadline_exceeded`](Self::deadline_exceeded) can return something.
     pub fn next_deadline(&self) -> Instant {
-        let mut next = self.launched + self.timeout;
-        if !self.started {
-            next = next.min(self.launched + self.init_timeout);
+        let mut next = self.launched_at + self.timeout;
+        if !self.has_started {
+            next = next.min(self.launched_at + self.init_timeout);
         }
-        self.pull_deadline().map_or(next, |pull| next.min(pull))
+        self.start_error_deadline().map_or(next, |deadline| next.min(deadline))
     }
 
-    /// The end of a task whose time is over.
-    pub fn expired(&self, now: Instant) -> Option<Ending> {
-        if now >= self.launched + self.timeout {
+    /// The termination of a task whose deadline has passed.
+    pub fn deadline_exceeded(&self, now: Instant) -> Option<Termination> {
+        if now >= self.launched_at + self.timeout {
             let text = format!("the task did not end within {} s", self.timeout.as_secs());
-            // What was started gets the time to end in order.
-            let grace = if self.started { None } else { Some(Duration::ZERO) };
-            return Some(Ending { grace, ..Ending::now(Failure::new(Class::TimeExceeded, text)) });
+            let failure = Failure::new(Class::TimeExceeded, text);
+            // Containers that run get their grace period.
+            let grace = if self.has_started { None } else { Some(Duration::ZERO) };
+            return Some(Termination { grace, ..Termination::immediate(failure) });
         }
-        if self.started {
+        let start_failed = self.start_error_deadline().is_some_and(|deadline| now >= deadline);
+        if self.has_started || !(start_failed || now >= self.launched_at + self.init_timeout) {
             return None;
         }
-        if self.pull_deadline().is_some_and(|deadline| now >= deadline) || now >= self.launched + self.init_timeout {
-            // What the cluster said is the cause; the timeout is only when it counts.
-            if let Some((failure, _)) = &self.trouble {
-                return Some(Ending::now(failure.clone()));
-            }
-            let text = format!("the pod did not start within {} s", self.init_timeout.as_secs());
-            return Some(Ending { unexplained: true, ..Ending::now(Failure::new(Class::InitTimeout, text)) });
+        // The current error is the cause; the timeout only decides when it counts.
+        if let Some((failure, _)) = &self.error {
+            return Some(Termination::immediate(failure.clone()));
         }
-        None
+        let text = format!("the task did not start within {} s", self.init_timeout.as_secs());
+        let failure = Failure::new(Class::InitTimeout, text);
+        Some(Termination { unexplained: true, ..Termination::immediate(failure) })
     }
 }
 
-/// A sidecar that has ended has said what it had to say; one that is being ended may be about to.
+/// A sidecar that ended has stored its result; one in a Pod that is being deleted may be about to.
 fn settle_time(ended: &Ended) -> Duration {
-    let deleted = ended.pod.as_ref().is_some_and(|failure| failure.class == Class::PodDeleted);
-    if ended.sidecar.is_none() && deleted { SETTLE } else { Duration::ZERO }
+    let is_deleted = ended.pod.as_ref().is_some_and(|failure| failure.class == Class::PodDeleted);
+    if ended.sidecar.is_none() && is_deleted { SETTLE_TIME } else { Duration::ZERO }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Class, Course, Ending, Failure, Instant, Observation, PULL_GRACE, Phase};
+    use super::{Class, Failure, Instant, Observation, Phase, START_ERROR_TIMEOUT, TaskLifecycle, Termination};
     use std::time::Duration;
 
-    #[test]
-    fn deadlines_count_from_the_launch_and_trouble_from_its_first_sight() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut course = Course::new(start, Duration::from_mins(10), Duration::from_mins(3));
-        let class = |course: &Course, now| course.expired(now).map(|ending| ending.failure.class);
-        assert_eq!(class(&course, at(179)), None);
-        assert_eq!(class(&course, at(180)), Some(Class::InitTimeout));
-        let pull = || Failure::new(Class::ImagePull, "back-off");
-        course.trouble(pull(), at(10));
-        course.trouble(pull(), at(60));
-        assert_eq!(class(&course, at(9) + PULL_GRACE), None);
-        assert_eq!(class(&course, at(10) + PULL_GRACE), Some(Class::ImagePull));
-        course.started = true;
-        assert_eq!(class(&course, at(599)), None);
-        assert_eq!(class(&course, at(600)), Some(Class::TimeExceeded));
+    fn deadline_class(lifecycle: &TaskLifecycle, now: Instant) -> Option<Class> {
+        lifecycle.deadline_exceeded(now).map(|termination| termination.failure.class)
     }
 
     #[test]
-    fn trouble_that_has_healed_is_not_what_a_task_fails_of() {
+    fn timeouts_count_from_the_launch_and_errors_from_their_first_observation() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut course = Course::new(start, Duration::from_mins(10), Duration::from_mins(3));
+        let mut lifecycle = TaskLifecycle::new(start, Duration::from_mins(10), Duration::from_mins(3));
+        assert_eq!(deadline_class(&lifecycle, at(179)), None);
+        assert_eq!(deadline_class(&lifecycle, at(180)), Some(Class::InitTimeout));
+        let pull_error = || Failure::new(Class::ImagePull, "back-off");
+        lifecycle.observe_error(pull_error(), at(10));
+        lifecycle.observe_error(pull_error(), at(60));
+        assert_eq!(deadline_class(&lifecycle, at(9) + START_ERROR_TIMEOUT), None);
+        assert_eq!(deadline_class(&lifecycle, at(10) + START_ERROR_TIMEOUT), Some(Class::ImagePull));
+        lifecycle.has_started = true;
+        assert_eq!(deadline_class(&lifecycle, at(599)), None);
+        assert_eq!(deadline_class(&lifecycle, at(600)), Some(Class::TimeExceeded));
+    }
+
+    #[test]
+    fn a_resolved_error_is_not_the_cause_of_a_later_timeout() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut lifecycle = TaskLifecycle::new(start, Duration::from_mins(10), Duration::from_mins(3));
         let observation =
             |phase| Observation { created_at: None, scheduled_at: None, started_at: None, notice: None, phase };
         for class in [Class::ImagePull, Class::Unschedulable] {
             let failure = Failure::new(class, "for a while");
-            course.see(&observation(Phase::Trouble { failure, permanent: false }), at(10));
-            assert_eq!(course.expired(at(180)).map(|ending| ending.failure.class), Some(class));
-            course.see(&observation(Phase::Waiting("sidecar is ContainerCreating".to_owned())), at(20));
-            assert_eq!(course.expired(at(20) + PULL_GRACE), None);
-            assert_eq!(course.expired(at(180)).map(|ending| ending.failure.class), Some(Class::InitTimeout));
+            lifecycle.observe(&observation(Phase::Trouble { failure, permanent: false }), at(10));
+            assert_eq!(deadline_class(&lifecycle, at(180)), Some(class));
+            lifecycle.observe(&observation(Phase::Waiting("sidecar is ContainerCreating".to_owned())), at(20));
+            assert_eq!(deadline_class(&lifecycle, at(20) + START_ERROR_TIMEOUT), None);
+            assert_eq!(deadline_class(&lifecycle, at(180)), Some(Class::InitTimeout));
         }
     }
 
     #[test]
     fn the_last_warning_of_the_cluster_explains_a_pod_that_did_not_start() {
-        let course = Course::new(Instant::now(), Duration::from_secs(9), Duration::ZERO);
-        let mut ending = course.expired(Instant::now()).expect("it is late");
-        ending.explain(|| vec!["a".to_owned(), "FailedMount: b".to_owned()]);
-        assert!(ending.failure.text.ends_with("FailedMount: b"), "{ending:?}");
-        let mut told = Ending::gone();
-        told.explain(|| vec!["unrelated".to_owned()]);
-        assert_eq!(told, Ending::gone());
+        let lifecycle = TaskLifecycle::new(Instant::now(), Duration::from_secs(9), Duration::ZERO);
+        let mut termination = lifecycle.deadline_exceeded(Instant::now()).expect("the deadline has passed");
+        termination.explain(|| vec!["a".to_owned(), "FailedMount: b".to_owned()]);
+        assert!(termination.failure.text.ends_with("FailedMount: b"), "{termination:?}");
+        let mut explained = Termination::deleted();
+        explained.explain(|| vec!["unrelated".to_owned()]);
+        assert_eq!(explained, Termination::deleted());
     }
 }

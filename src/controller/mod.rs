@@ -9,4 +9,5 @@ pub mod lifecycle;
 pub mod one_shot;
 pub mod outcome;
 pub mod owner;
+pub mod reconciler;
 pub mod request;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::cancel::Cancel;
 use super::cleanup;
 use super::engine;
-use super::lifecycle::{Course, Ending, Step};
+use super::lifecycle::{TaskLifecycle, Termination, Transition};
 use super::outcome::{self, Outcome, Verdict};
 use super::owner::Owner;
 use super::request::Request;
@@ -141,13 +141,13 @@ impl Run<'_> {
     /// Waits until the task has ended, one way or another.
     fn follow(&mut self, inbox: &Receiver<Event>) -> Result<End, Failure> {
         let task = &self.request.task;
-        let mut course = Course::new(Instant::now(), task.timeout, self.settings.init_timeout);
+        let mut lifecycle = TaskLifecycle::new(Instant::now(), task.timeout, self.settings.init_timeout);
         let looks = self.progress.interval().filter(|_| task.kind == TaskKind::Read);
         let mut looked = Instant::now();
         loop {
-            let wait = course.next_deadline().saturating_duration_since(Instant::now());
+            let wait = lifecycle.next_deadline().saturating_duration_since(Instant::now());
             let wait = looks.map_or(wait, |pause| wait.min(pause));
-            if looks.is_some_and(|pause| course.has_started() && looked.elapsed() >= pause) {
+            if looks.is_some_and(|pause| lifecycle.has_started() && looked.elapsed() >= pause) {
                 looked = Instant::now();
                 self.count();
             }
@@ -166,10 +166,10 @@ impl Run<'_> {
                     Err(error) if error.is_transient() => tracing::warn!(%error, "the result will be read later"),
                     Err(error) => return Err(error.into()),
                 },
-                Ok(Event::Pod(Update::Gone)) => return self.settle(Ending::gone()),
+                Ok(Event::Pod(Update::Gone)) => return self.settle(Termination::deleted()),
                 Ok(Event::Pod(Update::Seen(observation))) => {
-                    if let Some(ending) = self.seen(&observation, &mut course) {
-                        return self.settle(ending);
+                    if let Some(termination) = self.seen(&observation, &mut lifecycle) {
+                        return self.settle(termination);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -177,24 +177,24 @@ impl Run<'_> {
                     return Err(Failure::new(Class::Internal, "nobody watches the pod any more"));
                 }
             }
-            if let Some(mut ending) = course.expired(Instant::now()) {
-                ending.explain(|| self.cluster.warnings(&task.pod_name()));
-                return self.settle(ending);
+            if let Some(mut termination) = lifecycle.deadline_exceeded(Instant::now()) {
+                termination.explain(|| self.cluster.warnings(&task.pod_name()));
+                return self.settle(termination);
             }
         }
     }
 
-    fn seen(&mut self, observation: &Observation, course: &mut Course) -> Option<Ending> {
+    fn seen(&mut self, observation: &Observation, lifecycle: &mut TaskLifecycle) -> Option<Termination> {
         if let Some(notice) = &observation.notice {
             self.progress.tell(notice);
         }
-        match course.see(observation, Instant::now()) {
-            Step::End(ending) => return Some(ending),
+        match lifecycle.observe(observation, Instant::now()) {
+            Transition::Terminate(termination) => return Some(termination),
             // Once records come, their number is what people want to see.
-            Step::Wait(_) if self.counts => {}
-            Step::Wait(what) => self.progress.say(&what),
+            Transition::Continue(_) if self.counts => {}
+            Transition::Continue(what) => self.progress.say(&what),
         }
-        if !course.has_started() {
+        if !lifecycle.has_started() {
             self.heartbeat();
         }
         None
@@ -220,9 +220,9 @@ impl Run<'_> {
     }
 
     /// The task is over: what the sidecar wrote counts, else the failure. A sidecar that still runs has a moment.
-    fn settle(&self, ending: Ending) -> Result<End, Failure> {
-        let Ending { failure, grace, settle, .. } = ending;
-        let deadline = Instant::now() + settle;
+    fn settle(&self, termination: Termination) -> Result<End, Failure> {
+        let Termination { failure, grace, settle_time, .. } = termination;
+        let deadline = Instant::now() + settle_time;
         loop {
             if let Some(verdict) = outcome::outcome(self.db, &self.request.task)? {
                 return Ok(End::Result(not_cancelled_by_us(verdict, &failure)));

@@ -125,17 +125,17 @@ pub fn failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
 pub struct Conclusion {
     /// Its outcome.
     pub outcome: Verdict,
-    /// The sidecar had written none.
-    pub is_ours: bool,
+    /// Whether the sidecar stored it; else this process did.
+    pub by_sidecar: bool,
 }
 
 /// What the rows say of a task that is over; where they say nothing, the failure, which is then recorded.
 pub fn conclude(db: &Db, task: &Task, failure: &Failure) -> Result<Conclusion, DbError> {
     if let Some(outcome) = outcome(db, task)? {
-        return Ok(Conclusion { outcome, is_ours: false });
+        return Ok(Conclusion { outcome, by_sidecar: true });
     }
     self::failure(db, task, failure)?;
-    Ok(Conclusion { outcome: Err(failure.clone()), is_ours: true })
+    Ok(Conclusion { outcome: Err(failure.clone()), by_sidecar: false })
 }
 
 /// Whether the sidecar has reported rows that are in the tables for good.

@@ -2,16 +2,17 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::auth::Tokens;
 use super::metrics::Metrics;
 use crate::config::{ServeSettings, Settings};
+use crate::controller::reconciler::{Durations, Observer, PHASES, Role};
 use crate::db::Db;
 use crate::failure::{Class, Failure};
-use crate::pod::{Campaign, Pods};
+use crate::pod::Pods;
+use crate::task::TaskKind;
 
 /// How long a request may wait for a database that does not answer: shorter than most callers wait for us.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
@@ -34,8 +35,6 @@ pub struct App {
     db: Arc<OnceLock<Db>>,
     /// Tells this installation's rows from those of others in the same database; known once the API server answered.
     marker: OnceLock<String>,
-    /// Once there is something to lead.
-    campaign: Mutex<Option<Box<dyn Campaign>>>,
     /// A thread that must live has died.
     died: Sender<&'static str>,
 }
@@ -45,10 +44,8 @@ pub struct App {
 pub struct Ready {
     database: AtomicBool,
     cluster: AtomicBool,
-    /// Another process leads.
-    follows: AtomicBool,
-    /// This process leads and has seen a whole list of Pods.
-    listed: AtomicBool,
+    /// Another process leads, or this one does and has seen a complete list of Pods.
+    pods: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -56,7 +53,7 @@ impl Ready {
     /// The parts, by name.
     pub fn parts(&self) -> [(&'static str, bool); 3] {
         let get = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
-        let pods = (get(&self.follows) || get(&self.listed)) && !get(&self.stopping);
+        let pods = get(&self.pods) && !get(&self.stopping);
         [("database", get(&self.database)), ("cluster", get(&self.cluster)), ("pods", pods)]
     }
 
@@ -70,14 +67,9 @@ impl Ready {
         self.cluster.store(answers, Ordering::Relaxed);
     }
 
-    /// Another process leads.
-    pub fn follows(&self, follows: bool) {
-        self.follows.store(follows, Ordering::Relaxed);
-    }
-
-    /// This process leads and has seen a whole list of Pods.
-    pub fn listed(&self, listed: bool) {
-        self.listed.store(listed, Ordering::Relaxed);
+    /// Another process leads, or this one does and has seen a complete list of Pods.
+    pub fn pods(&self, followed: bool) {
+        self.pods.store(followed, Ordering::Relaxed);
     }
 
     /// The process is about to end.
@@ -101,18 +93,7 @@ impl App {
             let (cluster, db) = (Arc::clone(&cluster), Arc::clone(&db));
             move || (cluster.troubles(), db.get().map_or(0, Db::troubles))
         });
-        Self {
-            settings,
-            serve,
-            tokens,
-            cluster,
-            metrics,
-            ready: Ready::default(),
-            db,
-            marker: OnceLock::new(),
-            campaign: Mutex::default(),
-            died,
-        }
+        Self { settings, serve, tokens, cluster, metrics, ready: Ready::default(), db, marker: OnceLock::new(), died }
     }
 
     /// The database answered, the installation is known.
@@ -120,24 +101,6 @@ impl App {
         // Both are set once, by the thread that starts the service.
         self.db.set(db).ok();
         self.marker.set(marker).ok();
-    }
-
-    /// The Lease is being looked after.
-    pub fn campaigns(&self, campaign: Box<dyn Campaign>) {
-        *self.campaign.lock().unwrap_or_else(PoisonError::into_inner) = Some(campaign);
-    }
-
-    /// Whether this process holds the Lease.
-    pub fn leads(&self) -> bool {
-        self.campaign.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|campaign| campaign.leads())
-    }
-
-    /// Lets go of the Lease, so that another process need not wait for its end.
-    pub fn release(&self) {
-        let campaign = self.campaign.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(campaign) = campaign {
-            campaign.release();
-        }
     }
 
     /// The database, for a request: gives up while the caller still listens.
@@ -158,30 +121,36 @@ impl App {
             Failure::new(Class::ClusterUnreachable, "the API server has not answered since this service was started")
         })
     }
+}
 
-    /// Starts a thread whose death by a panic ends the process.
-    pub fn thread(self: Arc<Self>, name: &'static str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-        let guard = Guard { name, died: self.died.clone() };
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                let _guard = guard;
-                run();
-            })
-            .expect("the system has room for a thread at the start")
+impl Observer for App {
+    fn database_reachable(&self, reachable: bool) {
+        self.ready.database(reachable);
     }
-}
 
-struct Guard {
-    name: &'static str,
-    died: Sender<&'static str>,
-}
+    fn cluster_reachable(&self, reachable: bool) {
+        self.ready.cluster(reachable);
+    }
 
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // Whoever waits for it may be gone: then the process ends anyway.
-            self.died.send(self.name).ok();
-        }
+    fn role(&self, role: Role) {
+        self.ready.pods(matches!(role, Role::Follower | Role::Leader { is_synced: true }));
+        self.metrics.leads(matches!(role, Role::Leader { .. }));
+    }
+
+    fn pods(&self, counts: [usize; PHASES.len()]) {
+        self.metrics.pods(counts);
+    }
+
+    fn task_finished(&self, kind: TaskKind, outcome: &'static str, durations: Durations) {
+        self.metrics.task_finished(kind, outcome, durations);
+    }
+
+    fn outcome_recorded(&self, delay: Duration) {
+        self.metrics.outcome_written(delay);
+    }
+
+    fn thread_panicked(&self, name: &'static str) {
+        // Without a receiver the process is ending.
+        self.died.send(name).ok();
     }
 }

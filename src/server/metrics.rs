@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::controller::reconciler::{Durations, PHASES};
 use crate::task::TaskKind;
 
 /// Durations of a task's parts in seconds: a spec takes one, a read may take days.
@@ -48,17 +49,6 @@ struct RouteLabel {
     route: &'static str,
 }
 
-/// How long the parts of a task took; a part that is not known is left out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Durations {
-    /// From the Pod's creation until a node took it.
-    pub queue: Option<Duration>,
-    /// From there until both containers ran: images and volumes.
-    pub pull: Option<Duration>,
-    /// From there until the last container had ended.
-    pub run: Option<Duration>,
-}
-
 /// All metrics of the process.
 pub struct Metrics {
     registry: Registry,
@@ -73,9 +63,6 @@ pub struct Metrics {
     request_duration: Family<RouteLabel, Histogram>,
     leader: Gauge,
 }
-
-/// The phases that `syncctl_pods` tells.
-pub const PHASES: [&str; 5] = ["waiting", "trouble", "running", "ended", "deleting"];
 
 fn task_histogram() -> Histogram {
     Histogram::new(TASK_BUCKETS)

@@ -1,24 +1,20 @@
 //! `syncctl serve`: the documented HTTP service.
 //!
 //! Its parts: [`gate`] and [`http`] take requests in and know nothing of tasks, [`routes`] and [`api`] answer them,
-//! [`monitor`] follows the Pods and brings each task to its end, [`upkeep`] does what is due from time to time, [`app`]
-//! holds what all of them need. Every task goes the same way as one of the command line.
+//! [`app`] holds what all of them need. [`controller::reconciler`](crate::controller::reconciler) follows the tasks.
 
 mod api;
 mod app;
 pub mod auth;
-mod fleet;
 mod gate;
 mod http;
 mod instance;
 mod metrics;
-mod monitor;
 mod openapi;
 mod params;
 mod routes;
 #[cfg(test)]
 mod tests;
-mod upkeep;
 mod wire;
 
 use std::net::TcpListener;
@@ -29,20 +25,16 @@ use std::time::{Duration, Instant};
 use app::App;
 use auth::Tokens;
 use gate::Server;
-use monitor::{Monitor, Signal};
 use routes::Routes;
-use upkeep::Upkeep;
 use wire::Limits;
 
 use crate::config::{ServeSettings, Settings};
 use crate::controller::cancel::Cancel;
 use crate::controller::engine;
+use crate::controller::reconciler::{self, Reconciler};
 use crate::db::{Db, Options, Target};
 use crate::failure::{Class, Failure};
-use crate::pod::Leadership;
 
-/// How long the Lease is good for: another process takes over no later than this after the last renewal.
-const LEASE: Duration = Duration::from_secs(10);
 /// How long an operation of the database is repeated before its job goes back to the end of the queue.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Connections to the database: requests and outcomes share them.
@@ -98,7 +90,6 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     tracing::info!(address = %server.address(), instance, version = env!("CARGO_PKG_VERSION"), "the service listens");
     let result = serve_until(&app, &instance, &ends);
     app.ready.stopping();
-    app.release();
     server.stop(DRAIN);
     app.cluster.leave();
     drop(cancel);
@@ -121,25 +112,27 @@ fn serve_until(app: &Arc<App>, instance: &str, ends: &Receiver<End>) -> Result<(
         Ok(None) => return Ok(()),
         Err(failure) => return Err(failure),
     };
-    app.connected(db, marker);
-    let (signals, inbox) = mpsc::channel();
-    let monitor = Monitor::new(app, &signals);
-    let thread = Arc::clone(app).thread("monitor", move || monitor.run(&inbox));
-    let campaign = app.cluster.campaign(instance, LEASE, {
-        let signals = signals.clone();
-        Box::new(move |leadership: Leadership| drop(signals.send(Signal::Leadership(leadership))))
-    });
-    app.campaigns(campaign);
-    let upkeep = Upkeep::start(app, &signals);
+    app.connected(db.clone(), marker.clone());
+    let config = reconciler::Config {
+        cluster: Arc::clone(&app.cluster),
+        db,
+        installation: marker,
+        identity: instance.to_owned(),
+        resync: app.settings.status_check,
+        limits: reconciler::Limits {
+            init_timeout: app.settings.init_timeout,
+            grace: Duration::from_secs(u64::from(app.settings.pod.grace_seconds)),
+        },
+        log_rows: app.serve.log_rows,
+        log_age: app.serve.log_age,
+    };
+    let reconciler = Reconciler::start(config, Arc::clone(app) as Arc<dyn reconciler::Observer>);
     let result = match ends.recv() {
         Ok(End::Asked) | Err(_) => Ok(()),
         Ok(End::Broken(why)) => Err(Failure::new(Class::Internal, why)),
     };
-    tracing::info!("ending; running tasks are left to the next process");
-    drop(upkeep);
-    signals.send(Signal::Stop).ok();
-    // A panic there is why we are here.
-    thread.join().ok();
+    app.ready.stopping();
+    reconciler.stop();
     result
 }
 

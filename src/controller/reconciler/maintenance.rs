@@ -1,0 +1,243 @@
+//! Periodic work beside the watch: heartbeats, rows and Secrets without a Pod, old logs, and probes of database and
+//! cluster.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::shared::{Config, Message, Shared, Snapshot};
+use crate::controller::{cleanup, outcome};
+use crate::failure::{Class, Failure};
+use crate::pod::Owned;
+use crate::task::Task;
+
+/// The delay before work is repeated that failed, or that was skipped because this process does not lead.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often database and cluster are probed.
+const PROBE: Duration = Duration::from_secs(5);
+/// How often the rows of running tasks get a heartbeat; rows count as stale after an hour without one.
+const HEARTBEAT: Duration = Duration::from_mins(1);
+/// How often Pods are compared with rows of tasks that must not run.
+const UNWANTED: Duration = Duration::from_mins(1);
+/// How often rows and Secrets without a Pod are searched for.
+const ORPHANS: Duration = Duration::from_mins(1);
+/// How often stale rows are searched for.
+const STALE: Duration = Duration::from_mins(5);
+/// A discover takes ten minutes at most and its Pod five more: a catalog that is RUNNING for longer never ends.
+const STALE_CATALOG: Duration = Duration::from_mins(20);
+/// How often old logs are deleted.
+const TRIM: Duration = Duration::from_hours(1);
+/// A row without a Pod may belong to a launch of another process that has not created its Pod yet.
+const LAUNCHING: Duration = Duration::from_secs(30);
+/// The same for a Secret, by the API server's clock.
+const LAUNCHING_SECRET: SignedDuration = SignedDuration::from_secs(30);
+/// How long the reconciler's loop may take to answer.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Stops the threads when it is dropped.
+pub(super) struct Maintenance {
+    stop: Arc<AtomicBool>,
+}
+
+impl Maintenance {
+    /// Starts the threads.
+    pub(super) fn start(shared: &Arc<Shared>, messages: &Sender<Message>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let worker = || Worker { shared: Arc::clone(shared), messages: messages.clone(), stop: Arc::clone(&stop) };
+        let (probe, cleanup, logs) = (worker(), worker(), worker());
+        shared.spawn("probe", move || probe.repeat(&[("probe", PROBE, |worker| Ok(worker.probe()))]));
+        shared.spawn("maintenance", move || {
+            cleanup.repeat(&[
+                ("heartbeats", HEARTBEAT, |worker| worker.with_snapshot(Worker::send_heartbeats)),
+                ("unwanted Pods", UNWANTED, |worker| worker.with_snapshot(Worker::delete_unwanted)),
+                ("rows and Secrets without a Pod", ORPHANS, Worker::close_orphans),
+                ("stale rows", STALE, |worker| worker.with_snapshot(Worker::close_stale)),
+            ]);
+        });
+        shared.spawn("logs", move || logs.repeat(&[("old logs", TRIM, |worker| Ok(worker.trim_logs()))]));
+        Self { stop }
+    }
+}
+
+impl Drop for Maintenance {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether the work was done; `false`: this process does not lead.
+type Done = Result<bool, Failure>;
+/// Name, period and function of periodic work.
+type Chore = (&'static str, Duration, fn(&Worker) -> Done);
+
+struct Worker {
+    shared: Arc<Shared>,
+    messages: Sender<Message>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Runs each chore at its period until stopped.
+    fn repeat(&self, chores: &[Chore]) {
+        let mut next = vec![Instant::now(); chores.len()];
+        while !self.is_stopped() {
+            for ((name, period, chore), next) in chores.iter().zip(&mut next) {
+                if Instant::now() < *next {
+                    continue;
+                }
+                let done = chore(self).unwrap_or_else(|error| {
+                    tracing::warn!(%error, chore = name, "maintenance failed; retrying");
+                    false
+                });
+                *next = Instant::now() + if done { *period } else { RETRY };
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    fn probe(&self) -> bool {
+        let Shared { config, observer, .. } = &*self.shared;
+        observer.database_reachable(config.db.ping().is_ok());
+        observer.cluster_reachable(config.cluster.reachable().is_ok());
+        true
+    }
+
+    /// `None` unless this process leads and has seen a complete list of Pods.
+    fn snapshot(&self) -> Option<Snapshot> {
+        if !self.shared.leads() {
+            return None;
+        }
+        let (reply, inbox) = mpsc::channel();
+        self.messages.send(Message::Snapshot(reply)).ok()?;
+        inbox.recv_timeout(SNAPSHOT_TIMEOUT).ok()
+    }
+
+    fn with_snapshot(&self, chore: fn(&Self, &Snapshot) -> Result<(), Failure>) -> Done {
+        let Some(snapshot) = self.snapshot() else { return Ok(false) };
+        chore(self, &snapshot).map(|()| true)
+    }
+
+    fn send_heartbeats(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        let ids: Vec<&str> = snapshot.reads.keys().map(String::as_str).collect();
+        self.shared.config.db.heartbeats(&ids)?;
+        Ok(())
+    }
+
+    /// Deletes Pods whose rows forbid them: a process was killed between the row and the Pod of a task that it cancelled,
+    /// or a Pod was created although the API server did not answer in time.
+    fn delete_unwanted(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        let ids: Vec<&str> = snapshot.reads.keys().map(String::as_str).collect();
+        for id in self.shared.config.db.unwanted_of(&ids, Class::ClusterUnreachable)? {
+            if let Some(pod) = snapshot.reads.get(&id) {
+                // A Pod that is being deleted already keeps its grace period.
+                self.shared.config.cluster.delete_uid(&pod.name, &pod.uid, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_stale(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        // After an outage of the database, or of this service, running tasks have had no heartbeat either.
+        self.send_heartbeats(snapshot)?;
+        let db = &self.shared.config.db;
+        for task in db.sweep_stale(cleanup::STALE)? {
+            tracing::warn!(task, "closed a task without a heartbeat");
+        }
+        for key in db.sweep_stale_catalogs(STALE_CATALOG)? {
+            tracing::warn!(package = key.package, key = key.key, "closed a discover that did not end");
+        }
+        Ok(())
+    }
+
+    /// Closes rows and deletes Secrets without a Pod: the process that accepted the task was killed before it created the
+    /// Pod, or the Pod disappeared while no process was leading.
+    fn close_orphans(&self) -> Done {
+        if self.snapshot().is_none() {
+            return Ok(false);
+        }
+        let Config { db, cluster, installation, .. } = &self.shared.config;
+        let rows = db.running_tasks_marked(installation, LAUNCHING)?;
+        let secrets = cluster.secrets()?;
+        // Taken after the rows and Secrets: the Pods of those that run exist by now.
+        let Some(snapshot) = self.snapshot() else { return Ok(false) };
+        let now = Timestamp::now();
+        let is_young = |secret: &Owned| secret.created_at.is_none_or(|at| now.duration_since(at) < LAUNCHING_SECRET);
+        // A launch with large documents creates many Secrets in turn: the newest shows whether it continues.
+        let launching: HashSet<&str> = secrets.iter().filter(|secret| is_young(secret)).map(pod_of).collect();
+        let mut owned = HashSet::new();
+        for secret in secrets.iter().filter(|secret| !secret.has_controller) {
+            // All Secrets of a Pod get their owner reference at once.
+            if snapshot.pods.contains_key(pod_of(secret)) && !owned.insert(pod_of(secret)) {
+                continue;
+            }
+            let is_orphan = match secret.owner {
+                None => !launching.contains(pod_of(secret)),
+                // Of a one-off command that was killed: there may be no further one to clean up.
+                Some(_) => cleanup::is_abandoned(secret, now),
+            };
+            if is_orphan {
+                self.close_orphan_secret(secret, &snapshot)?;
+            }
+        }
+        // After the Secrets, whose annotations explain better why a task has no Pod.
+        for row in rows.iter().filter(|row| !snapshot.reads.contains_key(&row.task_id)) {
+            let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
+            if launching.contains(task.pod_name().as_str()) {
+                continue;
+            }
+            if cluster.pod(&task.pod_name())?.is_none() {
+                let failure = Failure::new(Class::PodDeleted, "the task is gone, and how it ended is unknown");
+                tracing::warn!(task = task.task_id, "closing a task without a Pod");
+                outcome::conclude(db, &task, &failure)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Handles a Secret without an owner reference: its Pod gets it later, or does not exist.
+    fn close_orphan_secret(&self, secret: &Owned, snapshot: &Snapshot) -> Result<(), Failure> {
+        let Config { db, cluster, .. } = &self.shared.config;
+        let pod = pod_of(secret);
+        if let Some(pod) = snapshot.pods.get(pod) {
+            cluster.own_secrets(&pod.name, &pod.uid, pod.secrets)?;
+            return Ok(());
+        }
+        if cluster.pod(pod)?.is_some() {
+            return Ok(());
+        }
+        if let Ok(task) = &secret.task {
+            let text = "the process that accepted the task ended before it started the task";
+            outcome::conclude(db, task, &Failure::new(Class::Abandoned, text))?;
+        }
+        tracing::warn!(secret = secret.name, "deleting a Secret without a Pod");
+        // By uid: a repeated request may have created another one of this name.
+        cluster.delete_secret_uid(&secret.name, &secret.uid)?;
+        Ok(())
+    }
+
+    fn trim_logs(&self) -> bool {
+        if !self.shared.leads() {
+            return false;
+        }
+        let Config { db, log_rows, log_age, .. } = &self.shared.config;
+        match db.trim_logs(*log_rows, *log_age, &|| self.is_stopped()) {
+            Ok(trimmed) => tracing::info!(?trimmed, "deleted old log lines"),
+            Err(error) => tracing::warn!(%error, "cannot delete old log lines"),
+        }
+        // Also after an error: the next attempt is in an hour.
+        true
+    }
+}
+
+/// The name of the Pod that a Secret is for.
+fn pod_of(secret: &Owned) -> &str {
+    secret.name.rsplit_once("-config").map_or("", |(pod, _)| pod)
+}
