@@ -4,10 +4,17 @@
 //! decides the exit code. The text beside it is for people and may hold what the cluster said, verbatim.
 //! Knows nothing of Kubernetes or Postgres types.
 
-use std::fmt;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use strum::{Display, EnumString, IntoStaticStr};
 
 /// What kind of thing went wrong. The names are part of the interface: rows and scripts hold them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr, Serialize, Deserialize)]
+#[cfg_attr(test, derive(strum::EnumIter))]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Class {
     /// Arguments or settings that do not fit together.
     Usage,
@@ -70,72 +77,9 @@ pub enum Class {
 }
 
 impl Class {
-    /// Every class, for looking one up by its code.
-    pub const ALL: [Self; 29] = [
-        Self::Usage,
-        Self::InvalidInput,
-        Self::PayloadTooLarge,
-        Self::TaskExists,
-        Self::ConnectorFailed,
-        Self::NoResult,
-        Self::NoEntrypoint,
-        Self::Silence,
-        Self::ImageNotFound,
-        Self::ImagePull,
-        Self::StartError,
-        Self::InitTimeout,
-        Self::Unschedulable,
-        Self::OomKilled,
-        Self::Evicted,
-        Self::PodDeleted,
-        Self::SidecarFailed,
-        Self::VersionMismatch,
-        Self::Forbidden,
-        Self::Refused,
-        Self::ClusterUnreachable,
-        Self::DatabaseUnreachable,
-        Self::DatabaseError,
-        Self::DestinationFailed,
-        Self::TimeExceeded,
-        Self::Cancelled,
-        Self::Abandoned,
-        Self::LocalError,
-        Self::Internal,
-    ];
-
-    /// The name in rows, JSON and metric labels.
+    /// The name in rows, JSON and metric labels, e.g. `INIT_TIMEOUT`.
     pub fn code(self) -> &'static str {
-        match self {
-            Self::Usage => "USAGE",
-            Self::InvalidInput => "INVALID_INPUT",
-            Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
-            Self::TaskExists => "TASK_EXISTS",
-            Self::ConnectorFailed => "CONNECTOR_FAILED",
-            Self::NoResult => "NO_RESULT",
-            Self::NoEntrypoint => "NO_ENTRYPOINT",
-            Self::Silence => "SILENCE",
-            Self::ImageNotFound => "IMAGE_NOT_FOUND",
-            Self::ImagePull => "IMAGE_PULL",
-            Self::StartError => "START_ERROR",
-            Self::InitTimeout => "INIT_TIMEOUT",
-            Self::Unschedulable => "UNSCHEDULABLE",
-            Self::OomKilled => "OOM_KILLED",
-            Self::Evicted => "EVICTED",
-            Self::PodDeleted => "POD_DELETED",
-            Self::SidecarFailed => "SIDECAR_FAILED",
-            Self::VersionMismatch => "VERSION_MISMATCH",
-            Self::Forbidden => "FORBIDDEN",
-            Self::Refused => "REFUSED",
-            Self::ClusterUnreachable => "CLUSTER_UNREACHABLE",
-            Self::DatabaseUnreachable => "DATABASE_UNREACHABLE",
-            Self::DatabaseError => "DATABASE_ERROR",
-            Self::DestinationFailed => "DESTINATION_FAILED",
-            Self::TimeExceeded => "TIME_EXCEEDED",
-            Self::Cancelled => "CANCELLED",
-            Self::Abandoned => "ABANDONED",
-            Self::LocalError => "LOCAL_ERROR",
-            Self::Internal => "INTERNAL",
-        }
+        self.into()
     }
 
     /// What to change, where it is the same for every failure of the class.
@@ -177,21 +121,43 @@ impl Class {
     }
 }
 
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.code())
-    }
-}
-
-/// One failure, ready to be shown and stored. Displays as `CLASS: text`, the form of `source_task.error`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// A failure, ready to be shown and stored.
+///
+/// Its one text form is `CLASS: text` ([`Display`](std::fmt::Display)): columns of tables hold it, and
+/// [`StoredError::parse`] reads it. Its one document form is `{"class": …, "error": …, "hint": …}` (serde): results on
+/// stdout, answers over HTTP and the sidecar's termination message hold it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{class}: {text}")]
+#[serde(from = "FailureDocument", into = "FailureDocument")]
 pub struct Failure {
     /// What kind of failure it is.
     pub class: Class,
     /// One sentence for people: lower case, no full stop, what was wrong.
     pub text: String,
     hint: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FailureDocument {
+    class: Class,
+    error: String,
+    #[serde(default)]
+    hint: Option<String>,
+}
+
+impl From<FailureDocument> for Failure {
+    fn from(document: FailureDocument) -> Self {
+        let FailureDocument { class, error, hint } = document;
+        let hint = hint.filter(|hint| class.hint() != Some(hint));
+        Self { class, text: error, hint }
+    }
+}
+
+impl From<Failure> for FailureDocument {
+    fn from(failure: Failure) -> Self {
+        let hint = failure.hint().map(str::to_owned);
+        Self { class: failure.class, error: failure.text, hint }
+    }
 }
 
 impl Failure {
@@ -212,31 +178,89 @@ impl Failure {
         self.hint.as_deref().or_else(|| self.class.hint())
     }
 
-    /// Reads the form that [`Display`](fmt::Display) writes; a text without a known class is the connector's own.
-    pub fn from_stored(text: &str) -> Self {
-        let stored = text.split_once(": ").and_then(|(code, rest)| {
-            let class = Class::ALL.into_iter().find(|class| class.code() == code)?;
-            Some(Self::new(class, rest))
-        });
-        stored.unwrap_or_else(|| Self::new(Class::ConnectorFailed, text))
+    /// The document form, behind fields of the caller's.
+    pub fn document(&self, mut fields: serde_json::Value) -> serde_json::Value {
+        fields["class"] = json!(self.class);
+        fields["error"] = json!(self.text);
+        fields["hint"] = json!(self.hint());
+        fields
     }
+
+    /// The failure that an error column holds, whoever wrote it: a connector's text is a [`Class::ConnectorFailed`].
+    pub fn from_stored(text: &str) -> Self {
+        match StoredError::parse(text) {
+            StoredError::Failure(failure) => failure,
+            StoredError::Connector(text) => Self::new(Class::ConnectorFailed, text),
+        }
+    }
+}
+
+/// The content of a column that holds either a failure that syncctl found or a connector's own words.
+///
+/// A connector may begin its message like one of our classes (`CANCELLED: by the vendor`). Such a text is stored behind
+/// `CONNECTOR_FAILED: `, so that a column that begins with a class was written by syncctl.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredError {
+    /// A failure that the controller or the sidecar found.
+    Failure(Failure),
+    /// What the connector wrote. Texts without a class are the Go sidecar's, too.
+    Connector(String),
+}
+
+impl StoredError {
+    /// Reads a column.
+    pub fn parse(text: &str) -> Self {
+        match split_class(text) {
+            None => Self::Connector(text.to_owned()),
+            Some((Class::ConnectorFailed, rest)) if split_class(rest).is_some() => Self::Connector(rest.to_owned()),
+            Some((class, rest)) => Self::Failure(Failure::new(class, rest)),
+        }
+    }
+
+    /// The column's content for a connector's own words.
+    pub fn escape(text: &str) -> Cow<'_, str> {
+        match split_class(text) {
+            Some(_) => Cow::Owned(format!("{}: {text}", Class::ConnectorFailed)),
+            None => Cow::Borrowed(text),
+        }
+    }
+}
+
+/// `CLASS: rest` with the code of one of the classes.
+fn split_class(text: &str) -> Option<(Class, &str)> {
+    let (code, rest) = text.split_once(": ")?;
+    Some((code.parse().ok()?, rest))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Class, Failure};
+    use strum::IntoEnumIterator;
+
+    use super::{Class, Failure, StoredError};
 
     #[test]
-    fn every_class_is_found_again_by_its_code() {
-        for class in Class::ALL {
+    fn stored_and_serialized_failures_are_read_back() {
+        for class in Class::iter() {
             let failure = Failure::new(class, "a: text: with colons");
             assert_eq!(Failure::from_stored(&failure.to_string()), failure);
+            for failure in [failure.clone(), failure.with_hint("turn it off and on")] {
+                let document = serde_json::to_value(&failure).expect("a document");
+                assert_eq!(document["class"], class.code());
+                assert_eq!(serde_json::from_value::<Failure>(document).expect("a failure"), failure);
+            }
         }
     }
 
     #[test]
-    fn a_text_of_the_connector_stays_whole() {
-        let failure = Failure::from_stored("HTTP 401: unauthorized");
-        assert_eq!((failure.class, failure.text.as_str()), (Class::ConnectorFailed, "HTTP 401: unauthorized"));
+    fn a_connector_text_stays_whole_even_where_it_begins_like_a_class() {
+        let begin = Class::iter().map(|class| format!("{class}: by the vendor"));
+        for text in
+            begin.chain(["HTTP 401: unauthorized", "CANCELLED", "CONNECTOR_FAILED: CANCELLED: x"].map(str::to_owned))
+        {
+            let stored = StoredError::escape(&text);
+            assert_eq!(StoredError::parse(&stored), StoredError::Connector(text.clone()));
+            let expected = Failure::new(Class::ConnectorFailed, text.clone());
+            assert_eq!(Failure::from_stored(&stored), expected);
+        }
     }
 }

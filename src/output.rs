@@ -83,12 +83,7 @@ impl Output {
 
 /// What a failure looks like to a program.
 pub fn failure_document(failure: &Failure) -> Value {
-    json!({
-        "status": "FAILED",
-        "class": failure.class.code(),
-        "error": failure.text,
-        "hint": failure.hint(),
-    })
+    failure.document(json!({"status": "FAILED"}))
 }
 
 fn print(format: Format, document: &Value) -> std::io::Result<()> {

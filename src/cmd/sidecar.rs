@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::contract::{self, variable};
@@ -132,9 +131,10 @@ pub(super) fn run(args: SidecarArgs) -> u8 {
         Ok(End::LeavesVerdict) => contract::EXIT_OUTCOME_UNKNOWN,
         Err(failure) => {
             tracing::error!("{failure}");
-            let document = json!({"class": failure.class.code(), "error": failure.text}).to_string();
             // Outside of a task the file cannot be written, and is not needed.
-            std::fs::write(termination_log, document).ok();
+            if let Ok(document) = serde_json::to_vec(&failure) {
+                std::fs::write(termination_log, document).ok();
+            }
             failure.class.exit_code()
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::db::{Beside, Db, DbError, ResultKey, SpecKey, Started, Writer};
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Failure, StoredError};
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
 /// What came of a task that ran to an end of its own.
@@ -57,7 +57,7 @@ impl Outcome {
                     "error": error,
                 });
                 if let Some(failure) = self.failure() {
-                    document["class"] = json!(failure.class.code());
+                    document["class"] = json!(failure.class);
                     document["hint"] = json!(failure.hint());
                 }
                 document
@@ -196,11 +196,13 @@ pub fn outcome(db: &Db, task: &Task) -> Result<Option<Verdict>, DbError> {
 
 /// A failure of ours is told by its class; the connector's own verdict has none.
 fn check_outcome(status: &str, description: Option<String>) -> Result<Outcome, Failure> {
-    let succeeded = status == "SUCCESS";
-    let stored = description.as_deref().map(Failure::from_stored).filter(|_| !succeeded);
-    match stored {
-        Some(failure) if Some(&failure.to_string()) == description.as_ref() => Err(failure),
-        _ => Ok(Outcome::Check { succeeded, message: description }),
+    if status == "SUCCESS" {
+        return Ok(Outcome::Check { succeeded: true, message: description });
+    }
+    match description.as_deref().map(StoredError::parse) {
+        Some(StoredError::Failure(failure)) => Err(failure),
+        Some(StoredError::Connector(message)) => Ok(Outcome::Check { succeeded: false, message: Some(message) }),
+        None => Ok(Outcome::Check { succeeded: false, message: None }),
     }
 }
 

@@ -5,7 +5,6 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
-use serde::Deserialize;
 
 use super::image_errors::is_image_missing;
 use crate::contract::EXIT_OUTCOME_UNKNOWN;
@@ -75,13 +74,6 @@ pub struct Exit {
     pub reason: String,
     /// The termination message.
     pub message: String,
-}
-
-/// What our sidecar writes into its termination message when it cannot write to the database.
-#[derive(Deserialize)]
-struct LastWords {
-    class: String,
-    error: String,
 }
 
 /// What is wrong with the image itself when a container cannot be made of it. In lower case.
@@ -310,8 +302,8 @@ impl Ended {
         if exit.code == 0 {
             return None;
         }
-        if let Ok(LastWords { class, error }) = serde_json::from_str(&exit.message) {
-            return Some(Failure::from_stored(&format!("{class}: {error}")));
+        if let Ok(failure) = serde_json::from_str(&exit.message) {
+            return Some(failure);
         }
         // With 137 of the source the sidecar leaves the verdict to whoever sees the container's status.
         if exit.code == i32::from(EXIT_OUTCOME_UNKNOWN)

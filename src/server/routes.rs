@@ -101,8 +101,7 @@ pub fn failed(failure: &Failure) -> Response {
         Class::ClusterUnreachable | Class::DatabaseUnreachable | Class::Refused => 503,
         _ => 500,
     };
-    let document = json!({"ok": false, "error": failure.text, "class": failure.class.code(), "hint": failure.hint()});
-    let response = Response::json(status, &document);
+    let response = Response::json(status, &failure.document(json!({"ok": false})));
     if status == 503 { response.with_header("Retry-After", "5") } else { response }
 }
 

@@ -1,11 +1,13 @@
 //! spec, check and discover: the first result message decides, and goes to its table.
 
+use std::borrow::Cow;
+
 use super::log::{Level, TaskLog};
 use super::source::{Input, Source};
 use super::{End, Stop, Stopped};
 use crate::airbyte::message::{Message, TraceError};
 use crate::db::{Db, ResultKey, SpecKey, Writer};
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Failure, StoredError};
 use crate::task::{Task, TaskKind};
 
 /// What came of it.
@@ -90,7 +92,11 @@ fn store(task: &Task, db: &Db, log: &TaskLog, found: Result<Found, Failure>) -> 
         Ok(Found::Document(catalog)) => db.save_catalog(&key, at, &catalog)?,
         Ok(Found::Verdict { succeeded, message }) => {
             let message = message.map(|message| log.mask(&message));
-            db.save_check(&key, at, if succeeded { "SUCCESS" } else { "FAILED" }, message.as_deref())?;
+            let (status, message) = match message.as_deref() {
+                message if succeeded => ("SUCCESS", message.map(Cow::Borrowed)),
+                message => ("FAILED", message.map(StoredError::escape)),
+            };
+            db.save_check(&key, at, status, message.as_deref())?;
         }
         Err(failure) => {
             let text = Failure::new(failure.class, log.mask(&failure.text)).to_string();

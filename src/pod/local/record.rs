@@ -24,38 +24,13 @@ pub struct Record {
     /// The Pod: who it is for in its annotations, how far it is in its status.
     pub pod: Pod,
     /// Why it could not run, if that is so.
-    pub failure: Option<Told>,
+    pub failure: Option<Failure>,
     /// How its connector was found: one line.
     pub notice: Option<String>,
     /// The process that looks after it.
     pub supervisor: Option<u32>,
     /// What runs the connector if this machine does not do so itself; the container is called as the Pod is.
     pub container: Option<ContainerEngine>,
-}
-
-/// A failure as it is kept.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Told {
-    class: String,
-    error: String,
-    hint: Option<String>,
-}
-
-impl From<&Failure> for Told {
-    fn from(failure: &Failure) -> Self {
-        let hint = failure.hint().map(str::to_owned);
-        Self { class: failure.class.code().to_owned(), error: failure.text.clone(), hint }
-    }
-}
-
-impl Told {
-    fn failure(&self) -> Failure {
-        let failure = Failure::from_stored(&format!("{}: {}", self.class, self.error));
-        match &self.hint {
-            Some(hint) => failure.with_hint(hint),
-            None => failure,
-        }
-    }
 }
 
 /// The failure of a task whose supervisor has gone without a word.
@@ -88,7 +63,7 @@ impl Record {
         let mut seen = Observation::of(&self.pod);
         seen.notice.clone_from(&self.notice);
         let failure = match (&self.failure, &seen.phase) {
-            (Some(told), _) => told.failure(),
+            (Some(failure), _) => failure.clone(),
             (None, Phase::Ended(_)) => return seen,
             (None, _) if !supervised => abandoned(),
             (None, _) => return seen,

@@ -21,7 +21,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::containers::{self, Container};
 use super::limits;
 use super::processes;
-use super::record::{Record, Told, abandoned};
+use super::record::{Record, abandoned};
 use super::store::{Folder, Store, trouble};
 use super::usage::Usage;
 use super::watch::Changes;
@@ -209,7 +209,7 @@ impl Supervisor {
 
     fn found(&mut self, found: Result<ResolvedConnector, Failure>) {
         if let Err(failure) = found.and_then(|found| self.start(&found)) {
-            self.record.failure = Some(Told::from(&failure));
+            self.record.failure = Some(failure);
             self.tell();
         }
     }
@@ -335,7 +335,7 @@ impl Supervisor {
         self.kill();
         // What the sidecar has said before counts.
         if self.record.failure.is_none() && self.record.runs(SIDECAR) {
-            self.record.failure = Some(Told::from(&abandoned()));
+            self.record.failure = Some(abandoned());
         }
         self.tell();
         self.clear();
