@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::support::{World, cluster, eventually, unique};
+use super::support::{World, catalog, cluster, eventually, script, unique};
 
 const INSTANT: &str = "syncctl-test/instant:1";
 const FAKER: &str = "airbyte/source-faker:7.2.1";
@@ -86,6 +86,38 @@ fn the_first_verdict_of_a_check_counts_and_holds_no_secret() {
     assert_eq!(document, json!({"status": "FAILED", "message": "cannot log in with ***"}));
     let described = world.schema.text("SELECT description FROM source_check");
     assert_eq!(described, "cannot log in with ***");
+}
+
+/// A connector whose every message begins like a failure class of ours.
+const MISLEADING: &str = r#"
+fail() { printf '{"type":"TRACE","trace":{"type":"ERROR","emitted_at":1,"error":{"message":"%s"}}}\n' "$1"; }
+case $1 in
+    check) echo '{"type":"CONNECTION_STATUS","connectionStatus":{"status":"FAILED","message":"CANCELLED: by the vendor"}}' ;;
+    discover) fail "INTERNAL: upstream error"; exit 1 ;;
+    read) fail "TIME_EXCEEDED: quota of the day"; exit 1 ;;
+esac
+"#;
+
+#[test]
+fn a_connector_message_that_begins_like_a_class_is_a_failure_of_the_connector() {
+    let Some(world) = World::new() else { return };
+    let config = world.json("config.json", &script::config(MISLEADING));
+    let run = |command: &str| world.syncctl(&[command, script::SCRIPT, "--config", &config, "-o", "json"]).run();
+    let check = run("check");
+    let document = check.code(1).json();
+    assert_eq!(document, json!({"status": "FAILED", "message": "CANCELLED: by the vendor"}));
+    assert!(check.stderr.contains("error: CONNECTOR_FAILED: CANCELLED: by the vendor"), "{check}");
+    let description = world.schema.text("SELECT description FROM source_check");
+    assert_eq!(description, "CONNECTOR_FAILED: CANCELLED: by the vendor");
+
+    run("discover").fails(1, "CONNECTOR_FAILED", &["INTERNAL: upstream error"]);
+    let description = world.schema.text("SELECT description FROM source_catalog");
+    assert_eq!(description, "CONNECTOR_FAILED: INTERNAL: upstream error");
+
+    let read = world.run_script(MISLEADING, &catalog(&["items"]));
+    let document = read.code(1).json();
+    assert_eq!((&document["status"], &document["class"]), (&json!("FAILED"), &json!("CONNECTOR_FAILED")), "{document}");
+    assert_eq!(document["error"], "CONNECTOR_FAILED: TIME_EXCEEDED: quota of the day");
 }
 
 #[test]

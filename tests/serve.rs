@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::support::http::target;
-use super::support::{Http, Service, World, catalog, cluster, database, eventually, root, unique};
+use super::support::{Http, Service, World, catalog, cluster, database, eventually, root, script, unique};
 
 const INSTANT: &str = "syncctl-test/instant:1";
 const SLOW: &str = "syncctl-test/slow:1";
@@ -37,6 +37,23 @@ fn wait_running(world: &World, task: &str, stream: &str) {
         world.schema.task(task)?;
         (world.schema.streams(task)[stream]["status"] == "RUNNING").then_some(())
     });
+}
+
+#[test]
+fn a_check_message_that_begins_like_a_class_is_a_failure_of_the_connector() {
+    let Some(world) = World::new() else { return };
+    let service = Service::start(&world);
+    let message =
+        r#"{"type":"CONNECTION_STATUS","connectionStatus":{"status":"FAILED","message":"INTERNAL: upstream error"}}"#;
+    let config = script::config(&format!("echo '{message}'"));
+    assert_eq!(service.check(script::SCRIPT, "misleading", &config).0, 200);
+    let description = eventually("the result of the check", TASK, || {
+        world.schema.texts("SELECT description FROM source_check WHERE key = 'misleading'").first().cloned()
+    });
+    assert_eq!(description, "CONNECTOR_FAILED: INTERNAL: upstream error");
+    wait_empty(&world);
+    let metrics = service.http.get("/metrics").text();
+    assert!(metrics.contains(r#"kind="check",outcome="CONNECTOR_FAILED"} 1"#), "{metrics}");
 }
 
 #[test]
