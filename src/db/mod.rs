@@ -30,7 +30,7 @@ mod spec;
 mod start;
 mod state;
 mod task;
-mod text;
+pub mod text;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! What Postgres refuses in text: U+0000 anywhere, and in `jsonb` also its escape and lone surrogates.
 
 use std::borrow::Cow;
+use std::iter;
 
 /// The text without U+0000.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {
@@ -20,12 +21,10 @@ pub(super) fn clean_json(json: &str) -> Cow<'_, str> {
     while let Some(at) = rest.find('\\') {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
-        let (length, keep) = match escape(rest) {
+        let (length, keep) = match unicode_escape(rest.as_bytes()) {
             // A short escape: `\\` is one, so what follows it is no escape.
             None => (rest.char_indices().nth(2).map_or(rest.len(), |(end, _)| end), true),
-            Some(0xD800..=0xDBFF) if matches!(escape(&rest[ESCAPE..]), Some(0xDC00..=0xDFFF)) => (2 * ESCAPE, true),
-            Some(0 | 0xD800..=0xDFFF) => (ESCAPE, false),
-            Some(_) => (ESCAPE, true),
+            Some((character, length)) => (length, !matches!(character, None | Some('\0'))),
         };
         if keep {
             out.push_str(&rest[..length]);
@@ -36,13 +35,18 @@ pub(super) fn clean_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// The length of `\uXXXX`.
-const ESCAPE: usize = 6;
-
-/// The code unit of a `\uXXXX` at the beginning of a text.
-fn escape(text: &str) -> Option<u16> {
-    let digits = text.strip_prefix("\\u")?.get(..4)?;
-    digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
+/// Decodes the `\uXXXX` or surrogate pair at the start of a text. Returns the character, `None` for a lone surrogate, and
+/// the length of the escape in bytes.
+pub fn unicode_escape(text: &[u8]) -> Option<(Option<char>, usize)> {
+    let unit = |at: usize| {
+        let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
+        let digit = |digit: &u8| u16::try_from(char::from(*digit).to_digit(16)?).ok();
+        digits.iter().try_fold(0, |unit, hex| Some(unit * 16 + digit(hex)?))
+    };
+    let first = unit(0)?;
+    let second = if matches!(first, 0xD800..=0xDBFF) { unit(6) } else { None };
+    let character = char::decode_utf16(iter::once(first).chain(second)).next()?.ok();
+    Some((character, character.map_or(6, |character| 6 * character.len_utf16())))
 }
 
 #[cfg(test)]
