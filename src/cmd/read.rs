@@ -189,7 +189,7 @@ fn load_state(
         Some("db") => {
             let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
             let options =
-                Options { application_name: "syncctl".to_owned(), pool_size: 1, patience: one_shot::PATIENCE };
+                Options { application_name: "syncctl".to_owned(), pool_size: 1, retry_timeout: one_shot::PATIENCE };
             let db = Db::open(target, options)?;
             db.ensure_schema()?;
             let rows = db.states(&task.sync_id)?;

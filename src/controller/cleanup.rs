@@ -33,7 +33,7 @@ const GONE: Duration = Duration::from_secs(20);
 ///
 /// A missing right is no reason to refuse a task; a cluster that does not answer is.
 pub fn sweep(cluster: &dyn Pods, db: &Db) -> Result<Vec<String>, Failure> {
-    for task in db.sweep_stale(STALE)? {
+    for task in db.fail_stale_tasks(STALE)? {
         tracing::warn!(task, "a task that gave no sign of life was closed");
     }
     match try_sweep(cluster, db) {
@@ -76,7 +76,7 @@ fn try_sweep(cluster: &dyn Pods, db: &Db) -> Result<Vec<String>, PodError> {
 /// Closes the rows of commands that were killed before they had made a Pod, or whose Pod is gone.
 fn close_rows(cluster: &dyn Pods, db: &Db, pods: &HashSet<&str>) -> Result<(), DbError> {
     let idle = if cluster.outlives_us() { SILENT } else { Duration::ZERO };
-    for (row, process) in db.running_tasks_of_processes(idle)? {
+    for (row, process) in db.idle_cli_tasks(idle)? {
         let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
         let dead = process.parse::<Owner>().is_ok_and(|owner| owner.life() == Life::Dead);
         if dead && !pods.contains(task.pod_name().as_str()) {

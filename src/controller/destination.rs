@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::airbyte::catalog::{ConfiguredCatalog, Stream};
 use crate::config::BulkerSettings;
-use crate::db::is_ours;
+use crate::db::is_reserved_table;
 
 /// The type that the settings know.
 const BULKER: &str = "bulker";
@@ -51,7 +51,7 @@ pub fn completed(document: Option<&str>, settings: &BulkerSettings) -> Option<St
 /// Why these streams cannot go where the results are: the table of one would be a table of ours.
 pub fn among_ours(catalog: &ConfiguredCatalog, prefix: &str) -> Option<String> {
     let table = |stream: &Stream| stream.table_name.clone().unwrap_or_else(|| format!("{prefix}{}", stream.name));
-    let taken = catalog.streams.iter().map(|stream| table(&stream.stream)).find(|table| is_ours(table))?;
+    let taken = catalog.streams.iter().map(|stream| table(&stream.stream)).find(|table| is_reserved_table(table))?;
     Some(format!(
         "the table {taken:?} of the embedded database holds results of tasks: \
          give --table-name-prefix, or another place for the rows with --destination-config"

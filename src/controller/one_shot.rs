@@ -18,7 +18,7 @@ use super::outcome::{self, Outcome, Verdict};
 use super::owner::Owner;
 use super::request::Request;
 use crate::config::Settings;
-use crate::db::{Beside, Db, Options, Started, Target};
+use crate::db::{ConcurrencyPolicy, Db, Options, StartOutcome, Target};
 use crate::failure::{Class, Failure};
 use crate::output::{Output, Progress};
 use crate::pod::manifest::Launch;
@@ -51,7 +51,7 @@ pub fn run(settings: &Settings, output: &Output, request: &Request) -> Result<Ou
         move || drop(events.send(Event::Cancelled))
     })?;
     let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
-    let options = Options { application_name: "syncctl".to_owned(), pool_size: 2, patience: PATIENCE };
+    let options = Options { application_name: "syncctl".to_owned(), pool_size: 2, retry_timeout: PATIENCE };
     let db = Db::open(target, options)?;
     db.ensure_schema()?;
     let cluster = engine::open(settings)?;
@@ -79,13 +79,13 @@ impl Run<'_> {
         cancel: &Cancel,
     ) -> Result<Outcome, Failure> {
         let task = &self.request.task;
-        match outcome::begin(self.db, task, Beside::Allowed)? {
-            Started::New => {}
-            Started::Exists(row) => {
+        match outcome::begin(self.db, task, ConcurrencyPolicy::Allow)? {
+            StartOutcome::Started => {}
+            StartOutcome::Exists(row) => {
                 let text = format!("task {} was started before and is {}", task.task_id, row.status_text);
                 return Err(Failure::new(Class::TaskExists, text));
             }
-            Started::Busy(other) => {
+            StartOutcome::SyncBusy(other) => {
                 let text = format!("task {other} of sync {} is still running", task.sync_id);
                 return Err(Failure::new(Class::TaskExists, text));
             }

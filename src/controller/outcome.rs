@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::db::{Beside, Db, DbError, ResultKey, SpecKey, Started, Writer};
+use crate::db::{ConcurrencyPolicy, Db, DbError, ResultKey, SpecKey, StartOutcome, Writer};
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
@@ -94,11 +94,11 @@ impl Outcome {
 pub type Verdict = Result<Outcome, Failure>;
 
 /// Records that the task runs, before its Pod exists; says whether it may. Only of reads it may turn out that it must not.
-pub fn begin(db: &Db, task: &Task, beside: Beside) -> Result<Started, DbError> {
+pub fn begin(db: &Db, task: &Task, concurrency: ConcurrencyPolicy) -> Result<StartOutcome, DbError> {
     match task.kind {
-        TaskKind::Spec | TaskKind::Check => Ok(Started::New),
-        TaskKind::Discover => db.start_catalog(&ResultKey::of(task), task.started_at).map(|()| Started::New),
-        TaskKind::Read => db.start_task(task, beside),
+        TaskKind::Spec | TaskKind::Check => Ok(StartOutcome::Started),
+        TaskKind::Discover => db.start_catalog(&ResultKey::of(task), task.started_at).map(|()| StartOutcome::Started),
+        TaskKind::Read => db.start_task(task, concurrency),
     }
 }
 

@@ -90,7 +90,7 @@ impl Db {
     /// Fails the refreshes that say RUNNING and began this long ago, by the clock of the database; keeps stored catalogs.
     /// A late outcome of the same refresh still counts if the sidecar has one. Returns the keys; those of an attempt whose
     /// answer got lost are missing.
-    pub fn sweep_stale_catalogs(&self, older_than: Duration) -> Result<Vec<ResultKey>, DbError> {
+    pub fn fail_stale_catalogs(&self, older_than: Duration) -> Result<Vec<ResultKey>, DbError> {
         let minutes = older_than.as_secs().div_ceil(60);
         let text = Failure::new(Class::Abandoned, format!("no outcome within {minutes} minutes")).to_string();
         self.run("failing abandoned refreshes of catalogs", |session| {

@@ -12,7 +12,7 @@ use super::{Db, DbError};
 
 /// A configuration that takes the place of the caller's.
 #[derive(Clone)]
-pub struct KeptConfig {
+pub struct StoredConfig {
     /// A JSON document, with secrets in it.
     pub config: String,
     /// When the connector renewed it.
@@ -21,7 +21,7 @@ pub struct KeptConfig {
 
 impl Db {
     /// What a connector has made of the configuration with this fingerprint.
-    pub fn kept_config(&self, sync_id: &str, package: &str, given: &str) -> Result<Option<KeptConfig>, DbError> {
+    pub fn stored_config(&self, sync_id: &str, package: &str, given: &str) -> Result<Option<StoredConfig>, DbError> {
         self.run("reading the kept configuration of a sync", |session| {
             if !has_table(session)? {
                 return Ok(None);
@@ -31,13 +31,13 @@ impl Db {
                  WHERE sync_id = $1 AND package = $2 AND given = $3",
                 &[(&sync_id, Type::TEXT), (&package, Type::TEXT), (&given, Type::TEXT)],
             )?;
-            row.map(|row| Ok(KeptConfig { config: row.try_get(0)?, timestamp: row.try_get(1)? })).transpose()
+            row.map(|row| Ok(StoredConfig { config: row.try_get(0)?, timestamp: row.try_get(1)? })).transpose()
         })
     }
 
     /// Keeps what a connector has made of the configuration with this fingerprint. False where there is no table for it:
     /// a controller that is not ours makes none.
-    pub fn keep_config(&self, sync_id: &str, package: &str, given: &str, config: &str) -> Result<bool, DbError> {
+    pub fn save_config(&self, sync_id: &str, package: &str, given: &str, config: &str) -> Result<bool, DbError> {
         let config = clean_json(config);
         self.run("keeping the configuration of a sync", |session| {
             if !has_table(session)? {

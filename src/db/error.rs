@@ -21,44 +21,44 @@ pub enum DbError {
         problem: String,
     },
     /// No connection came about.
-    #[error("connecting to {place}: {reason}")]
+    #[error("connecting to {address}: {reason}")]
     Unreachable {
         /// Database, host and port.
-        place: String,
+        address: String,
         /// What the system or the server said.
         reason: String,
         /// Whether it may work at a later try.
         transient: bool,
     },
     /// The connection was lost and did not come back while we were willing to wait.
-    #[error("{doing} in {place}: gave up after {waited_seconds} s: {reason}")]
-    Lost {
+    #[error("{action} in {address}: gave up after {waited_seconds} s: {reason}")]
+    ConnectionLost {
         /// What was tried, as a gerund.
-        doing: &'static str,
+        action: &'static str,
         /// Database, host and port.
-        place: String,
+        address: String,
         /// The last failure.
         reason: String,
         /// How long it was tried.
         waited_seconds: u64,
     },
     /// The server answered with an error.
-    #[error("{doing} in {place}: {reason}")]
-    Refused {
+    #[error("{action} in {address}: {reason}")]
+    ServerError {
         /// What was tried, as a gerund.
-        doing: &'static str,
+        action: &'static str,
         /// Database, host and port.
-        place: String,
+        address: String,
         /// What the server said.
         reason: String,
         /// SQLSTATE, where there is one.
         code: Option<String>,
     },
     /// The tables are not what they have to be.
-    #[error("the schema of {place} does not fit: {problems}")]
-    Misfit {
+    #[error("the schema of {address} does not fit: {problems}")]
+    SchemaMismatch {
         /// Database, host and port.
-        place: String,
+        address: String,
         /// Each table and column, and what is wrong with it.
         problems: String,
     },
@@ -69,14 +69,14 @@ impl DbError {
     pub fn class(&self) -> Class {
         match self {
             Self::InvalidSettings { .. } => Class::InvalidInput,
-            Self::Unreachable { .. } | Self::Lost { .. } => Class::DatabaseUnreachable,
-            Self::Refused { .. } | Self::Misfit { .. } => Class::DatabaseError,
+            Self::Unreachable { .. } | Self::ConnectionLost { .. } => Class::DatabaseUnreachable,
+            Self::ServerError { .. } | Self::SchemaMismatch { .. } => Class::DatabaseError,
         }
     }
 
     /// Whether the same may work at a later try.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { transient: true, .. } | Self::Lost { .. })
+        matches!(self, Self::Unreachable { transient: true, .. } | Self::ConnectionLost { .. })
     }
 }
 

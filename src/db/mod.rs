@@ -11,7 +11,7 @@
 //! to.
 //!
 //! Every operation is one transaction that is idempotent as a whole, because each may run more than once: when the
-//! connection is lost, it is repeated on another one until [`Options::patience`] is over. Rows carry the time at which
+//! connection is lost, it is repeated on another one until [`Options::retry_timeout`] is over. Rows carry the time at which
 //! their attempt started, and an older attempt never overwrites a newer one.
 
 mod catalog;
@@ -41,9 +41,9 @@ use std::time::Duration;
 pub use connect::{Certificates, SslMode, Target};
 pub use error::{DbError, is_transient};
 pub use log::{LogIds, LogRow};
-pub use schema::is_ours;
+pub use schema::is_reserved_table;
 pub use spec::SpecKey;
-pub use start::{Beside, Started};
+pub use start::{ConcurrencyPolicy, StartOutcome};
 pub use {log::LogLine, task::StoredTask};
 
 use crate::task::Task;
@@ -53,7 +53,7 @@ use crate::task::Task;
 pub struct Db {
     shared: Arc<pool::Shared>,
     /// How long an operation is repeated.
-    patience: Duration,
+    retry_timeout: Duration,
     /// What begins each transaction.
     begin: Arc<str>,
 }
@@ -66,7 +66,7 @@ pub struct Options {
     /// The most connections at a time; they are opened when needed.
     pub pool_size: u32,
     /// How long an operation is repeated when the database does not answer.
-    pub patience: Duration,
+    pub retry_timeout: Duration,
 }
 
 /// The attempt that a check or discover result belongs to.

@@ -41,11 +41,11 @@ pub struct Listener {
 }
 
 impl Db {
-    /// Tells whoever waits for a task that something about it was written. Gives up soon, whatever the patience of this
+    /// Tells whoever waits for a task that something about it was written. Gives up soon, whatever the retry_timeout of this
     /// database is.
     pub fn notify(&self, task_id: &str) -> Result<(), DbError> {
         let channel = channel(task_id);
-        self.with_patience(self.patience.min(PATIENCE)).run("notifying of a task", |session| {
+        self.with_retry_timeout(self.retry_timeout.min(PATIENCE)).run("notifying of a task", |session| {
             session.query("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)])?;
             Ok(())
         })

@@ -44,7 +44,7 @@ struct State {
     /// Whether an outage was reported.
     down: AtomicBool,
     /// Operations that failed or had to be repeated.
-    troubles: AtomicU64,
+    error_count: AtomicU64,
 }
 
 /// Opens connections for r2d2, which does so on threads of its own. Whether one is broken is for `r2d2_postgres` to say;
@@ -143,9 +143,9 @@ impl Session<'_> {
 }
 
 impl Db {
-    /// Connects once, so that a database that does not answer is told at once and not after [`Options::patience`].
+    /// Connects once, so that a database that does not answer is told at once and not after [`Options::retry_timeout`].
     pub fn open(target: Target, options: Options) -> Result<Self, DbError> {
-        let Options { application_name, pool_size, patience } = options;
+        let Options { application_name, pool_size, retry_timeout } = options;
         let begin = begin_sql(&target, STATEMENT_TIMEOUT);
         let state = Arc::new(State::default());
         let mut client = target.connect_bare(&application_name)?;
@@ -168,20 +168,20 @@ impl Db {
             .error_handler(Box::new(NopErrorHandler))
             .build_unchecked(manager);
         let shared = Shared { pool, target, application_name, state, probe: Probe::default() };
-        Ok(Self { shared: Arc::new(shared), patience, begin: begin.into() })
+        Ok(Self { shared: Arc::new(shared), retry_timeout, begin: begin.into() })
     }
 
     /// The same database over the same pool for somebody who is willing to wait this long: for a database that does not
     /// answer, and for locks of others within a statement (unless the URL has a `statement_timeout` of its own).
     #[must_use]
-    pub fn with_patience(&self, patience: Duration) -> Self {
-        let begin = begin_sql(self.target(), patience.min(STATEMENT_TIMEOUT));
-        Self { shared: Arc::clone(&self.shared), patience, begin: begin.into() }
+    pub fn with_retry_timeout(&self, retry_timeout: Duration) -> Self {
+        let begin = begin_sql(self.target(), retry_timeout.min(STATEMENT_TIMEOUT));
+        Self { shared: Arc::clone(&self.shared), retry_timeout, begin: begin.into() }
     }
 
     /// How many operations failed or had to be repeated since the database was opened, all clones together.
-    pub fn troubles(&self) -> u64 {
-        self.shared.state.troubles.load(Ordering::Relaxed)
+    pub fn error_count(&self) -> u64 {
+        self.shared.state.error_count.load(Ordering::Relaxed)
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -192,21 +192,21 @@ impl Db {
         &self.shared.application_name
     }
 
-    /// Runs an operation in a transaction until it succeeds, fails for good, or patience is over.
+    /// Runs an operation in a transaction until it succeeds, fails for good, or retry_timeout is over.
     ///
     /// `doing` is a gerund with its object, for messages. `work` may run more than once, also when it succeeded.
     pub(super) fn run<T>(
         &self,
-        doing: &'static str,
+        action: &'static str,
         mut work: impl FnMut(&mut Session<'_>) -> Result<T, Fault>,
     ) -> Result<T, DbError> {
         let started = Instant::now();
-        let mut retry = BACKOFF.within(self.patience);
+        let mut retry = BACKOFF.within(self.retry_timeout);
         let mut repeated = false;
         loop {
             let result = self.attempt(retry.deadline(), repeated, &mut work);
             if result.is_err() && !repeated {
-                self.shared.state.troubles.fetch_add(1, Ordering::Relaxed);
+                self.shared.state.error_count.fetch_add(1, Ordering::Relaxed);
             }
             let reason = match result {
                 Ok(value) => {
@@ -217,17 +217,22 @@ impl Db {
                 Err(Fault::NoConnection(error)) if !error.is_transient() => return Err(error),
                 Err(Fault::NoConnection(error)) => error.to_string(),
                 Err(Fault::Postgres(error)) if is_transient(&error) => self.target().describe(&error),
-                Err(Fault::Postgres(error)) => return Err(self.refused(doing, &error)),
+                Err(Fault::Postgres(error)) => return Err(self.refused(action, &error)),
             };
             // A connection that was cut off while it was idle is no outage yet.
             if repeated {
-                self.silent(doing, &reason);
+                self.silent(action, &reason);
             } else {
-                tracing::debug!(doing, reason, "the connection was lost");
+                tracing::debug!(action, reason, "the connection was lost");
             }
             if !retry.wait() {
                 let waited_seconds = started.elapsed().as_secs();
-                return Err(DbError::Lost { doing, place: self.target().place(), reason, waited_seconds });
+                return Err(DbError::ConnectionLost {
+                    action,
+                    address: self.target().address(),
+                    reason,
+                    waited_seconds,
+                });
             }
             repeated = true;
         }
@@ -275,7 +280,7 @@ impl Db {
                         None if Instant::now() < deadline => {}
                         None => {
                             return Err(Fault::NoConnection(DbError::Unreachable {
-                                place: self.target().place(),
+                                address: self.target().address(),
                                 reason: format!("all {} connections are busy", self.shared.pool.max_size()),
                                 transient: true,
                             }));
@@ -286,25 +291,25 @@ impl Db {
         }
     }
 
-    pub(super) fn refused(&self, doing: &'static str, error: &postgres::Error) -> DbError {
-        DbError::Refused {
-            doing,
-            place: self.target().place(),
+    pub(super) fn refused(&self, action: &'static str, error: &postgres::Error) -> DbError {
+        DbError::ServerError {
+            action,
+            address: self.target().address(),
             reason: self.target().describe(error),
             code: error.code().map(|code| code.code().to_owned()),
         }
     }
 
-    fn silent(&self, doing: &str, reason: &str) {
+    fn silent(&self, action: &str, reason: &str) {
         if !self.shared.state.down.swap(true, Ordering::Relaxed) {
-            let (place, patience) = (self.target().place(), self.patience);
-            tracing::warn!(%place, doing, reason, ?patience, "the database does not answer; trying again");
+            let (place, retry_timeout) = (self.target().address(), self.retry_timeout);
+            tracing::warn!(%place, action, reason, ?retry_timeout, "the database does not answer; trying again");
         }
     }
 
     fn answered(&self) {
         if self.shared.state.down.swap(false, Ordering::Relaxed) {
-            tracing::info!(place = %self.target().place(), "the database answers again");
+            tracing::info!(place = %self.target().address(), "the database answers again");
         }
     }
 }
@@ -314,6 +319,6 @@ impl Db {
 fn begin_sql(target: &Target, statement_timeout: Duration) -> String {
     // 0 would be no limit at all.
     let millis = statement_timeout.as_millis().max(1);
-    let settings = target.clone().with_default("statement_timeout", &format!("{millis}ms")).settings_sql(true);
+    let settings = target.clone().with_default_setting("statement_timeout", &format!("{millis}ms")).settings_sql(true);
     format!("BEGIN ISOLATION LEVEL READ COMMITTED; {}", settings.unwrap_or_default())
 }

@@ -49,7 +49,7 @@ impl Drop for Turn {
 }
 
 impl Db {
-    /// Asks the database for a sign of life, for two seconds at most, whatever the patience of this [`Db`] is. Busy
+    /// Asks the database for a sign of life, for two seconds at most, whatever the retry_timeout of this [`Db`] is. Busy
     /// connections for all of that time are a failure, too: nobody else gets one either.
     pub fn ping(&self) -> Result<(), DbError> {
         let probe = &self.shared.probe;
@@ -60,7 +60,7 @@ impl Db {
             state.asking = true;
             // A thread that cannot be started ends its turn right here, and that takes the lock.
             drop(state);
-            let mut turn = Turn { db: self.with_patience(PATIENCE), answer: None };
+            let mut turn = Turn { db: self.with_retry_timeout(PATIENCE), answer: None };
             let ask = move || turn.answer = Some(turn.db.run(DOING, |session| Ok(_ = session.query("SELECT 1", &[])?)));
             thread::Builder::new()
                 .name("db-ping".to_owned())
@@ -79,6 +79,11 @@ impl Db {
     }
 
     fn no_answer(&self, reason: String) -> DbError {
-        DbError::Lost { doing: DOING, place: self.target().place(), reason, waited_seconds: LIMIT.as_secs() }
+        DbError::ConnectionLost {
+            action: DOING,
+            address: self.target().address(),
+            reason,
+            waited_seconds: LIMIT.as_secs(),
+        }
     }
 }

@@ -224,7 +224,7 @@ const ADVISORY_LOCK: i64 = 0x7379_6e63_6374_6c01;
 const CREATE_ATTEMPTS: usize = 5;
 
 /// Whether a table of this name is one of the contract's.
-pub fn is_ours(table: &str) -> bool {
+pub fn is_reserved_table(table: &str) -> bool {
     TABLES.iter().any(|ours| ours.name == table)
 }
 
@@ -235,7 +235,9 @@ impl Db {
         let mut attempt = 1;
         loop {
             match self.run("preparing the tables", ensure) {
-                Err(DbError::Refused { code: Some(code), .. }) if attempt < CREATE_ATTEMPTS && is_duplicate(&code) => {
+                Err(DbError::ServerError { code: Some(code), .. })
+                    if attempt < CREATE_ATTEMPTS && is_duplicate(&code) =>
+                {
                     attempt += 1;
                 }
                 result => return result,
@@ -277,7 +279,7 @@ fn ensure(session: &mut Session<'_>) -> Result<(), Fault> {
 }
 
 fn misfit(session: &Session<'_>, problems: String) -> Fault {
-    Fault::Own(DbError::Misfit { place: session.target().place(), problems })
+    Fault::Own(DbError::SchemaMismatch { address: session.target().address(), problems })
 }
 
 fn create(session: &mut Session<'_>, sql: &str, what: &str) -> Result<(), Fault> {

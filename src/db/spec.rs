@@ -54,8 +54,8 @@ impl Db {
         self.run("storing a specification", |session| {
             let typed = has_connector_type(session)?;
             if !typed && key.connector_type != CONNECTOR_TYPE_AIRBYTE {
-                return Err(Fault::Own(DbError::Misfit {
-                    place: session.target().place(),
+                return Err(Fault::Own(DbError::SchemaMismatch {
+                    address: session.target().address(),
                     problems: format!(
                         "table source_spec has no column connector_type, so it takes connectors of type \
                          {CONNECTOR_TYPE_AIRBYTE} alone and not {:?}",

@@ -10,42 +10,42 @@ use crate::task::{Task, TaskStatus, to_millis};
 
 /// Whether a task may start beside another running one of its sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beside {
+pub enum ConcurrencyPolicy {
     /// It may.
-    Allowed,
+    Allow,
     /// It may not.
-    Refused,
+    Forbid,
 }
 
 /// What became of the wish to start a task.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Started {
+pub enum StartOutcome {
     /// The row is ours.
-    New,
+    Started,
     /// A task of this id was there before.
     Exists(Box<StoredTask>),
     /// The task of this id runs for the same sync.
-    Busy(String),
+    SyncBusy(String),
 }
 
 impl Db {
     /// Inserts the row of a task that has no Pod yet, as RUNNING. Where no other one may run beside it, also two that
     /// come at the same moment to two programs do not.
-    pub fn start_task(&self, task: &Task, beside: Beside) -> Result<Started, DbError> {
+    pub fn start_task(&self, task: &Task, concurrency: ConcurrencyPolicy) -> Result<StartOutcome, DbError> {
         self.run("storing the start of a task", |session| {
-            if beside == Beside::Refused
+            if concurrency == ConcurrencyPolicy::Forbid
                 && let Some(refusal) = refuse(session, task)?
             {
                 return Ok(refusal);
             }
             if insert(session, task, TaskStatus::Running, None, None)? {
-                return Ok(Started::New);
+                return Ok(StartOutcome::Started);
             }
             let stored = read(session, &task.task_id)?;
             Ok(match stored {
                 // Our own insert of an attempt whose answer got lost.
-                Some(stored) if session.repeated && is_same_start(&stored, task) => Started::New,
-                Some(stored) => Started::Exists(Box::new(stored)),
+                Some(stored) if session.repeated && is_same_start(&stored, task) => StartOutcome::Started,
+                Some(stored) => StartOutcome::Exists(Box::new(stored)),
                 // Deleted in between.
                 None => return Err(Fault::Own(vanished(session))),
             })
@@ -54,18 +54,18 @@ impl Db {
 
     /// Starts a task once more that failed with this error before it had a Pod: its row says RUNNING again. `Exists`
     /// where the row is not (or no longer) what it was.
-    pub fn start_task_again(&self, task: &Task, failed: &str) -> Result<Started, DbError> {
+    pub fn restart_task(&self, task: &Task, failed: &str) -> Result<StartOutcome, DbError> {
         self.run("storing the start of a task", |session| {
             lock(session, &task.sync_id)?;
             let Some(stored) = read(session, &task.task_id)? else { return Err(Fault::Own(vanished(session))) };
             if session.repeated && stored.status == Some(TaskStatus::Running) && is_same_start(&stored, task) {
-                return Ok(Started::New);
+                return Ok(StartOutcome::Started);
             }
             if stored.status != Some(TaskStatus::Failed) || stored.error.as_deref() != Some(failed) {
-                return Ok(Started::Exists(Box::new(stored)));
+                return Ok(StartOutcome::Exists(Box::new(stored)));
             }
             if let Some(other) = running(session, &task.sync_id)? {
-                return Ok(Started::Busy(other));
+                return Ok(StartOutcome::SyncBusy(other));
             }
             session.execute(
                 "UPDATE source_task SET status = 'RUNNING', error = NULL, description = NULL, started_at = $2,
@@ -73,21 +73,21 @@ impl Db {
                  WHERE task_id = $1",
                 &[(&task.task_id as _, Type::TEXT), (&to_millis(task.started_at) as _, Type::TIMESTAMPTZ)],
             )?;
-            Ok(Started::New)
+            Ok(StartOutcome::Started)
         })
     }
 }
 
 /// Why a task may not start where none may run beside it. Until the transaction ends, nobody else gets past this for the
 /// same sync.
-fn refuse(session: &mut Session<'_>, task: &Task) -> Result<Option<Started>, postgres::Error> {
+fn refuse(session: &mut Session<'_>, task: &Task) -> Result<Option<StartOutcome>, postgres::Error> {
     lock(session, &task.sync_id)?;
     if let Some(stored) = read(session, &task.task_id)? {
         // Unless it is our own insert of an attempt whose answer got lost.
         let own = session.repeated && is_same_start(&stored, task);
-        return Ok(Some(if own { Started::New } else { Started::Exists(Box::new(stored)) }));
+        return Ok(Some(if own { StartOutcome::Started } else { StartOutcome::Exists(Box::new(stored)) }));
     }
-    Ok(running(session, &task.sync_id)?.map(Started::Busy))
+    Ok(running(session, &task.sync_id)?.map(StartOutcome::SyncBusy))
 }
 
 /// The task of a sync that runs.

@@ -131,7 +131,7 @@ impl Db {
     }
 
     /// Which of these tasks are CANCELLED, or FAILED by this class of failure.
-    pub fn unwanted_of(&self, task_ids: &[&str], class: Class) -> Result<HashSet<String>, DbError> {
+    pub fn cancelled_or_failed(&self, task_ids: &[&str], class: Class) -> Result<HashSet<String>, DbError> {
         let sql = "SELECT task_id FROM source_task
                    WHERE task_id = ANY ($1)
                      AND (status = 'CANCELLED' OR status = 'FAILED' AND starts_with(error, $2))";
@@ -212,7 +212,7 @@ impl Db {
 
     /// Reads that one-off commands have started and that run as far as their rows tell, without a sign of life for so
     /// long; each with the process of its command.
-    pub fn running_tasks_of_processes(&self, idle_for: Duration) -> Result<Vec<(StoredTask, String)>, DbError> {
+    pub fn idle_cli_tasks(&self, idle_for: Duration) -> Result<Vec<(StoredTask, String)>, DbError> {
         let sql = format!(
             "SELECT {COLUMNS}, started_by ->> 'process' AS process FROM source_task
              WHERE status = 'RUNNING' AND started_by ->> 'type' = 'cli' AND started_by ->> 'process' IS NOT NULL
@@ -228,7 +228,7 @@ impl Db {
 
     /// The tasks that say RUNNING, were started under a marker (`fleet` of `syncctl` in their `started_by`) and gave no
     /// sign of life for a time, by the clock of the database.
-    pub fn running_tasks_marked(&self, marker: &str, idle_for: Duration) -> Result<Vec<StoredTask>, DbError> {
+    pub fn idle_tasks_of_fleet(&self, marker: &str, idle_for: Duration) -> Result<Vec<StoredTask>, DbError> {
         let sql = format!(
             "SELECT {COLUMNS} FROM source_task
              WHERE status = 'RUNNING' AND started_by -> 'syncctl' ->> 'fleet' = $1
@@ -243,7 +243,7 @@ impl Db {
 
     /// Fails the tasks that say RUNNING and gave no sign of life for a time, by the clock of the database. Returns their
     /// ids; those of an attempt whose answer got lost are missing.
-    pub fn sweep_stale(&self, older_than: Duration) -> Result<Vec<String>, DbError> {
+    pub fn fail_stale_tasks(&self, older_than: Duration) -> Result<Vec<String>, DbError> {
         let minutes = older_than.as_secs().div_ceil(60);
         let error = Failure::new(Class::Abandoned, format!("no sign of life for {minutes} minutes")).to_string();
         self.run("failing abandoned tasks", |session| {
@@ -339,9 +339,9 @@ pub(super) fn is_same_start(stored: &StoredTask, task: &Task) -> bool {
 }
 
 pub(super) fn vanished(session: &Session<'_>) -> DbError {
-    DbError::Refused {
-        doing: "storing a task",
-        place: session.target().place(),
+    DbError::ServerError {
+        action: "storing a task",
+        address: session.target().address(),
         reason: "another program deleted its row in the same moment".to_owned(),
         code: None,
     }

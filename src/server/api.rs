@@ -11,7 +11,7 @@ use super::routes::failed;
 use super::wire::Response;
 use crate::controller::outcome;
 use crate::controller::request::Request;
-use crate::db::{Beside, LogLine, Started, StoredTask};
+use crate::db::{ConcurrencyPolicy, LogLine, StartOutcome, StoredTask};
 use crate::failure::{Class, Failure};
 use crate::pod::manifest::Launch;
 use crate::pod::{Ownership, PodError};
@@ -53,7 +53,7 @@ pub fn ready(app: &App) -> Response {
 /// `GET /spec`.
 pub fn spec(app: &Arc<App>, query: &[(String, String)]) -> Response {
     match params::spec(query) {
-        Ok(request) => answer(start(app, &request, Beside::Allowed)),
+        Ok(request) => answer(start(app, &request, ConcurrencyPolicy::Allow)),
         Err(problems) => refused(&problems),
     }
 }
@@ -64,7 +64,7 @@ pub fn configured(app: &Arc<App>, kind: TaskKind, query: &[(String, String)], bo
     // It may be large, and what matters of it was copied.
     drop(body);
     match parsed {
-        Ok(request) => answer(start(app, &request, Beside::Allowed)),
+        Ok(request) => answer(start(app, &request, ConcurrencyPolicy::Allow)),
         Err(problems) => refused(&problems),
     }
 }
@@ -78,37 +78,37 @@ pub fn read(app: &Arc<App>, query: &[(String, String)], body: Vec<u8>) -> Respon
     let parsed = params::read(query, &body, &app.settings, marker);
     drop(body);
     match parsed {
-        Ok(request) => answer(start(app, &request, Beside::Refused)),
+        Ok(request) => answer(start(app, &request, ConcurrencyPolicy::Forbid)),
         Err(problems) => refused(&problems),
     }
 }
 
 /// Records and launches: as soon as the Pod is accepted the caller is answered.
-fn start(app: &Arc<App>, request: &Request, beside: Beside) -> Result<Response, Failure> {
+fn start(app: &Arc<App>, request: &Request, concurrency: ConcurrencyPolicy) -> Result<Response, Failure> {
     let Request { task, payload } = request;
     let db = app.db()?;
     // That a discover runs is noted when it does: until then another one of its id may be running, whose result would
     // count as older than the note, and be lost.
     let discovers = task.kind == TaskKind::Discover;
-    let mut begun = if discovers { Started::New } else { outcome::begin(&db, task, beside)? };
-    if let Started::Exists(row) = &begun
+    let mut begun = if discovers { StartOutcome::Started } else { outcome::begin(&db, task, concurrency)? };
+    if let StartOutcome::Exists(row) = &begun
         && params::is_same_request(row.started_by.as_deref(), task)
         && let Some(error) = row.error.as_deref().filter(|error| was_turned_away(error))
     {
         // The caller was told to try again, and does.
-        begun = db.start_task_again(task, error)?;
+        begun = db.restart_task(task, error)?;
     }
     match begun {
-        Started::New => {}
-        Started::Exists(row) if params::is_same_request(row.started_by.as_deref(), task) => {
+        StartOutcome::Started => {}
+        StartOutcome::Exists(row) if params::is_same_request(row.started_by.as_deref(), task) => {
             return Ok(accepted(task, &row.status_text));
         }
-        Started::Exists(row) => {
+        StartOutcome::Exists(row) => {
             let text =
                 format!("a task with this taskId was started before by another request; it is {}", row.status_text);
             return Ok(conflict(&text, &row.task_id));
         }
-        Started::Busy(running) => {
+        StartOutcome::SyncBusy(running) => {
             return Ok(conflict("another task of this sync is running; cancel it or wait for its end", &running));
         }
     }
@@ -124,7 +124,7 @@ fn start(app: &Arc<App>, request: &Request, beside: Beside) -> Result<Response, 
     if task.kind == TaskKind::Read {
         end_if_over(app, task)?;
     }
-    if discovers && let Err(error) = outcome::begin(&db, task, beside) {
+    if discovers && let Err(error) = outcome::begin(&db, task, concurrency) {
         // Its result comes all the same.
         tracing::warn!(%error, task = task.task_id, "the start of a discover could not be recorded");
     }

@@ -91,7 +91,7 @@ impl App {
         let db: Arc<OnceLock<Db>> = Arc::default();
         let metrics = Metrics::new(instance, {
             let (cluster, db) = (Arc::clone(&cluster), Arc::clone(&db));
-            move || (cluster.troubles(), db.get().map_or(0, Db::troubles))
+            move || (cluster.troubles(), db.get().map_or(0, Db::error_count))
         });
         Self { settings, serve, tokens, cluster, metrics, ready: Ready::default(), db, marker: OnceLock::new(), died }
     }
@@ -105,7 +105,7 @@ impl App {
 
     /// The database, for a request: gives up while the caller still listens.
     pub fn db(&self) -> Result<Db, Failure> {
-        self.patient_db().map(|db| db.with_patience(REQUEST_PATIENCE))
+        self.patient_db().map(|db| db.with_retry_timeout(REQUEST_PATIENCE))
     }
 
     /// The database, for what has to be written some time.

@@ -176,7 +176,8 @@ fn connect(app: &App, ends: &Receiver<End>) -> Result<Option<(Db, String)>, Fail
 
 fn open(app: &App) -> Result<Db, Failure> {
     let target = Target::parse(&app.settings.database_url, "SYNCCTL_DATABASE_URL")?;
-    let options = Options { application_name: "syncctl serve".to_owned(), pool_size: CONNECTIONS, patience: PATIENCE };
+    let options =
+        Options { application_name: "syncctl serve".to_owned(), pool_size: CONNECTIONS, retry_timeout: PATIENCE };
     let db = Db::open(target, options).map_err(waiting)?;
     db.ensure_schema().map_err(waiting)?;
     Ok(db)

@@ -25,7 +25,7 @@ impl<'a> Kept<'a> {
     /// Looks whether there is something better than what the caller sent, and puts it into its place.
     pub fn restore(db: &'a Db, task: &'a Task, documents: &mut Documents, log: &TaskLog) -> Result<Self, Failure> {
         let given = fingerprint(documents.get(CONFIG).unwrap_or_default());
-        if let Some(kept) = db.kept_config(&task.sync_id, &task.image.package, &given)? {
+        if let Some(kept) = db.stored_config(&task.sync_id, &task.image.package, &given)? {
             if let Ok(config) = serde_json::from_str::<Value>(&kept.config) {
                 log.learn(&config);
             }
@@ -46,7 +46,7 @@ impl<'a> Kept<'a> {
             return Ok(());
         };
         log.learn(&value);
-        let kept = self.db.keep_config(&self.task.sync_id, &self.task.image.package, &self.given, config)?;
+        let kept = self.db.save_config(&self.task.sync_id, &self.task.image.package, &self.given, config)?;
         let (level, text) = if kept {
             (Level::Info, "the connector has renewed its configuration: it is kept for the next run of this sync")
         } else {

@@ -148,7 +148,7 @@ impl Sidecar {
     fn connect(&self, documents: &Documents, maskers: &Maskers) -> Result<(Db, TaskLog), Failure> {
         let target = Target::parse(&self.database_url, "DATABASE_URL")?;
         let name = format!("syncctl {}", self.task.kind);
-        let db = open(&target, &Options { application_name: name, pool_size: 3, patience: PATIENCE })?;
+        let db = open(&target, &Options { application_name: name, pool_size: 3, retry_timeout: PATIENCE })?;
         if let Some(config) = documents.get(CONFIG).and_then(|config| serde_json::from_str(config).ok())
             && let Some(schema) = stored_schema(&db, &self.task)
         {

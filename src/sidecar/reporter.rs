@@ -66,7 +66,7 @@ impl Reporter {
 
     /// Reports once more, after the end.
     pub fn report(&self, reports: &StreamReports, patience: Duration) {
-        let db = self.row.db.with_patience(patience);
+        let db = self.row.db.with_retry_timeout(patience);
         Row { db, ..self.row.clone() }.report(reports);
     }
 }

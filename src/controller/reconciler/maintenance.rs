@@ -135,7 +135,7 @@ impl Worker {
     /// or a Pod was created although the API server did not answer in time.
     fn delete_unwanted(&self, snapshot: &Snapshot) -> Result<(), Failure> {
         let ids: Vec<&str> = snapshot.reads.keys().map(String::as_str).collect();
-        for id in self.shared.config.db.unwanted_of(&ids, Class::ClusterUnreachable)? {
+        for id in self.shared.config.db.cancelled_or_failed(&ids, Class::ClusterUnreachable)? {
             if let Some(pod) = snapshot.reads.get(&id) {
                 // A Pod that is being deleted already keeps its grace period.
                 self.shared.config.cluster.delete_uid(&pod.name, &pod.uid, None)?;
@@ -148,10 +148,10 @@ impl Worker {
         // After an outage of the database, or of this service, running tasks have had no heartbeat either.
         self.send_heartbeats(snapshot)?;
         let db = &self.shared.config.db;
-        for task in db.sweep_stale(cleanup::STALE)? {
+        for task in db.fail_stale_tasks(cleanup::STALE)? {
             tracing::warn!(task, "closed a task without a heartbeat");
         }
-        for key in db.sweep_stale_catalogs(STALE_CATALOG)? {
+        for key in db.fail_stale_catalogs(STALE_CATALOG)? {
             tracing::warn!(package = key.package, key = key.key, "closed a discover that did not end");
         }
         Ok(())
@@ -164,7 +164,7 @@ impl Worker {
             return Ok(false);
         }
         let Config { db, cluster, installation, .. } = &self.shared.config;
-        let rows = db.running_tasks_marked(installation, LAUNCHING)?;
+        let rows = db.idle_tasks_of_fleet(installation, LAUNCHING)?;
         let secrets = cluster.secrets()?;
         // Taken after the rows and Secrets: the Pods of those that run exist by now.
         let Some(snapshot) = self.snapshot() else { return Ok(false) };

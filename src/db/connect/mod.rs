@@ -87,7 +87,10 @@ pub struct Target {
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target").field("place", &self.place()).field("tls", &self.tls.is_some()).finish_non_exhaustive()
+        f.debug_struct("Target")
+            .field("place", &self.address())
+            .field("tls", &self.tls.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -155,7 +158,7 @@ impl Target {
     }
 
     /// `database "x" at host:port`, for messages.
-    pub fn place(&self) -> String {
+    pub fn address(&self) -> String {
         let database =
             self.config.get_dbname().map_or("the default database".to_owned(), |name| format!("database {name:?}"));
         let ports = self.config.get_ports();
@@ -184,7 +187,7 @@ impl Target {
 
     /// Sets a server setting that the URL did not set.
     #[must_use]
-    pub fn with_default(mut self, name: &str, value: &str) -> Self {
+    pub fn with_default_setting(mut self, name: &str, value: &str) -> Self {
         if !self.settings.iter().any(|(other, _)| other == name) {
             self.settings.push((name.to_owned(), value.to_owned()));
         }
@@ -228,7 +231,7 @@ impl Target {
             // Nobody waits any more: the connection is dropped here.
             let _ = sender.send(result);
         };
-        let transient = |reason: String| DbError::Unreachable { place: self.place(), reason, transient: true };
+        let transient = |reason: String| DbError::Unreachable { address: self.address(), reason, transient: true };
         thread::Builder::new()
             .name("db-connect".to_owned())
             .spawn(run)
@@ -270,7 +273,7 @@ impl Target {
 
     pub(super) fn unreachable(&self, error: &postgres::Error) -> DbError {
         DbError::Unreachable {
-            place: self.place(),
+            address: self.address(),
             reason: self.describe(error),
             transient: error::is_transient(error),
         }

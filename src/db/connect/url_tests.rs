@@ -52,7 +52,7 @@ fn every_form_of_url_leads_to_its_place_and_search_path() {
         ("trailing line break", "postgres://u@h/d\n", r#"database "d" at h:5432"#, None),
     ] {
         let target = target(url).unwrap_or_else(|error| panic!("{label}: {error}"));
-        assert_eq!((target.place().as_str(), target.search_path()), (place, path), "{label}");
+        assert_eq!((target.address().as_str(), target.search_path()), (place, path), "{label}");
     }
 }
 

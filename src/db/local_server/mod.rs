@@ -387,8 +387,8 @@ mod tests {
             let parsed =
                 Target::parse(&url.as_str().into(), "the URL").unwrap_or_else(|error| panic!("{url}: {error}"));
             let parts = target(Path::new(folder), DATABASE).expect("parts");
-            assert_eq!(parsed.place(), parts.place());
-            assert_eq!(parsed.place(), format!("database \"syncctl\" at {folder}:5432"));
+            assert_eq!(parsed.address(), parts.address());
+            assert_eq!(parsed.address(), format!("database \"syncctl\" at {folder}:5432"));
         }
     }
 }

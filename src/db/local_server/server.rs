@@ -364,10 +364,10 @@ fn connect(home: &ServerDirectory, database: &str) -> Result<Client, DbError> {
 
 /// Makes the database and its schema where they are missing. Each step is whole or not there.
 fn prepare(home: &ServerDirectory) -> Result<(), DbError> {
-    let refused = |doing| {
-        move |error: postgres::Error| DbError::Refused {
-            doing,
-            place: "the embedded database".to_owned(),
+    let refused = |action| {
+        move |error: postgres::Error| DbError::ServerError {
+            action,
+            address: "the embedded database".to_owned(),
             reason: error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()),
             code: error.code().map(|code| code.code().to_owned()),
         }

@@ -9,7 +9,7 @@ use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 
 fn options() -> Options {
-    Options { application_name: "test".to_owned(), pool_size: 1, patience: Duration::from_mins(1) }
+    Options { application_name: "test".to_owned(), pool_size: 1, retry_timeout: Duration::from_mins(1) }
 }
 
 /// Whether a connection came about, and whether it is encrypted.

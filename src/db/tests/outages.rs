@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::support::{Proxy, Schema, log_rows, task};
 use crate::db::pool::Fault;
-use crate::db::{Beside, DbError, Started, Writer};
+use crate::db::{ConcurrencyPolicy, DbError, StartOutcome, Writer};
 use crate::failure::Class;
 use crate::heard::heard;
 use crate::task::TaskStatus;
@@ -18,7 +18,7 @@ fn operations_outlive_the_loss_of_all_connections() {
     let db = schema.ready();
     db.heartbeat("warm").expect("writable");
     assert!(schema.kill_connections() > 0);
-    assert_eq!(db.start_task(&task("t"), Beside::Allowed).expect("writable"), Started::New);
+    assert_eq!(db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable"), StartOutcome::Started);
 }
 
 #[test]
@@ -63,9 +63,13 @@ fn an_operation_whose_answer_got_lost_counts_once() {
     let task = task("t");
 
     proxy.lose_next_answer();
-    assert_eq!(db.start_task(&task, Beside::Allowed), Ok(Started::New), "not taken for somebody else's task");
+    assert_eq!(
+        db.start_task(&task, ConcurrencyPolicy::Allow),
+        Ok(StartOutcome::Started),
+        "not taken for somebody else's task"
+    );
     assert!(proxy.has_lost());
-    assert!(matches!(db.start_task(&task, Beside::Allowed), Ok(Started::Exists(_))));
+    assert!(matches!(db.start_task(&task, ConcurrencyPolicy::Allow), Ok(StartOutcome::Exists(_))));
 
     proxy.lose_next_answer();
     assert_eq!(db.insert_logs(&log_rows(10)), Ok(()));
@@ -84,7 +88,7 @@ fn an_operation_whose_answer_got_lost_counts_once() {
 fn an_outcome_is_stored_while_the_connection_dies_in_the_middle() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t"), Beside::Allowed).expect("writable");
+    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
     // The first writer is held up by a lock, killed there, and comes back.
     schema.sql("BEGIN; SELECT 1 FROM source_task FOR UPDATE");
     let writer = {
@@ -141,7 +145,7 @@ fn patience_ends_with_one_warning_and_an_error_that_says_what_was_tried_and_wher
     assert_eq!((log.matches(" WARN ").count(), log.matches("answers again").count()), (1, 1), "{log}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert_eq!(error.class(), Class::DatabaseUnreachable);
-    assert!(matches!(error, DbError::Lost { .. }), "{error:?}");
+    assert!(matches!(error, DbError::ConnectionLost { .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.starts_with("doing it in database ") && text.contains("gave up after"), "{text}");
 }
@@ -169,7 +173,7 @@ fn an_error_of_the_statement_is_not_repeated_and_leaves_the_connection_usable() 
 fn a_failed_operation_leaves_nothing_behind() {
     let schema = Schema::new();
     let db = schema.ready();
-    let own = DbError::Misfit { place: String::new(), problems: String::new() };
+    let own = DbError::SchemaMismatch { address: String::new(), problems: String::new() };
     let result = db.run::<()>("failing", |session| {
         session.batch("INSERT INTO source_state (sync_id, stream, state) VALUES ('s', 'a', '1')")?;
         Err(Fault::Own(own.clone()))

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::support::{Proxy, Schema, task};
-use crate::db::{Beside, Db, DbError};
+use crate::db::{ConcurrencyPolicy, Db, DbError};
 
 /// Takes all four connections of a pool until the returned value is dropped.
 fn occupy(db: &Db) -> Vec<mpsc::Sender<()>> {
@@ -33,7 +33,7 @@ fn occupy(db: &Db) -> Vec<mpsc::Sender<()>> {
 fn whoever_is_less_patient_shares_the_pool_and_gives_up_earlier() {
     let schema = Schema::new();
     let db = schema.open(Duration::from_mins(5));
-    let hasty = db.with_patience(Duration::from_millis(500));
+    let hasty = db.with_retry_timeout(Duration::from_millis(500));
     let pid = |db: &Db| {
         db.run("asking", |session| Ok(session.query("SELECT pg_backend_pid()", &[])?[0].try_get::<_, i32>(0)?))
     };
@@ -42,7 +42,7 @@ fn whoever_is_less_patient_shares_the_pool_and_gives_up_earlier() {
     let started = Instant::now();
     let error = hasty.run("asking", |_| Ok(())).expect_err("all connections are busy");
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-    assert!(matches!(&error, DbError::Lost { reason, .. } if reason.contains("are busy")), "{error:?}");
+    assert!(matches!(&error, DbError::ConnectionLost { reason, .. } if reason.contains("are busy")), "{error:?}");
     let patient = thread::spawn(move || db.run("asking", |_| Ok(())));
     thread::sleep(Duration::from_millis(700));
     assert!(!patient.is_finished());
@@ -54,12 +54,12 @@ fn whoever_is_less_patient_shares_the_pool_and_gives_up_earlier() {
 fn whoever_is_less_patient_waits_less_for_locks() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t"), Beside::Allowed).expect("writable");
+    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
     schema.sql("BEGIN; SELECT FROM source_task FOR UPDATE");
     let started = Instant::now();
-    let error = db.with_patience(Duration::from_millis(300)).heartbeat("t").expect_err("locked");
+    let error = db.with_retry_timeout(Duration::from_millis(300)).heartbeat("t").expect_err("locked");
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-    assert!(matches!(&error, DbError::Refused { code: Some(code), .. } if code == "57014"), "{error:?}");
+    assert!(matches!(&error, DbError::ServerError { code: Some(code), .. } if code == "57014"), "{error:?}");
     schema.sql("COMMIT");
     assert_eq!(db.heartbeat("t"), Ok(true));
 }
@@ -68,9 +68,10 @@ fn whoever_is_less_patient_waits_less_for_locks() {
 fn a_limit_for_statements_that_the_url_names_holds_for_everybody() {
     let schema = Schema::new();
     let url = super::support::url_with(&format!("search_path={}&statement_timeout=7s", schema.name));
-    let options = crate::db::Options { application_name: "test".to_owned(), pool_size: 1, patience: Duration::MAX / 4 };
+    let options =
+        crate::db::Options { application_name: "test".to_owned(), pool_size: 1, retry_timeout: Duration::MAX / 4 };
     let db = Db::open(super::support::target(&url), options).expect("the database answers");
-    for db in [db.clone(), db.with_patience(Duration::from_secs(1))] {
+    for db in [db.clone(), db.with_retry_timeout(Duration::from_secs(1))] {
         let limit = db.run("asking", |session| {
             Ok(session.query("SELECT current_setting('statement_timeout')", &[])?[0].try_get::<_, String>(0)?)
         });
@@ -83,17 +84,17 @@ fn operations_that_failed_or_were_repeated_are_counted_once() {
     let mut schema = Schema::new();
     let db = schema.ready();
     db.heartbeat("t").expect("writable");
-    assert_eq!(db.troubles(), 0);
+    assert_eq!(db.error_count(), 0);
     schema.kill_connections();
     db.heartbeat("t").expect("repeated");
-    assert_eq!(db.troubles(), 1);
+    assert_eq!(db.error_count(), 1);
     db.run("asking nonsense", |session| Ok(session.batch("SELECT nonsense")?)).expect_err("no such column");
-    assert_eq!(db.troubles(), 2);
-    let hasty = db.with_patience(Duration::from_secs(1));
+    assert_eq!(db.error_count(), 2);
+    let hasty = db.with_retry_timeout(Duration::from_secs(1));
     hasty
         .run::<()>("dying", |session| Ok(session.batch("SELECT pg_terminate_backend(pg_backend_pid())")?))
         .expect_err("");
-    assert_eq!(db.troubles(), 3, "all clones together, and an operation once, however often it was repeated");
+    assert_eq!(db.error_count(), 3, "all clones together, and an operation once, however often it was repeated");
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn a_server_that_says_nothing_does_not_hold_a_ping() {
         let started = Instant::now();
         let error = db.ping().expect_err("no answer");
         assert!(started.elapsed() < Duration::from_millis(3500), "{:?}", started.elapsed());
-        assert!(matches!(error, DbError::Lost { .. }), "{error:?}");
+        assert!(matches!(error, DbError::ConnectionLost { .. }), "{error:?}");
     }
     proxy.freeze(false);
     assert_eq!(db.ping(), Ok(()));

@@ -176,7 +176,7 @@ fn states_are_stored_all_or_none() {
     let db = schema.ready();
     let states = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "not JSON, hunter2".to_owned())];
     let error = db.save_states("s", &states).expect_err("not JSON");
-    assert!(matches!(error, DbError::Refused { .. }) && error.class() == Class::DatabaseError, "{error:?}");
+    assert!(matches!(error, DbError::ServerError { .. }) && error.class() == Class::DatabaseError, "{error:?}");
     assert!(!error.to_string().contains("hunter2"), "{error}");
     assert_eq!(db.states("s").expect("readable"), []);
 }
@@ -228,8 +228,8 @@ fn a_refresh_that_nobody_ends_is_failed_and_its_late_success_counts() {
     db.start_catalog(&named("lost"), time(SECOND)).expect("writable");
     db.start_catalog(&named("new"), now).expect("writable");
     db.save_catalog(&named("done"), time(SECOND), "[2]").expect("writable");
-    assert_eq!(db.sweep_stale_catalogs(Duration::from_hours(1)), Ok(vec![named("lost")]));
-    assert_eq!(db.sweep_stale_catalogs(Duration::from_hours(1)), Ok(vec![]));
+    assert_eq!(db.fail_stale_catalogs(Duration::from_hours(1)), Ok(vec![named("lost")]));
+    assert_eq!(db.fail_stale_catalogs(Duration::from_hours(1)), Ok(vec![]));
     let lost = stored("lost");
     assert_eq!((lost.status.as_str(), lost.catalog.as_deref(), lost.timestamp), ("FAILED", Some("[1]"), time(SECOND)));
     assert_eq!(lost.description.as_deref(), Some("ABANDONED: no outcome within 60 minutes"));

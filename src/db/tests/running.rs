@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::support::{Proxy, Schema, task};
-use crate::db::{Beside, Db, Started, StoredTask, Writer};
+use crate::db::{ConcurrencyPolicy, Db, StartOutcome, StoredTask, Writer};
 use crate::failure::Class;
 use crate::task::{Task, TaskStatus};
 
@@ -25,18 +25,20 @@ fn ids(tasks: &[StoredTask]) -> Vec<&str> {
 fn a_second_task_of_a_sync_may_be_refused_while_the_first_one_runs() {
     let schema = Schema::new();
     let db = schema.ready();
-    let start = |task: &Task, beside| db.start_task(task, beside).expect("writable");
+    let start = |task: &Task, concurrency| db.start_task(task, concurrency).expect("writable");
     let first = of_sync("s", "first");
-    assert_eq!(start(&first, Beside::Refused), Started::New);
-    assert_eq!(start(&of_sync("s", "second"), Beside::Refused), Started::Busy("first".to_owned()));
+    assert_eq!(start(&first, ConcurrencyPolicy::Forbid), StartOutcome::Started);
+    assert_eq!(start(&of_sync("s", "second"), ConcurrencyPolicy::Forbid), StartOutcome::SyncBusy("first".to_owned()));
     assert_eq!(db.task("second").expect("readable"), None, "a refused task leaves no row");
-    assert!(matches!(start(&first, Beside::Refused), Started::Exists(_)), "its own id comes first");
-    assert_eq!(start(&of_sync("other", "third"), Beside::Refused), Started::New);
-    assert_eq!(start(&of_sync("s", "beside"), Beside::Allowed), Started::New);
+    assert!(matches!(start(&first, ConcurrencyPolicy::Forbid), StartOutcome::Exists(_)), "its own id comes first");
+    assert_eq!(start(&of_sync("other", "third"), ConcurrencyPolicy::Forbid), StartOutcome::Started);
+    assert_eq!(start(&of_sync("s", "beside"), ConcurrencyPolicy::Allow), StartOutcome::Started);
     finish(&db, &of_sync("s", "beside"));
     finish(&db, &first);
-    assert!(matches!(start(&first, Beside::Refused), Started::Exists(stored) if stored.status_text == "SUCCESS"));
-    assert_eq!(start(&of_sync("s", "second"), Beside::Refused), Started::New);
+    assert!(
+        matches!(start(&first, ConcurrencyPolicy::Forbid), StartOutcome::Exists(stored) if stored.status_text == "SUCCESS")
+    );
+    assert_eq!(start(&of_sync("s", "second"), ConcurrencyPolicy::Forbid), StartOutcome::Started);
 }
 
 #[test]
@@ -51,14 +53,14 @@ fn of_tasks_that_come_at_the_same_moment_one_is_started() {
                 thread::spawn(move || {
                     let task = of_sync(&format!("sync {round}"), &format!("{round} {number}"));
                     together.wait();
-                    (task.task_id.clone(), db.start_task(&task, Beside::Refused).expect("writable"))
+                    (task.task_id.clone(), db.start_task(&task, ConcurrencyPolicy::Forbid).expect("writable"))
                 })
             })
             .collect();
         let results: Vec<_> = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
-        let new: Vec<_> = results.iter().filter(|(_, started)| *started == Started::New).collect();
+        let new: Vec<_> = results.iter().filter(|(_, started)| *started == StartOutcome::Started).collect();
         let [(winner, _)] = new[..] else { panic!("{results:?}") };
-        let busy = results.iter().filter(|(_, started)| *started == Started::Busy(winner.clone())).count();
+        let busy = results.iter().filter(|(_, started)| *started == StartOutcome::SyncBusy(winner.clone())).count();
         assert_eq!(busy, 8, "{results:?}");
     }
 }
@@ -70,9 +72,9 @@ fn a_start_whose_answer_got_lost_is_not_in_its_own_way() {
     let proxy = Proxy::start();
     let db = schema.open_through(&proxy);
     proxy.lose_next_answer();
-    assert_eq!(db.start_task(&task("t"), Beside::Refused), Ok(Started::New));
+    assert_eq!(db.start_task(&task("t"), ConcurrencyPolicy::Forbid), Ok(StartOutcome::Started));
     assert!(proxy.has_lost());
-    assert!(matches!(db.start_task(&task("t"), Beside::Refused), Ok(Started::Exists(_))));
+    assert!(matches!(db.start_task(&task("t"), ConcurrencyPolicy::Forbid), Ok(StartOutcome::Exists(_))));
 }
 
 #[test]
@@ -80,7 +82,7 @@ fn the_tasks_of_a_sync_come_newest_first() {
     let mut schema = Schema::new();
     let db = schema.ready();
     for (id, sync_id) in [("a", "s"), ("c", "s"), ("b", "s"), ("d", "s"), ("x", "other")] {
-        db.start_task(&of_sync(sync_id, id), Beside::Allowed).expect("writable");
+        db.start_task(&of_sync(sync_id, id), ConcurrencyPolicy::Allow).expect("writable");
     }
     schema.sql("UPDATE source_task SET started_at = started_at + interval '1 s' WHERE task_id = 'a'");
     assert_eq!(ids(&db.tasks_of_sync("s", 3).expect("readable")), ["a", "d", "c"]);
@@ -123,8 +125,8 @@ fn cancelled_tasks_are_told_from_others() {
     let names: Vec<String> = (1..=2500).chain([9999]).map(|number| number.to_string()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let expected = ["1000", "2000"].map(str::to_owned).into_iter().collect();
-    assert_eq!(db.unwanted_of(&names, Class::ClusterUnreachable), Ok(expected), "3000 was not named");
-    assert_eq!(db.unwanted_of(&[], Class::ClusterUnreachable), Ok(std::collections::HashSet::new()));
+    assert_eq!(db.cancelled_or_failed(&names, Class::ClusterUnreachable), Ok(expected), "3000 was not named");
+    assert_eq!(db.cancelled_or_failed(&[], Class::ClusterUnreachable), Ok(std::collections::HashSet::new()));
 }
 
 #[test]
@@ -133,7 +135,7 @@ fn running_tasks_are_found_by_their_marker_once_they_are_silent() {
     let db = schema.ready();
     let marked = |id: &str, by: serde_json::Value| {
         let task = Task { started_by: Some(by), ..task(id) };
-        db.start_task(&task, Beside::Allowed).expect("writable");
+        db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable");
         task
     };
     let ours = serde_json::json!({"type": "manual", "syncctl": {"fleet": "ours"}});
@@ -142,10 +144,10 @@ fn running_tasks_are_found_by_their_marker_once_they_are_silent() {
     marked("theirs", serde_json::json!({"syncctl": {"fleet": "theirs"}}));
     marked("text", serde_json::json!("syncctl"));
     marked("flat", serde_json::json!({"syncctl": "ours"}));
-    db.start_task(&Task { started_by: None, ..task("nobody's") }, Beside::Allowed).expect("writable");
+    db.start_task(&Task { started_by: None, ..task("nobody's") }, ConcurrencyPolicy::Allow).expect("writable");
     finish(&db, &marked("done", ours));
     schema.sql("UPDATE source_task SET updated_at = now() - interval '2 minutes' WHERE task_id <> 'alive'");
-    let found = |marker: &str, idle_for| db.running_tasks_marked(marker, idle_for).expect("readable");
+    let found = |marker: &str, idle_for| db.idle_tasks_of_fleet(marker, idle_for).expect("readable");
     assert_eq!(ids(&found("ours", Duration::from_mins(1))), ["silent"]);
     assert_eq!(ids(&found("ours", Duration::from_mins(3))), Vec::<&str>::new());
     assert_eq!(ids(&found("theirs", Duration::from_mins(1))), ["theirs"]);
@@ -157,18 +159,18 @@ fn a_task_that_was_turned_away_may_start_again_unless_its_sync_runs_another_one(
     let schema = Schema::new();
     let db = schema.ready();
     let (away, error) = (of_sync("s", "away"), "CLUSTER_UNREACHABLE: nobody answers");
-    db.start_task(&away, Beside::Refused).expect("writable");
-    assert!(matches!(db.start_task_again(&away, error), Ok(Started::Exists(_))), "it runs");
+    db.start_task(&away, ConcurrencyPolicy::Forbid).expect("writable");
+    assert!(matches!(db.restart_task(&away, error), Ok(StartOutcome::Exists(_))), "it runs");
     db.finish_task(&away, Writer::Controller, TaskStatus::Failed, None, Some(error)).expect("writable");
     let ids = ["away"].into_iter().map(str::to_owned).collect();
-    assert_eq!(db.unwanted_of(&["away"], Class::ClusterUnreachable), Ok(ids));
-    assert!(matches!(db.start_task_again(&away, "another error"), Ok(Started::Exists(_))));
+    assert_eq!(db.cancelled_or_failed(&["away"], Class::ClusterUnreachable), Ok(ids));
+    assert!(matches!(db.restart_task(&away, "another error"), Ok(StartOutcome::Exists(_))));
     let other = of_sync("s", "other");
-    db.start_task(&other, Beside::Refused).expect("writable");
-    assert_eq!(db.start_task_again(&away, error), Ok(Started::Busy("other".to_owned())));
+    db.start_task(&other, ConcurrencyPolicy::Forbid).expect("writable");
+    assert_eq!(db.restart_task(&away, error), Ok(StartOutcome::SyncBusy("other".to_owned())));
     finish(&db, &other);
-    assert_eq!(db.start_task_again(&away, error), Ok(Started::New));
+    assert_eq!(db.restart_task(&away, error), Ok(StartOutcome::Started));
     let row = db.task("away").expect("readable").expect("a row");
     assert_eq!((row.status, row.error), (Some(TaskStatus::Running), None));
-    assert!(matches!(db.start_task_again(&away, error), Ok(Started::Exists(_))), "it runs already");
+    assert!(matches!(db.restart_task(&away, error), Ok(StartOutcome::Exists(_))), "it runs already");
 }

@@ -59,7 +59,7 @@ fn a_schema_with_capitals_is_found_by_the_name_of_prisma() {
     let name = format!("Mixed_{}", schema.name);
     let db = Db::open(
         target(&url_with(&format!("schema={name}"))),
-        Options { application_name: "test".to_owned(), pool_size: 1, patience: Duration::from_secs(5) },
+        Options { application_name: "test".to_owned(), pool_size: 1, retry_timeout: Duration::from_secs(5) },
     )
     .expect("the database answers");
     db.ensure_schema().expect("the schema can be made");
@@ -151,7 +151,7 @@ fn a_role_without_the_right_to_create_can_use_what_is_there_and_is_told_what_is_
     let open = || {
         Db::open(
             target(&url_with(&format!("search_path={name}&user={name}&password=hunter2"))),
-            Options { application_name: "test".to_owned(), pool_size: 1, patience: Duration::from_secs(5) },
+            Options { application_name: "test".to_owned(), pool_size: 1, retry_timeout: Duration::from_secs(5) },
         )
         .expect("the role may log in")
     };

@@ -61,16 +61,16 @@ impl Schema {
         url_with(&format!("search_path={}", self.name))
     }
 
-    pub(super) fn open(&self, patience: Duration) -> Db {
-        let options = Options { application_name: self.name.clone(), pool_size: 4, patience };
+    pub(super) fn open(&self, retry_timeout: Duration) -> Db {
+        let options = Options { application_name: self.name.clone(), pool_size: 4, retry_timeout };
         Db::open(target(&self.url()), options).expect("the database answers")
     }
 
     /// A database behind a proxy that loses the answer to a COMMIT when it is told to.
     pub(super) fn open_through(&self, proxy: &Proxy) -> Db {
         let url = url_with(&format!("search_path={}&host=127.0.0.1&port={}", self.name, proxy.port));
-        let patience = Duration::from_secs(20);
-        Db::open(target(&url), Options { application_name: self.name.clone(), pool_size: 1, patience })
+        let retry_timeout = Duration::from_secs(20);
+        Db::open(target(&url), Options { application_name: self.name.clone(), pool_size: 1, retry_timeout })
             .expect("the database answers")
     }
 

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::support::{Schema, reports, task};
-use crate::db::{Beside, Started, Writer};
+use crate::db::{ConcurrencyPolicy, StartOutcome, Writer};
 use crate::task::{StreamStatus, TaskMetrics, TaskStatus, to_millis};
 
 #[test]
@@ -12,8 +12,8 @@ fn a_task_id_is_taken_once() {
     let schema = Schema::new();
     let db = schema.ready();
     let task = task("t");
-    assert_eq!(db.start_task(&task, Beside::Allowed).expect("writable"), Started::New);
-    let Started::Exists(stored) = db.start_task(&task, Beside::Allowed).expect("writable") else {
+    assert_eq!(db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable"), StartOutcome::Started);
+    let StartOutcome::Exists(stored) = db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable") else {
         panic!("the id is taken")
     };
     assert_eq!(stored.status, Some(TaskStatus::Running));
@@ -30,7 +30,7 @@ fn progress_and_signs_of_life_need_a_row_that_is_running() {
     let progress = reports(&[("b", StreamStatus::Running), ("a", StreamStatus::Pending)]);
     assert!(!db.heartbeat("t").expect("writable") && !db.report_progress("t", &progress, None).expect("writable"));
     assert_eq!(db.task("t").expect("readable"), None, "a sign of life makes no row");
-    db.start_task(&task("t"), Beside::Allowed).expect("writable");
+    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
     assert!(db.report_progress("t", &progress, None).expect("writable"));
     let before = db.task("t").expect("readable").expect("stored");
     assert_eq!(before.streams, progress, "in the order of the catalog");
@@ -56,7 +56,7 @@ fn the_outcome_is_that_of_whom_the_contract_believes() {
         ("the first controller wins", (Controller, Failed), (Controller, Cancelled), Failed),
     ] {
         let task = task(label);
-        db.start_task(&task, Beside::Allowed).expect("writable");
+        db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable");
         assert!(db.finish_task(&task, first.0, first.1, None, None).expect("writable"), "{label}");
         let counts = db.finish_task(&task, second.0, second.1, None, Some("e")).expect("writable");
         assert_eq!(counts, second.1 == expected, "{label}");
@@ -68,7 +68,7 @@ fn the_outcome_is_that_of_whom_the_contract_believes() {
 fn a_controller_that_comes_while_the_sidecar_writes_sees_what_it_wrote() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t"), Beside::Allowed).expect("writable");
+    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
     schema.sql("BEGIN; UPDATE source_task SET status = 'SUCCESS'");
     let controller = {
         let db = db.clone();
@@ -96,7 +96,7 @@ fn the_controller_closes_the_streams_that_the_sidecar_left_open() {
     let schema = Schema::new();
     let db = schema.ready();
     let task = task("t");
-    db.start_task(&task, Beside::Allowed).expect("writable");
+    db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable");
     let open = [("b", StreamStatus::Running), ("a", StreamStatus::Success), ("c", StreamStatus::Pending)];
     db.report_progress("t", &reports(&open), None).expect("writable");
     db.finish_task(&task, Writer::Controller, TaskStatus::Cancelled, None, None).expect("writable");
@@ -114,13 +114,13 @@ fn tasks_without_a_sign_of_life_are_failed() {
     let mut schema = Schema::new();
     let db = schema.ready();
     for id in ["lost", "alive", "done"] {
-        db.start_task(&task(id), Beside::Allowed).expect("writable");
+        db.start_task(&task(id), ConcurrencyPolicy::Allow).expect("writable");
     }
     db.report_progress("lost", &reports(&[("a", StreamStatus::Running)]), None).expect("writable");
     db.finish_task(&task("done"), Writer::Sidecar, TaskStatus::Success, None, None).expect("writable");
     schema.sql("UPDATE source_task SET updated_at = now() - interval '61 minutes' WHERE task_id <> 'alive'");
-    assert_eq!(db.sweep_stale(Duration::from_hours(1)).expect("writable"), ["lost"]);
-    assert_eq!(db.sweep_stale(Duration::from_hours(1)).expect("writable"), Vec::<String>::new());
+    assert_eq!(db.fail_stale_tasks(Duration::from_hours(1)).expect("writable"), ["lost"]);
+    assert_eq!(db.fail_stale_tasks(Duration::from_hours(1)).expect("writable"), Vec::<String>::new());
     let lost = db.task("lost").expect("readable").expect("stored");
     assert_eq!(lost.error.as_deref(), Some("ABANDONED: no sign of life for 60 minutes"));
     assert_eq!(lost.streams, reports(&[("a", StreamStatus::Failed)]));
@@ -151,7 +151,7 @@ fn who_listens_to_a_task_hears_of_it_and_of_no_other() {
 fn what_a_task_has_used_stays_until_more_is_known_and_beyond_its_end() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t"), Beside::Allowed).expect("writable");
+    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
     let progress = reports(&[("a", StreamStatus::Running)]);
     let used = TaskMetrics { cpu_seconds: 12.5, memory_bytes: 3 << 30 };
     db.report_progress("t", &progress, Some(&used)).expect("writable");

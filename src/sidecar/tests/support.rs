@@ -40,7 +40,7 @@ impl World {
     pub fn db(&self) -> Db {
         let target = Target::parse(&self.database_url(), "SYNCCTL_TEST_DATABASE_URL").expect("a URL");
         let options =
-            Options { application_name: self.schema.clone(), pool_size: 1, patience: Duration::from_secs(20) };
+            Options { application_name: self.schema.clone(), pool_size: 1, retry_timeout: Duration::from_secs(20) };
         Db::open(target, options).expect("a database")
     }
 

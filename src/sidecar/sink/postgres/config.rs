@@ -55,7 +55,7 @@ impl Settings {
             &parameters,
         )
         .map_err(|error| Failure::new(Class::InvalidInput, format!("destinationConfig: {error}")))?;
-        let target = SETTINGS.iter().fold(target, |target, (name, value)| target.with_default(name, value));
+        let target = SETTINGS.iter().fold(target, |target, (name, value)| target.with_default_setting(name, value));
         Ok(Self {
             target,
             default_schema: optional_text(config, "defaultSchema")?.unwrap_or_else(|| SCHEMA.to_owned()),
@@ -104,14 +104,14 @@ mod tests {
     #[test]
     fn a_configuration_is_read() {
         let settings = Settings::parse(&with("extra", json!(1))).expect("settings");
-        assert_eq!(settings.target.place(), "database \"warehouse\" at db.example.com:5433");
+        assert_eq!(settings.target.address(), "database \"warehouse\" at db.example.com:5433");
         assert_eq!(settings.default_schema, "raw");
     }
 
     #[test]
     fn a_host_may_be_the_folder_of_a_socket() {
         let settings = Settings::parse(&with("host", json!("/var/lib/syncctl/postgres/socket"))).expect("settings");
-        assert_eq!(settings.target.place(), "database \"warehouse\" at /var/lib/syncctl/postgres/socket:5433");
+        assert_eq!(settings.target.address(), "database \"warehouse\" at /var/lib/syncctl/postgres/socket:5433");
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl PostgresSink {
             if !trouble.is_lost() || !retry.wait() {
                 return Err(session.error("connecting", &trouble));
             }
-            tracing::warn!(destination = %place.target.place(), "cannot connect, trying again");
+            tracing::warn!(destination = %place.target.address(), "cannot connect, trying again");
         }
         let shared = Shared {
             place,

@@ -218,7 +218,7 @@ impl Session {
     fn may_retry(&mut self, subject: &str, trouble: &Trouble, patience: &mut Patience) -> bool {
         if trouble.is_lost() {
             self.client = None;
-            tracing::warn!(destination = %self.place.target.place(), "lost the connection, trying again");
+            tracing::warn!(destination = %self.place.target.address(), "lost the connection, trying again");
             return patience.server.wait();
         }
         self.roll_back();
@@ -308,7 +308,7 @@ impl Session {
             || trouble.is_passing()
             || trouble.is_locked()
             || trouble.code().is_some_and(|code| code.code().starts_with("53") || *code == SqlState::QUERY_CANCELED);
-        SinkError { text: format!("{subject} in {}: {reason}", self.place.target.place()), transient }
+        SinkError { text: format!("{subject} in {}: {reason}", self.place.target.address()), transient }
     }
 }
 
