@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use sha2::{Digest, Sha512};
 use subtle::{Choice, ConstantTimeEq};
 
-use super::wire::Response;
+use super::service::Response;
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 
@@ -154,7 +154,7 @@ pub fn hashed(token: &str, salt: &str, secret: &Secret) -> String {
 
 /// The answer to whoever may not ask. It says nothing about what was presented.
 pub fn refusal() -> Response {
-    Response::refusal(401, "a valid token is required: send the header Authorization: Bearer TOKEN")
+    Response::error(401, "a valid token is required: send the header Authorization: Bearer TOKEN")
         .with_header("WWW-Authenticate", "Bearer realm=\"syncctl\"")
 }
 

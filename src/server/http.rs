@@ -1,136 +1,172 @@
-//! The only file that knows tiny_http: turns its requests into ours and our answers into its own.
+//! The only file that uses tiny_http: the server behind the guard, its handler threads, and the bytes of a response.
 //!
-//! The library trusts what reaches it: it has no timeouts and no limits, allocates what a request declares, and reads
-//! an unread body as the next request. So only the gate reaches it (see [`super::gate`]), over connections that were
-//! made before it began to accept and with requests in one form. Each connection has a thread here that handles what
-//! comes over it, so nothing ever waits in this file.
+//! tiny_http has no timeouts and no limits, allocates what a request declares, and parses an unread body as the next
+//! request. So only the guard (see [`super::guard`]) connects to it, with one complete request per connection: the name
+//! of its socket is removed before it listens, and the guard opens the socket through its own file descriptor.
+//!
+//! Its thread pool may queue a connection although no thread is free. Every thread is free again as soon as a handler
+//! thread has read the body, and the guard has at most one request in progress per handler thread, so nothing waits.
 
-use std::io;
-use std::os::unix::net::UnixListener;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tiny_http::{Header, Server};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tiny_http::{HTTPVersion, Header, Method, Server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use uuid::Uuid;
 
-use super::wire::{FORWARDED, Limits, Request, Response, Service, Target};
+use super::service::{Request, Response, Service, Target};
 
-/// Connections that one server of the library may have when they last: it starts four threads and may queue a new
-/// connection behind them although they are all taken, and there it would wait for ever.
-pub const LASTING_CONNECTIONS: usize = 4;
-
-/// The threads that handle requests.
-pub struct Engine {
-    /// Each with the number of its threads.
-    servers: Vec<(&'static Server, usize)>,
+/// The HTTP server behind the guard. Dropping it ends each thread after the request that it handles.
+pub struct HttpServer {
+    library: Arc<Library>,
+    threads: usize,
     stopping: Arc<AtomicBool>,
 }
 
-impl Engine {
-    /// No threads yet.
-    pub fn new() -> Self {
-        Self { servers: Vec::new(), stopping: Arc::new(AtomicBool::new(false)) }
-    }
+struct Library {
+    /// `None` while it is being dropped.
+    server: Option<Server>,
+    socket: PathBuf,
+    /// Behind [`Self::socket`].
+    _socket_file: OwnedFd,
+}
 
-    /// Serves the connections, so many and at most [`LASTING_CONNECTIONS`], that are in the queue of `listener`.
-    pub fn serve(
-        &mut self,
-        listener: UnixListener,
-        count: usize,
-        name: &str,
-        service: &Arc<dyn Service>,
-        limits: &Limits,
-    ) -> io::Result<()> {
-        assert!(count <= LASTING_CONNECTIONS, "the library would let some wait for ever");
-        let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
-        // It must not be dropped: its destructor expects a path, and the socket has none.
-        let server: &'static Server = Box::leak(Box::new(server));
-        for _ in 0..count {
-            let (service, stopping, most) = (Arc::clone(service), Arc::clone(&self.stopping), limits.response_bytes);
-            std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-                while !stopping.load(Ordering::SeqCst) {
-                    // An error is the end of accepting, which comes once all connections are there.
+impl Drop for Library {
+    /// The thread that accepts connections ends at the first connection after the server is dropped.
+    fn drop(&mut self) {
+        self.server.take();
+        UnixStream::connect(&self.socket).ok();
+    }
+}
+
+impl HttpServer {
+    /// Starts the handler threads. Responses with a larger body than `max_response` bytes become 500.
+    pub fn start(service: &Arc<dyn Service>, threads: usize, max_response: usize) -> io::Result<Self> {
+        let (listener, socket_file) = private_socket(threads)?;
+        let socket = PathBuf::from(format!("/proc/self/fd/{}", socket_file.as_raw_fd()));
+        let server = Some(Server::from_listener(listener, None).map_err(io::Error::other)?);
+        let library = Arc::new(Library { server, socket, _socket_file: socket_file });
+        let http = Self { library, threads, stopping: Arc::default() };
+        for _ in 0..threads {
+            let (service, library, stopping) =
+                (Arc::clone(service), Arc::clone(&http.library), Arc::clone(&http.stopping));
+            std::thread::Builder::new().name("handler".to_owned()).spawn(move || {
+                while let Some(server) = library.server.as_ref().filter(|_| !stopping.load(Ordering::SeqCst)) {
+                    // An error means that it no longer accepts connections: the guard notices.
                     if let Ok(request) = server.recv() {
-                        answer(service.as_ref(), request, most);
+                        answer(service.as_ref(), request, max_response);
                     }
                 }
             })?;
         }
-        self.servers.push((server, count));
-        Ok(())
+        Ok(http)
+    }
+
+    /// Sends a request and returns the bytes of the response. `ConnectionRefused`: the server no longer works.
+    pub async fn exchange(&self, method: &str, target: &str, body: Vec<u8>) -> io::Result<Vec<u8>> {
+        let length = body.len();
+        let head = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        let mut stream = tokio::net::UnixStream::connect(&self.library.socket).await?;
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(&body).await?;
+        drop(body);
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).await?;
+        if response.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(response) }
     }
 }
 
-impl Drop for Engine {
-    /// Ends the threads, each when it has done what it does.
+impl Drop for HttpServer {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::SeqCst);
-        for (server, count) in &self.servers {
-            (0..*count).for_each(|_| server.unblock());
+        if let Some(server) = &self.library.server {
+            (0..self.threads).for_each(|_| server.unblock());
         }
     }
 }
 
-/// Handles one request; whatever happens, there is one answer.
-fn answer(service: &dyn Service, mut request: tiny_http::Request, most: usize) {
-    let response = catch_unwind(AssertUnwindSafe(|| match read(&mut request) {
-        Ok(ours) => service.handle(ours),
-        Err(error) => {
-            tracing::error!(%error, path = request.url(), "a request did not arrive whole");
-            Response::refusal(500, "an internal error happened")
-        }
-    }));
-    let path = || request.url().split('?').next().unwrap_or_default().to_owned();
+/// A Unix socket without a name, and a file descriptor to connect to it. Needs a writable directory for a moment.
+fn private_socket(backlog: usize) -> io::Result<(UnixListener, OwnedFd)> {
+    let in_directory = |directory: &Path| {
+        let path = directory.join(format!("syncctl-{}.socket", Uuid::new_v4()));
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // The mode of the file: until its name is removed, other users could open it.
+        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+        let file = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        std::fs::remove_file(&path)?;
+        rustix::net::listen(&socket, i32::try_from(backlog).unwrap_or(i32::MAX))?;
+        Ok((UnixListener::from(socket), file?))
+    };
+    // A container without a writable file system still has the latter.
+    let result = in_directory(&std::env::temp_dir()).or_else(|_| in_directory(Path::new("/dev/shm")));
+    result.map_err(|error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot create a socket in /dev/shm: {error}"))
+    })
+}
+
+/// Handles one request; there is always one response.
+fn answer(service: &dyn Service, mut request: tiny_http::Request, max_response: usize) {
+    let (path, without_body) =
+        (request.url().split('?').next().unwrap_or_default().to_owned(), *request.method() == Method::Head);
+    let ours = read(&mut request);
+    // Before the request is handled: it frees the library's thread.
+    let mut writer = request.into_writer();
+    let response = ours.map(|ours| catch_unwind(AssertUnwindSafe(|| service.handle(ours))));
     let response = match response {
-        Ok(response) if response.body.len() <= most => response,
-        Ok(response) => {
-            tracing::error!(path = path(), bytes = response.body.len(), "an answer is too large");
-            Response::refusal(500, "the answer is too large")
+        Ok(Ok(response)) if response.body.len() <= max_response => response,
+        Ok(Ok(response)) => {
+            tracing::error!(path, bytes = response.body.len(), "the response is too large");
+            Response::error(500, "the response is too large")
         }
-        Err(_) => {
-            tracing::error!(path = path(), "handling a request panicked: this is a bug");
-            Response::refusal(500, "an internal error happened")
+        Ok(Err(_)) => {
+            tracing::error!(path, "a request handler panicked: this is a bug");
+            Response::error(500, "internal error")
+        }
+        Err(error) => {
+            tracing::error!(path, %error, "cannot read a forwarded request");
+            Response::error(500, "internal error")
         }
     };
-    if let Err(error) = request.respond(theirs(response)) {
-        tracing::debug!(%error, "nobody waits for an answer");
+    if let Err(error) = writer.write_all(&bytes(response, without_body)).and_then(|()| writer.flush()) {
+        tracing::debug!(path, %error, "cannot send a response");
     }
 }
 
 fn read(request: &mut tiny_http::Request) -> io::Result<Request> {
     let target = Target::parse(request.url()).map_err(io::Error::other)?;
-    let headers = request
-        .headers()
-        .iter()
-        .map(|header| (header.field.as_str().as_str().to_ascii_lowercase(), header.value.as_str().to_owned()))
-        .filter(|(name, _)| FORWARDED.contains(&name.as_str()))
-        .collect();
-    let method = request.method().to_string();
+    let method = if *request.method() == Method::Head { "GET".to_owned() } else { request.method().to_string() };
     let length = request.body_length().unwrap_or_default();
     let mut body = Vec::with_capacity(length);
     request.as_reader().read_to_end(&mut body)?;
-    if body.len() == length {
-        Ok(Request { method, target, headers, body })
-    } else {
-        Err(io::ErrorKind::UnexpectedEof.into())
-    }
+    if body.len() == length { Ok(Request { method, target, body }) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// Always with a length, so that the gate knows where it ends.
-fn theirs(response: Response) -> tiny_http::Response<io::Cursor<Vec<u8>>> {
-    let Response { status, content_type, headers, mut body } = response;
-    if status == 204 || status == 304 {
-        body.clear();
-    }
-    let all = [("Content-Type".to_owned(), content_type)].into_iter().chain(headers);
-    let mut theirs = tiny_http::Response::from_data(body).with_chunked_threshold(usize::MAX).with_status_code(status);
-    for (name, value) in all {
-        // A line break in a value would be a header of its own.
+/// The bytes of a response that ends its connection.
+pub fn bytes(response: Response, without_body: bool) -> Vec<u8> {
+    let Response { status, content_type, headers, body } = response;
+    let standard = [("Server".to_owned(), "syncctl".to_owned()), ("Content-Type".to_owned(), content_type)];
+    let mut response = tiny_http::Response::from_data(body).with_chunked_threshold(usize::MAX).with_status_code(status);
+    for (name, value) in standard.into_iter().chain(headers) {
+        // A line break in a value would start another header.
         let is_clean = value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
         match Header::from_bytes(name.as_bytes(), value.as_bytes()) {
-            Ok(header) if is_clean => theirs.add_header(header),
-            _ => tracing::error!(name, "a header of an answer cannot be sent"),
+            Ok(header) if is_clean => response.add_header(header),
+            _ => tracing::error!(name, "omitting an invalid header of a response"),
         }
     }
-    theirs
+    let mut bytes = Vec::new();
+    response.raw_print(&mut bytes, HTTPVersion(1, 1), &[], without_body, None).expect("writing to a Vec does not fail");
+    // The library does not let us set this header.
+    if let Some(end) = memchr::memmem::find(&bytes, b"\r\n") {
+        bytes.splice(end + 2..end + 2, *b"Connection: close\r\n");
+    }
+    bytes
 }

@@ -1,21 +1,21 @@
 //! `syncctl serve`: the documented HTTP service.
 //!
-//! Its parts: [`gate`] and [`http`] take requests in and know nothing of tasks, [`routes`] and [`api`] answer them,
+//! Its parts: [`guard`] and [`http`] receive requests and know nothing of tasks, [`routes`] and [`handlers`] answer them,
 //! [`app`] holds what all of them need. [`controller::reconciler`](crate::controller::reconciler) follows the tasks.
 
-mod api;
 mod app;
 pub mod auth;
-mod gate;
+mod guard;
+mod handlers;
 mod http;
 mod instance;
 mod metrics;
 mod openapi;
 mod params;
 mod routes;
+mod service;
 #[cfg(test)]
 mod tests;
-mod wire;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -24,9 +24,8 @@ use std::time::{Duration, Instant};
 
 use app::App;
 use auth::Tokens;
-use gate::Server;
+use guard::{Guard, Limits};
 use routes::Routes;
-use wire::Limits;
 
 use crate::config::{ServeSettings, Settings};
 use crate::controller::cancel::Cancel;
@@ -77,12 +76,12 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     let limits = Limits {
         connections: serve.max_connections,
         body_bytes: serve.max_body,
-        bodies_bytes: serve.max_body.saturating_mul(BODIES),
+        total_body_bytes: serve.max_body.saturating_mul(BODIES),
         ..Limits::default()
     };
     let app = Arc::new(App::new(settings, serve, tokens, cluster, &instance, died));
     forward_deaths(deaths, end.clone());
-    let server = Server::start(listener, limits, Arc::new(Routes(Arc::clone(&app))), {
+    let server = Guard::start(listener, limits, Arc::new(Routes(Arc::clone(&app))), {
         let end = end.clone();
         move |error| drop(end.send(End::Broken(error.to_string())))
     })

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::app::App;
-use super::wire::{Head, Lane, Request, Response, Served, Service};
-use super::{api, auth, openapi};
+use super::service::{Exchange, Head, Pool, Request, Response, Service};
+use super::{auth, handlers, openapi};
 use crate::failure::{Class, Failure};
 
 /// One endpoint.
@@ -85,9 +85,9 @@ fn find(method: &str, path: &str) -> Result<Endpoint, Response> {
     }
     match ROUTES.iter().find(|(_, p, _)| *p == path) {
         Some((allowed, ..)) => {
-            Err(Response::refusal(405, &format!("this path takes {allowed} only")).with_header("Allow", allowed))
+            Err(Response::error(405, &format!("this path takes {allowed} only")).with_header("Allow", allowed))
         }
-        None => Err(Response::refusal(404, "there is no such path; GET /openapi.json lists all of them")),
+        None => Err(Response::error(404, "there is no such path; GET /openapi.json lists all of them")),
     }
 }
 
@@ -109,7 +109,7 @@ pub fn failed(failure: &Failure) -> Response {
 pub struct Routes(pub Arc<App>);
 
 impl Service for Routes {
-    fn admit(&self, head: &Head) -> Result<Lane, Response> {
+    fn admit(&self, head: &Head) -> Result<Pool, Response> {
         let endpoint = find(&head.method, &head.target.path);
         let open = endpoint.as_ref().is_ok_and(|endpoint| endpoint.is_open());
         // Also for paths that do not exist: a stranger learns nothing.
@@ -117,7 +117,7 @@ impl Service for Routes {
             tracing::debug!(peer = %head.peer, "a request without a valid token");
             return Err(auth::refusal());
         }
-        Ok(if endpoint?.is_light() { Lane::Light } else { Lane::Worker })
+        Ok(if endpoint?.is_light() { Pool::Fast } else { Pool::Blocking })
     }
 
     fn handle(&self, request: Request) -> Response {
@@ -127,24 +127,24 @@ impl Service for Routes {
         match find(&method, &target.path) {
             Err(response) => response,
             Ok(Endpoint::Health) => Response::json(200, &json!({"status": "pass", "ok": true})),
-            Ok(Endpoint::Ready) => api::ready(app),
+            Ok(Endpoint::Ready) => handlers::ready(app),
             Ok(Endpoint::Metrics) => {
                 let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8".to_owned();
                 Response { status: 200, content_type, headers: Vec::new(), body: app.metrics.text().into_bytes() }
             }
             Ok(Endpoint::OpenApi) => Response::json(200, openapi::document()),
-            Ok(Endpoint::Spec) => api::spec(app, query),
-            Ok(Endpoint::Check) => api::configured(app, crate::task::TaskKind::Check, query, body),
-            Ok(Endpoint::Discover) => api::configured(app, crate::task::TaskKind::Discover, query, body),
-            Ok(Endpoint::Read) => api::read(app, query, body),
-            Ok(Endpoint::Cancel) => api::cancel(app, query),
-            Ok(Endpoint::Tasks) => api::tasks(app, query),
-            Ok(Endpoint::Task) => api::task(app, target.segments.last().map_or("", String::as_str), query),
+            Ok(Endpoint::Spec) => handlers::spec(app, query),
+            Ok(Endpoint::Check) => handlers::configured(app, crate::task::TaskKind::Check, query, body),
+            Ok(Endpoint::Discover) => handlers::configured(app, crate::task::TaskKind::Discover, query, body),
+            Ok(Endpoint::Read) => handlers::read(app, query, body),
+            Ok(Endpoint::Cancel) => handlers::cancel(app, query),
+            Ok(Endpoint::Tasks) => handlers::tasks(app, query),
+            Ok(Endpoint::Task) => handlers::task(app, target.segments.last().map_or("", String::as_str), query),
         }
     }
 
-    fn done(&self, served: &Served<'_>) {
-        let Served { method, path, status, duration } = *served;
+    fn completed(&self, exchange: &Exchange<'_>) {
+        let Exchange { method, path, status, duration } = *exchange;
         let path = path.map(template).unwrap_or_default();
         // Bounded labels: what strangers make up is all the same.
         let route = ROUTES.iter().find(|(_, p, _)| *p == path).map_or("other", |(_, p, _)| p);

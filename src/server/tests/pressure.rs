@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::support::{Client, World, post, small, wait_until};
-use crate::server::wire::Limits;
+use crate::server::guard::Limits;
 
 const WAIT: &str = "GET /wait HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n";
 
@@ -75,7 +75,7 @@ fn when_all_connections_work_a_new_one_is_told_to_come_again() {
 
 #[test]
 fn when_all_threads_work_requests_queue_and_light_ones_do_not() {
-    let world = World::new(Limits { queue: 2, queue_wait: Duration::from_secs(10), ..small() });
+    let world = World::new(Limits { queue: 2, queue_timeout: Duration::from_secs(10), ..small() });
     let mut working = ask_to_wait(&world, 4);
     let mut others: Vec<Client> = (0..5).map(|_| world.connect()).collect();
     for client in &mut others {
@@ -102,17 +102,17 @@ fn when_all_threads_work_requests_queue_and_light_ones_do_not() {
 
 #[test]
 fn every_thread_is_reached() {
-    for workers in [1, 3, 4, 5, 8, 9, 64] {
-        let world = World::new(Limits { workers, ..small() });
-        let mut working = ask_to_wait(&world, workers);
+    for blocking_threads in [1, 3, 4, 5, 8, 9, 64] {
+        let world = World::new(Limits { blocking_threads, ..small() });
+        let mut working = ask_to_wait(&world, blocking_threads);
         world.service.release();
-        assert!(working.iter_mut().all(|client| client.reply().status == 200), "{workers}");
+        assert!(working.iter_mut().all(|client| client.reply().status == 200), "{blocking_threads}");
     }
 }
 
 #[test]
 fn a_request_that_waits_too_long_for_a_thread_is_told_to_come_again() {
-    let world = World::new(Limits { workers: 1, queue_wait: Duration::from_millis(200), ..small() });
+    let world = World::new(Limits { blocking_threads: 1, queue_timeout: Duration::from_millis(200), ..small() });
     let mut working = world.connect();
     working.send(WAIT);
     world.service.wait_for_waiting(1);
@@ -123,7 +123,7 @@ fn a_request_that_waits_too_long_for_a_thread_is_told_to_come_again() {
 
 #[test]
 fn large_bodies_share_a_budget_that_small_ones_do_not_need() {
-    let world = World::new(Limits { bodies_wait: Duration::from_millis(200), ..small() });
+    let world = World::new(Limits { total_body_timeout: Duration::from_millis(200), ..small() });
     let mut large = world.connect();
     large.send(post("/wait", "Content-Length: 1048576\r\n"));
     large.send(vec![b'a'; 1 << 20]);
@@ -146,7 +146,7 @@ fn large_bodies_share_a_budget_that_small_ones_do_not_need() {
 }
 
 #[test]
-fn large_bodies_wait_for_each_other() {
+fn large_total_body_timeout_for_each_other() {
     let world = World::new(small());
     std::thread::scope(|scope| {
         for thread in 0..8 {
@@ -224,6 +224,6 @@ fn an_end_of_accepting_is_told() {
     let socket = TcpStream::from(OwnedFd::from(world.listener.try_clone().expect("a socket")));
     socket.shutdown(std::net::Shutdown::Both).expect("a shut socket");
     let error = failed.recv_timeout(Duration::from_secs(5)).expect("it is told");
-    assert!(error.to_string().contains("accepting connections"), "{error}");
+    assert!(error.to_string().contains("cannot accept connections"), "{error}");
     assert_eq!(world.service.handled.load(Ordering::SeqCst), 0);
 }

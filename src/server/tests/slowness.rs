@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::support::{World, post, small, wait_until};
-use crate::server::wire::Limits;
+use crate::server::guard::Limits;
 
 /// Sends a byte now and then until there is an answer.
 fn drip(client: &mut super::support::Client, byte: &[u8]) -> Duration {
@@ -20,7 +20,7 @@ fn drip(client: &mut super::support::Client, byte: &[u8]) -> Duration {
 
 #[test]
 fn a_slow_head_is_refused_in_time() {
-    let world = World::new(Limits { head_time: Duration::from_millis(600), ..small() });
+    let world = World::new(Limits { head_timeout: Duration::from_millis(600), ..small() });
     let mut client = world.connect();
     client.send("GET /echo HTTP/1.1\r\nX-A: ");
     let took = drip(&mut client, b"a");
@@ -32,7 +32,7 @@ fn a_slow_head_is_refused_in_time() {
 
 #[test]
 fn a_body_that_stops_is_refused_in_time() {
-    let world = World::new(Limits { body_idle: Duration::from_millis(300), ..small() });
+    let world = World::new(Limits { body_idle_timeout: Duration::from_millis(300), ..small() });
     for (label, headers, sent) in
         [("sized", "Content-Length: 100\r\n", "abc"), ("chunked", "Transfer-Encoding: chunked\r\n", "64\r\nabc")]
     {
@@ -45,7 +45,7 @@ fn a_body_that_stops_is_refused_in_time() {
 
 #[test]
 fn a_body_that_drips_is_refused_in_time() {
-    let limits = Limits { body_idle: Duration::from_millis(300), body_rate: 10_000, ..small() };
+    let limits = Limits { body_idle_timeout: Duration::from_millis(300), body_rate: 10_000, ..small() };
     let world = World::new(limits);
     for (label, headers, piece) in [
         ("sized", "Content-Length: 100000\r\n", &b"a"[..]),
@@ -61,7 +61,7 @@ fn a_body_that_drips_is_refused_in_time() {
 
 #[test]
 fn a_body_that_is_slow_but_fast_enough_arrives() {
-    let limits = Limits { body_idle: Duration::from_millis(800), body_rate: 10_000, ..small() };
+    let limits = Limits { body_idle_timeout: Duration::from_millis(800), body_rate: 10_000, ..small() };
     let world = World::new(limits);
     let mut client = world.connect();
     client.send(post("/echo", "Content-Length: 20000\r\n"));
@@ -74,7 +74,7 @@ fn a_body_that_is_slow_but_fast_enough_arrives() {
 
 #[test]
 fn a_handler_that_does_not_end_is_given_up_and_its_thread_comes_back() {
-    let world = World::new(Limits { handler_time: Duration::from_millis(600), workers: 1, ..small() });
+    let world = World::new(Limits { handler_timeout: Duration::from_millis(600), blocking_threads: 1, ..small() });
     world.get("/wait").refuses(504, "a slow handler");
     world.service.release();
     // The only thread answers again, and nobody gets the answer of the request that was given up.
@@ -85,7 +85,7 @@ fn a_handler_that_does_not_end_is_given_up_and_its_thread_comes_back() {
 
 #[test]
 fn a_client_that_does_not_read_is_given_up() {
-    let limits = Limits { write_time: Duration::from_millis(300), connections: 1, workers: 1, ..small() };
+    let limits = Limits { write_timeout: Duration::from_millis(300), connections: 1, blocking_threads: 1, ..small() };
     let world = World::new(Limits { response_bytes: 64 << 20, ..limits });
     let mut deaf = world.connect();
     // More than all buffers of the kernel's hold.
@@ -98,7 +98,7 @@ fn a_client_that_does_not_read_is_given_up() {
 
 #[test]
 fn a_client_that_does_not_read_takes_no_thread() {
-    let world = World::new(Limits { workers: 1, response_bytes: 64 << 20, ..small() });
+    let world = World::new(Limits { blocking_threads: 1, response_bytes: 64 << 20, ..small() });
     let mut deaf = world.connect();
     deaf.send("GET /large?bytes=50000000 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n");
     wait_until("the answer", || deaf.stream.peek(&mut [0]).is_ok_and(|read| read == 1));

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::server::auth::{self, Tokens};
-use crate::server::gate::Server;
-use crate::server::wire::{Head, Lane, Limits, Request, Response, Served, Service};
+use crate::server::guard::{Guard, Limits};
+use crate::server::service::{Exchange, Head, Pool, Request, Response, Service};
 
 /// No answer of a test takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,19 +33,19 @@ pub struct TestService {
 }
 
 impl Service for TestService {
-    fn admit(&self, head: &Head) -> Result<Lane, Response> {
+    fn admit(&self, head: &Head) -> Result<Pool, Response> {
         assert!(head.peer.ip().is_loopback());
         match head.target.path.as_str() {
-            "/health" => return Ok(Lane::Light),
+            "/health" => return Ok(Pool::Fast),
             "/panic-in-admit" => panic!("a test wants it"),
             "/open" => {}
             _ if self.tokens.accept(head.header("authorization")) => {}
             _ => return Err(auth::refusal()),
         }
         if head.target.path == "/nothing" {
-            return Err(Response::refusal(404, "no such path"));
+            return Err(Response::error(404, "no such path"));
         }
-        Ok(Lane::Worker)
+        Ok(Pool::Blocking)
     }
 
     fn handle(&self, request: Request) -> Response {
@@ -75,7 +75,6 @@ impl Service for TestService {
                     "path": request.target.path,
                     "segments": request.target.segments,
                     "query": request.target.query,
-                    "headers": request.headers,
                     "length": request.body.len(),
                     "sum": request.body.iter().map(|byte| u64::from(*byte)).sum::<u64>(),
                 }),
@@ -83,8 +82,8 @@ impl Service for TestService {
         }
     }
 
-    fn done(&self, served: &Served<'_>) {
-        let record = (served.method.map(str::to_owned), served.path.map(str::to_owned), served.status);
+    fn completed(&self, exchange: &Exchange<'_>) {
+        let record = (exchange.method.map(str::to_owned), exchange.path.map(str::to_owned), exchange.status);
         self.records.lock().expect("no panic").push(record);
     }
 }
@@ -104,7 +103,7 @@ impl TestService {
 
 /// A running server.
 pub struct World {
-    pub server: Server,
+    pub server: Guard,
     pub service: Arc<TestService>,
     pub address: SocketAddr,
     pub listener: TcpListener,
@@ -126,7 +125,7 @@ impl World {
         let (tell, failed) = mpsc::channel();
         let theirs = listener.try_clone().expect("a socket");
         let ours = Arc::clone(&service) as Arc<dyn Service>;
-        let server = Server::start(theirs, limits, ours, move |error| tell.send(error).unwrap_or_default());
+        let server = Guard::start(theirs, limits, ours, move |error| tell.send(error).unwrap_or_default());
         let server = server.expect("a server");
         let address = server.address();
         Self { server, service, address, listener, failed: Mutex::new(failed) }
@@ -264,5 +263,5 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Limits with little of everything that costs memory or threads.
 pub fn small() -> Limits {
-    Limits { workers: 4, light: 1, body_bytes: 1 << 20, bodies_bytes: 1 << 20, ..Limits::default() }
+    Limits { blocking_threads: 4, fast_threads: 1, body_bytes: 1 << 20, total_body_bytes: 1 << 20, ..Limits::default() }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::app::App;
 use super::params::{self, Problems, Query};
 use super::routes::failed;
-use super::wire::Response;
+use super::service::Response;
 use crate::controller::outcome;
 use crate::controller::request::Request;
 use crate::db::{ConcurrencyPolicy, LogLine, StartOutcome, StoredTask};
@@ -190,7 +190,7 @@ fn cancel_task(app: &App, package: &str, sync_id: &str, task_id: &str) -> Result
     let db = app.db()?;
     let row = db.task(task_id)?.filter(|row| row.sync_id == sync_id && row.package == package);
     let Some(row) = row else {
-        return Ok(Response::refusal(404, "this package and sync have no such task"));
+        return Ok(Response::error(404, "this package and sync have no such task"));
     };
     let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
     if row.status == Some(TaskStatus::Running) {
@@ -232,7 +232,7 @@ pub fn task(app: &App, task_id: &str, pairs: &[(String, String)]) -> Response {
         let row = if task_id.contains('\0') { None } else { db.task(task_id)? };
         let Some(row) = row else {
             let text = "there is no such task; only reads are kept as tasks, the results of others are in their tables";
-            return Ok(Response::refusal(404, text));
+            return Ok(Response::error(404, text));
         };
         let mut task = document(&row);
         let logs = db.last_logs(task_id, lines)?;
