@@ -13,8 +13,8 @@ use super::outcome;
 use super::owner::{Life, Owner};
 use crate::db::{Db, DbError};
 use crate::failure::{Class, Failure};
-use crate::pod::status::Phase;
-use crate::pod::{Owned, PodError, Pods};
+use crate::pod::status::{Observation, Phase};
+use crate::pod::{Backend, PodError, TaskPod, TaskSecret};
 use crate::task::Task;
 
 /// A Pod of another machine's command: that command would have removed it within seconds.
@@ -32,11 +32,11 @@ const GONE: Duration = Duration::from_secs(20);
 /// Records and deletes what nobody follows; returns the Pods whose end is still to be waited for.
 ///
 /// A missing right is no reason to refuse a task; a cluster that does not answer is.
-pub fn sweep(cluster: &dyn Pods, db: &Db) -> Result<Vec<String>, Failure> {
+pub fn sweep(backend: &Backend, db: &Db) -> Result<Vec<String>, Failure> {
     for task in db.fail_stale_tasks(STALE)? {
         tracing::warn!(task, "a task that gave no sign of life was closed");
     }
-    match try_sweep(cluster, db) {
+    match try_sweep(backend, db) {
         Ok(swept) => Ok(swept),
         Err(error @ (PodError::Unreachable { .. } | PodError::Kubeconfig(_))) => Err(error.into()),
         Err(error) => {
@@ -46,36 +46,37 @@ pub fn sweep(cluster: &dyn Pods, db: &Db) -> Result<Vec<String>, Failure> {
     }
 }
 
-fn try_sweep(cluster: &dyn Pods, db: &Db) -> Result<Vec<String>, PodError> {
+fn try_sweep(backend: &Backend, db: &Db) -> Result<Vec<String>, PodError> {
     let now = Timestamp::now();
-    let pods = cluster.pods()?;
+    let pods = backend.watcher.list()?;
     let mut swept = Vec::new();
-    for pod in pods.iter().filter(|pod| is_abandoned(pod, now)) {
-        tracing::info!(pod = %pod.name, "removing a pod whose command was killed");
+    for pod in pods.iter().filter(|pod| is_abandoned_pod(pod, now)) {
+        tracing::info!(pod = %pod.id.name, "removing a pod whose command was killed");
         close(db, pod);
         // One that is being deleted already still has to be seen off.
         if !pod.deleting {
-            cluster.delete(&pod.name, Some(GRACE))?;
+            backend.launcher.delete(&pod.id.name, Some(GRACE))?;
         }
-        swept.push(pod.name.clone());
+        swept.push(pod.id.name.clone());
     }
-    let names: HashSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
-    if let Err(error) = close_rows(cluster, db, &names) {
+    let names: HashSet<&str> = pods.iter().map(|pod| pod.id.name.as_str()).collect();
+    if let Err(error) = close_rows(backend, db, &names) {
         tracing::warn!(%error, "the rows of killed commands stay open");
     }
-    for secret in cluster.secrets()? {
-        let pod = secret.name.rsplit_once("-config").map_or("", |(pod, _)| pod);
-        if !secret.has_controller && !names.contains(pod) && is_abandoned(&secret, now) {
-            tracing::info!(secret = %secret.name, "removing a secret whose command was killed");
-            cluster.delete_secret(&secret.name)?;
+    if let Some(secrets) = &backend.secrets {
+        for secret in secrets.list_secrets()? {
+            if !secret.is_owned && !names.contains(secret.pod.as_str()) && is_abandoned_secret(&secret, now) {
+                tracing::info!(secret = %secret.name, "removing a secret whose command was killed");
+                secrets.delete_secret(&secret)?;
+            }
         }
     }
     Ok(swept)
 }
 
 /// Closes the rows of commands that were killed before they had made a Pod, or whose Pod is gone.
-fn close_rows(cluster: &dyn Pods, db: &Db, pods: &HashSet<&str>) -> Result<(), DbError> {
-    let idle = if cluster.outlives_us() { SILENT } else { Duration::ZERO };
+fn close_rows(backend: &Backend, db: &Db, pods: &HashSet<&str>) -> Result<(), DbError> {
+    let idle = if backend.shutdown.is_none() { SILENT } else { Duration::ZERO };
     for (row, process) in db.idle_cli_tasks(idle)? {
         let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
         let dead = process.parse::<Owner>().is_ok_and(|owner| owner.life() == Life::Dead);
@@ -90,37 +91,50 @@ fn killed() -> Failure {
     Failure::new(Class::Abandoned, "the syncctl that followed this task was killed")
 }
 
-/// Whether nobody follows an object that a one-off command made.
-pub fn is_abandoned(object: &Owned, now: Timestamp) -> bool {
-    let Some(owner) = object.owner.as_deref().and_then(|owner| owner.parse::<Owner>().ok()) else { return false };
+/// Whether nobody follows a Pod that a one-off command made.
+pub fn is_abandoned_pod(pod: &TaskPod, now: Timestamp) -> bool {
+    is_abandoned(pod.owner.as_deref(), pod.created_at, Some(&pod.observation), now)
+}
+
+/// Whether nobody follows the task of a Secret that a one-off command made.
+pub fn is_abandoned_secret(secret: &TaskSecret, now: Timestamp) -> bool {
+    is_abandoned(secret.owner.as_deref(), secret.created_at, None, now)
+}
+
+fn is_abandoned(
+    owner: Option<&str>,
+    created_at: Option<Timestamp>,
+    observation: Option<&Observation>,
+    now: Timestamp,
+) -> bool {
+    let Some(owner) = owner.and_then(|owner| owner.parse::<Owner>().ok()) else { return false };
     match owner.life() {
         Life::Alive => false,
         Life::Dead => true,
         Life::Elsewhere => {
-            let old = object.created_at.is_some_and(|created| now.duration_since(created) > UNATTENDED);
-            let ended = object.observation.as_ref().is_none_or(|seen| {
-                matches!(&seen.phase, Phase::Ended(ended) if ended.at.is_some_and(|at| now.duration_since(at) > UNATTENDED))
-            });
-            old && ended
+            let is_long_ago = |at: Timestamp| now.duration_since(at) > UNATTENDED;
+            let ended =
+                |seen: &Observation| matches!(&seen.phase, Phase::Ended(ended) if ended.at.is_some_and(is_long_ago));
+            created_at.is_some_and(is_long_ago) && observation.is_none_or(ended)
         }
     }
 }
 
 /// How an abandoned task ends.
-pub fn termination(pod: &Owned) -> Termination {
-    let failure = match pod.observation.as_ref().map(|seen| &seen.phase) {
-        Some(Phase::Ended(ended)) => ended.failure(),
+pub fn termination(pod: &TaskPod) -> Termination {
+    let failure = match &pod.observation.phase {
+        Phase::Ended(ended) => ended.failure(),
         _ => killed(),
     };
     Termination { failure, grace: Some(GRACE), settle_time: Duration::ZERO, unexplained: false }
 }
 
 /// A terminal row, unless the sidecar has written one.
-fn close(db: &Db, pod: &Owned) {
+fn close(db: &Db, pod: &TaskPod) {
     let task = match &pod.task {
         Ok(task) => task,
         Err(error) => {
-            tracing::warn!(pod = %pod.name, error, "the annotations of the pod tell no task");
+            tracing::warn!(pod = %pod.id.name, error, "the annotations of the pod tell no task");
             return;
         }
     };
@@ -133,9 +147,9 @@ fn close(db: &Db, pod: &Owned) {
 }
 
 /// Waits until what was swept is gone.
-pub fn wait(cluster: &dyn Pods, swept: &[String]) {
+pub fn wait(backend: &Backend, swept: &[String]) {
     for pod in swept {
-        if let Err(error) = cluster.wait_gone(pod, GONE) {
+        if let Err(error) = backend.launcher.wait_deleted(pod, GONE) {
             tracing::warn!(%error, "an abandoned pod is still there");
         }
     }

@@ -1,13 +1,11 @@
 //! Where the tasks of this process run, and where their results are kept, as the settings say.
 
-use std::sync::Arc;
-
 use serde_json::json;
 
 use crate::config::{Engine, Settings};
 use crate::db::local_server::{DATABASE, LocalServer, PORT, USER};
 use crate::failure::Failure;
-use crate::pod::Pods;
+use crate::pod::Backend;
 use crate::pod::kubernetes::Cluster;
 use crate::pod::local::Machine;
 use crate::secret::Secret;
@@ -16,10 +14,10 @@ use crate::secret::Secret;
 const SCHEMA: &str = "syncctl";
 
 /// Connects to the cluster, or makes this machine ready.
-pub fn open(settings: &Settings) -> Result<Arc<dyn Pods>, Failure> {
+pub fn open(settings: &Settings) -> Result<Backend, Failure> {
     Ok(match &settings.engine {
-        Engine::Kubernetes(client) => Arc::new(Cluster::connect(client)?),
-        Engine::Local(local) => Arc::new(Machine::open(local.clone())?),
+        Engine::Kubernetes(client) => Cluster::connect(client)?.into(),
+        Engine::Local(local) => Machine::open(local.clone())?.into(),
     })
 }
 

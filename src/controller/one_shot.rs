@@ -24,12 +24,12 @@ use crate::output::{Output, Progress};
 use crate::pod::manifest::Launch;
 
 use crate::pod::status::Observation;
-use crate::pod::{Ownership, PodError, Pods, Update};
+use crate::pod::{Backend, Ownership, PodError, PodEvent, PodRef, Scope};
 use crate::task::{StreamReports, StreamStatus, TaskKind, TaskStatus};
 
 /// What can happen while a task runs.
 enum Event {
-    Pod(Update),
+    Pod(PodEvent),
     /// The sidecar has written a final row.
     Row,
     Cancelled,
@@ -54,8 +54,8 @@ pub fn run(settings: &Settings, output: &Output, request: &Request) -> Result<Ou
     let options = Options { application_name: "syncctl".to_owned(), pool_size: 2, retry_timeout: PATIENCE };
     let db = Db::open(target, options)?;
     db.ensure_schema()?;
-    let cluster = engine::open(settings)?;
-    let run = Run { settings, db: &db, cluster: cluster.as_ref(), request, progress: output.progress(), counts: false };
+    let backend = engine::open(settings)?;
+    let run = Run { settings, db: &db, backend: &backend, request, progress: output.progress(), counts: false };
     let outcome = run.whole_way(&events, &inbox, &cancel);
     drop(cancel);
     outcome
@@ -64,7 +64,7 @@ pub fn run(settings: &Settings, output: &Output, request: &Request) -> Result<Ou
 struct Run<'a> {
     settings: &'a Settings,
     db: &'a Db,
-    cluster: &'a dyn Pods,
+    backend: &'a Backend,
     request: &'a Request,
     progress: Progress,
     /// The last thing said was how far it is.
@@ -90,56 +90,55 @@ impl Run<'_> {
                 return Err(Failure::new(Class::TaskExists, text));
             }
         }
-        let swept = match self.start(cancel) {
-            Ok(swept) => swept,
+        let (swept, pod) = match self.start(cancel) {
+            Ok(started) => started,
             Err(failure) => return self.close(failure, None),
         };
-        let pod = task.pod_name();
-        let follower = {
+        let subscription = {
             let events = events.clone();
-            let tell = Box::new(move |update| drop(events.send(Event::Pod(update))));
-            self.cluster.follow(&pod, self.settings.status_check, tell)
+            let on_event = Box::new(move |event| drop(events.send(Event::Pod(event))));
+            self.backend.watcher.watch(Scope::Pod(&pod), self.settings.status_check, on_event)
         };
         let listener = outcome::Listener::start(self.db, &task.task_id, {
             let events = events.clone();
             move || drop(events.send(Event::Row))
         });
-        let end = self.follow(inbox);
+        let end = self.follow(inbox, &pod);
         drop(listener);
         // From here on the deletion is ours.
-        drop(follower);
+        drop(subscription);
         let outcome = match end {
             Ok(End::Result(outcome)) => {
-                self.clean_up(&pod, Some(Duration::ZERO));
+                self.clean_up(&pod.name, Some(Duration::ZERO));
                 outcome
             }
-            Ok(End::Failed { failure, grace }) => self.close(failure, Some((&pod, grace))),
+            Ok(End::Failed { failure, grace }) => self.close(failure, Some((&pod.name, grace))),
             Err(failure) => {
-                self.clean_up(&pod, None);
+                self.clean_up(&pod.name, None);
                 Err(failure)
             }
         };
-        cleanup::wait(self.cluster, &swept);
+        cleanup::wait(self.backend, &swept);
         outcome
     }
 
-    /// Sweeps what killed commands left, then launches. Returns the swept Pods.
-    fn start(&mut self, cancel: &Cancel) -> Result<Vec<String>, Failure> {
-        let swept = cleanup::sweep(self.cluster, self.db)?;
+    /// Sweeps what killed commands left, then launches. Returns the swept Pods and the launched one.
+    fn start(&mut self, cancel: &Cancel) -> Result<(Vec<String>, PodRef), Failure> {
+        let swept = cleanup::sweep(self.backend, self.db)?;
         if cancel.is_set() {
             return Err(Failure::new(Class::Cancelled, "cancelled before the pod was created"));
         }
         let Request { task, payload } = self.request;
-        self.progress.say(&format!("creating pod {} {}", task.pod_name(), self.cluster.place()));
+        self.progress.say(&format!("creating pod {} {}", task.pod_name(), self.backend.launcher.location()));
         let owner = Owner::me().map(|owner| owner.to_string());
         let attempt = Uuid::new_v4().to_string();
         let launch = Launch { task, payload, settings: &self.settings.pod, attempt: &attempt, owner: owner.as_deref() };
-        self.cluster.launch(&launch, Ownership::Now)?;
-        Ok(swept)
+        let pod = self.backend.launcher.launch(&launch, Ownership::Now)?;
+        Ok((swept, pod))
     }
 
     /// Waits until the task has ended, one way or another.
-    fn follow(&mut self, inbox: &Receiver<Event>) -> Result<End, Failure> {
+    fn follow(&mut self, inbox: &Receiver<Event>, pod: &PodRef) -> Result<End, Failure> {
         let task = &self.request.task;
         let mut lifecycle = TaskLifecycle::new(Instant::now(), task.timeout, self.settings.init_timeout);
         let looks = self.progress.interval().filter(|_| task.kind == TaskKind::Read);
@@ -166,19 +165,24 @@ impl Run<'_> {
                     Err(error) if error.is_transient() => tracing::warn!(%error, "the result will be read later"),
                     Err(error) => return Err(error.into()),
                 },
-                Ok(Event::Pod(Update::Gone)) => return self.settle(Termination::deleted()),
-                Ok(Event::Pod(Update::Seen(observation))) => {
-                    if let Some(termination) = self.seen(&observation, &mut lifecycle) {
+                Ok(Event::Pod(PodEvent::Deleted { uid, .. })) if uid == pod.uid => {
+                    return self.settle(Termination::deleted());
+                }
+                Ok(Event::Pod(PodEvent::Updated(seen))) if seen.id.uid == pod.uid => {
+                    if let Some(termination) = self.seen(&seen.observation, &mut lifecycle) {
                         return self.settle(termination);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Event::Pod(PodEvent::Synced)) if !lifecycle.has_started() => self.heartbeat(),
+                Ok(Event::Pod(PodEvent::Failed(error))) => tracing::warn!(%error, "the pod will be read again"),
+                // What else is reported is a later Pod of the same name.
+                Ok(Event::Pod(_)) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Failure::new(Class::Internal, "nobody watches the pod any more"));
                 }
             }
             if let Some(mut termination) = lifecycle.deadline_exceeded(Instant::now()) {
-                termination.explain(|| self.cluster.warnings(&task.pod_name()));
+                termination.explain(|| self.backend.warnings(&task.pod_name()));
                 return self.settle(termination);
             }
         }
@@ -257,7 +261,8 @@ impl Run<'_> {
         let patience = grace.unwrap_or(Duration::from_secs(u64::from(self.settings.pod.grace_seconds))) + GONE_SLACK;
         let deadline = Instant::now() + patience;
         loop {
-            match self.cluster.delete(pod, grace).and_then(|()| self.cluster.wait_gone(pod, patience)) {
+            let launcher = &self.backend.launcher;
+            match launcher.delete(pod, grace).and_then(|()| launcher.wait_deleted(pod, patience)) {
                 Ok(()) => return,
                 // An API server that is away for a moment is no reason to leave credentials behind.
                 Err(PodError::Unreachable { .. }) if Instant::now() < deadline => std::thread::sleep(RETRY),

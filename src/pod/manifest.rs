@@ -334,6 +334,11 @@ pub fn secret_name(pod: &str, index: usize) -> String {
     if index == 0 { format!("{pod}-config") } else { format!("{pod}-config-{index}") }
 }
 
+/// The name of the Pod that a Secret is for: the inverse of [`secret_name`].
+pub fn pod_of_secret(secret: &str) -> &str {
+    secret.rsplit_once("-config").map_or("", |(pod, _)| pod)
+}
+
 fn init(image: &str, has_files: bool) -> Value {
     let mut mounts = vec![json!({"name": "pipes", "mountPath": "/pipes"})];
     if has_files {

@@ -1,9 +1,8 @@
-//! Where tasks run: launch, follow, watch, list, delete, lead.
+//! Where tasks run. A task is a Pod with two containers: [`manifest`] builds it, [`status`] reads its state;
+//! [`kubernetes`] runs it in a cluster, [`local`] as processes of this machine.
 //!
-//! [`Pods`] is all that the rest of the program knows of it, and it is blocking. A task is a Pod with two containers, as
-//! [`manifest`] writes it and [`status`] reads it; [`kubernetes`] has a cluster run it, [`local`] this machine. Knows
-//! nothing of the database: what became of a Pod is told to the caller, who records it first and has the Pod deleted
-//! second.
+//! The rest of the program sees a [`Backend`]: a few small traits whose methods block and have a deadline. This module
+//! must not know the database: the caller records the outcome of a Pod first and deletes the Pod second.
 
 pub mod connector;
 mod image_errors;
@@ -14,60 +13,61 @@ pub mod payload;
 pub mod status;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use manifest::{ATTEMPT, Launch, OWNER};
+use manifest::{ATTEMPT, Launch, OWNER, pod_of_secret};
 use status::Observation;
 
 use crate::failure::{Class, Failure};
 use crate::task::Task;
 
-/// What went wrong between us and the API server.
+/// Why a call to the backend failed. `action` is a gerund and its object: "creating pod x".
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     /// The client configuration cannot be used.
     #[error("{0}")]
     Kubeconfig(String),
-    /// Nothing answers, or not in time.
+    /// The API server does not answer, answers too late, or answers 5xx or 429.
     #[error("{action}: the API server {server} does not answer: {cause}")]
     Unreachable {
-        /// A gerund and its object.
+        /// What was attempted.
         action: String,
-        /// Its URL.
+        /// The API server's URL.
         server: String,
-        /// What the transport said.
+        /// The innermost transport error.
         cause: String,
     },
-    /// A right is missing.
+    /// The credentials lack a permission.
     #[error("{action}: {message}")]
     Forbidden {
-        /// A gerund and its object.
+        /// What was attempted.
         action: String,
-        /// What the API server said, verbatim: it names the right.
+        /// The API server's message, verbatim: it names the missing permission.
         message: String,
     },
-    /// The API server refuses the object.
+    /// The API server rejects the object.
     #[error("{action}: {message}")]
     Refused {
-        /// A gerund and its object.
+        /// What was attempted.
         action: String,
-        /// What the API server said, verbatim.
+        /// The API server's message, verbatim.
         message: String,
     },
-    /// There is an object of that name that this launch did not make.
-    #[error("pod {name} exists already: the task was started before")]
+    /// Another launch has created an object of this name.
+    #[error("{name} already exists: the task was started before")]
     Exists {
         /// The Pod's name.
         name: String,
     },
-    /// This machine could not do it.
+    /// This machine cannot run the task.
     #[error("{}", .0.text)]
     Machine(Failure),
-    /// The documents do not fit.
+    /// The documents do not fit into the Secrets of one Pod.
     #[error(
         "configuration, catalog and state take {} MiB compressed, and the Secrets of one Pod hold {} MiB",
         bytes.div_ceil(1024 * 1024),
@@ -76,7 +76,7 @@ pub enum PodError {
     TooLarge {
         /// Compressed size.
         bytes: usize,
-        /// The most that fits.
+        /// The largest compressed size that fits.
         limit: usize,
     },
 }
@@ -110,77 +110,92 @@ impl From<PodError> for Failure {
     }
 }
 
-/// A Pod or Secret of ours as a sweep sees it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Owned {
-    /// The object's name.
+/// One Pod, as distinct from a later one of the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodRef {
+    /// The name, which the task determines.
     pub name: String,
-    /// What tells it from another object of its name.
+    /// The API server's id of this very object.
     pub uid: String,
-    /// The launch that made it.
+    /// The launch that created the Pod; its Secrets carry the same.
     pub attempt: Option<String>,
-    /// The process that follows it, if a one-off command made it.
+    /// The number of its Secrets.
+    pub secrets: usize,
+}
+
+/// A snapshot of a task's Pod.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskPod {
+    /// Which Pod it is.
+    pub id: PodRef,
+    /// The one-off command that follows the Pod; absent when `serve` does.
     pub owner: Option<String>,
     /// When the API server accepted it.
     pub created_at: Option<Timestamp>,
-    /// The task in its annotations; an error when they are not ours or broken.
+    /// The task in its annotations, or why they cannot be read.
     pub task: Result<Task, String>,
-    /// What the Pod looks like; `None` for a Secret.
-    pub observation: Option<Observation>,
-    /// It is being deleted already.
+    /// The state of the Pod.
+    pub observation: Observation,
+    /// Whether it has a deletion timestamp.
     pub deleting: bool,
-    /// It goes away with another object.
-    pub has_controller: bool,
-    /// How many Secrets a Pod has; 0 for a Secret.
-    pub secrets: usize,
+}
+
+/// The metadata of a task's Secret.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskSecret {
+    /// Its name.
+    pub name: String,
+    /// The API server's id of this very object.
+    pub uid: String,
+    /// The name of the Pod that it is for.
+    pub pod: String,
+    /// The one-off command that created it; absent when `serve` did.
+    pub owner: Option<String>,
+    /// When the API server accepted it.
+    pub created_at: Option<Timestamp>,
+    /// The task in its annotations, or why they cannot be read.
+    pub task: Result<Task, String>,
+    /// Whether it is deleted together with its Pod.
+    pub is_owned: bool,
 }
 
 /// When a Pod becomes the owner of its Secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ownership {
-    /// Before `launch` returns: a call more for each Secret.
+    /// Before `launch` returns: one more call for each Secret.
     Now,
-    /// By [`Cluster::own_secrets`]. Until then only a sweep finds the Secrets of a Pod that goes away.
+    /// By [`SecretStore::adopt_secrets`]. Until then only a cleanup finds the Secrets of a Pod that was deleted.
     Later,
 }
 
-/// What a launch has made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Launched {
-    /// The Pod's uid.
-    pub uid: String,
-    /// How many Secrets it has.
-    pub secrets: usize,
+/// The Pods that a subscription reports.
+#[derive(Debug, Clone, Copy)]
+pub enum Scope<'a> {
+    /// All that carry our label.
+    All,
+    /// This one. Reported as deleted if it is no longer there at the start.
+    Pod(&'a PodRef),
 }
 
-/// What a follower tells.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Update {
-    /// The Pod as it is now.
-    Seen(Box<Observation>),
-    /// The Pod is gone, and we did not delete it.
-    Gone,
-}
-
-/// What a watch tells.
+/// What a subscription reports.
 #[derive(Debug)]
-pub enum Event {
+pub enum PodEvent {
     /// A Pod is new or has changed.
-    Seen(Box<Owned>),
-    /// A Pod is gone.
-    Gone {
-        /// Its name; there may be another one by now.
+    Updated(Box<TaskPod>),
+    /// A Pod is gone, whoever deleted it. There may already be another one of its name.
+    Deleted {
+        /// Its name.
         name: String,
         /// Its uid.
         uid: String,
     },
-    /// Everything that is there was told as seen, and everything that has vanished as gone.
-    Listed,
-    /// The API server could not be asked. It will be asked again.
+    /// All changes up to now were reported. Comes after the first list and at every resync.
+    Synced,
+    /// The API server could not be asked; it will be asked again.
     Failed(PodError),
 }
 
-/// What becomes of a campaign.
+/// The state of a leader election.
 #[derive(Debug)]
 pub enum Leadership {
     /// This process leads.
@@ -188,132 +203,191 @@ pub enum Leadership {
         /// Grows with every change of the holder.
         term: u64,
     },
-    /// It does not, or not any more.
+    /// It does not lead, or no longer.
     Follows {
-        /// Who does, as far as is known.
+        /// The identity of the leader, if known.
         holder: Option<String>,
     },
-    /// The API server could not be asked. It will be asked again.
+    /// The API server could not be asked; it will be asked again.
     Failed(PodError),
 }
 
-/// What goes on until it is dropped.
-pub type Guard = Box<dyn Send>;
+/// Keeps events coming until it is dropped.
+pub type Subscription = Box<dyn Send>;
 
-/// Takes part in an election until it is dropped. Who drops it without [`release`](Self::release) leaves the others to
-/// find out, as who is killed does.
-pub trait Campaign: Send {
-    /// Whether this process leads at this moment. Becomes false by itself when it can no longer be sure of it.
-    fn leads(&self) -> bool;
+/// Called for each event, on a thread of the backend. Must not block.
+pub type Callback<T> = Box<dyn Fn(T) + Send>;
 
-    /// Stops to lead and says so, so that another process can begin at once.
+/// Where tasks run: a cluster or this machine.
+#[derive(Clone)]
+pub struct Backend {
+    /// Starts and ends tasks.
+    pub launcher: Arc<dyn Launcher>,
+    /// Reports the state of tasks.
+    pub watcher: Arc<dyn Watcher>,
+    /// Elects a leader among the processes that share this backend.
+    pub coordination: Arc<dyn Coordination>,
+    /// The Secrets of tasks; `None` where documents are stored otherwise.
+    pub secrets: Option<Arc<dyn SecretStore>>,
+    /// What only an API server knows; `None` where there is none.
+    pub api_server: Option<Arc<dyn ApiServer>>,
+    /// Set where tasks do not outlive the process that launched them.
+    pub shutdown: Option<Arc<dyn Shutdown>>,
+}
+
+impl Backend {
+    /// The Secrets of all tasks.
+    pub fn list_secrets(&self) -> Result<Vec<TaskSecret>, PodError> {
+        self.secrets.as_ref().map_or_else(|| Ok(Vec::new()), |secrets| secrets.list_secrets())
+    }
+
+    /// See [`ApiServer::warnings`]; empty without an API server.
+    pub fn warnings(&self, pod: &str) -> Vec<String> {
+        self.api_server.as_ref().map_or_else(Vec::new, |server| server.warnings(pod))
+    }
+}
+
+/// Starts and ends tasks.
+pub trait Launcher: Send + Sync {
+    /// Where tasks run, for people: "in namespace x".
+    fn location(&self) -> String;
+
+    /// Creates Secrets and the Pod, and makes the Pod the Secrets' owner. On an error nothing is left behind.
+    fn launch(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<PodRef, PodError>;
+
+    /// Deletes the Pod of this name. Without `grace` its containers get the Pod's own grace period and the Secrets stay
+    /// until [`wait_deleted`](Self::wait_deleted); with a grace of 0 the Secrets are deleted too, and also a Pod whose
+    /// node is gone.
+    fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError>;
+
+    /// Deletes this Pod but no other one of its name; it is no error if it is gone. Its Secrets stay.
+    fn delete_exact(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), PodError>;
+
+    /// Waits until the Pod is gone, at most for `limit`; then removes it without waiting for its node. Deletes its
+    /// Secrets.
+    fn wait_deleted(&self, pod: &str, limit: Duration) -> Result<(), PodError>;
+
+    /// Whether tasks could be launched now; takes a few seconds at most.
+    fn check_reachable(&self) -> Result<(), PodError>;
+}
+
+/// Reports the state of tasks.
+pub trait Watcher: Send + Sync {
+    /// All Pods that carry our label.
+    fn list(&self) -> Result<Vec<TaskPod>, PodError>;
+
+    /// One Pod by its name.
+    fn get(&self, name: &str) -> Result<Option<TaskPod>, PodError>;
+
+    /// Reports the Pods that exist and then every change: at once where the watch sees it, and at the latest after
+    /// `resync`.
+    fn watch(&self, scope: Scope<'_>, resync: Duration, on_event: Callback<PodEvent>) -> Subscription;
+}
+
+/// The Secrets with the documents of tasks.
+pub trait SecretStore: Send + Sync {
+    /// All Secrets that carry our label, without their content.
+    fn list_secrets(&self) -> Result<Vec<TaskSecret>, PodError>;
+
+    /// Makes the Pod the owner of its Secrets, so that they are deleted together. Idempotent.
+    fn adopt_secrets(&self, pod: &PodRef) -> Result<(), PodError>;
+
+    /// Deletes this Secret but no other one of its name; it is no error if it is gone.
+    fn delete_secret(&self, secret: &TaskSecret) -> Result<(), PodError>;
+
+    /// Deletes the Secrets of this Pod but not those of a later launch of the same task.
+    fn delete_secrets_of(&self, pod: &PodRef) -> Result<(), PodError>;
+}
+
+/// What only an API server knows.
+pub trait ApiServer: Send + Sync {
+    /// The messages of warning events about a Pod: why it does not start. Empty if they cannot be read.
+    fn warnings(&self, pod: &str) -> Vec<String>;
+
+    /// The number of calls since the start that failed for a reason other than the request itself.
+    fn failed_calls(&self) -> u64;
+}
+
+/// Tasks that do not outlive the process that launched them.
+pub trait Shutdown: Send + Sync {
+    /// Ends the tasks of this process in order and waits for them.
+    fn end_tasks(&self);
+}
+
+/// What the processes that share a backend agree on.
+pub trait Coordination: Send + Sync {
+    /// An id that distinguishes this installation from others with the same database.
+    fn installation_id(&self) -> Result<String, PodError>;
+
+    /// Takes part in the election of one leader. A leader that dies is replaced after `lease`.
+    fn join_election(
+        &self,
+        identity: &str,
+        lease: Duration,
+        on_change: Callback<Leadership>,
+    ) -> Box<dyn LeaderElection>;
+}
+
+/// Takes part in an election until it is dropped.
+pub trait LeaderElection: Send {
+    /// Whether this process leads now. Turns false by itself once that is no longer certain.
+    fn is_leader(&self) -> bool;
+
+    /// Gives the lead up, so that another process need not wait until the lease expires.
     fn release(self: Box<Self>);
 }
 
-/// A place for Pods. Everything blocks, and every call has a deadline.
-pub trait Pods: Send + Sync {
-    /// Where Pods are made, for people: `in namespace …`.
-    fn place(&self) -> String;
-
-    /// Creates Secrets and the Pod, and makes the Pod the Secrets' owner. On an error nothing stays behind.
-    fn launch(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<Launched, PodError>;
-
-    /// Calls `tell` at each change of the Pod, and at least every `resync`, until the guard is dropped.
-    fn follow(&self, pod: &str, resync: Duration, tell: Box<dyn Fn(Update) + Send>) -> Guard;
-
-    /// What is known of a Pod that does not start beyond its state; empty when that cannot be read.
-    fn warnings(&self, pod: &str) -> Vec<String>;
-
-    /// Deletes the Pod; its Secrets go with [`wait_gone`](Self::wait_gone). `grace` 0 deletes all of it at once, and also
-    /// forgets a Pod whose node is gone.
-    fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError>;
-
-    /// Waits until the Pod is gone, at most for `limit`; then removes it without the node's word. Deletes its Secrets.
-    fn wait_gone(&self, pod: &str, limit: Duration) -> Result<(), PodError>;
-
-    /// Deletes one Secret.
-    fn delete_secret(&self, name: &str) -> Result<(), PodError>;
-
-    /// All Pods of ours.
-    fn pods(&self) -> Result<Vec<Owned>, PodError>;
-
-    /// All Secrets of ours.
-    fn secrets(&self) -> Result<Vec<Owned>, PodError>;
-
-    /// Makes the Pod the owner of its Secrets, so that they are deleted when it goes. Doing it twice is no harm.
-    fn own_secrets(&self, pod: &str, uid: &str, secrets: usize) -> Result<(), PodError>;
-
-    /// Tells of all Pods of ours until the guard is dropped: of each change at once, and of what was missed at least
-    /// every `resync`. `tell` must not wait for anything.
-    fn watch(&self, resync: Duration, tell: Box<dyn Fn(Event) + Send>) -> Guard;
-
-    /// Takes part in the election of the one process that leads. `tell` must not wait for anything.
-    fn campaign(&self, identity: &str, lasts: Duration, tell: Box<dyn Fn(Leadership) + Send>) -> Box<dyn Campaign>;
-
-    /// What tells this installation from others with the same database.
-    fn installation(&self) -> Result<String, PodError>;
-
-    /// One Pod as it is now.
-    fn pod(&self, name: &str) -> Result<Option<Owned>, PodError>;
-
-    /// Deletes the Pod and not another one of its name; it is no error that it is gone. Its Secrets stay: they go with it
-    /// when the Pod owns them, else by [`delete_secrets`](Self::delete_secrets).
-    fn delete_uid(&self, pod: &str, uid: &str, grace: Option<Duration>) -> Result<(), PodError>;
-
-    /// Deletes a Secret and not another one of its name; it is no error that it is gone.
-    fn delete_secret_uid(&self, name: &str, uid: &str) -> Result<(), PodError>;
-
-    /// Deletes the Secrets of this very Pod, and not those of a later launch of the same task.
-    fn delete_secrets(&self, pod: &Owned) -> Result<(), PodError>;
-
-    /// Whether Pods could be made now.
-    fn reachable(&self) -> Result<(), PodError>;
-
-    /// How many calls failed since the start for a reason that is not in the request.
-    fn troubles(&self) -> u64;
-
-    /// Whether tasks go on when the process that launched them has died.
-    fn outlives_us(&self) -> bool {
-        true
+impl PodRef {
+    fn of(pod: &Pod) -> Self {
+        let ObjectMeta { name, uid, .. } = pod.metadata.clone();
+        let attempt = attempt_of(&pod.metadata).map(str::to_owned);
+        Self { name: name.unwrap_or_default(), uid: uid.unwrap_or_default(), attempt, secrets: secrets_of(pod) }
     }
-
-    /// This process is about to end: tasks that cannot go on without it are ended in order.
-    fn leave(&self) {}
 }
 
-impl Owned {
-    fn of_pod(pod: &Pod) -> Self {
-        Self { secrets: secrets_of(pod), ..Self::of(&pod.metadata, Some(Observation::of(pod))) }
-    }
-
-    fn of_secret(metadata: &ObjectMeta) -> Self {
-        Self::of(metadata, None)
-    }
-
-    fn of(metadata: &ObjectMeta, observation: Option<Observation>) -> Self {
-        let annotations = metadata.annotations.as_ref();
-        let annotation = |name: &str| annotations.and_then(|all| all.get(name)).cloned();
+impl TaskPod {
+    fn of(pod: &Pod) -> Self {
+        let metadata = &pod.metadata;
         Self {
-            name: metadata.name.clone().unwrap_or_default(),
-            uid: metadata.uid.clone().unwrap_or_default(),
-            attempt: annotation(ATTEMPT),
-            owner: annotation(OWNER),
+            id: PodRef::of(pod),
+            owner: annotation(metadata, OWNER).map(str::to_owned),
             created_at: metadata.creation_timestamp.as_ref().map(|time| time.0),
-            task: Task::from_annotations(annotations.unwrap_or(&BTreeMap::new())),
-            observation,
+            task: task_of(metadata),
+            observation: Observation::of(pod),
             deleting: metadata.deletion_timestamp.is_some(),
-            has_controller: metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty()),
-            secrets: 0,
         }
     }
 }
 
-/// The launch that made an object.
-fn attempt_of(metadata: &ObjectMeta) -> Option<&str> {
-    metadata.annotations.as_ref()?.get(ATTEMPT).map(String::as_str)
+impl TaskSecret {
+    fn of(metadata: &ObjectMeta) -> Self {
+        let name = metadata.name.clone().unwrap_or_default();
+        Self {
+            pod: pod_of_secret(&name).to_owned(),
+            name,
+            uid: metadata.uid.clone().unwrap_or_default(),
+            owner: annotation(metadata, OWNER).map(str::to_owned),
+            created_at: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            task: task_of(metadata),
+            is_owned: metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty()),
+        }
+    }
 }
 
-/// How many Secrets a Pod has: those with its documents, and at least the one with the database URL.
+fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// The launch that created an object.
+fn attempt_of(metadata: &ObjectMeta) -> Option<&str> {
+    annotation(metadata, ATTEMPT)
+}
+
+fn task_of(metadata: &ObjectMeta) -> Result<Task, String> {
+    Task::from_annotations(metadata.annotations.as_ref().unwrap_or(&BTreeMap::new()))
+}
+
+/// The number of Secrets of a Pod: those with its documents, and at least the one with the database URL.
 fn secrets_of(pod: &Pod) -> usize {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     let sources = volumes.iter().filter_map(|volume| volume.projected.as_ref()?.sources.as_deref()).flatten();

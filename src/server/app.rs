@@ -11,7 +11,7 @@ use crate::config::{ServeSettings, Settings};
 use crate::controller::reconciler::{Durations, Observer, PHASES, Role};
 use crate::db::Db;
 use crate::failure::{Class, Failure};
-use crate::pod::Pods;
+use crate::pod::Backend;
 use crate::task::TaskKind;
 
 /// How long a request may wait for a database that does not answer: shorter than most callers wait for us.
@@ -25,8 +25,8 @@ pub struct App {
     pub serve: ServeSettings,
     /// Who may call.
     pub tokens: Tokens,
-    /// The cluster.
-    pub cluster: Arc<dyn Pods>,
+    /// Where tasks run.
+    pub backend: Backend,
     /// What is counted.
     pub metrics: Metrics,
     /// What `/ready` tells.
@@ -84,16 +84,16 @@ impl App {
         settings: Settings,
         serve: ServeSettings,
         tokens: Tokens,
-        cluster: Arc<dyn Pods>,
+        backend: Backend,
         instance: &str,
         died: Sender<&'static str>,
     ) -> Self {
         let db: Arc<OnceLock<Db>> = Arc::default();
         let metrics = Metrics::new(instance, {
-            let (cluster, db) = (Arc::clone(&cluster), Arc::clone(&db));
-            move || (cluster.troubles(), db.get().map_or(0, Db::error_count))
+            let (api_server, db) = (backend.api_server.clone(), Arc::clone(&db));
+            move || (api_server.as_ref().map_or(0, |server| server.failed_calls()), db.get().map_or(0, Db::error_count))
         });
-        Self { settings, serve, tokens, cluster, metrics, ready: Ready::default(), db, marker: OnceLock::new(), died }
+        Self { settings, serve, tokens, backend, metrics, ready: Ready::default(), db, marker: OnceLock::new(), died }
     }
 
     /// The database answered, the installation is known.

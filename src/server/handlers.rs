@@ -116,7 +116,7 @@ fn start(app: &Arc<App>, request: &Request, concurrency: ConcurrencyPolicy) -> R
     let settings = &app.settings.pod;
     let launch = Launch { task, payload, settings, attempt: &attempt, owner: None };
     // The Pod becomes the owner of its Secrets when it has lived for a while: callers need not wait for that.
-    if let Err(error) = app.cluster.launch(&launch, Ownership::Later) {
+    if let Err(error) = app.backend.launcher.launch(&launch, Ownership::Later) {
         return not_launched(app, task, error);
     }
     app.metrics.task_started(task.kind);
@@ -171,7 +171,7 @@ fn not_launched(app: &App, task: &Task, error: PodError) -> Result<Response, Fai
 fn end_if_over(app: &App, task: &Task) -> Result<(), Failure> {
     let row = app.db()?.task(&task.task_id)?;
     if row.is_some_and(|row| row.status != Some(TaskStatus::Running)) {
-        app.cluster.delete(&task.pod_name(), None)?;
+        app.backend.launcher.delete(&task.pod_name(), None)?;
     }
     Ok(())
 }
@@ -199,7 +199,7 @@ fn cancel_task(app: &App, package: &str, sync_id: &str, task_id: &str) -> Result
     let status = db.task(task_id)?.map_or(row.status_text, |row| row.status_text);
     // Also once more, if an earlier request did not come to it.
     if status == TaskStatus::Cancelled.as_str() {
-        app.cluster.delete(&task.pod_name(), None)?;
+        app.backend.launcher.delete(&task.pod_name(), None)?;
     }
     Ok(ok(json!({"taskId": task_id, "taskStatus": status})))
 }

@@ -72,14 +72,14 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
         move || drop(end.send(End::Asked))
     })?;
     let (died, deaths) = mpsc::channel();
-    let cluster = engine::open(&settings)?;
+    let backend = engine::open(&settings)?;
     let limits = Limits {
         connections: serve.max_connections,
         body_bytes: serve.max_body,
         total_body_bytes: serve.max_body.saturating_mul(BODIES),
         ..Limits::default()
     };
-    let app = Arc::new(App::new(settings, serve, tokens, cluster, &instance, died));
+    let app = Arc::new(App::new(settings, serve, tokens, backend, &instance, died));
     forward_deaths(deaths, end.clone());
     let server = Guard::start(listener, limits, Arc::new(Routes(Arc::clone(&app))), {
         let end = end.clone();
@@ -90,7 +90,9 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     let result = serve_until(&app, &instance, &ends);
     app.ready.stopping();
     server.stop(DRAIN);
-    app.cluster.leave();
+    if let Some(shutdown) = &app.backend.shutdown {
+        shutdown.end_tasks();
+    }
     drop(cancel);
     tracing::info!("the service has ended");
     result
@@ -113,7 +115,7 @@ fn serve_until(app: &Arc<App>, instance: &str, ends: &Receiver<End>) -> Result<(
     };
     app.connected(db.clone(), marker.clone());
     let config = reconciler::Config {
-        cluster: Arc::clone(&app.cluster),
+        backend: app.backend.clone(),
         db,
         installation: marker,
         identity: instance.to_owned(),
@@ -150,7 +152,7 @@ fn connect(app: &App, ends: &Receiver<End>) -> Result<Option<(Db, String)>, Fail
             }
         }
         if marker.is_none() {
-            match app.cluster.installation().map_err(Failure::from) {
+            match app.backend.coordination.installation_id().map_err(Failure::from) {
                 Ok(uid) => marker = Some(uid),
                 Err(failure) if failure.class == Class::ClusterUnreachable => waits = Some(failure),
                 Err(failure) => return Err(failure),

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::shared::{Config, Message, Shared, Snapshot};
 use crate::controller::{cleanup, outcome};
 use crate::failure::{Class, Failure};
-use crate::pod::Owned;
+use crate::pod::TaskSecret;
 use crate::task::Task;
 
 /// The delay before work is repeated that failed, or that was skipped because this process does not lead.
@@ -106,7 +106,7 @@ impl Worker {
     fn probe(&self) -> bool {
         let Shared { config, observer, .. } = &*self.shared;
         observer.database_reachable(config.db.ping().is_ok());
-        observer.cluster_reachable(config.cluster.reachable().is_ok());
+        observer.cluster_reachable(config.backend.launcher.check_reachable().is_ok());
         true
     }
 
@@ -138,7 +138,7 @@ impl Worker {
         for id in self.shared.config.db.cancelled_or_failed(&ids, Class::ClusterUnreachable)? {
             if let Some(pod) = snapshot.reads.get(&id) {
                 // A Pod that is being deleted already keeps its grace period.
-                self.shared.config.cluster.delete_uid(&pod.name, &pod.uid, None)?;
+                self.shared.config.backend.launcher.delete_exact(pod, None)?;
             }
         }
         Ok(())
@@ -163,25 +163,26 @@ impl Worker {
         if self.snapshot().is_none() {
             return Ok(false);
         }
-        let Config { db, cluster, installation, .. } = &self.shared.config;
+        let Config { db, backend, installation, .. } = &self.shared.config;
         let rows = db.idle_tasks_of_fleet(installation, LAUNCHING)?;
-        let secrets = cluster.secrets()?;
+        let secrets = backend.list_secrets()?;
         // Taken after the rows and Secrets: the Pods of those that run exist by now.
         let Some(snapshot) = self.snapshot() else { return Ok(false) };
         let now = Timestamp::now();
-        let is_young = |secret: &Owned| secret.created_at.is_none_or(|at| now.duration_since(at) < LAUNCHING_SECRET);
+        let is_young =
+            |secret: &&TaskSecret| secret.created_at.is_none_or(|at| now.duration_since(at) < LAUNCHING_SECRET);
         // A launch with large documents creates many Secrets in turn: the newest shows whether it continues.
-        let launching: HashSet<&str> = secrets.iter().filter(|secret| is_young(secret)).map(pod_of).collect();
+        let launching: HashSet<&str> = secrets.iter().filter(is_young).map(|secret| secret.pod.as_str()).collect();
         let mut owned = HashSet::new();
-        for secret in secrets.iter().filter(|secret| !secret.has_controller) {
+        for secret in secrets.iter().filter(|secret| !secret.is_owned) {
             // All Secrets of a Pod get their owner reference at once.
-            if snapshot.pods.contains_key(pod_of(secret)) && !owned.insert(pod_of(secret)) {
+            if snapshot.pods.contains_key(&secret.pod) && !owned.insert(&secret.pod) {
                 continue;
             }
             let is_orphan = match secret.owner {
-                None => !launching.contains(pod_of(secret)),
+                None => !launching.contains(secret.pod.as_str()),
                 // Of a one-off command that was killed: there may be no further one to clean up.
-                Some(_) => cleanup::is_abandoned(secret, now),
+                Some(_) => cleanup::is_abandoned_secret(secret, now),
             };
             if is_orphan {
                 self.close_orphan_secret(secret, &snapshot)?;
@@ -193,7 +194,7 @@ impl Worker {
             if launching.contains(task.pod_name().as_str()) {
                 continue;
             }
-            if cluster.pod(&task.pod_name())?.is_none() {
+            if backend.watcher.get(&task.pod_name())?.is_none() {
                 let failure = Failure::new(Class::PodDeleted, "the task is gone, and how it ended is unknown");
                 tracing::warn!(task = task.task_id, "closing a task without a Pod");
                 outcome::conclude(db, &task, &failure)?;
@@ -203,14 +204,14 @@ impl Worker {
     }
 
     /// Handles a Secret without an owner reference: its Pod gets it later, or does not exist.
-    fn close_orphan_secret(&self, secret: &Owned, snapshot: &Snapshot) -> Result<(), Failure> {
-        let Config { db, cluster, .. } = &self.shared.config;
-        let pod = pod_of(secret);
-        if let Some(pod) = snapshot.pods.get(pod) {
-            cluster.own_secrets(&pod.name, &pod.uid, pod.secrets)?;
+    fn close_orphan_secret(&self, secret: &TaskSecret, snapshot: &Snapshot) -> Result<(), Failure> {
+        let Config { db, backend, .. } = &self.shared.config;
+        let Some(store) = &backend.secrets else { return Ok(()) };
+        if let Some(pod) = snapshot.pods.get(&secret.pod) {
+            store.adopt_secrets(pod)?;
             return Ok(());
         }
-        if cluster.pod(pod)?.is_some() {
+        if backend.watcher.get(&secret.pod)?.is_some() {
             return Ok(());
         }
         if let Ok(task) = &secret.task {
@@ -219,7 +220,7 @@ impl Worker {
         }
         tracing::warn!(secret = secret.name, "deleting a Secret without a Pod");
         // By uid: a repeated request may have created another one of this name.
-        cluster.delete_secret_uid(&secret.name, &secret.uid)?;
+        store.delete_secret(secret)?;
         Ok(())
     }
 
@@ -235,9 +236,4 @@ impl Worker {
         // Also after an error: the next attempt is in an hour.
         true
     }
-}
-
-/// The name of the Pod that a Secret is for.
-fn pod_of(secret: &Owned) -> &str {
-    secret.name.rsplit_once("-config").map_or("", |(pod, _)| pod)
 }

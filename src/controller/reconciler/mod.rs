@@ -22,7 +22,7 @@ pub use tracked_tasks::{Durations, Limits, PHASES};
 use crate::controller::lifecycle::Termination;
 use crate::controller::{cleanup, outcome};
 use crate::failure::Failure;
-use crate::pod::{Event, Guard, Leadership, Owned, PodError};
+use crate::pod::{Leadership, PodError, PodEvent, PodRef, Scope, Subscription, TaskPod};
 use maintenance::Maintenance;
 use shared::{Message, Shared, Snapshot};
 use tracked_tasks::{Action, Job, TrackedTasks};
@@ -61,7 +61,7 @@ impl Reconciler {
         let thread = shared.spawn("reconciler", move || reconcile_loop.run(&inbox));
         let sender = messages.clone();
         let on_event = Box::new(move |leadership: Leadership| drop(sender.send(Message::Leadership(leadership))));
-        let election = shared.config.cluster.campaign(&shared.config.identity, LEASE, on_event);
+        let election = shared.config.backend.coordination.join_election(&shared.config.identity, LEASE, on_event);
         shared.set_election(Some(election));
         let maintenance = Maintenance::start(&shared, &messages);
         Self { shared, messages, thread, maintenance }
@@ -105,7 +105,6 @@ fn start_workers(shared: &Arc<Shared>, messages: &Sender<Message>) -> Sender<Ter
 
 /// Runs one job; returns whether it succeeded.
 fn run_job(shared: &Shared, job: &Job) -> bool {
-    let Config { cluster, .. } = &shared.config;
     let result = match &job.action {
         Action::RecordOutcome { termination, ended_at, durations } => record_outcome(shared, job, termination.clone())
             .map(|recorded| {
@@ -115,7 +114,7 @@ fn run_job(shared: &Shared, job: &Job) -> bool {
                 }
             }),
         Action::DeletePod { grace } => delete_pod(shared, &job.pod, *grace).map_err(Failure::from),
-        Action::DeleteSecrets => cluster.delete_secrets(&job.pod).map_err(Failure::from),
+        Action::DeleteSecrets => delete_secrets(shared, &job.pod).map_err(Failure::from),
     };
     if let Err(error) = &result {
         tracing::warn!(pod = job.pod.name, task = job.task.task_id, %error, "cannot end a task; retrying");
@@ -124,10 +123,13 @@ fn run_job(shared: &Shared, job: &Job) -> bool {
 }
 
 /// Without a grace period the Secrets are deleted at once, else when the Pod is gone.
-fn delete_pod(shared: &Shared, pod: &Owned, grace: Option<Duration>) -> Result<(), PodError> {
-    let Config { cluster, .. } = &shared.config;
-    cluster.delete_uid(&pod.name, &pod.uid, grace)?;
-    if grace == Some(Duration::ZERO) { cluster.delete_secrets(pod) } else { Ok(()) }
+fn delete_pod(shared: &Shared, pod: &PodRef, grace: Option<Duration>) -> Result<(), PodError> {
+    shared.config.backend.launcher.delete_exact(pod, grace)?;
+    if grace == Some(Duration::ZERO) { delete_secrets(shared, pod) } else { Ok(()) }
+}
+
+fn delete_secrets(shared: &Shared, pod: &PodRef) -> Result<(), PodError> {
+    shared.config.backend.secrets.as_ref().map_or(Ok(()), |secrets| secrets.delete_secrets_of(pod))
 }
 
 struct Recorded {
@@ -137,8 +139,8 @@ struct Recorded {
 }
 
 fn record_outcome(shared: &Shared, job: &Job, mut termination: Termination) -> Result<Recorded, Failure> {
-    let Config { cluster, db, .. } = &shared.config;
-    termination.explain(|| cluster.warnings(&job.pod.name));
+    let Config { backend, db, .. } = &shared.config;
+    termination.explain(|| backend.warnings(&job.pod.name));
     let conclusion = outcome::conclude(db, &job.task, &termination.failure)?;
     let by_sidecar = conclusion.by_sidecar;
     let failure = conclusion.outcome.map_or_else(Some, |outcome| outcome.failure());
@@ -163,11 +165,11 @@ struct Term {
     number: u64,
     tasks: TrackedTasks,
     /// Pods of one-off commands, which follow their own tasks, by name.
-    one_off_pods: HashMap<String, Owned>,
+    one_off_pods: HashMap<String, TaskPod>,
     is_synced: bool,
     last_event: Instant,
     /// Ends with the term.
-    _watch: Guard,
+    _watch: Subscription,
 }
 
 impl ReconcileLoop {
@@ -185,7 +187,7 @@ impl ReconcileLoop {
                 next_tick = Instant::now() + if is_idle { IDLE_TICK } else { TICK };
             }
         }
-        if let Some(term) = self.term.filter(|_| self.shared.config.cluster.outlives_us()) {
+        if let Some(term) = self.term.filter(|_| self.shared.config.backend.shutdown.is_none()) {
             tracing::info!("shutting down; another process takes over {} running tasks", term.tasks.running());
         }
     }
@@ -235,10 +237,11 @@ impl ReconcileLoop {
     fn begin_term(&mut self) {
         self.terms += 1;
         let number = self.terms;
-        let Config { cluster, resync, limits, .. } = &self.shared.config;
+        let Config { backend, resync, limits, .. } = &self.shared.config;
         let messages = self.messages.clone();
         // Without a receiver the process is ending.
-        let watch = cluster.watch(*resync, Box::new(move |event| drop(messages.send(Message::Watch(number, event)))));
+        let on_event = Box::new(move |event| drop(messages.send(Message::Watch(number, event))));
+        let watch = backend.watcher.watch(Scope::All, *resync, on_event);
         self.term = Some(Term {
             number,
             tasks: TrackedTasks::new(*limits),
@@ -256,27 +259,27 @@ impl ReconcileLoop {
         self.shared.observer.pods([0; PHASES.len()]);
     }
 
-    fn handle_event(&mut self, event: Event) {
+    fn handle_event(&mut self, event: PodEvent) {
         let Some(term) = &mut self.term else { return };
         let now = (Instant::now(), Timestamp::now());
         term.last_event = now.0;
         let job = match event {
-            Event::Seen(pod) => match &pod.task {
+            PodEvent::Updated(pod) => match &pod.task {
                 Err(error) => {
-                    tracing::warn!(pod = pod.name, error, "the annotations of the Pod describe no task");
+                    tracing::warn!(pod = pod.id.name, error, "the annotations of the Pod describe no task");
                     None
                 }
                 Ok(_) if pod.owner.is_some() => {
-                    term.one_off_pods.insert(pod.name.clone(), *pod);
+                    term.one_off_pods.insert(pod.id.name.clone(), *pod);
                     None
                 }
                 Ok(task) => term.tasks.observe(&pod, task, now),
             },
-            Event::Gone { name, uid } => {
+            PodEvent::Deleted { name, uid } => {
                 term.one_off_pods.remove(&name);
                 term.tasks.deleted(&name, &uid)
             }
-            Event::Listed => {
+            PodEvent::Synced => {
                 if !term.is_synced {
                     tracing::info!(pods = term.tasks.pods().len(), "listed all Pods");
                 }
@@ -286,7 +289,7 @@ impl ReconcileLoop {
                 self.adopt_abandoned(now);
                 None
             }
-            Event::Failed(error) => {
+            PodEvent::Failed(error) => {
                 tracing::warn!(%error, "cannot watch the Pods; retrying");
                 None
             }
@@ -298,7 +301,7 @@ impl ReconcileLoop {
     fn adopt_abandoned(&mut self, now: (Instant, Timestamp)) {
         let Some(term) = &mut self.term else { return };
         let mut jobs = Vec::new();
-        for pod in term.one_off_pods.values().filter(|pod| cleanup::is_abandoned(pod, now.1)) {
+        for pod in term.one_off_pods.values().filter(|pod| cleanup::is_abandoned_pod(pod, now.1)) {
             let Ok(task) = &pod.task else { continue };
             jobs.push(term.tasks.adopt(pod, task, cleanup::termination(pod), now));
         }

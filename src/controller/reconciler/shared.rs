@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use super::tracked_tasks::{Durations, Limits, PHASES};
 use crate::db::Db;
-use crate::pod::{Campaign, Event, Leadership, Owned, Pods};
+use crate::pod::{Backend, LeaderElection, Leadership, PodEvent, PodRef};
 use crate::task::TaskKind;
 
 /// What the reconciler works on.
 pub struct Config {
     /// Where the tasks run.
-    pub cluster: Arc<dyn Pods>,
+    pub backend: Backend,
     /// The database of results.
     pub db: Db,
     /// Marks the rows of this installation in a database that several share.
@@ -66,7 +66,7 @@ pub trait Observer: Send + Sync {
 /// The input of the reconciler's loop.
 pub(super) enum Message {
     /// An event of the watch of a term.
-    Watch(u64, Event),
+    Watch(u64, PodEvent),
     /// An event of the leader election.
     Leadership(Leadership),
     /// A worker finished a job.
@@ -74,7 +74,7 @@ pub(super) enum Message {
         /// The term in which the job was handed out.
         term: u64,
         /// The Pod.
-        pod: Arc<Owned>,
+        pod: Arc<PodRef>,
         /// Whether the job succeeded.
         succeeded: bool,
     },
@@ -87,16 +87,16 @@ pub(super) enum Message {
 /// The tracked Pods at one moment.
 pub(super) struct Snapshot {
     /// By name.
-    pub(super) pods: HashMap<String, Arc<Owned>>,
+    pub(super) pods: HashMap<String, Arc<PodRef>>,
     /// The Pods of reads by task id.
-    pub(super) reads: HashMap<String, Arc<Owned>>,
+    pub(super) reads: HashMap<String, Arc<PodRef>>,
 }
 
 /// See the module.
 pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) observer: Arc<dyn Observer>,
-    election: Mutex<Option<Box<dyn Campaign>>>,
+    election: Mutex<Option<Box<dyn LeaderElection>>>,
 }
 
 impl Shared {
@@ -104,13 +104,17 @@ impl Shared {
         Self { config, observer, election: Mutex::default() }
     }
 
-    pub(super) fn set_election(&self, election: Option<Box<dyn Campaign>>) -> Option<Box<dyn Campaign>> {
+    pub(super) fn set_election(&self, election: Option<Box<dyn LeaderElection>>) -> Option<Box<dyn LeaderElection>> {
         std::mem::replace(&mut *self.election.lock().unwrap_or_else(PoisonError::into_inner), election)
     }
 
     /// Whether this process leads.
     pub(super) fn leads(&self) -> bool {
-        self.election.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|election| election.leads())
+        self.election
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .is_some_and(|election| election.is_leader())
     }
 
     /// Starts a thread whose panic is reported to the observer.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::controller::lifecycle::{TaskLifecycle, Termination, Transition};
-use crate::pod::Owned;
 use crate::pod::status::{Observation, Phase};
+use crate::pod::{PodRef, TaskPod};
 use crate::retry::Backoff;
 use crate::task::{Task, TaskKind};
 
@@ -48,8 +48,8 @@ pub struct Durations {
 /// An action for one Pod.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// The Pod as it was first observed.
-    pub pod: Arc<Owned>,
+    /// The Pod.
+    pub pod: Arc<PodRef>,
     /// Its task.
     pub task: Arc<Task>,
     /// What to do.
@@ -79,8 +79,7 @@ pub enum Action {
 
 #[derive(Debug)]
 struct TrackedTask {
-    /// Without its task and observation, which are stored separately: there may be thousands of Pods.
-    pod: Arc<Owned>,
+    pod: Arc<PodRef>,
     task: Arc<Task>,
     lifecycle: TaskLifecycle,
     phase: &'static str,
@@ -128,16 +127,16 @@ impl TrackedTasks {
     }
 
     /// Applies an observation of a Pod. `now` is the same moment on both clocks.
-    pub fn observe(&mut self, pod: &Owned, task: &Task, now: (Instant, Timestamp)) -> Option<Job> {
+    pub fn observe(&mut self, pod: &TaskPod, task: &Task, now: (Instant, Timestamp)) -> Option<Job> {
         let (now, clock) = now;
-        let observation = pod.observation.as_ref()?;
-        let is_known = self.get_mut(&pod.name, &pod.uid).is_some();
+        let observation = &pod.observation;
+        let is_known = self.get_mut(&pod.id.name, &pod.id.uid).is_some();
         if !is_known {
             let tracked = TrackedTask::new(pod, task, &self.limits, now, self.age(pod, clock));
-            self.tasks.insert(pod.name.clone(), Box::new(tracked));
+            self.tasks.insert(pod.id.name.clone(), Box::new(tracked));
         }
         let grace = self.limits.grace;
-        let tracked = self.tasks.get_mut(&pod.name)?;
+        let tracked = self.tasks.get_mut(&pod.id.name)?;
         tracked.phase = if pod.deleting { "deleting" } else { observation.phase_label() };
         tracked.durations = durations(observation);
         tracked.is_deleting |= pod.deleting;
@@ -165,18 +164,18 @@ impl TrackedTasks {
     /// Terminates a Pod of a one-off command that no longer runs.
     pub fn adopt(
         &mut self,
-        pod: &Owned,
+        pod: &TaskPod,
         task: &Task,
         termination: Termination,
         now: (Instant, Timestamp),
     ) -> Option<Job> {
-        if self.get_mut(&pod.name, &pod.uid).is_some() {
+        if self.get_mut(&pod.id.name, &pod.id.uid).is_some() {
             return None;
         }
         let mut tracked = TrackedTask::new(pod, task, &self.limits, now.0, self.age(pod, now.1));
         tracked.is_deleting = pod.deleting;
         let job = tracked.record(termination);
-        self.tasks.insert(pod.name.clone(), Box::new(tracked));
+        self.tasks.insert(pod.id.name.clone(), Box::new(tracked));
         Some(job)
     }
 
@@ -187,7 +186,7 @@ impl TrackedTasks {
 
     /// The age of a Pod. The API server's clock matters only for Pods that are older than this process: a Pod that appears
     /// later is new, whatever the two clocks show.
-    fn age(&self, pod: &Owned, clock: Timestamp) -> Duration {
+    fn age(&self, pod: &TaskPod, clock: Timestamp) -> Duration {
         let created = pod.created_at.filter(|_| !self.is_synced);
         created.and_then(|created| Duration::try_from(clock.duration_since(created)).ok()).unwrap_or_default()
     }
@@ -287,12 +286,12 @@ impl TrackedTasks {
     }
 
     /// The existing Pods by name.
-    pub fn pods(&self) -> HashMap<String, Arc<Owned>> {
+    pub fn pods(&self) -> HashMap<String, Arc<PodRef>> {
         self.existing().map(|tracked| (tracked.pod.name.clone(), Arc::clone(&tracked.pod))).collect()
     }
 
     /// The existing Pods of reads by task id.
-    pub fn reads(&self) -> HashMap<String, Arc<Owned>> {
+    pub fn reads(&self) -> HashMap<String, Arc<PodRef>> {
         let reads = self.existing().filter(|tracked| tracked.task.kind == TaskKind::Read);
         reads.map(|tracked| (tracked.task.task_id.clone(), Arc::clone(&tracked.pod))).collect()
     }
@@ -303,11 +302,10 @@ impl TrackedTasks {
 }
 
 impl TrackedTask {
-    fn new(pod: &Owned, task: &Task, limits: &Limits, now: Instant, age: Duration) -> Self {
+    fn new(pod: &TaskPod, task: &Task, limits: &Limits, now: Instant, age: Duration) -> Self {
         let launched_at = now.checked_sub(age).unwrap_or(now);
-        let pod = Owned { task: Err("stored separately".to_owned()), observation: None, ..pod.clone() };
         Self {
-            pod: Arc::new(pod),
+            pod: Arc::new(pod.id.clone()),
             // Its row holds `started_by`.
             task: Arc::new(Task { started_by: None, ..task.clone() }),
             lifecycle: TaskLifecycle::new(launched_at, task.timeout, limits.init_timeout),

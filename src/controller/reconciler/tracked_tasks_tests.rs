@@ -2,8 +2,8 @@
 
 use super::{Action, Job, Limits, TrackedTasks};
 use crate::failure::{Class, Failure};
-use crate::pod::Owned;
 use crate::pod::status::{Ended, Exit, Observation, Phase};
+use crate::pod::{PodRef, TaskPod};
 use crate::task::Task;
 use jiff::Timestamp;
 use std::time::{Duration, Instant};
@@ -26,28 +26,24 @@ impl Fixture {
         (self.start.0 + later, self.start.1 + later)
     }
 
-    fn pod(&self, phase: Phase) -> Owned {
-        Owned {
-            name: "pod".to_owned(),
-            uid: "1".to_owned(),
-            attempt: None,
+    fn pod(&self, phase: Phase) -> TaskPod {
+        TaskPod {
+            id: PodRef { name: "pod".to_owned(), uid: "1".to_owned(), attempt: None, secrets: 1 },
             owner: None,
             created_at: Some(self.start.1),
             task: Ok(Task::of_read("a/b", "1", "s", "t", self.start.1)),
-            observation: Some(Observation {
+            observation: Observation {
                 phase,
                 created_at: Some(self.start.1),
                 scheduled_at: None,
                 started_at: None,
                 notice: None,
-            }),
+            },
             deleting: false,
-            has_controller: false,
-            secrets: 1,
         }
     }
 
-    fn observe(&mut self, pod: &Owned, second: u64) -> Option<Job> {
+    fn observe(&mut self, pod: &TaskPod, second: u64) -> Option<Job> {
         let task = pod.task.clone().expect("a task");
         let now = self.at(second);
         self.tasks.observe(pod, &task, now)
@@ -144,7 +140,7 @@ fn a_pod_deleted_by_another_client_may_settle_and_then_shut_down() {
     let mut fixture = Fixture::new();
     let deleted = Failure::new(Class::PodDeleted, "another client deleted the task");
     let deleting =
-        Owned { deleting: true, ..fixture.pod(Phase::Ended(Ended { pod: Some(deleted), ..Ended::default() })) };
+        TaskPod { deleting: true, ..fixture.pod(Phase::Ended(Ended { pod: Some(deleted), ..Ended::default() })) };
     assert!(fixture.observe(&deleting, 0).is_none());
     assert!(fixture.due(4).is_empty());
     assert_eq!(recorded_class(fixture.due(5).pop()), Class::PodDeleted);
@@ -179,7 +175,8 @@ fn a_new_pod_with_a_reused_name_is_tracked_separately() {
     let mut fixture = Fixture::new();
     let done = fixture.pod(ended());
     fixture.observe(&done, 1).expect("a job");
-    let second = Owned { uid: "2".to_owned(), ..fixture.pod(Phase::Running) };
+    let mut second = fixture.pod(Phase::Running);
+    "2".clone_into(&mut second.id.uid);
     assert!(fixture.observe(&second, 2).is_none());
     assert!(fixture.succeed(3).is_none(), "the job belonged to the first Pod");
     assert!(fixture.tasks.deleted("pod", "1").is_none());

@@ -1,4 +1,4 @@
-//! The calls themselves: get, list, delete. Every one has a deadline, and what fails is counted.
+//! Calls to the API server: get, list, delete. Every call has a deadline; failed ones are counted.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -7,20 +7,24 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, Secret};
-use kube::Client;
-use kube::api::{DeleteParams, ListParams, ObjectList, Preconditions, PropagationPolicy};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, ListParams, Preconditions, PropagationPolicy};
+use kube::core::Request;
+use kube::{Client, Resource};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use super::lean::LeanPod;
+use super::partial::PartialPod;
 use crate::pod::manifest::{CREATOR_LABEL, secret_name};
-use crate::pod::{Owned, PodError, attempt_of, secrets_of};
+use crate::pod::{PodError, PodRef, TaskPod, TaskSecret, attempt_of, secrets_of};
 
-/// No single call may take longer: the API server's own limit is a minute, and waiting that long helps nobody.
-pub(super) const CALL: Duration = Duration::from_secs(30);
-/// An API server that takes longer to tell of one Pod is not one to rely on.
-const REACHABLE: Duration = Duration::from_secs(2);
-/// How often it is looked whether a deleted Pod is gone.
-const GONE_POLL: Duration = Duration::from_millis(100);
-/// Objects a list returns at a time: a page of Pods is held in memory as text and as objects.
+/// The deadline of a call, retries of the client included. Below the API server's own limit of a minute.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The deadline of a call that only checks whether the API server answers.
+const REACHABLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a deleted Pod is looked for.
+const DELETION_POLL: Duration = Duration::from_millis(100);
+/// Objects on one page of a list, which is held in memory as text and as objects.
 const PAGE: u32 = 200;
 
 /// The API of one namespace.
@@ -28,88 +32,87 @@ const PAGE: u32 = 200;
 pub(super) struct Api {
     pub(super) client: Client,
     pub(super) pods: kube::Api<Pod>,
-    /// The same for calls whose answers are many or large.
-    pub(super) lean_pods: kube::Api<LeanPod>,
+    /// For calls whose answers are many or large: read as [`PartialPod`].
+    pub(super) pod_requests: Request,
     pub(super) secrets: kube::Api<Secret>,
     pub(super) leases: kube::Api<Lease>,
     events: kube::Api<Event>,
     pub(super) namespace: String,
     server: String,
-    /// Calls that failed for a reason that is not in the request.
-    troubles: Arc<AtomicU64>,
+    /// Calls that failed for a reason other than the request itself.
+    failed_calls: Arc<AtomicU64>,
 }
 
 impl Api {
     pub(super) fn new(client: Client, namespace: String, server: String) -> Self {
         Self {
             pods: kube::Api::namespaced(client.clone(), &namespace),
-            lean_pods: kube::Api::namespaced(client.clone(), &namespace),
+            pod_requests: Request::new(Pod::url_path(&(), Some(&namespace))),
             secrets: kube::Api::namespaced(client.clone(), &namespace),
             leases: kube::Api::namespaced(client.clone(), &namespace),
             events: kube::Api::namespaced(client.clone(), &namespace),
             client,
             namespace,
             server,
-            troubles: Arc::default(),
+            failed_calls: Arc::default(),
         }
     }
 
-    /// One call with its deadline; the error says what was being done.
+    /// One call with its deadline. `action` is a gerund and its object, for the error.
     ///
-    /// The client sends a call again after 429, 503 and 504, later each time and not before `Retry-After`: the deadline
-    /// holds for all of that together.
+    /// The client repeats a call after 429, 503 and 504 with growing pauses and not before `Retry-After`: the deadline
+    /// covers all attempts together.
     pub(super) async fn call<T>(
         &self,
         action: &str,
         call: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, PodError> {
-        self.call_within(action, CALL, call).await
+        self.call_within(action, CALL_TIMEOUT, call).await
     }
 
-    /// One call with a deadline of its own.
+    /// One call with another deadline.
     pub(super) async fn call_within<T>(
         &self,
         action: &str,
-        limit: Duration,
+        timeout: Duration,
         call: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, PodError> {
-        match tokio::time::timeout(limit, call).await {
+        match tokio::time::timeout(timeout, call).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.explain(action, &error)),
-            Err(_) => Err(self.no_answer(action, limit)),
+            Err(_) => Err(self.no_answer(action, timeout)),
         }
     }
 
-    /// Calls that failed since the start: no answer, an error of the server's, too many requests.
-    pub(super) fn troubles(&self) -> u64 {
-        self.troubles.load(Ordering::Relaxed)
+    pub(super) fn failed_calls(&self) -> u64 {
+        self.failed_calls.load(Ordering::Relaxed)
     }
 
-    pub(super) fn no_answer(&self, action: &str, limit: Duration) -> PodError {
-        self.unreachable(action, format!("no answer within {} s", limit.as_secs_f64()))
+    pub(super) fn no_answer(&self, action: &str, timeout: Duration) -> PodError {
+        self.unreachable(action, format!("no answer within {} s", timeout.as_secs_f64()))
     }
 
     fn unreachable(&self, action: &str, cause: String) -> PodError {
-        self.troubles.fetch_add(1, Ordering::Relaxed);
+        self.failed_calls.fetch_add(1, Ordering::Relaxed);
         let action = format!("{action} in namespace {}", self.namespace);
         PodError::Unreachable { action, server: self.server.clone(), cause }
     }
 
     pub(super) fn explain(&self, action: &str, error: &kube::Error) -> PodError {
-        let place = format!("{action} in namespace {}", self.namespace);
+        let in_namespace = || format!("{action} in namespace {}", self.namespace);
         match error {
-            // A quota speaks through 403 as well, and that is not a missing right.
+            // An exceeded quota is a 403 too, but not a missing permission.
             kube::Error::Api(status) if status.code == 403 && !status.message.contains("exceeded quota") => {
-                PodError::Forbidden { action: place, message: status.message.clone() }
+                PodError::Forbidden { action: in_namespace(), message: status.message.clone() }
             }
             kube::Error::Api(status) if status.code == 401 => PodError::Forbidden {
-                action: place,
+                action: in_namespace(),
                 message: "the API server does not accept the credentials".to_owned(),
             },
             kube::Error::Api(status) if status.code >= 500 || status.code == 429 => {
                 self.unreachable(action, status.message.clone())
             }
-            kube::Error::Api(status) => PodError::Refused { action: place, message: status.message.clone() },
+            kube::Error::Api(status) => PodError::Refused { action: in_namespace(), message: status.message.clone() },
             other => self.unreachable(action, root_cause(other)),
         }
     }
@@ -124,23 +127,23 @@ impl Api {
         messages
     }
 
-    /// Deletes a Pod, and with `grace` 0 its Secrets.
+    /// Deletes a Pod, and with a `grace` of 0 its Secrets.
     pub(super) async fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError> {
         let deleted = self.delete_pod(pod, None, grace).await?;
         if deleted.is_some() && grace.is_none_or(|grace| grace.as_secs() > 0) {
-            // A node that no longer finds the Secret of a Pod that still runs stumbles over it, and takes many seconds
-            // longer to end the Pod: so the Secrets go when it has gone.
+            // A kubelet that no longer finds the Secret of a running Pod takes many seconds longer to end it: the
+            // Secrets are deleted once the Pod is gone.
             return Ok(());
         }
         self.delete_all_secrets(pod, deleted.flatten()).await
     }
 
-    /// Deletes a Pod, and not another one of its name. Its Secrets stay.
-    pub(super) async fn delete_uid(&self, pod: &str, uid: &str, grace: Option<Duration>) -> Result<(), PodError> {
-        self.delete_pod(pod, Some(uid), grace).await.map(|_| ())
+    /// Deletes this Pod but no other one of its name. Its Secrets stay.
+    pub(super) async fn delete_exact(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), PodError> {
+        self.delete_pod(&pod.name, Some(&pod.uid), grace).await.map(|_| ())
     }
 
-    /// `None`: it was not there. Else how many Secrets it had, as far as the API server tells.
+    /// `None`: it was not there. Else the number of its Secrets, if the API server's answer shows it.
     async fn delete_pod(
         &self,
         pod: &str,
@@ -150,23 +153,22 @@ impl Api {
         let params = DeleteParams {
             grace_period_seconds: grace.map(|grace| u32::try_from(grace.as_secs()).unwrap_or(u32::MAX)),
             propagation_policy: Some(PropagationPolicy::Background),
-            preconditions: uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
-            ..DeleteParams::default()
+            ..delete_params(uid)
         };
-        let call = if_there(self.pods.delete(pod, &params), uid.is_some());
+        let call = if_present(self.pods.delete(pod, &params), uid.is_some());
         let deleted = self.call(&format!("deleting pod {pod}"), call).await?;
         Ok(deleted.map(|deleted| deleted.left().as_ref().map(secrets_of)))
     }
 
     /// Not left to the garbage collector: a Secret may not have its owner yet, and it holds credentials.
     ///
-    /// Without a count they are deleted until one is missing after one that was there, or two in a row are: they are
-    /// made and deleted in order, so what an interrupted deletion has left begins later and has no gap.
+    /// Without a count, Secrets are deleted until one is missing after one that was there, or two in a row are missing:
+    /// they are created and deleted in order, so what an interrupted deletion left starts later and has no gap.
     async fn delete_all_secrets(&self, pod: &str, count: Option<usize>) -> Result<(), PodError> {
         let mut missing = 0;
         let mut any = false;
         for index in 0..count.unwrap_or(usize::MAX) {
-            if self.delete_secret_if_there(&secret_name(pod, index)).await? {
+            if self.delete_secret(&secret_name(pod, index), None).await? {
                 any = true;
                 continue;
             }
@@ -178,111 +180,138 @@ impl Api {
         Ok(())
     }
 
-    /// Deletes the Secrets of this launch, and not those of a later one of the same name.
-    pub(super) async fn delete_secrets(&self, pod: &Owned) -> Result<(), PodError> {
+    /// Deletes the Secrets of this launch but not those of a later one of the same name.
+    pub(super) async fn delete_secrets_of(&self, pod: &PodRef) -> Result<(), PodError> {
         for index in 0..pod.secrets {
             let name = secret_name(&pod.name, index);
-            let action = format!("deleting secret {name}");
-            let Some(found) = self.call(&action, self.secrets.get_metadata_opt(&name)).await? else { continue };
-            if attempt_of(&found.metadata) != pod.attempt.as_deref() {
+            let found = self.call(&format!("reading secret {name}"), self.secrets.get_metadata_opt(&name)).await?;
+            let Some(found) = found.filter(|found| attempt_of(&found.metadata) == pod.attempt.as_deref()) else {
                 continue;
-            }
-            let preconditions = Some(Preconditions { uid: found.metadata.uid, resource_version: None });
-            let params = DeleteParams { preconditions, ..DeleteParams::default() };
-            self.call(&action, if_there(self.secrets.delete(&name, &params), true)).await?;
+            };
+            self.delete_secret(&name, Some(&found.metadata.uid.unwrap_or_default())).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn delete_secret(&self, name: &str) -> Result<(), PodError> {
-        self.delete_secret_if_there(name).await.map(|_| ())
-    }
-
-    /// Deletes this very Secret, and not another one of its name.
-    pub(super) async fn delete_secret_uid(&self, name: &str, uid: &str) -> Result<(), PodError> {
-        let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        let call = if_there(self.secrets.delete(name, &params), true);
-        self.call(&format!("deleting secret {name}"), call).await.map(|_| ())
-    }
-
-    async fn delete_secret_if_there(&self, name: &str) -> Result<bool, PodError> {
-        let params = DeleteParams::default();
-        let call = if_there(self.secrets.delete(name, &params), false);
+    /// Deletes a Secret; with `uid` no other one of its name. Returns whether it was there.
+    pub(super) async fn delete_secret(&self, name: &str, uid: Option<&str>) -> Result<bool, PodError> {
+        let params = delete_params(uid);
+        let call = if_present(self.secrets.delete(name, &params), uid.is_some());
         Ok(self.call(&format!("deleting secret {name}"), call).await?.is_some())
     }
 
-    pub(super) async fn wait_gone(&self, pod: &str, limit: Duration) -> Result<(), PodError> {
+    pub(super) async fn wait_deleted(&self, pod: &str, limit: Duration) -> Result<(), PodError> {
         let deadline = tokio::time::Instant::now() + limit;
-        let action = format!("waiting for pod {pod} to go");
+        let action = format!("waiting for the deletion of pod {pod}");
         let mut secrets = None;
         loop {
             match self.call(&action, self.pods.get_opt(pod)).await? {
                 None => return self.delete_all_secrets(pod, secrets).await,
-                // Nothing runs any more; its node may take ten seconds to say that it has cleaned up.
+                // Nothing runs any more, but the node may take ten seconds to report its cleanup.
                 Some(object) if has_ended(&object) => return self.delete(pod, Some(Duration::ZERO)).await,
                 Some(object) => secrets = Some(secrets_of(&object)),
             }
             if tokio::time::Instant::now() >= deadline {
-                // Its node does not answer: the object goes, whatever may still run there.
+                // Its node does not answer: the object is removed, whatever may still run there.
                 return self.delete(pod, Some(Duration::ZERO)).await;
             }
-            tokio::time::sleep(GONE_POLL).await;
+            tokio::time::sleep(DELETION_POLL).await;
         }
     }
 
-    pub(super) async fn pod(&self, name: &str) -> Result<Option<Pod>, PodError> {
+    pub(super) async fn get_pod(&self, name: &str) -> Result<Option<Pod>, PodError> {
         self.call(&format!("reading pod {name}"), self.pods.get_opt(name)).await
     }
 
-    pub(super) async fn pods(&self) -> Result<Vec<Owned>, PodError> {
-        let page = |params| async move { self.lean_pods.list(&params).await };
-        self.list("listing pods", page, |pod| Owned::of_pod(&pod.0)).await
+    pub(super) async fn list_pods(&self) -> Result<Vec<TaskPod>, PodError> {
+        let mut pods = Vec::new();
+        let listing = Listing { params: labelled().limit(PAGE), metadata_only: false, timeout: CALL_TIMEOUT };
+        self.list("listing pods", &self.pod_requests, listing, |PartialPod(pod)| pods.push(TaskPod::of(&pod))).await?;
+        Ok(pods)
     }
 
-    pub(super) async fn secrets(&self) -> Result<Vec<Owned>, PodError> {
-        // Only the metadata: nobody needs to see what is in them.
-        let page = |params| async move { self.secrets.list_metadata(&params).await };
-        self.list("listing secrets", page, |secret| Owned::of_secret(&secret.metadata)).await
+    /// Only the metadata: the content is not needed.
+    pub(super) async fn list_secrets(&self) -> Result<Vec<TaskSecret>, PodError> {
+        #[derive(Deserialize)]
+        struct Item {
+            metadata: ObjectMeta,
+        }
+        let mut secrets = Vec::new();
+        let listing = Listing { params: labelled().limit(PAGE), metadata_only: true, timeout: CALL_TIMEOUT };
+        let requests = Request::new(Secret::url_path(&(), Some(&self.namespace)));
+        let each = |Item { metadata }| secrets.push(TaskSecret::of(&metadata));
+        self.list("listing secrets", &requests, listing, each).await?;
+        Ok(secrets)
     }
 
-    /// Whether the API server answers, and lets us see Pods.
-    pub(super) async fn reachable(&self) -> Result<(), PodError> {
-        let params = ours().limit(1);
-        self.call_within("listing pods", REACHABLE, self.pods.list_metadata(&params)).await.map(|_| ())
+    /// Whether the API server answers and lets us list Pods.
+    pub(super) async fn check_reachable(&self) -> Result<(), PodError> {
+        let params = labelled().limit(1);
+        self.call_within("listing pods", REACHABLE_TIMEOUT, self.pods.list_metadata(&params)).await.map(|_| ())
     }
 
-    /// All pages of a list of what carries our label; of each page only what it is turned into is kept.
-    async fn list<K: Clone, T, F>(
+    /// Calls `each` for every object on all pages of a list. Returns the version of the list.
+    pub(super) async fn list<T: DeserializeOwned>(
         &self,
         action: &str,
-        page: impl Fn(ListParams) -> F,
-        convert: impl Fn(K) -> T,
-    ) -> Result<Vec<T>, PodError>
-    where
-        F: Future<Output = kube::Result<ObjectList<K>>>,
-    {
-        let mut params = ours().limit(PAGE);
-        let mut items = Vec::new();
+        requests: &Request,
+        listing: Listing,
+        mut each: impl FnMut(T),
+    ) -> Result<u64, PodError> {
+        let Listing { mut params, metadata_only, timeout } = listing;
         loop {
-            let page = self.call(action, page(params.clone())).await?;
-            items.extend(page.items.into_iter().map(&convert));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            let page = async {
+                let request = if metadata_only { requests.list_metadata(&params) } else { requests.list(&params) };
+                self.client.request::<Page<T>>(request.map_err(kube::Error::BuildRequest)?).await
+            };
+            let Page { metadata, items } = self.call_within(action, timeout, page).await?;
+            items.into_iter().flatten().for_each(&mut each);
+            match metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
-                None => return Ok(items),
+                None => return Ok(version(metadata.resource_version.as_deref())),
             }
         }
     }
 }
 
-/// What carries our label.
-pub(super) fn ours() -> ListParams {
-    ListParams::default().labels(&creator())
+/// What a list asks for.
+pub(super) struct Listing {
+    /// Selectors, and the size of a page.
+    pub(super) params: ListParams,
+    pub(super) metadata_only: bool,
+    /// The deadline of each page.
+    pub(super) timeout: Duration,
 }
 
-/// The selector of what carries our label.
-pub(super) fn creator() -> String {
-    format!("{}={}", CREATOR_LABEL.0, CREATOR_LABEL.1)
+#[derive(Deserialize)]
+struct Page<T> {
+    metadata: PageMetadata,
+    /// `null` in the answers of older API servers when the list is empty.
+    items: Option<Vec<T>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PageMetadata {
+    resource_version: Option<String>,
+    #[serde(rename = "continue")]
+    continue_: Option<String>,
+}
+
+/// A version as a number; 0, older than all others, if it is none.
+pub(super) fn version(text: Option<&str>) -> u64 {
+    text.and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+/// Selects what carries our label.
+pub(super) fn labelled() -> ListParams {
+    ListParams::default().labels(&format!("{}={}", CREATOR_LABEL.0, CREATOR_LABEL.1))
+}
+
+/// With `uid` only this very object is deleted.
+fn delete_params(uid: Option<&str>) -> DeleteParams {
+    let preconditions = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+    DeleteParams { preconditions, ..DeleteParams::default() }
 }
 
 /// Whether every container of a Pod has ended.
@@ -293,23 +322,36 @@ fn has_ended(pod: &Pod) -> bool {
     statuses.len() == containers && statuses.iter().all(ended)
 }
 
-/// `None`: the object was not there, or (the call named its uid) another one of its name is.
-pub(super) async fn if_there<T>(
+/// `None`: the object is not there, or (if the call names a uid or a version) is another one by now.
+pub(super) async fn if_present<T>(
     call: impl Future<Output = kube::Result<T>>,
-    named_uid: bool,
+    conditional: bool,
 ) -> kube::Result<Option<T>> {
     match call.await {
         Ok(answer) => Ok(Some(answer)),
-        Err(kube::Error::Api(status)) if status.code == 404 || (named_uid && status.code == 409) => Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 404 || (conditional && status.code == 409) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// The innermost cause: "connection refused" tells more than "error sending request".
+/// The innermost cause: "connection refused" is more useful than "error sending request".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Page;
+
+    #[test]
+    fn an_empty_page_may_lack_its_items() {
+        for text in [r#"{"metadata":{},"items":null}"#, r#"{"metadata":{}}"#, r#"{"metadata":{},"items":[]}"#] {
+            let page: Page<u32> = serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert!(page.items.is_none_or(|items| items.is_empty()), "{text}");
+        }
+    }
 }

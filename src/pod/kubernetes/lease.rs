@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::api::{Api, if_there};
-use crate::pod::{self, Leadership, PodError};
+use super::api::{Api, if_present};
+use crate::pod::{Callback, LeaderElection, Leadership, PodError};
 use crate::retry::jittered;
 
 /// The Lease's name.
@@ -24,26 +24,38 @@ const NAME: &str = "syncctl";
 /// How long giving up the Lease may take: who shuts down does not wait longer, and the others wait for its end then.
 const RELEASE: Duration = Duration::from_secs(2);
 
-pub(super) type Tell = Box<dyn Fn(Leadership) + Send>;
-
-/// Takes part in the election until it is dropped. Who drops it without [`release`](Self::release) keeps the Lease until
-/// it expires, as who is killed does.
-pub struct Campaign {
+/// Takes part in the election until it is dropped. Dropped without [`release`](LeaderElection::release) it keeps the Lease
+/// until that expires, as a killed process does.
+pub struct Election {
     term: Arc<Term>,
     /// Asks the task to give up the Lease and tell when it has.
     leave: Option<oneshot::Sender<mpsc::Sender<()>>>,
     task: JoinHandle<()>,
 }
 
-impl Campaign {
-    pub(super) fn start(runtime: &Runtime, api: Api, identity: &str, lasts: Duration, tell: Tell) -> Self {
+impl Election {
+    pub(super) fn start(
+        runtime: &Runtime,
+        api: Api,
+        identity: &str,
+        duration: Duration,
+        on_change: Callback<Leadership>,
+    ) -> Self {
         let term = Arc::new(Term::default());
         let (leave, left) = oneshot::channel::<mpsc::Sender<()>>();
         // Two processes with one configuration are two all the same.
         let identity = format!("{identity}_{}", &Uuid::new_v4().simple().to_string()[..8]);
         let shared = term.clone();
-        let mut candidate =
-            Candidate { api, identity, lasts, term: shared, tell, state: State::Unknown, seen: None, held: None };
+        let mut candidate = Candidate {
+            api,
+            identity,
+            lasts: duration,
+            term: shared,
+            on_change,
+            state: State::Unknown,
+            seen: None,
+            held: None,
+        };
         let task = runtime.spawn(async move {
             tokio::select! {
                 () = candidate.run() => {}
@@ -58,8 +70,8 @@ impl Campaign {
     }
 }
 
-impl pod::Campaign for Campaign {
-    fn leads(&self) -> bool {
+impl LeaderElection for Election {
+    fn is_leader(&self) -> bool {
         self.term.lasts()
     }
 
@@ -73,7 +85,7 @@ impl pod::Campaign for Campaign {
     }
 }
 
-impl Drop for Campaign {
+impl Drop for Election {
     fn drop(&mut self) {
         self.task.abort();
         self.term.end();
@@ -113,7 +125,7 @@ struct Candidate {
     identity: String,
     lasts: Duration,
     term: Arc<Term>,
-    tell: Tell,
+    on_change: Callback<Leadership>,
     state: State,
     /// The Lease as it was when it was last seen to change, and when that was.
     seen: Option<(LeaseSpec, Instant)>,
@@ -136,7 +148,7 @@ impl Candidate {
             let wait = match self.step().await {
                 Ok(wait) => wait,
                 Err(error) => {
-                    (self.tell)(Leadership::Failed(error));
+                    (self.on_change)(Leadership::Failed(error));
                     jittered(self.lasts / 10)
                 }
             };
@@ -179,7 +191,7 @@ impl Candidate {
         self.held = Some(lease);
         if self.state != State::Leads(term) {
             self.state = State::Leads(term);
-            (self.tell)(Leadership::Leads { term });
+            (self.on_change)(Leadership::Leads { term });
         }
         Ok(self.lasts / 4)
     }
@@ -188,7 +200,7 @@ impl Candidate {
     async fn replace(&mut self, action: &str, lease: Lease, spec: LeaseSpec) -> Result<Option<Lease>, PodError> {
         let params = PostParams::default();
         let next = Lease { spec: Some(spec), ..lease };
-        let call = if_there(self.api.leases.replace(NAME, &params, &next), true);
+        let call = if_present(self.api.leases.replace(NAME, &params, &next), true);
         self.api.call_within(action, self.lasts / 4, call).await
     }
 
@@ -202,7 +214,7 @@ impl Candidate {
         let state = State::Follows(holder.clone());
         if self.state != state {
             self.state = state;
-            (self.tell)(Leadership::Follows { holder });
+            (self.on_change)(Leadership::Follows { holder });
         }
     }
 
@@ -245,7 +257,7 @@ impl Api {
         let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
         let lease = Lease { metadata, spec: Some(LeaseSpec::default()) };
         let params = PostParams::default();
-        let call = if_there(self.leases.create(&params, &lease), true);
+        let call = if_present(self.leases.create(&params, &lease), true);
         match self.call("creating the lease", call).await? {
             Some(lease) => Ok(lease),
             None => self.call("reading the lease", self.leases.get(NAME)).await,

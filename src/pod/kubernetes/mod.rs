@@ -1,25 +1,26 @@
 //! Pods in a namespace of a Kubernetes cluster. The only place with kube and async.
 //!
-//! The client lives on a runtime of its own; to the outside everything is blocking.
+//! The client has a runtime of its own; to the outside everything blocks.
 
 mod api;
-mod changes;
 pub mod client;
-mod follow;
 mod launch;
-mod lean;
 mod lease;
+mod partial;
 #[cfg(test)]
 mod tests;
 mod watch;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Client;
 use tokio::runtime::Runtime;
 
 use super::manifest::Launch;
-use super::{Event, Guard, Launched, Leadership, Owned, Ownership, PodError, Pods, Update};
+use super::{
+    ApiServer, Backend, Callback, Coordination, Launcher, LeaderElection, Leadership, Ownership, PodError, PodEvent,
+    PodRef, Scope, SecretStore, Subscription, TaskPod, TaskSecret, Watcher,
+};
 
 /// A connection to a namespace of a cluster.
 pub struct Cluster {
@@ -28,20 +29,20 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Connects. Reads the configuration but makes no call: the first one tells whether the server is there.
+    /// Reads the client configuration; the first call shows whether the API server is there.
     pub fn connect(settings: &client::ClientSettings) -> Result<Self, PodError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("kubernetes")
             .enable_all()
             .build()
-            .map_err(|error| PodError::Kubeconfig(format!("starting the client's runtime: {error}")))?;
-        let (client, namespace, server): (Client, String, String) = runtime.block_on(client::connect(settings))?;
+            .map_err(|error| PodError::Kubeconfig(format!("cannot start the client's runtime: {error}")))?;
+        let (client, namespace, server) = runtime.block_on(client::connect(settings))?;
         Ok(Self { runtime, api: api::Api::new(client, namespace, server) })
     }
 
-    /// Runs a call where its connection is driven. Driven from the caller's thread, each step of it would be a word from
-    /// thread to thread; hundreds of callers at a time feel that.
+    /// Runs a call on the runtime's thread, where its connection is driven. Driven from the caller's thread each step
+    /// would be a switch between threads, which hundreds of concurrent callers notice.
     fn on_runtime<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T, PodError>> + Send + 'static,
@@ -53,94 +54,108 @@ impl Cluster {
     }
 }
 
-impl Pods for Cluster {
-    fn place(&self) -> String {
+impl From<Cluster> for Backend {
+    fn from(cluster: Cluster) -> Self {
+        let cluster = Arc::new(cluster);
+        Self {
+            launcher: cluster.clone(),
+            watcher: cluster.clone(),
+            coordination: cluster.clone(),
+            secrets: Some(cluster.clone()),
+            api_server: Some(cluster),
+            shutdown: None,
+        }
+    }
+}
+
+impl Launcher for Cluster {
+    fn location(&self) -> String {
         format!("in namespace {}", self.api.namespace)
     }
 
-    fn launch(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<Launched, PodError> {
+    fn launch(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<PodRef, PodError> {
         let objects = launch.objects()?;
         let (api, attempt) = (self.api.clone(), launch.attempt.to_owned());
         self.on_runtime(async move { api.launch(&objects, &attempt, ownership).await })
-    }
-
-    fn follow(&self, pod: &str, resync: Duration, tell: Box<dyn Fn(Update) + Send>) -> Guard {
-        Box::new(follow::Follower::start(&self.runtime, self.api.clone(), pod.to_owned(), resync, tell))
-    }
-
-    fn warnings(&self, pod: &str) -> Vec<String> {
-        self.runtime.block_on(self.api.warnings(pod))
     }
 
     fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError> {
         self.runtime.block_on(self.api.delete(pod, grace))
     }
 
-    fn wait_gone(&self, pod: &str, limit: Duration) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.wait_gone(pod, limit))
+    fn delete_exact(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), PodError> {
+        let (api, pod) = (self.api.clone(), pod.clone());
+        self.on_runtime(async move { api.delete_exact(&pod, grace).await })
     }
 
-    fn delete_secret(&self, name: &str) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.delete_secret(name))
+    fn wait_deleted(&self, pod: &str, limit: Duration) -> Result<(), PodError> {
+        self.runtime.block_on(self.api.wait_deleted(pod, limit))
     }
 
-    fn pods(&self) -> Result<Vec<Owned>, PodError> {
-        self.runtime.block_on(self.api.pods())
+    /// Whether the API server answers within two seconds and lets us list Pods.
+    fn check_reachable(&self) -> Result<(), PodError> {
+        self.runtime.block_on(self.api.check_reachable())
+    }
+}
+
+impl Watcher for Cluster {
+    fn list(&self) -> Result<Vec<TaskPod>, PodError> {
+        self.runtime.block_on(self.api.list_pods())
     }
 
-    fn secrets(&self) -> Result<Vec<Owned>, PodError> {
-        self.runtime.block_on(self.api.secrets())
+    fn get(&self, name: &str) -> Result<Option<TaskPod>, PodError> {
+        Ok(self.runtime.block_on(self.api.get_pod(name))?.as_ref().map(TaskPod::of))
     }
 
-    fn own_secrets(&self, pod: &str, uid: &str, secrets: usize) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.own_secrets(pod, uid, secrets))
+    /// `on_event` is called on the client's only thread.
+    fn watch(&self, scope: Scope<'_>, resync: Duration, on_event: Callback<PodEvent>) -> Subscription {
+        Box::new(watch::start(&self.runtime, self.api.clone(), scope, resync, on_event))
+    }
+}
+
+impl SecretStore for Cluster {
+    fn list_secrets(&self) -> Result<Vec<TaskSecret>, PodError> {
+        self.runtime.block_on(self.api.list_secrets())
     }
 
-    /// `tell` is called on the client's only thread.
-    fn watch(&self, resync: Duration, tell: Box<dyn Fn(Event) + Send>) -> Guard {
-        Box::new(watch::Watch::start(&self.runtime, self.api.clone(), resync, tell))
+    fn adopt_secrets(&self, pod: &PodRef) -> Result<(), PodError> {
+        self.runtime.block_on(self.api.adopt_secrets(pod))
     }
 
-    /// `tell` is called on the client's only thread.
-    fn campaign(
-        &self,
-        identity: &str,
-        lasts: Duration,
-        tell: Box<dyn Fn(Leadership) + Send>,
-    ) -> Box<dyn super::Campaign> {
-        Box::new(lease::Campaign::start(&self.runtime, self.api.clone(), identity, lasts, tell))
+    fn delete_secret(&self, secret: &TaskSecret) -> Result<(), PodError> {
+        self.runtime.block_on(self.api.delete_secret(&secret.name, Some(&secret.uid))).map(drop)
     }
 
-    /// The uid of the Lease, which is made if need be.
-    fn installation(&self) -> Result<String, PodError> {
+    fn delete_secrets_of(&self, pod: &PodRef) -> Result<(), PodError> {
+        let (api, pod) = (self.api.clone(), pod.clone());
+        self.on_runtime(async move { api.delete_secrets_of(&pod).await })
+    }
+}
+
+impl ApiServer for Cluster {
+    fn warnings(&self, pod: &str) -> Vec<String> {
+        self.runtime.block_on(self.api.warnings(pod))
+    }
+
+    /// No answer, 5xx or 429. A call that succeeded when the client repeated it does not count.
+    fn failed_calls(&self) -> u64 {
+        self.api.failed_calls()
+    }
+}
+
+impl Coordination for Cluster {
+    /// The uid of the Lease, which is created if missing.
+    fn installation_id(&self) -> Result<String, PodError> {
         self.runtime.block_on(self.api.lease_uid())
     }
 
-    fn pod(&self, name: &str) -> Result<Option<Owned>, PodError> {
-        Ok(self.runtime.block_on(self.api.pod(name))?.as_ref().map(Owned::of_pod))
-    }
-
-    fn delete_uid(&self, pod: &str, uid: &str, grace: Option<Duration>) -> Result<(), PodError> {
-        let (api, pod, uid) = (self.api.clone(), pod.to_owned(), uid.to_owned());
-        self.on_runtime(async move { api.delete_uid(&pod, &uid, grace).await })
-    }
-
-    fn delete_secret_uid(&self, name: &str, uid: &str) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.delete_secret_uid(name, uid))
-    }
-
-    fn delete_secrets(&self, pod: &Owned) -> Result<(), PodError> {
-        let (api, pod) = (self.api.clone(), pod.clone());
-        self.on_runtime(async move { api.delete_secrets(&pod).await })
-    }
-
-    /// Whether the API server answers within two seconds and lets us see Pods.
-    fn reachable(&self) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.reachable())
-    }
-
-    /// No answer, an error of the API server's, too many requests. What the client sent again with success does not count.
-    fn troubles(&self) -> u64 {
-        self.api.troubles()
+    /// `on_change` is called on the client's only thread.
+    fn join_election(
+        &self,
+        identity: &str,
+        lease: Duration,
+        on_change: Callback<Leadership>,
+    ) -> Box<dyn LeaderElection> {
+        Box::new(lease::Election::start(&self.runtime, self.api.clone(), identity, lease, on_change))
     }
 }

@@ -6,33 +6,35 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::store::trouble;
 use crate::failure::Failure;
-use crate::pod::{self, Leadership, PodError};
+use crate::pod::{Callback, LeaderElection, Leadership, PodError};
 
 /// How often the lock is tried.
 const TRY: Duration = Duration::from_millis(250);
 
 /// Takes part until it is dropped.
-pub struct Campaign {
+pub struct Election {
     leads: Arc<AtomicBool>,
     stopped: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
-impl Campaign {
+impl Election {
     /// `path` is the lock's file; its content says who holds it.
-    pub fn start(path: PathBuf, identity: &str, tell: Box<dyn Fn(Leadership) + Send>) -> Self {
+    pub fn start(path: PathBuf, identity: &str, on_change: Callback<Leadership>) -> Self {
         let (leads, stopped) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (leading, stop, identity) = (Arc::clone(&leads), Arc::clone(&stopped), identity.to_owned());
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             let mut told = false;
             while !stop.load(Ordering::SeqCst) {
                 match hold(&path, &identity) {
                     Ok(Some(lock)) => {
                         leading.store(true, Ordering::SeqCst);
-                        tell(Leadership::Leads { term: 1 });
+                        on_change(Leadership::Leads { term: 1 });
                         while !stop.load(Ordering::SeqCst) {
                             std::thread::sleep(TRY);
                         }
@@ -42,26 +44,32 @@ impl Campaign {
                     Ok(None) if told => {}
                     Ok(None) => {
                         told = true;
-                        tell(Leadership::Follows { holder: std::fs::read_to_string(&path).ok() });
+                        on_change(Leadership::Follows { holder: std::fs::read_to_string(&path).ok() });
                     }
-                    Err(error) => tell(Leadership::Failed(PodError::from(failure(&path, &error)))),
+                    Err(error) => on_change(Leadership::Failed(PodError::from(failure(&path, &error)))),
                 }
                 std::thread::sleep(TRY);
             }
         });
-        Self { leads, stopped }
+        Self { leads, stopped, thread: Some(thread) }
     }
 }
 
-impl pod::Campaign for Campaign {
-    fn leads(&self) -> bool {
+impl LeaderElection for Election {
+    fn is_leader(&self) -> bool {
         self.leads.load(Ordering::SeqCst) && !self.stopped.load(Ordering::SeqCst)
     }
 
-    fn release(self: Box<Self>) {}
+    fn release(mut self: Box<Self>) {
+        self.stopped.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            // The lock is released when the thread has ended, whether by a panic or not.
+            thread.join().ok();
+        }
+    }
 }
 
-impl Drop for Campaign {
+impl Drop for Election {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::SeqCst);
     }

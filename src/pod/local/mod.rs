@@ -24,11 +24,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use uuid::Uuid;
 
-use super::manifest::{Launch, Objects};
-use super::{Event, Guard, Launched, Leadership, Owned, Ownership, PodError, Pods, Update, attempt_of};
+use super::manifest::Launch;
+use super::{
+    Backend, Callback, Coordination, Launcher, LeaderElection, Leadership, Ownership, PodError, PodEvent, PodRef,
+    Scope, Shutdown, Subscription, TaskPod, Watcher, attempt_of,
+};
 use crate::failure::Failure;
 use crate::pod::connector::Runtime;
 use record::Record;
@@ -72,14 +76,10 @@ impl Machine {
     }
 
     /// Puts everything of a task where its supervisor looks for it, and starts that.
-    fn begin(&self, objects: &Objects, name: &str) -> Result<String, PodError> {
-        let mut pod = objects.pod.clone();
-        let uid = Uuid::new_v4().to_string();
-        pod.metadata.uid = Some(uid.clone());
-        pod.metadata.creation_timestamp = Some(Time(Timestamp::now()));
+    fn begin(&self, pod: Pod, secrets: &[Secret], name: &str) -> Result<(), PodError> {
         let mut record = Record { pod, ..Record::default() };
         record.waits("starting");
-        let fill = |folder: &Folder| self.fill(folder, objects);
+        let fill = |folder: &Folder| self.fill(folder, secrets);
         let lock = self.store.make(name, fill).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => PodError::Exists { name: name.to_owned() },
             _ => trouble("making", self.store.folder(name).path(), &error).into(),
@@ -125,17 +125,17 @@ impl Machine {
             }
             lifelines.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
         });
-        Ok(uid)
+        Ok(())
     }
 
-    fn fill(&self, folder: &Folder, objects: &Objects) -> io::Result<()> {
+    fn fill(&self, folder: &Folder, secrets: &[Secret]) -> io::Result<()> {
         // What is mounted into a container has to be open to its user; the folder above is not.
         for (name, mode) in [("pipes", 0o777), ("config", 0o755), ("secrets", 0o700), ("home", 0o700), ("tmp", 0o700)] {
             let path = folder.join(name);
             std::fs::create_dir(&path)?;
             std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
         }
-        for (key, value) in objects.secrets.iter().flat_map(|secret| secret.data.iter().flatten()) {
+        for (key, value) in secrets.iter().flat_map(|secret| secret.data.iter().flatten()) {
             private_file(&folder.join("secrets").join(key))?.write_all(&value.0)?;
         }
         let plan = Plan {
@@ -191,39 +191,53 @@ impl Machine {
     }
 }
 
-impl Pods for Machine {
-    fn place(&self) -> String {
+impl From<Machine> for Backend {
+    fn from(machine: Machine) -> Self {
+        let machine = Arc::new(machine);
+        Self {
+            launcher: machine.clone(),
+            watcher: machine.clone(),
+            coordination: machine.clone(),
+            // A task's documents are files in its folder and deleted with it.
+            secrets: None,
+            api_server: None,
+            shutdown: Some(machine),
+        }
+    }
+}
+
+impl Launcher for Machine {
+    fn location(&self) -> String {
         "on this machine".to_owned()
     }
 
-    fn launch(&self, launch: &Launch<'_>, _: Ownership) -> Result<Launched, PodError> {
+    fn launch(&self, launch: &Launch<'_>, _: Ownership) -> Result<PodRef, PodError> {
         let objects = launch.objects()?;
-        let name = objects.pod.metadata.name.clone().unwrap_or_default();
-        // One that a killed process has left has been swept, but for its record: its outcome is not known yet.
+        let mut pod = objects.pod.clone();
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        // What a killed process left was cleaned up except for its record: its outcome is not stored yet.
         if let Some(record) = self.store.read(&name).ok().flatten() {
-            let ours = attempt_of(&record.pod.metadata) == Some(launch.attempt);
-            return if ours {
-                Ok(Launched { uid: record.uid().to_owned(), secrets: 0 })
-            } else {
-                Err(PodError::Exists { name })
-            };
+            let is_same_launch = attempt_of(&record.pod.metadata) == Some(launch.attempt);
+            return if is_same_launch { Ok(PodRef::of(&record.pod)) } else { Err(PodError::Exists { name }) };
         }
-        Ok(Launched { uid: self.begin(&objects, &name)?, secrets: 0 })
-    }
-
-    fn follow(&self, pod: &str, resync: Duration, tell: Box<dyn Fn(Update) + Send>) -> Guard {
-        watch::one(self.store.clone(), pod.to_owned(), resync, tell)
-    }
-
-    fn warnings(&self, _: &str) -> Vec<String> {
-        Vec::new()
+        pod.metadata.uid = Some(Uuid::new_v4().to_string());
+        pod.metadata.creation_timestamp = Some(Time(Timestamp::now()));
+        let launched = PodRef::of(&pod);
+        self.begin(pod, &objects.secrets, &name)?;
+        Ok(launched)
     }
 
     fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError> {
         self.ask(pod, grace)
     }
 
-    fn wait_gone(&self, pod: &str, limit: Duration) -> Result<(), PodError> {
+    fn delete_exact(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), PodError> {
+        let path = self.store.record(&pod.name);
+        let record = self.store.read(&pod.name).map_err(|error| trouble("reading", &path, &error))?;
+        if record.is_some_and(|record| record.uid() == pod.uid) { self.ask(&pod.name, grace) } else { Ok(()) }
+    }
+
+    fn wait_deleted(&self, pod: &str, limit: Duration) -> Result<(), PodError> {
         if self.vanishes(pod, limit) {
             return Ok(());
         }
@@ -238,33 +252,29 @@ impl Pods for Machine {
         self.remove(pod)
     }
 
-    fn delete_secret(&self, _: &str) -> Result<(), PodError> {
-        Ok(())
+    /// Whether the folder of the tasks can be read.
+    fn check_reachable(&self) -> Result<(), PodError> {
+        self.store.names().map(drop).map_err(|error| trouble("looking through", self.store.root(), &error).into())
     }
+}
 
-    fn pods(&self) -> Result<Vec<Owned>, PodError> {
+impl Watcher for Machine {
+    fn list(&self) -> Result<Vec<TaskPod>, PodError> {
         self.store.tasks()
     }
 
-    /// They are in the task's folder, and go with it.
-    fn secrets(&self) -> Result<Vec<Owned>, PodError> {
-        Ok(Vec::new())
+    fn get(&self, name: &str) -> Result<Option<TaskPod>, PodError> {
+        self.store.task(name)
     }
 
-    fn own_secrets(&self, _: &str, _: &str, _: usize) -> Result<(), PodError> {
-        Ok(())
+    fn watch(&self, scope: Scope<'_>, resync: Duration, on_event: Callback<PodEvent>) -> Subscription {
+        watch::start(self.store.clone(), scope, resync, on_event)
     }
+}
 
-    fn watch(&self, resync: Duration, tell: Box<dyn Fn(Event) + Send>) -> Guard {
-        watch::all(self.store.clone(), resync, tell)
-    }
-
-    fn campaign(&self, identity: &str, _: Duration, tell: Box<dyn Fn(Leadership) + Send>) -> Box<dyn super::Campaign> {
-        Box::new(election::Campaign::start(self.settings.state.join("serve.lock"), identity, tell))
-    }
-
-    /// An id that the folder of states keeps.
-    fn installation(&self) -> Result<String, PodError> {
+impl Coordination for Machine {
+    /// Stored in the folder of states.
+    fn installation_id(&self) -> Result<String, PodError> {
         let path = self.settings.state.join("installation");
         let made = |path: &Path| -> io::Result<String> {
             if let Ok(id) = std::fs::read_to_string(path) {
@@ -283,38 +293,13 @@ impl Pods for Machine {
         made(&path).map_err(|error| trouble("reading", &path, &error).into())
     }
 
-    fn pod(&self, name: &str) -> Result<Option<Owned>, PodError> {
-        self.store.task(name)
+    fn join_election(&self, identity: &str, _: Duration, on_change: Callback<Leadership>) -> Box<dyn LeaderElection> {
+        Box::new(election::Election::start(self.settings.state.join("serve.lock"), identity, on_change))
     }
+}
 
-    fn delete_uid(&self, pod: &str, uid: &str, grace: Option<Duration>) -> Result<(), PodError> {
-        let record = self.store.read(pod).map_err(|error| trouble("reading", &self.store.record(pod), &error))?;
-        if record.is_some_and(|record| record.uid() == uid) { self.ask(pod, grace) } else { Ok(()) }
-    }
-
-    fn delete_secret_uid(&self, _: &str, _: &str) -> Result<(), PodError> {
-        Ok(())
-    }
-
-    fn delete_secrets(&self, _: &Owned) -> Result<(), PodError> {
-        Ok(())
-    }
-
-    /// Whether the folder of the tasks can be used.
-    fn reachable(&self) -> Result<(), PodError> {
-        self.store.names().map(drop).map_err(|error| trouble("looking through", self.store.root(), &error).into())
-    }
-
-    fn troubles(&self) -> u64 {
-        0
-    }
-
-    fn outlives_us(&self) -> bool {
-        false
-    }
-
-    /// Tasks do not outlive the process that launched them: they are ended in order, and say so.
-    fn leave(&self) {
+impl Shutdown for Machine {
+    fn end_tasks(&self) {
         let names: Vec<String> = self.lifelines().keys().cloned().collect();
         for name in &names {
             self.ask(name, None).ok();

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Class, Failure};
-use crate::pod::Owned;
+use crate::pod::TaskPod;
 use crate::pod::connector::ContainerEngine;
 use crate::pod::status::{Ended, Exit, Observation, Phase, SIDECAR, SOURCE};
 
@@ -77,9 +77,9 @@ impl Record {
         seen
     }
 
-    /// The same as a sweep and a watch see it.
-    pub fn owned(&self, supervised: bool) -> Owned {
-        Owned { observation: Some(self.observation(supervised)), ..Owned::of_pod(&self.pod) }
+    /// A snapshot of the task. `supervised`: its supervisor lives.
+    pub fn snapshot(&self, supervised: bool) -> TaskPod {
+        TaskPod { observation: self.observation(supervised), ..TaskPod::of(&self.pod) }
     }
 
     /// What is being waited for before the containers start.

@@ -18,7 +18,7 @@ use super::processes;
 use super::record::Record;
 use crate::failure::{Class, Failure};
 use crate::pod::connector::ContainerEngine;
-use crate::pod::{Owned, PodError};
+use crate::pod::{PodError, TaskPod};
 
 /// Where the tasks are. Clones mean the same place.
 #[derive(Debug, Clone)]
@@ -92,17 +92,17 @@ impl Store {
     }
 
     /// One task as it is now; `None`: there is none.
-    pub fn task(&self, name: &str) -> Result<Option<Owned>, PodError> {
+    pub fn task(&self, name: &str) -> Result<Option<TaskPod>, PodError> {
         // Asked for before the record is read: a supervisor that ends in order leaves a record that says so.
         let supervised = self.folder(name).is_supervised();
         match self.read(name) {
-            Ok(record) => Ok(record.map(|record| record.owned(supervised))),
+            Ok(record) => Ok(record.map(|record| record.snapshot(supervised))),
             Err(error) => Err(trouble("reading", &self.record(name), &error).into()),
         }
     }
 
     /// All tasks. A record that cannot be read is told and passed over.
-    pub fn tasks(&self) -> Result<Vec<Owned>, PodError> {
+    pub fn tasks(&self) -> Result<Vec<TaskPod>, PodError> {
         let names = self.names().map_err(|error| trouble("looking through", &self.root, &error))?;
         let mut tasks = Vec::new();
         for name in names {

@@ -1,5 +1,5 @@
-//! Telling what changes among the tasks of this machine: at once where the file system says so, and once a second for
-//! what it cannot say, which is that a supervisor has died.
+//! Watching the tasks of this machine: inotify for speed, and a look once a second for what inotify does not report, the
+//! death of a supervisor.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,31 +14,31 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
 use super::store::Store;
-use crate::pod::{Event, Guard, Owned, PodError, Update};
+use crate::pod::{Callback, PodEvent, Scope, Subscription, TaskPod};
 
-/// How often supervisors are looked at, and whether anybody still listens.
-const TICK: Duration = Duration::from_secs(1);
-/// The longest wait for a change: who no longer listens is not told for longer.
-const WAIT: Duration = Duration::from_millis(200);
+/// How often tasks are read even if no change was reported.
+const POLL: Duration = Duration::from_secs(1);
+/// The longest wait for a change, after which a dropped subscription is noticed.
+const STOP_POLL: Duration = Duration::from_millis(200);
 
-/// Word of changes in a folder.
+/// Notices changes in a folder.
 pub struct Changes {
     inotify: Option<OwnedFd>,
 }
 
 impl Changes {
-    /// From now on. Where the system has no more room for it, a change is seen at the next look.
+    /// From now on. If the system has no inotify instance left, a change is only noticed at the next look.
     pub fn of(folder: &Path) -> Self {
-        let listen = || -> io::Result<OwnedFd> {
+        let watch = || -> io::Result<OwnedFd> {
             let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-            let what = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE | inotify::WatchFlags::CREATE;
-            inotify::add_watch(&inotify, folder, what)?;
+            let events = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE | inotify::WatchFlags::CREATE;
+            inotify::add_watch(&inotify, folder, events)?;
             Ok(inotify)
         };
-        Self { inotify: listen().ok() }
+        Self { inotify: watch().ok() }
     }
 
-    /// Waits for a change, at most so long; says whether there was one.
+    /// Waits for a change, at most for `limit`. Returns whether there may have been one.
     pub fn wait(&self, limit: Duration) -> bool {
         let Some(inotify) = &self.inotify else {
             std::thread::sleep(limit);
@@ -50,110 +50,67 @@ impl Changes {
         }
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(inotify, &mut buffer);
-        // What has changed is looked for anyway.
+        // Which file it was does not matter: all are read.
         while reader.next().is_ok() {}
         true
     }
 }
 
-/// Tells of all tasks until the guard is dropped.
-pub fn all(store: Store, resync: Duration, tell: Box<dyn Fn(Event) + Send>) -> Guard {
-    let mut known: HashMap<String, Owned> = HashMap::new();
-    // A whole list is worth a word at the first look and at each resync.
-    let mut listed: Option<Instant> = None;
-    start(store.clone(), move |stopped| {
-        let there = match tasks(&store) {
-            Ok(there) => there,
-            Err(error) => {
-                tell(Event::Failed(error));
-                return true;
-            }
+/// Reports the tasks of a scope until the subscription is dropped.
+pub fn start(store: Store, scope: Scope<'_>, resync: Duration, on_event: Callback<PodEvent>) -> Subscription {
+    // Of each task its uid and the last snapshot that was reported.
+    let mut known: HashMap<String, (String, Option<TaskPod>)> = HashMap::new();
+    let only = match scope {
+        Scope::All => None,
+        Scope::Pod(pod) => {
+            known.insert(pod.name.clone(), (pod.uid.clone(), None));
+            Some(pod.name.clone())
+        }
+    };
+    let mut synced: Option<Instant> = None;
+    let is_stopped = Arc::new(AtomicBool::new(false));
+    let stop = StopOnDrop(Arc::clone(&is_stopped));
+    let mut report = move |store: &Store, is_stopped: &AtomicBool| {
+        let tasks = match &only {
+            Some(name) => store.task(name).map(|task| task.into_iter().collect()),
+            None => store.tasks(),
         };
-        let mut events = Vec::new();
-        known.retain(|name, pod| {
-            let stays = there.get(name).is_some_and(|now| now.uid == pod.uid);
-            if !stays {
-                events.push(Event::Gone { name: name.clone(), uid: pod.uid.clone() });
-            }
-            stays
-        });
-        for (name, pod) in there {
-            if known.get(&name) != Some(&pod) {
-                events.push(Event::Seen(Box::new(pod.clone())));
-                known.insert(name, pod);
-            }
-        }
-        if listed.is_none_or(|at| at.elapsed() >= resync) {
-            listed = Some(Instant::now());
-            events.push(Event::Listed);
-        }
-        for event in events {
-            if stopped.load(Ordering::SeqCst) {
-                return false;
-            }
-            tell(event);
-        }
-        true
-    })
-}
-
-/// Tells of one task until it is gone, or the guard is dropped.
-pub fn one(store: Store, name: String, resync: Duration, tell: Box<dyn Fn(Update) + Send>) -> Guard {
-    let mut last: Option<(Owned, Instant)> = None;
-    start(store.clone(), move |stopped| {
-        let pod = match store.task(&name) {
-            Ok(pod) => pod,
-            Err(error) => {
-                tracing::warn!(%error, "the task will be looked at again");
-                return true;
-            }
+        let tasks: HashMap<String, TaskPod> = match tasks {
+            Ok(tasks) => tasks.into_iter().map(|task| (task.id.name.clone(), task)).collect(),
+            Err(error) => return on_event(PodEvent::Failed(error)),
         };
-        if stopped.load(Ordering::SeqCst) {
-            return false;
+        let deleted = known.extract_if(|name, (uid, _)| tasks.get(name).is_none_or(|task| task.id.uid != *uid));
+        let mut events: Vec<PodEvent> = deleted.map(|(name, (uid, _))| PodEvent::Deleted { name, uid }).collect();
+        for (name, task) in tasks {
+            let reported = known.get(&name).and_then(|(_, reported)| reported.as_ref());
+            if reported != Some(&task) {
+                events.push(PodEvent::Updated(Box::new(task.clone())));
+                known.insert(name, (task.id.uid.clone(), Some(task)));
+            }
         }
-        let Some(pod) = pod else {
-            tell(Update::Gone);
-            return false;
-        };
-        let is_news = last.as_ref().is_none_or(|(told, at)| *told != pod || at.elapsed() >= resync);
-        if let Some(seen) = pod.observation.clone().filter(|_| is_news) {
-            tell(Update::Seen(Box::new(seen)));
-            last = Some((pod, Instant::now()));
+        if synced.is_none_or(|at| at.elapsed() >= resync) {
+            synced = Some(Instant::now());
+            events.push(PodEvent::Synced);
         }
-        true
-    })
-}
-
-/// Every task by its name.
-fn tasks(store: &Store) -> Result<HashMap<String, Owned>, PodError> {
-    Ok(store.tasks()?.into_iter().map(|pod| (pod.name.clone(), pod)).collect())
-}
-
-/// Ends its thread.
-struct Watcher {
-    stopped: Arc<AtomicBool>,
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.stopped.store(true, Ordering::SeqCst);
-    }
-}
-
-/// Looks now, at every change and at every tick, until `look` says that it is enough.
-fn start(store: Store, mut look: impl FnMut(&AtomicBool) -> bool + Send + 'static) -> Guard {
-    let stopped = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stopped);
+        for event in events.into_iter().take_while(|_| !is_stopped.load(Ordering::SeqCst)) {
+            on_event(event);
+        }
+    };
     std::thread::spawn(move || {
         let changes = Changes::of(store.root());
-        while look(&flag) {
-            let tick = Instant::now() + TICK;
-            while Instant::now() < tick && !changes.wait(WAIT) {
-                if flag.load(Ordering::SeqCst) {
-                    return;
-                }
-            }
+        while !is_stopped.load(Ordering::SeqCst) {
+            report(&store, &is_stopped);
+            let next = Instant::now() + POLL;
+            while !is_stopped.load(Ordering::SeqCst) && Instant::now() < next && !changes.wait(STOP_POLL) {}
         }
     });
-    Box::new(Watcher { stopped })
+    Box::new(stop)
+}
+
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }

@@ -1,4 +1,4 @@
-//! Against a real API server, each test in a namespace of its own; and against one that only speaks a scenario.
+//! Against a real API server, each test in a namespace of its own, and against a scripted one.
 
 mod lease;
 mod objects;

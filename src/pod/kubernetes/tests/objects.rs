@@ -2,47 +2,49 @@ use std::time::Duration;
 
 use super::support::{Namespace, launch, launch_with, wait_for};
 use crate::pod::payload::Payload;
-use crate::pod::{Ownership, PodError, Pods};
+use crate::pod::{ApiServer, Launcher, Ownership, PodError, SecretStore, Watcher};
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
 
 #[test]
-fn a_secret_gets_its_owner_later_and_then_goes_with_it() {
+fn a_secret_gets_its_owner_later_and_is_then_deleted_with_it() {
     let Some(namespace) = Namespace::new() else { return };
     let cluster = namespace.cluster();
-    cluster.reachable().expect("it answers");
-    let (pod, made) = launch(&cluster, "later", Ownership::Later).expect("a launch");
-    let secret = format!("{pod}-config");
+    cluster.check_reachable().expect("an answer");
+    let pod = launch(&cluster, "later", Ownership::Later).expect("a launch");
+    let secret = format!("{}-config", pod.name);
     let owner = || namespace.object("secret", &secret).map(|secret| secret["metadata"]["ownerReferences"].clone());
     assert_eq!(owner(), Some(serde_json::Value::Null));
-    cluster.own_secrets(&pod, &made.uid, made.secrets).expect("it can be owned");
-    cluster.own_secrets(&pod, &made.uid, made.secrets).expect("it can be owned twice");
-    assert_eq!(owner().expect("it is there")[0]["uid"], made.uid);
-    cluster.delete_uid(&pod, &made.uid, NOW).expect("it goes");
-    wait_for("the secret goes with its pod", Duration::from_secs(20), || owner().is_none().then_some(()));
+    cluster.adopt_secrets(&pod).expect("an owner");
+    cluster.adopt_secrets(&pod).expect("the same owner again");
+    assert_eq!(owner().expect("the secret")[0]["uid"], pod.uid);
+    cluster.delete_exact(&pod, NOW).expect("a deletion");
+    wait_for("the secret to be deleted with its pod", || owner().is_none().then_some(()));
 }
 
 #[test]
-fn a_late_deletion_does_not_hit_the_next_pod_of_its_name() {
+fn a_late_deletion_does_not_delete_the_next_pod_of_its_name() {
     let Some(namespace) = Namespace::new() else { return };
     let cluster = namespace.cluster();
-    let (pod, first) = launch(&cluster, "again", Ownership::Later).expect("a launch");
-    let before = cluster.pod(&pod).expect("an answer").expect("it is there");
-    cluster.delete(&pod, NOW).expect("it goes");
-    assert!(cluster.pod(&pod).expect("an answer").is_none());
-    cluster.delete_uid(&pod, &first.uid, NOW).expect("it is gone already");
-    let (_, second) = launch(&cluster, "again", Ownership::Later).expect("a second launch");
-    cluster.delete_uid(&pod, &first.uid, NOW).expect("it is another one");
-    cluster.delete_secrets(&before).expect("they are another one's");
-    let after = cluster.pod(&pod).expect("an answer").expect("it is there");
-    assert_eq!((after.uid.as_str(), after.deleting), (second.uid.as_str(), false));
-    assert!(namespace.object("secret", &format!("{pod}-config")).is_some());
-    cluster.delete_secrets(&after).expect("they are its own");
-    assert!(namespace.object("secret", &format!("{pod}-config")).is_none());
+    let first = launch(&cluster, "again", Ownership::Later).expect("a launch");
+    let name = &first.name;
+    assert_eq!(cluster.get(name).expect("an answer").expect("a pod").id, first);
+    cluster.delete(name, NOW).expect("a deletion");
+    assert!(cluster.get(name).expect("an answer").is_none());
+    cluster.delete_exact(&first, NOW).expect("it is gone already");
+    let second = launch(&cluster, "again", Ownership::Later).expect("a second launch");
+    cluster.delete_exact(&first, NOW).expect("it is another one");
+    cluster.delete_secrets_of(&first).expect("they are another one's");
+    let after = cluster.get(name).expect("an answer").expect("a pod");
+    assert_eq!((&after.id, after.deleting), (&second, false));
+    let secret = || namespace.object("secret", &format!("{name}-config"));
+    assert!(secret().is_some());
+    cluster.delete_secrets_of(&second).expect("a deletion");
+    assert!(secret().is_none());
 }
 
 #[test]
-fn secrets_go_although_an_earlier_one_is_missing() {
+fn secrets_are_deleted_although_an_earlier_one_is_missing() {
     let Some(namespace) = Namespace::new() else { return };
     let cluster = namespace.cluster();
     let mut seed = 1_u64;
@@ -52,26 +54,28 @@ fn secrets_go_although_an_earlier_one_is_missing() {
         char::from(b' ' + u8::try_from(seed >> 58).expect("six bits"))
     });
     let payload = Payload { catalog: Some(noise.take(3_000_000).collect()), ..Payload::default() };
-    let secrets = || cluster.secrets().expect("secrets").len();
-    for (label, missing, whole) in
+    let secrets = || cluster.list_secrets().expect("secrets");
+    for (label, missing, pod_exists) in
         [("first", "-config", true), ("middle", "-config-1", true), ("pod", "-config", false)]
     {
-        let (pod, made) = launch_with(&cluster, label, &payload, Ownership::Later).expect("a launch");
-        assert_eq!((made.secrets, secrets()), (3, 3), "{label}");
-        assert_eq!(cluster.pod(&pod).expect("an answer").expect("it is there").secrets, 3, "{label}");
-        cluster.delete_secret(&format!("{pod}{missing}")).expect("it goes");
-        if !whole {
-            cluster.delete_uid(&pod, &made.uid, NOW).expect("it goes");
+        let pod = launch_with(&cluster, label, &payload, Ownership::Later).expect("a launch");
+        assert_eq!((pod.secrets, secrets().len()), (3, 3), "{label}");
+        assert!(secrets().iter().all(|secret| secret.pod == pod.name), "{label}");
+        assert_eq!(cluster.get(&pod.name).expect("an answer").expect("a pod").id, pod, "{label}");
+        let deleted = secrets().into_iter().find(|secret| secret.name == format!("{}{missing}", pod.name));
+        cluster.delete_secret(&deleted.expect("a secret")).expect("a deletion");
+        if !pod_exists {
+            cluster.delete_exact(&pod, NOW).expect("a deletion");
         }
-        cluster.delete(&pod, NOW).expect("it goes");
-        assert_eq!(secrets(), 0, "{label}");
+        cluster.delete(&pod.name, NOW).expect("a deletion");
+        assert_eq!(secrets(), [], "{label}");
     }
 }
 
 #[test]
-fn nobody_is_reachable_where_no_server_is() {
+fn a_missing_server_is_unreachable() {
     let kubeconfig = super::support::plain_kubeconfig(1);
     let cluster = super::support::connect(kubeconfig, "x").expect("a client");
-    assert!(matches!(cluster.reachable(), Err(PodError::Unreachable { .. })));
-    assert_eq!(cluster.troubles(), 1);
+    assert!(matches!(cluster.check_reachable(), Err(PodError::Unreachable { .. })));
+    assert_eq!(cluster.failed_calls(), 1);
 }

@@ -1,4 +1,4 @@
-//! What the API server does seldom: a server on the wire that answers as a scenario says.
+//! What an API server does rarely: a scripted server.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,48 +6,50 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use kube::api::ListParams;
 use serde_json::{Value, json};
 
-use super::support::{connect, launch, plain_kubeconfig};
+use super::support::{DEADLINE, connect, launch, plain_kubeconfig, task};
 use crate::pod::kubernetes::Cluster;
-use crate::pod::kubernetes::changes::{Change, Changes};
-use crate::pod::{Ownership, PodError, Pods};
+use crate::pod::kubernetes::watch::{Change, changes};
+use crate::pod::{ApiServer, Launcher, Ownership, PodError, SecretStore, TaskSecret};
 
 /// One request: method and path without its query.
-type Asked = (String, String);
+type Request = (String, String);
 /// The answer to the n-th request of its kind: status, and the object.
-type Scenario = Box<dyn Fn(&Asked, usize, Value) -> (u16, Value) + Send + Sync>;
+type Scenario = Box<dyn Fn(&Request, usize, Value) -> (u16, Value) + Send + Sync>;
 
-/// Answers as its scenario says, and keeps what it was asked.
+/// Answers from its scenario and records the requests.
 struct Server {
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
     cluster: Cluster,
 }
 
 impl Server {
-    fn start(scenario: impl Fn(&Asked, usize, Value) -> (u16, Value) + Send + Sync + 'static) -> Self {
+    fn start(scenario: impl Fn(&Request, usize, Value) -> (u16, Value) + Send + Sync + 'static) -> Self {
         let scenario: Arc<Scenario> = Arc::new(Box::new(scenario));
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("an address").port();
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let log = asked.clone();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let log = requests.clone();
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let (log, scenario) = (log.clone(), scenario.clone());
                 thread::spawn(move || serve(client, &log, &scenario));
             }
         });
-        Self { asked, cluster: connect(plain_kubeconfig(port), "ns").expect("a client") }
+        Self { requests, cluster: connect(plain_kubeconfig(port), "ns").expect("a client") }
     }
 
-    fn asked(&self, method: &str, path: &str) -> usize {
-        let asked = self.asked.lock().expect("no thread panics with it");
-        asked.iter().filter(|(m, p)| m == method && p.contains(path)).count()
+    fn count(&self, method: &str, path: &str) -> usize {
+        let requests = self.requests.lock().expect("no thread panics with it");
+        requests.iter().filter(|(m, p)| m == method && p.contains(path)).count()
     }
 }
 
 /// Serves one connection until it ends.
-fn serve(mut client: TcpStream, log: &Mutex<Vec<Asked>>, scenario: &Scenario) {
+fn serve(mut client: TcpStream, log: &Mutex<Vec<Request>>, scenario: &Scenario) {
     let mut lines = BufReader::new(client.try_clone().expect("a copy"));
     loop {
         let mut head = Vec::new();
@@ -65,13 +67,13 @@ fn serve(mut client: TcpStream, log: &Mutex<Vec<Asked>>, scenario: &Scenario) {
         let mut body = vec![0; length.unwrap_or(0)];
         lines.read_exact(&mut body).expect("the body");
         let mut words = head[0].split([' ', '?']).map(str::to_owned);
-        let asked = (words.next().expect("a method"), words.next().expect("a path"));
+        let request = (words.next().expect("a method"), words.next().expect("a path"));
         let nth = {
             let mut log = log.lock().expect("no thread panics with it");
-            log.push(asked.clone());
-            log.iter().filter(|before| **before == asked).count()
+            log.push(request.clone());
+            log.iter().filter(|before| **before == request).count()
         };
-        let (status, answer) = scenario(&asked, nth, serde_json::from_slice(&body).unwrap_or_default());
+        let (status, answer) = scenario(&request, nth, serde_json::from_slice(&body).unwrap_or_default());
         let answer = answer.to_string();
         let retry = if status == 429 { "Retry-After: 1\r\n" } else { "" };
         let head = format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{retry}");
@@ -86,81 +88,87 @@ fn status(code: u16, message: &str) -> (u16, Value) {
     (code, status)
 }
 
-/// What a create answers with.
-fn made(mut object: Value) -> (u16, Value) {
+/// The answer to a create.
+fn created(mut object: Value) -> (u16, Value) {
     object["metadata"]["uid"] = json!("uid-1");
     (201, object)
 }
 
 #[test]
-fn a_launch_survives_a_short_storm_of_too_many_requests() {
+fn a_launch_survives_repeated_429_answers() {
     let server = Server::start(|(method, path), nth, object| match method.as_str() {
         "post" if nth <= 3 => status(429, "too many requests, please try again later"),
-        "post" => made(object),
+        "post" => created(object),
         _ => status(404, path),
     });
     let started = Instant::now();
-    let (_, launched) = launch(&server.cluster, "storm", Ownership::Later).expect("a launch");
-    let took = started.elapsed();
-    assert_eq!(launched.uid, "uid-1");
-    assert_eq!((server.asked("post", "/secrets"), server.asked("post", "/pods")), (4, 4));
-    // Not before the server has said that it may be asked again, six times.
-    assert!((Duration::from_secs(6)..Duration::from_secs(20)).contains(&took), "{took:?}");
-    assert_eq!(server.cluster.troubles(), 0);
+    let pod = launch(&server.cluster, "storm", Ownership::Later).expect("a launch");
+    assert_eq!(pod.uid, "uid-1");
+    assert_eq!((server.count("post", "/secrets"), server.count("post", "/pods")), (4, 4));
+    // Six times not before `Retry-After` allows it.
+    assert!(started.elapsed() >= Duration::from_secs(6));
+    assert_eq!(server.cluster.failed_calls(), 0);
 }
 
 #[test]
-fn a_create_that_was_sent_again_tells_its_own_pod_from_somebody_elses() {
+fn a_repeated_create_distinguishes_its_own_pod_from_another_one() {
     for own in [true, false] {
         let stored = Mutex::new(Value::Null);
         let server = Server::start(move |(method, path), nth, object| {
             match (method.as_str(), path.contains("/pods")) {
-                // It was stored, and the answer went wrong.
+                // Stored, although the answer is an error.
                 ("post", true) if nth == 1 => {
-                    *stored.lock().expect("no thread panics with it") = made(object).1;
+                    *stored.lock().expect("no thread panics with it") = created(object).1;
                     status(503, "etcdserver: leader changed")
                 }
                 ("post", true) => status(409, "it exists"),
-                ("post", false) => made(object),
+                ("post", false) => created(object),
                 ("get", true) if own => (200, stored.lock().expect("no thread panics with it").clone()),
                 ("get", true) => (200, json!({"metadata": {"name": "p", "uid": "other"}})),
                 _ => status(404, path),
             }
         });
         match launch(&server.cluster, "mine", Ownership::Later) {
-            Ok((_, launched)) => assert_eq!((own, launched.uid.as_str()), (true, "uid-1")),
+            Ok(pod) => assert_eq!((own, pod.uid.as_str()), (true, "uid-1")),
             Err(error) => assert!(!own && matches!(error, PodError::Exists { .. }), "{error}"),
         }
-        assert_eq!((server.asked("post", "/pods"), server.asked("delete", "/pods")), (2, 0));
+        assert_eq!((server.count("post", "/pods"), server.count("delete", "/pods")), (2, 0));
     }
 }
 
 #[test]
-fn a_server_that_has_no_time_is_a_trouble_at_the_deadline() {
+fn a_server_that_answers_429_until_the_deadline_is_unreachable() {
     let server = Server::start(|_, _, _| status(429, "too many requests"));
-    let started = Instant::now();
-    let error = server.cluster.reachable().expect_err("it refuses");
+    let error = server.cluster.check_reachable().expect_err("it refuses");
     assert!(matches!(error, PodError::Unreachable { .. }), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(3));
-    assert_eq!(server.cluster.troubles(), 1);
-    assert!(server.asked("get", "/pods") >= 2);
+    assert_eq!(server.cluster.failed_calls(), 1);
+    assert!(server.count("get", "/pods") >= 2);
 }
 
 #[test]
-fn a_secret_that_is_another_one_by_now_stays() {
+fn a_secret_that_was_replaced_meanwhile_is_kept() {
     let server = Server::start(|(_, path), _, options| match options["preconditions"]["uid"].as_str() {
         Some("old") => status(409, "the UID in the precondition is not that of the object"),
         Some("new") => (200, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})),
         _ => status(500, path),
     });
     for uid in ["old", "new"] {
-        assert!(server.cluster.delete_secret_uid("s", uid).is_ok(), "{uid}");
+        let secret = TaskSecret {
+            name: "p-config".to_owned(),
+            uid: uid.to_owned(),
+            pod: "p".to_owned(),
+            owner: None,
+            created_at: None,
+            task: Ok(task("t")),
+            is_owned: false,
+        };
+        assert!(server.cluster.delete_secret(&secret).is_ok(), "{uid}");
     }
-    assert_eq!(server.asked("delete", "/secrets"), 2);
+    assert_eq!(server.count("delete", "/secrets"), 2);
 }
 
 #[test]
-fn a_version_that_the_api_server_has_forgotten_ends_the_changes() {
+fn an_expired_version_ends_the_changes() {
     let forgotten = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Expired", "code": 410,
         "message": "too old resource version: 1 (5)",
@@ -170,10 +178,10 @@ fn a_version_that_the_api_server_has_forgotten_ends_the_changes() {
         let server = Server::start(move |_, _, _| (status, answer.clone()));
         let api = server.cluster.api.clone();
         let last = server.cluster.runtime.block_on(async {
-            let mut changes = Changes::start(api, 1);
-            tokio::time::timeout(Duration::from_secs(10), changes.next()).await
+            let mut changes = changes(api, &ListParams::default(), 1);
+            tokio::time::timeout(DEADLINE, changes.next()).await
         });
-        assert!(matches!(last, Ok(Change::Expired)), "{label}");
-        assert_eq!(server.asked("get", "/pods"), 1, "{label}");
+        assert!(matches!(last, Ok(Some(Change::Expired))), "{label}");
+        assert_eq!(server.count("get", "/pods"), 1, "{label}");
     }
 }

@@ -1,9 +1,9 @@
-//! A namespace per test in the cluster of `SYNCCTL_TEST_KUBECONFIG`, and a proxy that loses connections.
+//! A namespace per test in the cluster of `SYNCCTL_TEST_KUBECONFIG`, and a proxy that breaks connections.
 
 use std::collections::BTreeMap;
 use std::env;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -11,31 +11,35 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use url::Url;
 use uuid::Uuid;
 
 use crate::pod::kubernetes::Cluster;
 use crate::pod::kubernetes::client::{ClientSettings, Source};
 use crate::pod::manifest::{Launch, PodSettings, Resources};
 use crate::pod::payload::Payload;
-use crate::pod::{Launched, Ownership, PodError, Pods};
+use crate::pod::{Launcher, Ownership, PodError, PodRef};
 use crate::secret::Secret;
 use crate::task::{Image, ReadOptions, Task, TaskKind};
 
-/// The kubeconfig of an administrator; `None` when tests that need a cluster are to be skipped.
+/// The path of an administrator's kubeconfig; `None` if tests that need a cluster are skipped.
 fn kubeconfig() -> Option<String> {
     if env::var("SYNCCTL_TEST_SKIP_CLUSTER").is_ok_and(|value| value == "1") {
         let test = thread::current().name().unwrap_or("a test").to_owned();
-        // Past the harness's capture: nobody may believe that it has passed.
-        writeln!(std::io::stderr(), "{test} SKIPPED: SYNCCTL_TEST_SKIP_CLUSTER=1 says to go without a cluster").ok();
+        // Written past the harness's capture, so that a skipped test does not look like a passed one.
+        writeln!(std::io::stderr(), "{test} SKIPPED: SYNCCTL_TEST_SKIP_CLUSTER=1 is set").ok();
         return None;
     }
     Some(env::var("SYNCCTL_TEST_KUBECONFIG").expect(
-        "SYNCCTL_TEST_KUBECONFIG has to hold the path of an administrator's kubeconfig: `make test` brings up a cluster \
-         and sets it; SYNCCTL_TEST_SKIP_CLUSTER=1 skips every test that needs one",
+        "set SYNCCTL_TEST_KUBECONFIG to the path of an administrator's kubeconfig: `make test` brings up a cluster and \
+         sets it; SYNCCTL_TEST_SKIP_CLUSTER=1 skips every test that needs one",
     ))
 }
 
-/// A namespace that goes away with the value.
+/// A deadline that only means "hangs".
+pub(super) const DEADLINE: Duration = Duration::from_mins(5);
+
+/// A namespace that is deleted on drop.
 pub(super) struct Namespace {
     pub(super) name: String,
     kubeconfig: String,
@@ -46,8 +50,8 @@ impl Namespace {
         let kubeconfig = kubeconfig()?;
         let namespace = Self { name: format!("pod-{}", &Uuid::new_v4().simple().to_string()[..10]), kubeconfig };
         namespace.kubectl(&["create", "namespace", &namespace.name], "");
-        // Pods are refused until it is there.
-        wait_for("a service account", Duration::from_secs(30), || {
+        // Pods are refused until it exists.
+        wait_for("a service account", || {
             let get = ["get", "serviceaccounts", "-n", &namespace.name, "-o", "name"];
             (!namespace.kubectl(&get, "").is_empty()).then_some(())
         });
@@ -83,9 +87,24 @@ impl Namespace {
 
     /// The cluster behind a proxy.
     pub(super) fn cluster_through(&self, proxy: &Proxy) -> Cluster {
-        let text = std::fs::read_to_string(&self.kubeconfig).expect("the kubeconfig");
-        let inline = text.replace(&server(&text), &format!("127.0.0.1:{}", proxy.port));
-        self.connect(Source::Inline(inline))
+        let (mut config, mut server) = self.config();
+        let cluster = &mut config["clusters"][0]["cluster"];
+        if let Some(url::Host::Domain(host)) = server.host() {
+            cluster["tls-server-name"] = json!(host);
+        }
+        server.set_host(Some("127.0.0.1")).expect("a valid host");
+        server.set_port(Some(proxy.port)).expect("a URL with a port");
+        cluster["server"] = json!(server.as_str());
+        self.connect(Source::Inline(config.to_string()))
+    }
+
+    /// The kubeconfig with only its current context, and the URL of its server.
+    fn config(&self) -> (Value, Url) {
+        let text = self.kubectl(&["config", "view", "--minify", "--flatten", "--raw", "-o", "json"], "");
+        let config: Value = serde_json::from_str(&text).expect("JSON");
+        let server = config["clusters"][0]["cluster"]["server"].as_str().expect("a server");
+        let server = server.parse().expect("a URL");
+        (config, server)
     }
 
     fn connect(&self, source: Source) -> Cluster {
@@ -94,14 +113,15 @@ impl Namespace {
 
     /// A proxy in front of the API server.
     pub(super) fn proxy(&self) -> Proxy {
-        Proxy::start(server(&std::fs::read_to_string(&self.kubeconfig).expect("the kubeconfig")))
+        let addresses = self.config().1.socket_addrs(|| None).expect("the address of the API server");
+        Proxy::start(addresses[0])
     }
 
-    /// Tells what a kubelet would tell: both containers run.
-    pub(super) fn run(&self, pod: &str) {
+    /// Sets the status that a kubelet would set: both containers run.
+    pub(super) fn set_running(&self, pod: &str) {
         let state = json!({"running": {"startedAt": "2026-01-02T03:04:05Z"}});
         let container = |name: &str| json!({"name": name, "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": state});
-        let mut object = self.object("pod", pod).expect("it is there");
+        let mut object = self.object("pod", pod).expect("a pod");
         object["status"] =
             json!({"phase": "Running", "containerStatuses": [container("source"), container("sidecar")]});
         let path = format!("/api/v1/namespaces/{}/pods/{pod}/status", self.name);
@@ -112,25 +132,19 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         let arguments = ["delete", "namespace", &self.name, "--wait=false"];
-        // A panicking test has its own story to tell.
+        // Errors are ignored: the test may be failing already.
         Command::new("kubectl").args(arguments).env("KUBECONFIG", &self.kubeconfig).output().ok();
     }
 }
 
 /// A client of any server.
 pub(super) fn connect(source: Source, namespace: &str) -> Result<Cluster, PodError> {
-    // The second test of a process finds it installed.
+    // An error means that another test has installed it.
     rustls::crypto::ring::default_provider().install_default().ok();
     Cluster::connect(&ClientSettings { source, context: None, namespace: Some(namespace.to_owned()) })
 }
 
-/// Host and port of a kubeconfig's server.
-fn server(kubeconfig: &str) -> String {
-    let line = kubeconfig.lines().find_map(|line| line.trim().strip_prefix("server: https://"));
-    line.expect("a server").trim_end_matches('/').to_owned()
-}
-
-/// A task that no node takes.
+/// A task that is never scheduled.
 pub(super) fn task(task_id: &str) -> Task {
     Task {
         kind: TaskKind::Read,
@@ -151,7 +165,7 @@ pub(super) fn settings() -> PodSettings {
     PodSettings {
         sidecar_image: "syncctl:none".to_owned(),
         init_image: None,
-        sidecar_database_url: Secret::from("postgresql://nobody@127.0.0.1:1/none"),
+        sidecar_database_url: Secret::from("postgresql://u@127.0.0.1:1/none"),
         node_selector: BTreeMap::from([("syncctl/nowhere".to_owned(), "true".to_owned())]),
         service_account: None,
         grace_seconds: 1,
@@ -165,8 +179,8 @@ pub(super) fn settings() -> PodSettings {
     }
 }
 
-/// Launches a task with one document. The Pod's name and what was made.
-pub(super) fn launch(cluster: &Cluster, task_id: &str, ownership: Ownership) -> Result<(String, Launched), PodError> {
+/// Launches a task with one document.
+pub(super) fn launch(cluster: &Cluster, task_id: &str, ownership: Ownership) -> Result<PodRef, PodError> {
     let payload = Payload { config: Some("{}".to_owned()), ..Payload::default() };
     launch_with(cluster, task_id, &payload, ownership)
 }
@@ -176,34 +190,33 @@ pub(super) fn launch_with(
     task_id: &str,
     payload: &Payload,
     ownership: Ownership,
-) -> Result<(String, Launched), PodError> {
+) -> Result<PodRef, PodError> {
     let (task, settings, attempt) = (task(task_id), settings(), Uuid::new_v4().to_string());
     let launch = Launch { task: &task, payload, settings: &settings, attempt: &attempt, owner: None };
-    Ok((task.pod_name(), cluster.launch(&launch, ownership)?))
+    cluster.launch(&launch, ownership)
 }
 
-/// What somebody was told, in order.
-pub(super) struct Heard<T> {
-    told: mpsc::Receiver<T>,
+/// The events that a callback has received, in order.
+pub(super) struct Events<T> {
+    received: mpsc::Receiver<T>,
 }
 
-impl<T: std::fmt::Debug + Send + 'static> Heard<T> {
-    /// Where to tell, and where to hear it.
-    pub(super) fn new() -> (impl Fn(T) + Send + 'static, Self) {
-        let (sender, told) = mpsc::channel();
-        // Who has heard enough is gone.
-        let tell = move |what| drop(sender.send(what));
-        (tell, Self { told })
+impl<T: std::fmt::Debug + Send + 'static> Events<T> {
+    /// A callback and its events.
+    pub(super) fn new() -> (Box<dyn Fn(T) + Send>, Self) {
+        let (sender, received) = mpsc::channel();
+        // The test may have dropped the receiver.
+        (Box::new(move |event| drop(sender.send(event))), Self { received })
     }
 
-    /// All that is told until the wanted comes, and that at the end.
+    /// Waits for an event. Returns it as the last of all that came before it.
     #[track_caller]
-    pub(super) fn until(&self, limit: Duration, mut wanted: impl FnMut(&T) -> bool) -> Vec<T> {
-        let deadline = Instant::now() + limit;
+    pub(super) fn until(&self, mut wanted: impl FnMut(&T) -> bool) -> Vec<T> {
+        let deadline = Instant::now() + DEADLINE;
         let mut all = Vec::new();
         loop {
-            let Ok(next) = self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
-                panic!("not within {} s; told was {all:?}", limit.as_secs());
+            let Ok(next) = self.received.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
+                panic!("the event did not come; received {all:?}");
             };
             let found = wanted(&next);
             all.push(next);
@@ -213,26 +226,26 @@ impl<T: std::fmt::Debug + Send + 'static> Heard<T> {
         }
     }
 
-    /// All that was told by now.
+    /// The events that came so far.
     pub(super) fn rest(&self) -> Vec<T> {
-        self.told.try_iter().collect()
+        self.received.try_iter().collect()
     }
 }
 
-/// Looks until it is there, at most so long.
+/// Polls until there is a result.
 #[track_caller]
-pub(super) fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + limit;
+pub(super) fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = poll() {
             return found;
         }
-        assert!(Instant::now() < deadline, "{what}: not within {} s", limit.as_secs());
+        assert!(Instant::now() < deadline, "waiting for {what} hangs");
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Stands between us and the API server. Its threads end with their connections.
+/// A proxy between the program and the API server. Its threads end with their connections.
 pub(super) struct Proxy {
     port: u16,
     mode: Arc<AtomicU8>,
@@ -248,7 +261,7 @@ const PASS: u8 = 0;
 const REFUSE: u8 = 1;
 
 impl Proxy {
-    fn start(server: String) -> Self {
+    fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         let mode = Arc::new(AtomicU8::new(PASS));
@@ -259,7 +272,7 @@ impl Proxy {
                 if accept_mode.load(Ordering::SeqCst) == REFUSE {
                     continue;
                 }
-                let server = TcpStream::connect(&server).expect("the API server");
+                let server = TcpStream::connect(server).expect("the API server");
                 let frozen = Arc::new(AtomicU8::new(PASS));
                 let copy_of = |stream: &TcpStream| stream.try_clone().expect("a copy");
                 let connection = Connection { client: copy_of(&client), frozen: frozen.clone() };
@@ -272,7 +285,7 @@ impl Proxy {
         Self { port, mode, open }
     }
 
-    /// Cuts all connections, and takes no new ones.
+    /// Cuts all connections and accepts no new ones.
     pub(super) fn cut(&self) {
         self.mode.store(REFUSE, Ordering::SeqCst);
         for connection in self.open.lock().expect("no test panics with it").drain(..) {
@@ -280,12 +293,12 @@ impl Proxy {
         }
     }
 
-    /// Lets connections pass again.
+    /// Accepts connections again.
     pub(super) fn mend(&self) {
         self.mode.store(PASS, Ordering::SeqCst);
     }
 
-    /// From now on nothing comes through any connection that is open, and nobody is told. New ones work.
+    /// Open connections silently lose all data from now on. New ones work.
     pub(super) fn freeze(&self) {
         for connection in self.open.lock().expect("no test panics with it").drain(..) {
             connection.frozen.store(REFUSE, Ordering::SeqCst);
@@ -293,7 +306,7 @@ impl Proxy {
     }
 }
 
-/// Copies until one side ends; then both are closed. What a frozen connection brings is lost.
+/// Copies until one side ends, then closes both. Data on a frozen connection is lost.
 fn copy(mut from: TcpStream, mut to: TcpStream, frozen: &AtomicU8) {
     let mut buffer = vec![0; 65536];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -301,12 +314,12 @@ fn copy(mut from: TcpStream, mut to: TcpStream, frozen: &AtomicU8) {
             break;
         }
     }
-    // One of them may be closed already.
+    // Errors are ignored: one of them may be closed already.
     from.shutdown(Shutdown::Both).ok();
     to.shutdown(Shutdown::Both).ok();
 }
 
-/// A kubeconfig of a server that speaks HTTP without TLS.
+/// A kubeconfig of a server without TLS.
 pub(super) fn plain_kubeconfig(port: u16) -> Source {
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",

@@ -1,115 +1,126 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::support::{Heard, Namespace, launch};
-use crate::pod::{Event, Ownership, Pods};
+use super::support::{Events, Namespace, launch};
+use crate::pod::{ApiServer, Launcher, Ownership, PodEvent, PodRef, Scope, Watcher};
 
-const SOON: Duration = Duration::from_secs(5);
 const RARELY: Duration = Duration::from_mins(10);
 
-fn seen(pod: &str) -> impl Fn(&Event) -> bool {
-    move |event| matches!(event, Event::Seen(seen) if seen.name == pod)
+fn updated(pod: &PodRef) -> impl Fn(&PodEvent) -> bool {
+    move |event| matches!(event, PodEvent::Updated(seen) if seen.id == *pod)
 }
 
-fn running(pod: &str) -> impl Fn(&Event) -> bool {
-    move |event| {
-        let Event::Seen(seen) = event else { return false };
-        seen.name == pod && seen.observation.as_ref().is_some_and(|seen| seen.phase_label() == "running")
-    }
+fn running(pod: &PodRef) -> impl Fn(&PodEvent) -> bool {
+    move |event| matches!(event, PodEvent::Updated(seen) if seen.id == *pod && seen.observation.phase_label() == "running")
 }
 
-fn gone(uid: &str) -> impl Fn(&Event) -> bool {
-    move |event| matches!(event, Event::Gone { uid: gone, .. } if gone == uid)
+fn deleted(pod: &PodRef) -> impl Fn(&PodEvent) -> bool {
+    move |event| matches!(event, PodEvent::Deleted { uid, .. } if *uid == pod.uid)
 }
 
-fn listed(event: &Event) -> bool {
-    matches!(event, Event::Listed)
-}
-
-/// The place of each event in what was told.
-fn places(told: &[Event], wanted: &[&dyn Fn(&Event) -> bool]) -> Vec<Option<usize>> {
-    wanted.iter().map(|wanted| told.iter().position(wanted)).collect()
+fn synced(event: &PodEvent) -> bool {
+    matches!(event, PodEvent::Synced)
 }
 
 #[test]
-fn a_watch_tells_what_is_there_and_each_change_and_each_end() {
+fn a_watch_reports_existing_pods_then_changes_and_deletions() {
     let Some(namespace) = Namespace::new() else { return };
     let cluster = namespace.cluster();
-    let (first, made) = launch(&cluster, "first", Ownership::Now).expect("a launch");
-    let (tell, heard) = Heard::new();
-    let watch = cluster.watch(RARELY, Box::new(tell));
-    let told = heard.until(SOON, listed);
-    assert_eq!(told.iter().filter(|event| seen(&first)(event)).count(), 1, "{told:?}");
-    let Event::Seen(pod) = &told[0] else { panic!("{told:?}") };
-    assert_eq!((&pod.uid, pod.secrets), (&made.uid, 1));
+    let first = launch(&cluster, "first", Ownership::Now).expect("a launch");
+    let (on_event, events) = Events::new();
+    let subscription = cluster.watch(Scope::All, RARELY, on_event);
+    let received = events.until(synced);
+    assert_eq!(received.iter().filter(|event| updated(&first)(event)).count(), 1, "{received:?}");
+    let PodEvent::Updated(pod) = &received[0] else { panic!("{received:?}") };
     assert_eq!(pod.task.as_ref().expect("a task").task_id, "first");
-    let (second, _) = launch(&cluster, "second", Ownership::Now).expect("a launch");
-    heard.until(SOON, seen(&second));
-    namespace.run(&first);
-    heard.until(SOON, running(&first));
-    cluster.delete_uid(&first, &made.uid, Some(Duration::ZERO)).expect("it goes");
-    heard.until(SOON, gone(&made.uid));
-    drop(watch);
-    cluster.delete(&second, Some(Duration::ZERO)).expect("it goes");
+    let second = launch(&cluster, "second", Ownership::Now).expect("a launch");
+    events.until(updated(&second));
+    namespace.set_running(&first.name);
+    events.until(running(&first));
+    cluster.delete_exact(&first, Some(Duration::ZERO)).expect("a deletion");
+    events.until(deleted(&first));
+    drop(subscription);
+    cluster.delete_exact(&second, Some(Duration::ZERO)).expect("a deletion");
     std::thread::sleep(Duration::from_millis(500));
-    assert!(!heard.rest().iter().any(|event| matches!(event, Event::Gone { .. })));
-    assert_eq!(cluster.troubles(), 0);
+    assert!(!events.rest().iter().any(deleted(&second)));
+    assert_eq!(cluster.failed_calls(), 0);
 }
 
 #[test]
-fn what_happened_while_the_connection_was_cut_is_told_afterwards() {
+fn a_watch_of_one_pod_reports_no_other() {
+    let Some(namespace) = Namespace::new() else { return };
+    let cluster = namespace.cluster();
+    let [pod, other] = ["one", "other"].map(|task| launch(&cluster, task, Ownership::Now).expect("a launch"));
+    let (on_event, events) = Events::new();
+    let _subscription = cluster.watch(Scope::Pod(&pod), Duration::from_secs(1), on_event);
+    let mut received = events.until(synced);
+    namespace.set_running(&other.name);
+    namespace.set_running(&pod.name);
+    received.extend(events.until(running(&pod)));
+    cluster.delete_exact(&other, Some(Duration::ZERO)).expect("a deletion");
+    cluster.delete_exact(&pod, Some(Duration::ZERO)).expect("a deletion");
+    received.extend(events.until(deleted(&pod)));
+    received.extend(events.until(synced));
+    assert!(!received.iter().any(|event| updated(&other)(event) || deleted(&other)(event)), "{received:?}");
+}
+
+#[test]
+fn a_watch_of_a_pod_that_is_gone_reports_its_deletion() {
+    let Some(namespace) = Namespace::new() else { return };
+    let cluster = namespace.cluster();
+    let pod = launch(&cluster, "gone", Ownership::Now).expect("a launch");
+    cluster.delete(&pod.name, Some(Duration::ZERO)).expect("a deletion");
+    let (on_event, events) = Events::new();
+    let _subscription = cluster.watch(Scope::Pod(&pod), RARELY, on_event);
+    let received = events.until(synced);
+    assert!(matches!(&received[..], [PodEvent::Deleted { .. }, PodEvent::Synced]), "{received:?}");
+}
+
+#[test]
+fn changes_during_a_cut_connection_are_reported_afterwards() {
     let Some(namespace) = Namespace::new() else { return };
     let (near, proxy) = (namespace.cluster(), namespace.proxy());
     let far = namespace.cluster_through(&proxy);
     let launch = |task: &str| launch(&near, task, Ownership::Now).expect("a launch");
-    let ((_, vanished), (twice, before), (changed, _)) = (launch("vanishes"), launch("twice"), launch("changes"));
-    let (tell, heard) = Heard::new();
-    let _watch = far.watch(Duration::from_secs(2), Box::new(tell));
-    heard.until(SOON, listed);
+    let (vanished, before, changed) = (launch("vanishes"), launch("twice"), launch("changes"));
+    let (on_event, events) = Events::new();
+    let _subscription = far.watch(Scope::All, Duration::from_secs(2), on_event);
+    events.until(synced);
     proxy.cut();
-    heard.until(Duration::from_secs(10), |event| matches!(event, Event::Failed(_)));
-    for pod in near.pods().expect("pods").iter().filter(|pod| pod.name != changed) {
-        near.delete(&pod.name, Some(Duration::ZERO)).expect("it goes");
+    events.until(|event| matches!(event, PodEvent::Failed(_)));
+    for pod in [&vanished, &before] {
+        near.delete(&pod.name, Some(Duration::ZERO)).expect("a deletion");
     }
-    let (_, after) = launch("twice");
-    namespace.run(&changed);
-    heard.rest();
+    let after = launch("twice");
+    namespace.set_running(&changed.name);
+    events.rest();
     proxy.mend();
-    let told = heard.until(Duration::from_secs(15), listed);
-    let second_of_its_name =
-        |event: &Event| matches!(event, Event::Seen(seen) if seen.name == twice && seen.uid == after.uid);
-    let [end, next, other, change] =
-        places(&told, &[&gone(&before.uid), &second_of_its_name, &gone(&vanished.uid), &running(&changed)])[..]
-    else {
-        unreachable!("as many as were asked for")
-    };
-    assert!(end.is_some() && other.is_some() && change.is_some(), "{told:?}");
-    assert!(end < next, "{told:?}");
-    assert!(far.troubles() > 0);
+    let received = events.until(synced);
+    let position = |wanted: &dyn Fn(&PodEvent) -> bool| received.iter().position(wanted);
+    assert!(position(&deleted(&vanished)).is_some() && position(&running(&changed)).is_some(), "{received:?}");
+    let (end, next) = (position(&deleted(&before)), position(&updated(&after)));
+    assert!(end.is_some() && end < next, "{received:?}");
+    assert!(far.failed_calls() > 0);
 }
 
 #[test]
-fn a_list_tells_what_a_dead_connection_does_not() {
+fn a_list_reports_what_a_dead_connection_misses() {
     let Some(namespace) = Namespace::new() else { return };
     let (near, proxy) = (namespace.cluster(), namespace.proxy());
     let far = namespace.cluster_through(&proxy);
     let launch = |task: &str| launch(&near, task, Ownership::Now).expect("a launch");
-    let ((changed, _), (_, vanished)) = (launch("changes"), launch("vanishes"));
-    let (tell, heard) = Heard::new();
-    let _watch = far.watch(Duration::from_secs(1), Box::new(tell));
-    heard.until(SOON, listed);
-    heard.until(SOON, listed);
+    let (changed, vanished) = (launch("changes"), launch("vanishes"));
+    let (on_event, events) = Events::new();
+    let _subscription = far.watch(Scope::All, Duration::from_secs(1), on_event);
+    events.until(synced);
+    events.until(synced);
     proxy.freeze();
-    let frozen = Instant::now();
-    namespace.run(&changed);
-    for pod in near.pods().expect("pods").iter().filter(|pod| pod.name != changed) {
-        near.delete(&pod.name, Some(Duration::ZERO)).expect("it goes");
-    }
-    let told = heard.until(Duration::from_secs(25), running(&changed));
-    println!("a dead connection was made good after {:.1} s", frozen.elapsed().as_secs_f64());
-    assert!(told.iter().any(gone(&vanished.uid)), "{told:?}");
-    heard.until(SOON, listed);
-    // The new watch is quicker than the next list.
-    let (late, _) = launch("late");
-    let told = heard.until(SOON, seen(&late));
-    assert!(!told.iter().any(|event| matches!(event, Event::Failed(_))), "{told:?}");
+    namespace.set_running(&changed.name);
+    near.delete(&vanished.name, Some(Duration::ZERO)).expect("a deletion");
+    let mut received = events.until(running(&changed));
+    received.extend(events.until(synced));
+    assert!(received.iter().any(deleted(&vanished)), "{received:?}");
+    // The new watch reports it before the next list does.
+    let late = launch("late");
+    let received = events.until(updated(&late));
+    assert!(!received.iter().any(|event| matches!(event, PodEvent::Failed(_))), "{received:?}");
 }

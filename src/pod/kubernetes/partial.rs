@@ -1,56 +1,42 @@
-//! A Pod as far as it is looked at: everything else in the API server's answers is skipped while they are read.
+//! A Pod with only the fields that this program reads: everything else in an answer is skipped while it is parsed.
 //!
-//! Thousands of Pods change their state several times each, and most of the text about them is of no use here: how
-//! often which manager has set which field, and the specification that we wrote ourselves.
+//! Thousands of Pods change their state several times each, and most of the text about them is useless here: managed
+//! fields, and the specification that we wrote ourselves.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     Container, Pod, PodSpec, PodStatus, ProjectedVolumeSource, ResourceRequirements, Volume,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
-use kube::Resource;
-use kube::core::NamespaceResourceScope;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde::{Deserialize, Deserializer};
 
-/// A Pod of which only what is looked at was read. Written whole.
+/// See the module.
 #[derive(Debug, Clone)]
-pub(super) struct LeanPod(pub(super) Pod);
+pub(super) struct PartialPod(pub(super) Pod);
 
 #[derive(Deserialize)]
 struct Read {
     metadata: ReadMetadata,
-    #[serde(default)]
     spec: Option<ReadSpec>,
-    #[serde(default)]
     status: Option<PodStatus>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ReadMetadata {
-    #[serde(default)]
     name: Option<String>,
-    #[serde(default)]
     uid: Option<String>,
-    #[serde(default)]
     resource_version: Option<String>,
-    #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
-    #[serde(default)]
     creation_timestamp: Option<Time>,
-    #[serde(default)]
     deletion_timestamp: Option<Time>,
-    #[serde(default)]
-    owner_references: Option<Vec<OwnerReference>>,
 }
 
 #[derive(Deserialize)]
 struct ReadSpec {
     #[serde(default)]
     containers: Vec<ReadContainer>,
-    #[serde(default)]
     volumes: Option<Vec<ReadVolume>>,
 }
 
@@ -58,7 +44,6 @@ struct ReadSpec {
 struct ReadContainer {
     #[serde(default)]
     name: String,
-    #[serde(default)]
     resources: Option<ResourceRequirements>,
 }
 
@@ -66,11 +51,10 @@ struct ReadContainer {
 struct ReadVolume {
     #[serde(default)]
     name: String,
-    #[serde(default)]
     projected: Option<ProjectedVolumeSource>,
 }
 
-impl<'de> Deserialize<'de> for LeanPod {
+impl<'de> Deserialize<'de> for PartialPod {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Read { metadata, spec, status } = Read::deserialize(deserializer)?;
         let metadata = ObjectMeta {
@@ -80,7 +64,6 @@ impl<'de> Deserialize<'de> for LeanPod {
             annotations: metadata.annotations,
             creation_timestamp: metadata.creation_timestamp,
             deletion_timestamp: metadata.deletion_timestamp,
-            owner_references: metadata.owner_references,
             ..ObjectMeta::default()
         };
         let spec = spec.map(|ReadSpec { containers, volumes }| PodSpec {
@@ -98,50 +81,15 @@ impl<'de> Deserialize<'de> for LeanPod {
     }
 }
 
-impl Serialize for LeanPod {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
-    }
-}
-
-impl Resource for LeanPod {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
-
-    fn kind(dynamic: &()) -> Cow<'_, str> {
-        Pod::kind(dynamic)
-    }
-
-    fn group(dynamic: &()) -> Cow<'_, str> {
-        Pod::group(dynamic)
-    }
-
-    fn version(dynamic: &()) -> Cow<'_, str> {
-        Pod::version(dynamic)
-    }
-
-    fn plural(dynamic: &()) -> Cow<'_, str> {
-        Pod::plural(dynamic)
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.0.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.0.metadata
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::LeanPod;
-    use crate::pod::Owned;
+    use super::PartialPod;
+    use crate::pod::TaskPod;
     use k8s_openapi::api::core::v1::Pod;
     use serde_json::json;
 
     #[test]
-    fn what_is_looked_at_is_the_same_as_of_the_whole_pod() {
+    fn a_partial_pod_gives_the_same_snapshot_as_the_whole_one() {
         let document = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
@@ -174,7 +122,7 @@ mod tests {
             },
         });
         let whole: Pod = serde_json::from_value(document.clone()).expect("a Pod");
-        let lean: LeanPod = serde_json::from_value(document).expect("a Pod");
-        assert_eq!(format!("{:?}", Owned::of_pod(&lean.0)), format!("{:?}", Owned::of_pod(&whole)));
+        let partial: PartialPod = serde_json::from_value(document).expect("a Pod");
+        assert_eq!(format!("{:?}", TaskPod::of(&partial.0)), format!("{:?}", TaskPod::of(&whole)));
     }
 }
