@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::message::StreamName;
 
-/// The configured catalog, as far as the program looks into it.
+/// The configured catalog, as far as the program reads it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ConfiguredCatalog {
     /// In the caller's order, which is the order of the per-stream map.
@@ -17,22 +17,22 @@ pub struct ConfiguredCatalog {
 pub struct ConfiguredStream {
     /// The stream as `discover` printed it.
     pub stream: Stream,
-    /// How the source reads it.
+    /// Which rows the source sends.
     #[serde(default)]
     pub sync_mode: SyncMode,
-    /// How the destination keeps it; absent in hand-made catalogs.
+    /// How the destination stores the rows; absent in hand-written catalogs.
     #[serde(default)]
     pub destination_sync_mode: Option<DestinationSyncMode>,
     /// Path of the cursor, for incremental reads.
     #[serde(default, deserialize_with = "or_default")]
     pub cursor_field: Vec<String>,
-    /// Paths of the key's parts, for merging.
+    /// Paths of the fields of the primary key.
     #[serde(default, deserialize_with = "or_default")]
     pub primary_key: Vec<Vec<String>>,
-    /// As the caller wrote it: [`generations`](Self::generations) reads it.
+    /// Unchecked; [`generations`](Self::generations) parses it.
     #[serde(default)]
     pub generation_id: Value,
-    /// As the caller wrote it: [`generations`](Self::generations) reads it.
+    /// Unchecked; [`generations`](Self::generations) parses it.
     #[serde(default)]
     pub minimum_generation_id: Value,
 }
@@ -42,35 +42,35 @@ pub struct ConfiguredStream {
 pub struct Stream {
     /// As the source spells it.
     pub name: String,
-    /// The source's schema or database, if it has such.
+    /// The source's schema or database, if it has one.
     #[serde(default)]
     pub namespace: Option<String>,
     /// JSON Schema of a row.
     #[serde(default)]
     pub json_schema: Value,
-    /// The key that the source knows.
+    /// Paths of the fields of the primary key, if the source defines one.
     #[serde(default, deserialize_with = "or_default")]
     pub source_defined_primary_key: Vec<Vec<String>>,
-    /// The cursor that the source proposes.
+    /// Path of the cursor, if the source defines one.
     #[serde(default, deserialize_with = "or_default")]
     pub default_cursor_field: Vec<String>,
-    /// The table's name, where the caller wants another one than the stream's (an addition of Jitsu's).
+    /// The name of the table, if it differs from the stream's (a Jitsu extension).
     #[serde(default)]
     pub table_name: Option<String>,
 }
 
-/// How the source reads a stream.
+/// Which rows the source sends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SyncMode {
-    /// Everything, each time.
+    /// All rows, each time.
     #[default]
     FullRefresh,
-    /// What is new since the state.
+    /// Rows that are new since the state.
     Incremental,
 }
 
-/// How the destination keeps a stream.
+/// How the destination stores the rows of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DestinationSyncMode {
@@ -82,13 +82,13 @@ pub enum DestinationSyncMode {
     AppendDedup,
     /// Merge by primary key.
     Update,
-    /// Merge by primary key; deleted rows are marked by the source.
+    /// Merge by primary key; the source marks deleted rows.
     SoftDelete,
     /// Replace the table, then merge by primary key.
     OverwriteDedup,
 }
 
-/// `null` is what some platforms write for an empty list.
+/// Some platforms write `null` for an empty list.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -103,11 +103,11 @@ impl ConfiguredStream {
         StreamName::new(self.stream.namespace.as_deref(), &self.stream.name)
     }
 
-    /// The generation of this read's rows, and the least one whose rows stay once the stream is complete; 0 where there
-    /// is none.
+    /// The generation of this read's rows, and the minimum generation whose rows remain once the stream is complete; 0
+    /// if absent.
     pub fn generations(&self) -> Result<(i64, i64), String> {
         let number = |field: &str, value: &Value| {
-            whole(value).ok_or_else(|| {
+            generation(value).ok_or_else(|| {
                 let stream = self.name().key();
                 format!("stream {stream:?}: {field} is {value}: expected a whole number, 0 or more")
             })
@@ -117,7 +117,7 @@ impl ConfiguredStream {
         if minimum > own {
             return Err(format!(
                 "stream {:?}: minimum_generation_id is {minimum}, but generation_id is {own}: \
-                 the rows of this read would be among those that are to go",
+                 the read would delete its own rows",
                 self.name().key()
             ));
         }
@@ -125,17 +125,17 @@ impl ConfiguredStream {
     }
 }
 
-/// A number of the protocol that is absent, or whole and not negative; some platforms write 2 as 2.0.
-fn whole(value: &Value) -> Option<i64> {
-    /// Whole numbers below this are exact as floating-point numbers.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
+/// A whole number that is not negative, 0 if absent. Some platforms write 2 as 2.0.
+fn generation(value: &Value) -> Option<i64> {
+    /// Floating-point numbers below this represent every whole number exactly.
+    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
     match value {
         Value::Null => Some(0),
         Value::Number(number) => match number.as_i64() {
             Some(number) => Some(number),
             None => number
                 .as_f64()
-                .filter(|number| number.fract() == 0.0 && number.abs() < EXACT)
+                .filter(|number| number.fract() == 0.0 && number.abs() < MAX_EXACT)
                 .and_then(|number| format!("{number:.0}").parse().ok()),
         }
         .filter(|number| *number >= 0),
@@ -144,14 +144,14 @@ fn whole(value: &Value) -> Option<i64> {
 }
 
 impl ConfiguredCatalog {
-    /// Checks what the types cannot: at least one stream, none twice, generations that make sense.
+    /// Checks that there is at least one stream, that no stream occurs twice, and that generations are consistent.
     pub fn validate(&self) -> Result<(), String> {
         if self.streams.is_empty() {
             return Err("the catalog selects no streams: expected at least one entry in \"streams\"".to_owned());
         }
         let mut seen = std::collections::HashSet::new();
         for stream in &self.streams {
-            // States and reports are kept by this key.
+            // States and reports are stored under this key.
             if !seen.insert(stream.name().key()) {
                 return Err(format!("the catalog selects stream {:?} twice", stream.name().key()));
             }
@@ -161,13 +161,13 @@ impl ConfiguredCatalog {
     }
 }
 
-/// The configured catalog of a catalog as `discover` prints it: every stream, read the best way that the source offers,
-/// and kept so that reading it again leaves no row twice. `None`: it is none.
-pub fn of_discovered(catalog: &Value) -> Option<Value> {
+/// Configures every stream of a discovered catalog: incrementally where the source supports it, and so that repeated
+/// reads leave no duplicates where there is a primary key. `None` if the document is not a discovered catalog.
+pub fn from_discovered(catalog: &Value) -> Option<Value> {
     let streams = catalog.get("streams")?.as_array()?;
     let configured = streams.iter().map(|stream| {
-        let is_one = stream.get("stream").is_none() && stream.get("name").is_some_and(Value::is_string);
-        is_one.then(|| configure(stream))
+        let is_stream = stream.get("stream").is_none() && stream.get("name").is_some_and(Value::is_string);
+        is_stream.then(|| configure(stream))
     });
     Some(json!({"streams": configured.collect::<Option<Vec<Value>>>()?}))
 }
@@ -177,9 +177,10 @@ fn configure(stream: &Value) -> Value {
     let key = list("source_defined_primary_key");
     let cursor = list("default_cursor_field");
     let modes = stream.get("supported_sync_modes").and_then(Value::as_array);
-    let offers = modes.is_some_and(|modes| modes.iter().any(|mode| mode == "incremental"));
-    // Without a cursor of its own the source would have to be told one.
-    let incremental = offers && (cursor.is_some() || stream.get("source_defined_cursor") == Some(&Value::Bool(true)));
+    let supports_incremental = modes.is_some_and(|modes| modes.iter().any(|mode| mode == "incremental"));
+    // Without a default cursor the user would have to choose one.
+    let incremental =
+        supports_incremental && (cursor.is_some() || stream.get("source_defined_cursor") == Some(&Value::Bool(true)));
     let destination = match (incremental, key) {
         (false, _) => "overwrite",
         (true, Some(_)) => "append_dedup",
@@ -200,7 +201,7 @@ fn configure(stream: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConfiguredCatalog, DestinationSyncMode, SyncMode, of_discovered};
+    use super::{ConfiguredCatalog, DestinationSyncMode, SyncMode, from_discovered};
     use serde_json::{Value, json};
 
     #[test]
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn generations_are_whole_numbers_and_the_minimum_is_not_above_them() {
+    fn generations_are_validated() {
         for (label, fields, expected) in [
             ("absent", "", Ok((0, 0))),
             ("null", r#","generation_id":null,"minimum_generation_id":null"#, Ok((0, 0))),
@@ -247,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_is_there_twice_is_named() {
+    fn duplicate_streams_are_named() {
         let twice = r#"{"streams":[{"stream":{"name":"s","namespace":""}},{"stream":{"name":"s"}}]}"#;
         let catalog: ConfiguredCatalog = serde_json::from_str(twice).expect("a catalog");
         assert!(catalog.validate().is_err_and(|error| error.contains("\"s\" twice")));
     }
 
     #[test]
-    fn a_discovered_catalog_is_read_the_best_way_that_each_stream_offers() {
+    fn discovered_streams_use_the_best_supported_mode() {
         let stream = |modes: &[&str], more: Value| {
             let mut stream = json!({"name": "s", "json_schema": {}, "supported_sync_modes": modes});
             for (field, value) in more.as_object().expect("an object") {
@@ -265,12 +266,12 @@ mod tests {
         let key = json!([["id"]]);
         for (label, stream, expected) in [
             (
-                "only whole",
+                "full refresh only",
                 stream(&["full_refresh"], json!({"source_defined_primary_key": key})),
                 ("full_refresh", "overwrite"),
             ),
             (
-                "merged",
+                "with a cursor and a key",
                 stream(
                     &["full_refresh", "incremental"],
                     json!({"default_cursor_field": ["at"], "source_defined_primary_key": key}),
@@ -288,7 +289,7 @@ mod tests {
                 ("full_refresh", "overwrite"),
             ),
         ] {
-            let configured = of_discovered(&json!({"streams": [stream]})).expect("a catalog");
+            let configured = from_discovered(&json!({"streams": [stream]})).expect("a catalog");
             let one = &configured["streams"][0];
             assert_eq!(
                 (&one["sync_mode"], &one["destination_sync_mode"]),
@@ -298,7 +299,7 @@ mod tests {
             let read: ConfiguredCatalog = serde_json::from_value(configured).expect("a configured catalog");
             read.validate().expect(label);
         }
-        assert_eq!(of_discovered(&json!({"streams": [{"stream": {"name": "s"}}]})), None);
-        assert_eq!(of_discovered(&json!({"streams": 1})), None);
+        assert_eq!(from_discovered(&json!({"streams": [{"stream": {"name": "s"}}]})), None);
+        assert_eq!(from_discovered(&json!({"streams": 1})), None);
     }
 }

@@ -1,7 +1,7 @@
-//! States: what `read` takes as input, and what `source_state` holds of them.
+//! States: the input of `read`, and their form in `source_state`.
 //!
 //! States are opaque. A row holds the `stream_state` of a STREAM state under the stream's key, the `global` object of a
-//! GLOBAL state under [`GLOBAL_KEY`], and the `data` of a legacy one under [`LEGACY_KEY`].
+//! GLOBAL state under [`GLOBAL_KEY`], or the `data` of a legacy state under [`LEGACY_KEY`].
 
 use std::collections::HashSet;
 
@@ -12,24 +12,24 @@ use serde_json::{Value, json};
 use super::catalog::{ConfiguredCatalog, SyncMode};
 use super::message::{StreamName, stream_name};
 
-/// The row of a GLOBAL state.
+/// Key of the row of a GLOBAL state.
 pub const GLOBAL_KEY: &str = "_GLOBAL_STATE";
-/// The row of a legacy state.
+/// Key of the row of a legacy state.
 pub const LEGACY_KEY: &str = "_LEGACY_STATE";
 
-/// A state message, taken apart.
+/// The payload of a STATE message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
-    /// One stream's progress.
+    /// The state of one stream.
     Stream {
-        /// Which.
+        /// The stream.
         stream: StreamName,
-        /// Its `stream_state` as text; `null` when there is none.
+        /// The text of its `stream_state`; `null` if absent.
         state: String,
     },
-    /// The progress of all streams together: the `global` object as text.
+    /// The state of all streams: the text of the `global` object.
     Global(String),
-    /// The progress of an old connector: the `data` as text.
+    /// The state of an old connector: the text of its `data`.
     Legacy(String),
 }
 
@@ -52,10 +52,10 @@ struct RawStream<'a> {
 }
 
 impl State {
-    /// Takes the payload of a STATE message apart; `None` when nothing in it is a state.
+    /// Parses the payload of a STATE message; `None` if it holds no state.
     pub fn parse(payload: &str) -> Option<Self> {
         let raw: RawState<'_> = serde_json::from_str(payload).ok()?;
-        // The type is told by what is there: some sources leave `type` out, or spell it LEGACY beside a stream.
+        // Decided by the fields: some sources omit `type`, or write LEGACY together with a stream.
         if let Some(stream) = raw.stream {
             let name = stream_name(&stream.stream_descriptor)?;
             let state = stream.stream_state.map_or("null", RawValue::get).to_owned();
@@ -77,39 +77,40 @@ impl State {
     }
 }
 
-/// What a state file has to look like, for messages.
+/// The expected form of a state file, for error messages.
 pub const EXPECTED: &str = r#"expected a list of Airbyte state messages such as [{"type":"STREAM","stream":{…}}]"#;
 
-/// Checks the state that a caller gives and drops what must not reach the connector. `None` means from scratch: absent,
-/// `null`, `{}` and `[]` do.
+/// Validates the state that a caller provides and removes what must not reach the connector. `None` means from scratch,
+/// as do `null`, `{}` and `[]`.
 ///
-/// The state of a stream that is read with `full_refresh` is left out, as Airbyte's platform does: a connector would
-/// take "complete" from it, send nothing, and the table would be emptied.
+/// Like Airbyte's platform, this removes the states of streams in `full_refresh` mode: a connector could conclude from
+/// one that the stream is complete and send no rows, which would empty the table.
 pub fn for_connector(document: &str, catalog: &ConfiguredCatalog) -> Result<Option<String>, String> {
     let value: Value = serde_json::from_str(document).map_err(|error| error.to_string())?;
     match value {
         Value::Null => Ok(None),
         Value::Object(legacy) if legacy.is_empty() => Ok(None),
-        // Only very old connectors take it, and only they can tell.
+        // Only very old connectors use this form, and only they can validate it.
         Value::Object(_) => Ok(Some(document.to_owned())),
         Value::Array(_) => {
             let states: Vec<&RawValue> = serde_json::from_str(document).map_err(|error| error.to_string())?;
-            let mut kept = Vec::new();
+            let mut remaining = Vec::new();
             for (index, state) in states.into_iter().enumerate() {
-                let left = filter(state.get(), catalog)
+                let state = filter(state.get(), catalog)
                     .map_err(|NotAState| format!("entry {} is not a state message: {EXPECTED}", index + 1))?;
-                kept.extend(left);
+                remaining.extend(state);
             }
-            Ok(list(&kept))
+            Ok(list(&remaining))
         }
         _ => Err(EXPECTED.to_owned()),
     }
 }
 
-/// There is no state in what should be a state message.
+/// A document that should be a state message holds no state.
 struct NotAState;
 
-/// One state message without what must not reach the connector; `None` when nothing is left of it. What is kept stays the text that it was: cursors may be numbers that no `f64` holds.
+/// One state message without the states of streams in `full_refresh` mode; `None` if none remain. The text of an unchanged
+/// message is preserved: cursors may be numbers that no `f64` holds.
 fn filter(state: &str, catalog: &ConfiguredCatalog) -> Result<Option<String>, NotAState> {
     let mut value: Value = serde_json::from_str(state).map_err(|_| NotAState)?;
     if !["stream", "global", "data"].iter().any(|key| value.get(key).is_some()) {
@@ -132,24 +133,24 @@ fn filter(state: &str, catalog: &ConfiguredCatalog) -> Result<Option<String>, No
     Ok(Some(state.to_owned()))
 }
 
-/// Which streams a state that is given to the connector lets go on, instead of beginning anew.
+/// Which streams the connector resumes, given its input state, instead of reading them from scratch.
 ///
-/// In doubt they go on: rows that come again do less harm than rows that are missing.
+/// When in doubt a stream counts as resumed: rows that are sent twice do less harm than missing rows.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Names without namespaces, which some sources leave out.
+    /// Names without namespaces, which some sources omit.
     streams: HashSet<String>,
-    /// Only the connector can tell what is in it.
-    of_all: bool,
+    /// The state is opaque and may cover any stream.
+    any_stream: bool,
 }
 
 impl Progress {
-    /// Of the document that [`for_connector`] let pass; `None` is from scratch.
+    /// From a document returned by [`for_connector`]; `None` means from scratch.
     pub fn of(document: Option<&str>) -> Self {
         let value: Value = document.and_then(|document| serde_json::from_str(document).ok()).unwrap_or_default();
         let states = match value {
             Value::Array(states) => states,
-            Value::Object(legacy) => return Self { streams: HashSet::new(), of_all: !legacy.is_empty() },
+            Value::Object(legacy) => return Self { streams: HashSet::new(), any_stream: !legacy.is_empty() },
             _ => Vec::new(),
         };
         let mut progress = Self::default();
@@ -160,16 +161,16 @@ impl Progress {
             let streams = with_state.into_iter().chain(parts.into_iter().flatten());
             let names = streams.filter_map(|stream| stream_name(stream.get("stream_descriptor")?));
             progress.streams.extend(names.map(|name| name.name));
-            // A state without streams in it says nothing of any of them.
-            let whole = state.get("global").is_some() && parts.is_none_or(Vec::is_empty);
-            progress.of_all |= whole || (stream.is_none() && state.get("data").is_some());
+            // A state that lists no streams may cover any of them.
+            let opaque = state.get("global").is_some() && parts.is_none_or(Vec::is_empty);
+            progress.any_stream |= opaque || (stream.is_none() && state.get("data").is_some());
         }
         progress
     }
 
-    /// Whether the source goes on with this stream.
+    /// Whether the source resumes this stream.
     pub fn covers(&self, stream: &StreamName) -> bool {
-        self.of_all || self.streams.contains(&stream.name)
+        self.any_stream || self.streams.contains(&stream.name)
     }
 }
 
@@ -181,8 +182,8 @@ fn is_full_refresh(catalog: &ConfiguredCatalog, name: &StreamName) -> bool {
     catalog.streams.iter().any(|stream| stream.name() == *name && stream.sync_mode == SyncMode::FullRefresh)
 }
 
-/// Builds the state document from the rows of `source_state`. Rows of streams that the catalog does not select any
-/// more are left out.
+/// Builds the state document from the rows of `source_state`, without those of streams that the catalog no longer
+/// selects.
 pub fn from_rows(rows: &[(String, String)], catalog: &ConfiguredCatalog) -> Result<Option<String>, String> {
     let row = |key: &str| rows.iter().find(|(stored, _)| stored == key);
     if let Some((_, global)) = row(GLOBAL_KEY) {
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_row_of_a_state_is_told_by_what_is_in_it() {
+    fn state_types_follow_from_their_fields() {
         for (label, payload, expected) in [
             (
                 "stream",
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_become_states_of_the_selected_streams() {
+    fn state_document_holds_the_selected_streams() {
         let rows = [
             ("n.a.b".to_owned(), r#"{"c":1}"#.to_owned()),
             ("full".to_owned(), "{}".to_owned()),
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_tells_which_streams_go_on() {
+    fn progress_covers_the_streams_of_a_state() {
         let global =
             |streams: &str| format!(r#"[{{"global":{{"shared_state":{{"lsn":1}},"stream_states":{streams}}}}}]"#);
         for (label, state, expected) in [
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_caller_gives_is_checked() {
+    fn caller_states_are_validated_and_filtered() {
         for (label, text, expected) in [
             ("null", "null", Ok(None)),
             ("empty object", "{}", Ok(None)),
@@ -297,7 +298,7 @@ mod tests {
                 Ok(None),
             ),
             (
-                "kept to the letter",
+                "unchanged text",
                 r#"[{"data": {"n": 99999999999999999999.10}}]"#,
                 Ok(Some(r#"[{"data": {"n": 99999999999999999999.10}}]"#)),
             ),

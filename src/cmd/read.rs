@@ -137,7 +137,7 @@ pub(super) fn run(args: ReadArgs) -> u8 {
 fn configured(file: &Document) -> Result<(ConfiguredCatalog, String), Failure> {
     let expected = r#"a configured catalog such as {"streams":[{"stream":{…},"sync_mode":"full_refresh"}]}"#;
     let (value, _): (serde_json::Value, _) = file.typed(expected)?;
-    let (catalog, text): (ConfiguredCatalog, String) = match catalog::of_discovered(&value) {
+    let (catalog, text): (ConfiguredCatalog, String) = match catalog::from_discovered(&value) {
         Some(configured) => {
             let text = configured.to_string();
             let catalog = serde_json::from_value(configured)

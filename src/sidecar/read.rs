@@ -175,7 +175,7 @@ impl<'a> Session<'a> {
                 return Ok(false);
             }
             Message::State(state) => {
-                let storable = match State::parse(&state.0) {
+                let storable = match State::parse(&state) {
                     Some(State::Stream { stream, state }) => self.streams.state(&stream, state),
                     Some(whole) => {
                         let (key, state) = whole.row();
@@ -194,16 +194,16 @@ impl<'a> Session<'a> {
                 self.store(storable)?;
                 self.changed = true;
             }
-            Message::TraceError(error) => {
-                let text = self.to.log.mask(error.text());
+            Message::TraceError { text, stream } => {
+                let text = self.to.log.mask(&text);
                 self.to.log.write(Level::Error, "source", &text);
-                if let Some(stream) = &error.stream {
+                if let Some(stream) = &stream {
                     self.streams.error(stream, &text);
                 }
                 self.reported.get_or_insert(text);
             }
             Message::Log { level, text } => self.to.log.write(Level::parse(&level), "source", &text),
-            Message::ControlConfig(config) => self.to.kept.keep(&config.0, self.to.log)?,
+            Message::ControlConfig(config) => self.to.kept.keep(&config, self.to.log)?,
             Message::Estimate { stream: Some(stream), rows, bytes } => {
                 self.changed |= self.streams.estimate(&stream, Estimate { rows, bytes });
             }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::log::{Level, TaskLog};
 use super::source::{Input, Source};
 use super::{End, Stop, Stopped};
-use crate::airbyte::message::{Message, TraceError};
+use crate::airbyte::message::Message;
 use crate::db::{Db, ResultKey, SpecKey, Writer};
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{Task, TaskKind};
@@ -25,18 +25,18 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog, stop: &Stop)
     let found = loop {
         match source.next(stop)? {
             Input::Line(line) => match Message::parse(&line) {
-                Message::Spec(spec) if task.kind == TaskKind::Spec => break Ok(Found::Document(spec.0)),
-                Message::Catalog(catalog) if task.kind == TaskKind::Discover => break Ok(Found::Document(catalog.0)),
+                Message::Spec(spec) if task.kind == TaskKind::Spec => break Ok(Found::Document(spec)),
+                Message::Catalog(catalog) if task.kind == TaskKind::Discover => break Ok(Found::Document(catalog)),
                 Message::ConnectionStatus { succeeded, message } if task.kind == TaskKind::Check => {
                     break Ok(Found::Verdict { succeeded, message });
                 }
-                Message::TraceError(error) => {
-                    log.write(Level::Error, "source", error.text());
-                    reported.get_or_insert(error);
+                Message::TraceError { text, .. } => {
+                    log.write(Level::Error, "source", &text);
+                    reported.get_or_insert(text);
                 }
                 Message::Log { level, text } => log.write(Level::parse(&level), "source", &text),
                 Message::ControlConfig(config) => {
-                    if let Ok(config) = serde_json::from_str(&config.0) {
+                    if let Ok(config) = serde_json::from_str(&config) {
                         log.learn(&config);
                     }
                     let text = "the connector has renewed its configuration, which is kept in a read alone: if it can \
@@ -64,7 +64,7 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog, stop: &Stop)
                 (true, _) => break Err(Failure::new(Class::Cancelled, "the task was cancelled")),
                 // The container's status tells more than 137 does.
                 (false, None | Some(137)) => return Ok(End::LeavesVerdict),
-                (false, code) => break Err(no_result(task, &source, code, reported.as_ref())),
+                (false, code) => break Err(no_result(task, &source, code, reported.as_deref())),
             },
         }
     };
@@ -72,14 +72,14 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog, stop: &Stop)
     Ok(End::Done)
 }
 
-fn no_result(task: &Task, source: &Source, code: Option<i32>, reported: Option<&TraceError>) -> Failure {
+fn no_result(task: &Task, source: &Source, code: Option<i32>, reported: Option<&str>) -> Failure {
     let missing = match task.kind {
         TaskKind::Spec => "a SPEC message",
         TaskKind::Check => "a CONNECTION_STATUS message",
         TaskKind::Discover | TaskKind::Read => "a CATALOG message",
     };
     match reported {
-        Some(error) => Failure::new(Class::ConnectorFailed, error.text()),
+        Some(text) => Failure::new(Class::ConnectorFailed, text),
         None => source.failure(code, missing),
     }
 }
