@@ -1,4 +1,4 @@
-//! `destinationConfig` of the type `postgres`: its fields, checked without a connection.
+//! The fields of a `destinationConfig` of type `postgres`, validated without a connection.
 
 use serde_json::Value;
 
@@ -7,15 +7,14 @@ use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 use crate::sidecar::sink::{invalid_field, optional_text, required_text};
 
-/// The port of a configuration that names none.
-const PORT: u16 = 5432;
-/// The schema of a configuration that names none.
-const SCHEMA: &str = "public";
+const DEFAULT_PORT: u16 = 5432;
+const DEFAULT_SCHEMA: &str = "public";
 
-/// What every connection needs: times without an offset are UTC, a transaction may wait for its source, and who waits for
-/// a lock lets others pass now and then, for behind a writer that waits every new reader waits too. Parameters of the
-/// configuration win.
-const SETTINGS: [(&str, &str); 6] = [
+/// Session parameters, which `parameters` of the configuration override.
+///
+/// Times without an offset are UTC, and a transaction stays open while the source is slow. The lock timeout is short
+/// because new readers queue behind a writer that waits for its lock; the sink retries.
+const SESSION_PARAMETERS: [(&str, &str); 6] = [
     ("TimeZone", "UTC"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
@@ -24,17 +23,17 @@ const SETTINGS: [(&str, &str); 6] = [
     ("client_encoding", "UTF8"),
 ];
 
-/// A destination, ready to be connected to.
+/// A validated configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The database.
     pub(super) target: Target,
-    /// The schema of streams that name none.
+    /// The schema of streams that do not name one.
     pub(super) default_schema: String,
 }
 
 impl Settings {
-    /// Reads the configuration. Errors name the field, never its value.
+    /// Parses a `destinationConfig`. Errors name the field, never its value.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
         let parameters = parameters(config)?;
         let ssl = optional_text(config, "sslMode")?;
@@ -55,17 +54,18 @@ impl Settings {
             &parameters,
         )
         .map_err(|error| Failure::new(Class::InvalidInput, format!("destinationConfig: {error}")))?;
-        let target = SETTINGS.iter().fold(target, |target, (name, value)| target.with_default_setting(name, value));
+        let target =
+            SESSION_PARAMETERS.iter().fold(target, |target, (name, value)| target.with_default_setting(name, value));
         Ok(Self {
             target,
-            default_schema: optional_text(config, "defaultSchema")?.unwrap_or_else(|| SCHEMA.to_owned()),
+            default_schema: optional_text(config, "defaultSchema")?.unwrap_or_else(|| DEFAULT_SCHEMA.to_owned()),
         })
     }
 }
 
 fn port(config: &Value) -> Result<u16, Failure> {
     let number = match config.get("port") {
-        None | Some(Value::Null) => Some(PORT),
+        None | Some(Value::Null) => Some(DEFAULT_PORT),
         Some(Value::Number(number)) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
         Some(Value::String(number)) => number.trim().parse().ok(),
         Some(_) => None,
@@ -102,20 +102,20 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_is_read() {
+    fn parses_a_complete_configuration() {
         let settings = Settings::parse(&with("extra", json!(1))).expect("settings");
         assert_eq!(settings.target.address(), "database \"warehouse\" at db.example.com:5433");
         assert_eq!(settings.default_schema, "raw");
     }
 
     #[test]
-    fn a_host_may_be_the_folder_of_a_socket() {
+    fn host_can_be_a_socket_directory() {
         let settings = Settings::parse(&with("host", json!("/var/lib/syncctl/postgres/socket"))).expect("settings");
         assert_eq!(settings.target.address(), "database \"warehouse\" at /var/lib/syncctl/postgres/socket:5433");
     }
 
     #[test]
-    fn fields_may_be_absent_or_spelled_otherwise() {
+    fn accepts_missing_fields_and_a_port_as_text() {
         for (label, field, value) in [
             ("port as text", "port", json!("5432")),
             ("no port", "port", json!(null)),
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_field_and_keep_its_value() {
+    fn errors_name_the_field_and_hide_its_value() {
         for (field, value) in [
             ("host", json!(null)),
             ("host", json!(["s3cret"])),

@@ -1,217 +1,207 @@
 //! Rows of a new generation, collected over several runs until the source has sent all of it.
 //!
-//! Until then readers see the table as it was; at the end the collected rows take the place of the generations that are
-//! obsolete (see `publish`). What the source need not send again, because a state after it was stored, has to outlive
-//! the run. So it begins as any staging table does, and becomes a *collection* at the first commit: a table of another
-//! name, which no later run takes for a leftover, with a comment that says up to which row it counts. There is at most
-//! one for each table.
+//! Until then readers see the old rows; at the end the new ones replace the generations that are obsolete (see
+//! `staged_rows`). After a state was stored the source does not send the rows before it again, so they must outlive the
+//! run. They start in a staging table. The first commit turns it into a *generation table*: it gets a name that no later
+//! run takes for an orphan, and a comment with a [`Checkpoint`]. Each target has at most one generation table.
 //!
-//! The name holds the number of the run that owns it. A run that takes a collection over renames it, and whoever wrote
-//! to it before, and may not know yet that it is dead, finds no table any more.
+//! The name contains the id of the run that owns the table. A run that takes it over renames it, so that a previous owner
+//! that is still alive can no longer write to it.
 
 use postgres::Client;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Column, Existing, GENERATION, Layout, SEQUENCE};
-use super::names::quote;
+use super::layout::{Column, ExistingColumn, GENERATION, Layout, SEQUENCE};
+use super::names::{qualified, quote};
 use super::number::Fit;
-use super::session::{Session, Trouble};
-use super::table::Table;
+use super::session::{Session, SessionError};
+use super::table::{Table, run_id};
 use super::types::ColumnType;
 use super::value;
 use crate::sidecar::sink::SinkError;
 
-/// What is known of the rows of a collection.
+/// The committed contents of a generation table. Its comment holds it as JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
-    /// Rows up to this number were committed; what is above came after the last state.
+pub struct Checkpoint {
+    /// Rows up to this sequence number were committed; rows after it came after the last state.
     pub rows: u64,
-    /// Columns of the key by which they are to be merged; none: they are to be added.
+    /// Columns of the key by which to merge the rows; empty: they are added.
     pub key: Vec<String>,
     /// The column of the cursor.
     pub cursor: Option<String>,
-    /// Of the run that wrote it.
+    /// The generation of the run that wrote it.
     pub generation: i64,
 }
 
-/// A collection that an earlier run left.
+/// A generation table of an earlier run.
 #[derive(Debug, Clone)]
-pub struct Collection {
+pub struct PartialGeneration {
     schema: String,
     name: String,
-    /// The run that owned it.
-    run: Option<i64>,
-    /// `None`: somebody changed the comment.
-    mark: Option<Mark>,
+    /// The run that owns it.
+    run_id: Option<i64>,
+    /// `None` if the comment was changed.
+    checkpoint: Option<Checkpoint>,
 }
 
-/// A collection that is ours now.
-pub struct Adopted {
-    /// It has rows.
+/// A generation table that this run has taken over.
+pub struct ResumedGeneration {
+    /// It contains exactly the rows up to the checkpoint.
     pub table: Table,
-    /// Its columns, save for the order of arrival.
-    pub columns: Vec<Existing>,
-    /// All rows are up to it.
-    pub mark: Mark,
+    /// Its columns, without [`SEQUENCE`].
+    pub columns: Vec<ExistingColumn>,
+    /// The last checkpoint.
+    pub checkpoint: Checkpoint,
 }
 
-impl Collection {
-    /// The collection for a table, if there is one.
-    pub fn find(client: &mut Client, target: &Table) -> Result<Option<Self>, Trouble> {
-        let prefix = target.collection_prefix();
+impl PartialGeneration {
+    /// Finds the generation table for a target.
+    pub fn find(client: &mut Client, target: &Table) -> Result<Option<Self>, SessionError> {
+        let prefix = target.generation_table_prefix();
         let found = client.query_opt(
             "SELECT c.relname::text, obj_description(c.oid, 'pg_class')
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE n.nspname = $1 AND c.relkind = 'r' AND starts_with(c.relname::text, $2) ORDER BY c.oid DESC LIMIT 1",
             &[&target.schema, &prefix],
         )?;
-        let Some(found) = found else { return Ok(None) };
-        let (name, comment): (String, Option<String>) = (found.get(0), found.get(1));
-        let mark = serde_json::from_str(&comment.unwrap_or_default()).ok();
-        let run = name.get(prefix.len()..prefix.len() + 16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        Ok(Some(Self { schema: target.schema.clone(), run: run.map(u64::cast_signed), mark, name }))
+        Ok(found.map(|row| {
+            let (name, comment): (String, Option<String>) = (row.get(0), row.get(1));
+            let checkpoint = serde_json::from_str(&comment.unwrap_or_default()).ok();
+            Self { schema: target.schema.clone(), run_id: run_id(&name, &prefix), checkpoint, name }
+        }))
     }
 
-    /// Whether it was written for this generation or a later one, as far as can be told.
-    pub fn reaches(&self, minimum: i64) -> bool {
-        self.mark.as_ref().is_none_or(|mark| mark.generation >= minimum)
+    /// Whether it was written for this generation or a later one. True if the comment does not tell.
+    pub fn is_at_least(&self, minimum: i64) -> bool {
+        self.checkpoint.as_ref().is_none_or(|checkpoint| checkpoint.generation >= minimum)
     }
 
     /// The statement that drops it.
-    pub fn drop_sql(&self) -> String {
-        format!("DROP TABLE IF EXISTS {}.{};", quote(&self.schema), quote(&self.name))
+    pub fn drop_statement(&self) -> String {
+        format!("DROP TABLE IF EXISTS {};", qualified(&self.schema, &self.name))
     }
 
-    /// Takes it over: what no state stands for goes, and so do generations below `minimum`.
-    pub fn adopt(
+    /// Takes it over: deletes the rows after the checkpoint, and those of generations below `minimum`.
+    pub fn take_over(
         &self,
         session: &mut Session,
         target: &Table,
-        own_run: i64,
+        own_run_id: i64,
         minimum: i64,
-    ) -> Result<Adopted, SinkError> {
-        let subject = format!("table {}.{}", quote(&self.schema), quote(&self.name));
-        let Some(mark) = &self.mark else {
-            let text = format!(
-                "{subject}: its comment no longer tells which of its rows count: \
-                 drop it, and read the stream from scratch (without its state)"
-            );
-            return Err(SinkError::permanent(text));
+    ) -> Result<ResumedGeneration, SinkError> {
+        let subject = format!("table {}", qualified(&self.schema, &self.name));
+        let Some(checkpoint) = &self.checkpoint else {
+            return Err(SinkError::permanent(format!(
+                "{subject}: the comment does not contain a checkpoint any more: \
+                 drop the table, and read the stream from scratch (without its state)"
+            )));
         };
-        if let Some(run) = self.run.filter(|run| *run != own_run) {
-            end_sessions(session, run);
+        if let Some(run_id) = self.run_id.filter(|run_id| *run_id != own_run_id) {
+            terminate_sessions(session, run_id);
         }
-        let own_name = target.collection_name(own_run);
-        let own = format!("{}.{}", quote(&self.schema), quote(&own_name));
-        let take_over = if own_name == self.name {
+        let own_name = target.generation_table_name(own_run_id);
+        let rename = if own_name == self.name {
             String::new()
         } else {
-            format!("ALTER TABLE {}.{} RENAME TO {};", quote(&self.schema), quote(&self.name), quote(&own_name))
+            format!("ALTER TABLE {} RENAME TO {};", qualified(&self.schema, &self.name), quote(&own_name))
         };
-        let trim = format!(
-            "{take_over}DELETE FROM {own} WHERE {} > {} OR coalesce({}, 0) < {minimum}",
+        let statements = format!(
+            "{rename}DELETE FROM {} WHERE {} > {} OR {}",
+            qualified(&self.schema, &own_name),
             quote(SEQUENCE),
-            mark.rows,
-            quote(GENERATION)
+            checkpoint.rows,
+            is_below(minimum)
         );
-        session.atomically(&subject, |client| {
-            client.batch_execute(&trim)?;
+        session.transaction(&subject, |client| {
+            client.batch_execute(&statements)?;
             let (table, columns) = Table::inspect_staging(client, &self.schema, &own_name)?;
-            Ok(Adopted { table, columns, mark: mark.clone() })
+            Ok(ResumedGeneration { table, columns, checkpoint: checkpoint.clone() })
         })
     }
 }
 
-/// The rows so far count: makes the staging table a collection, or says how far it goes. `obsolete` goes with it. Also
-/// when there are none: it tells that the state after them belongs to this generation.
-pub fn keep(
+/// Commits the staged rows: turns the staging table into the generation table, or updates its checkpoint. Drops the
+/// obsolete one. Without rows, too: then the checkpoint shows that the state belongs to this generation.
+pub fn save_checkpoint(
     session: &mut Session,
     target: &Table,
     (staging, columns): (&mut Table, &[Column]),
-    own_run: i64,
-    mark: &Mark,
-    obsolete: Option<&Collection>,
+    own_run_id: i64,
+    checkpoint: &Checkpoint,
+    obsolete: Option<&PartialGeneration>,
 ) -> Result<(), SinkError> {
-    let mut statements = obsolete.map(Collection::drop_sql).unwrap_or_default();
-    statements.push_str(&staging.missing(columns).unwrap_or_default());
-    let name = target.collection_name(own_run);
+    let mut statements = obsolete.map(PartialGeneration::drop_statement).unwrap_or_default();
+    statements.push_str(&staging.create_or_widen(columns).unwrap_or_default());
+    let name = target.generation_table_name(own_run_id);
     if staging.name != name {
-        statements.extend(["ALTER TABLE ", &staging.quoted(), " RENAME TO ", &quote(&name), ";"]);
+        statements.extend(["ALTER TABLE ", &staging.qualified_name(), " RENAME TO ", &quote(&name), ";"]);
     }
-    // Names of columns are cleaned: nothing in them but double quotes of JSON has a meaning.
-    let mark = serde_json::to_string(mark).map_err(|error| SinkError {
-        text: format!("noting how far {} goes: {error}", staging.subject()),
-        transient: false,
+    let comment = serde_json::to_string(checkpoint).map_err(|error| {
+        SinkError::permanent(format!("cannot serialize the checkpoint of {}: {error}", staging.subject()))
     })?;
-    let (schema, table, comment) = (quote(&staging.schema), quote(&name), mark.replace('\'', "''"));
-    statements.extend(["COMMENT ON TABLE ", &schema, ".", &table, " IS '", &comment, "';"]);
-    session.atomically(&target.subject(), |client| Ok(client.batch_execute(&statements)?))?;
-    staging.has(columns);
+    let (table, comment) = (qualified(&staging.schema, &name), comment.replace('\'', "''"));
+    statements.extend(["COMMENT ON TABLE ", &table, " IS '", &comment, "';"]);
+    session.execute(&target.subject(), &statements)?;
+    staging.record_columns(columns);
     staging.name = name;
     Ok(())
 }
 
-/// Whether a table holds rows of generations below this one; what carries none is of generation 0.
-pub fn any_below(client: &mut Client, target: &Table, minimum: i64) -> Result<bool, Trouble> {
+/// Whether a table has rows of generations below this one. Rows without a generation are of generation 0.
+pub fn has_rows_below(client: &mut Client, target: &Table, minimum: i64) -> Result<bool, SessionError> {
     if !target.exists() {
         return Ok(false);
     }
-    let condition = if target.has_column(GENERATION) { below(minimum) } else { "true".to_owned() };
-    any(client, target, &condition)
+    let condition = if target.has_column(GENERATION) { is_below(minimum) } else { "true".to_owned() };
+    target.has_rows(client, &condition)
 }
 
-/// Whether a table holds rows of this generation or later ones.
-pub fn any_from(client: &mut Client, target: &Table, minimum: i64) -> Result<bool, Trouble> {
+/// Whether a table has rows of this generation or later ones.
+pub fn has_rows_from(client: &mut Client, target: &Table, minimum: i64) -> Result<bool, SessionError> {
     if !target.exists() || !target.has_column(GENERATION) {
         return Ok(false);
     }
-    any(client, target, &format!("NOT {}", below(minimum)))
+    target.has_rows(client, &format!("NOT {}", is_below(minimum)))
 }
 
-/// The condition of a row of an earlier generation than this.
-pub fn below(minimum: i64) -> String {
+/// The SQL condition for rows of generations below this one.
+pub fn is_below(minimum: i64) -> String {
     format!("coalesce({}, 0) < {minimum}", quote(GENERATION))
 }
 
-/// Whether a table holds rows of which this is true.
-pub fn any(client: &mut Client, target: &Table, condition: &str) -> Result<bool, Trouble> {
-    let sql = format!("SELECT EXISTS (SELECT FROM {} WHERE {condition})", target.quoted());
-    Ok(client.query_one(&sql, &[])?.get(0))
-}
-
-/// Checks that the column for generations can hold this one.
+/// Checks that the table's generation column can hold this generation.
 pub fn check_column(layout: &Layout, target: &Table, generation: i64) -> Result<(), SinkError> {
     let column = layout.generation().map(|column| &layout.columns()[column]);
-    let fits = |column: &Column| {
+    let can_hold = |column: &Column| {
         matches!(column.kind, ColumnType::Integer { .. } | ColumnType::Numeric { .. })
             && value::encode(column.kind, &generation.to_string(), &mut Vec::new()) == Fit::Exact
     };
-    if generation == 0 || column.is_some_and(fits) {
+    if generation == 0 || column.is_some_and(can_hold) {
         return Ok(());
     }
-    let kind = column.map_or("a type that takes no values", |column| column.sql_type.as_str());
-    let text = format!(
-        "{}: column {GENERATION:?} is {kind} and cannot hold generation {generation}: rename it",
-        target.subject()
-    );
-    Err(SinkError::permanent(text))
+    let kind = column.map_or("unsupported type or generated", |column| column.sql_type.as_str());
+    let subject = target.subject();
+    Err(SinkError::permanent(format!(
+        "{subject}: column {GENERATION:?} ({kind}) cannot hold generation {generation}: rename the column"
+    )))
 }
 
-/// Ends what is left of a run: its server processes may be at work still for a moment, or, where its machine is gone,
-/// until the server notices.
-fn end_sessions(session: &mut Session, run: i64) {
-    // Each of them holds an advisory lock of the run's number, whose halves are `classid` and `objid`.
-    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks
+/// Terminates the sessions of an earlier run: its server processes may still be working, and if its machine is gone, they
+/// stay until the server notices.
+fn terminate_sessions(session: &mut Session, run_id: i64) {
+    const SUBJECT: &str = "sessions of an earlier run";
+    // Each of them holds an advisory lock whose key, the run id, is split into `classid` and `objid`.
+    let query = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks
          WHERE locktype = 'advisory' AND objsubid = 1 AND pid <> pg_backend_pid()
            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
            AND (classid::bigint << 32 | objid::bigint) = $1";
-    let ended = session.persist("an earlier run", |session| Ok(session.client()?.query_one(sql, &[&run])?));
-    match ended.map(|row| row.get::<_, i64>(0)) {
+    let terminated = session.retry(SUBJECT, |session| Ok(session.client()?.query_one(query, &[&run_id])?));
+    match terminated.map(|row| row.get::<_, i64>(0)) {
         Ok(0) => {}
-        Ok(count) => tracing::warn!(count, "ended the connections of an earlier run that was killed"),
-        Err(trouble) => {
-            let why = session.error("an earlier run", &trouble).text;
-            tracing::warn!(%why, "cannot end the connections of an earlier run: waiting for them");
+        Ok(count) => tracing::warn!(count, "terminated the connections of a killed run"),
+        Err(error) => {
+            let error = session.sink_error(SUBJECT, &error);
+            tracing::warn!(%error, "cannot terminate the connections of an earlier run, waiting for them");
         }
     }
 }

@@ -1,16 +1,14 @@
-//! Names of tables and columns: from what a source calls things to what Postgres takes.
-//!
-//! Pure text. Knows nothing of types or connections.
+//! Identifiers: the names of streams and fields converted to names of schemas, tables and columns.
 
 use md5::{Digest, Md5};
 
-/// Postgres cuts longer names silently (`NAMEDATALEN` - 1), in bytes.
-const LONGEST: usize = 63;
+/// Bytes of the longest identifier (`NAMEDATALEN` - 1); Postgres silently truncates longer ones.
+pub const MAX_BYTES: usize = 63;
 
-/// Hexadecimal digits that tell names apart which would otherwise be the same.
+/// Hexadecimal digits of the suffix that distinguishes colliding names.
 const SUFFIX_DIGITS: usize = 8;
 
-/// What is named, for names of which nothing is left.
+/// The kind of an identifier, which becomes the prefix of a name without any allowed character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `column_<md5>`
@@ -21,18 +19,19 @@ pub enum Kind {
     Schema,
 }
 
-/// Column names that Postgres keeps for itself, also when quoted.
+/// Column names that Postgres reserves even when quoted.
 const SYSTEM_COLUMNS: [&str; 6] = ["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
 
-/// A name that Postgres takes when quoted.
+/// Converts a name to a valid quoted identifier, by the rules of the existing implementation.
 ///
-/// Runs of characters that are not letters, digits, `_`, space, `$` or `-` become one `_`; at most 63 bytes stay.
+/// A run of characters other than letters, digits, `_`, space, `$` and `-` becomes one `_`. The result is truncated to
+/// [`MAX_BYTES`].
 pub fn clean(raw: &str, kind: Kind, same_case: bool) -> String {
     if raw.is_empty() {
         return "_unnamed".to_owned();
     }
     let mut name = String::with_capacity(raw.len());
-    let (mut replacing, mut any_kept) = (false, false);
+    let (mut in_replaced_run, mut any_allowed) = (false, false);
     for c in raw.chars() {
         if c.is_alphabetic() || c.is_ascii_digit() || matches!(c, '_' | ' ' | '$' | '-') {
             if same_case {
@@ -40,48 +39,59 @@ pub fn clean(raw: &str, kind: Kind, same_case: bool) -> String {
             } else {
                 name.push(c);
             }
-            (replacing, any_kept) = (false, true);
-        } else if !replacing {
+            (in_replaced_run, any_allowed) = (false, true);
+        } else if !in_replaced_run {
             name.push('_');
-            replacing = true;
+            in_replaced_run = true;
         }
     }
-    if !any_kept {
-        let word = match kind {
+    if !any_allowed {
+        let prefix = match kind {
             Kind::Column => "column",
             Kind::Table => "table",
             Kind::Schema => "schema",
         };
-        return format!("{word}_{}", md5_hex(raw));
+        return format!("{prefix}_{}", md5_hex(raw));
     }
-    cut(&mut name, LONGEST);
+    truncate(&mut name, MAX_BYTES);
     if kind == Kind::Column && SYSTEM_COLUMNS.contains(&name.as_str()) {
         name.push('_');
     }
     name
 }
 
-/// A name for something whose cleaned name is taken: it depends on what it stands for and on nothing else.
+/// The name of an object whose cleaned name is already in use. The suffix is a hash of `identity`, so that it is the
+/// same in every run.
 pub fn suffixed(name: &str, identity: &str) -> String {
     let mut name = name.to_owned();
-    cut(&mut name, LONGEST - SUFFIX_DIGITS - 1);
+    truncate(&mut name, MAX_BYTES - SUFFIX_DIGITS - 1);
     format!("{name}_{}", short_hash(identity))
 }
 
-/// The name as it stands in SQL.
+/// The name as a quoted identifier in SQL.
 pub fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Eight hexadecimal digits that stand for a text.
+/// The qualified name of a table in SQL.
+pub fn qualified(schema: &str, table: &str) -> String {
+    format!("{}.{}", quote(schema), quote(table))
+}
+
+/// Quoted identifiers in SQL, separated by commas.
+pub fn quoted_list<'n>(names: impl IntoIterator<Item = &'n String>) -> String {
+    names.into_iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
+}
+
+/// The first [`SUFFIX_DIGITS`] hexadecimal digits of the MD5 hash.
 pub fn short_hash(text: &str) -> String {
     let mut hash = md5_hex(text);
     hash.truncate(SUFFIX_DIGITS);
     hash
 }
 
-/// Cuts to a number of bytes without splitting a character.
-pub fn cut(name: &mut String, bytes: usize) {
+/// Truncates to a number of bytes without splitting a character.
+pub fn truncate(name: &mut String, bytes: usize) {
     if name.len() > bytes {
         let end = (0..=bytes).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0);
         name.truncate(end);
@@ -98,11 +108,11 @@ mod tests {
     use super::{Kind, clean, quote, suffixed};
 
     #[test]
-    fn names_are_cleaned_by_the_rules() {
+    fn clean_replaces_disallowed_characters_and_truncates() {
         let long = "x".repeat(70);
         let wide = "é".repeat(40);
         for (label, raw, same_case, expected) in [
-            ("kept as it is", "user_Name 1$-", false, "user_Name 1$-"),
+            ("unchanged", "user_Name 1$-", false, "user_Name 1$-"),
             ("letters of any script", "größe_名前", false, "größe_名前"),
             ("dot", "a.b", false, "a_b"),
             ("slash", "a/b", false, "a_b"),
@@ -111,22 +121,22 @@ mod tests {
             ("same case", "UserName", true, "username"),
             ("same case of any script", "GRÖSSE", true, "grösse"),
             ("empty", "", false, "_unnamed"),
-            ("an underscore is a name", "_", false, "_"),
-            ("nothing left", "!!!", false, "column_6dd075556effaa6e7f1e3e3ba9fdc5fa"),
-            ("cut to 63 bytes", &long, false, &long[..63]),
-            ("not in the middle of a character", &wide, false, &wide[..62]),
+            ("underscore alone", "_", false, "_"),
+            ("no allowed character", "!!!", false, "column_6dd075556effaa6e7f1e3e3ba9fdc5fa"),
+            ("truncated to 63 bytes", &long, false, &long[..63]),
+            ("not truncated within a character", &wide, false, &wide[..62]),
             ("a system column", "ctid", false, "ctid_"),
-            ("a system column in capitals is none", "CTID", false, "CTID"),
+            ("system columns are lower-case", "CTID", false, "CTID"),
             ("U+0000", "a\0b", false, "a_b"),
         ] {
             assert_eq!(clean(raw, Kind::Column, same_case), expected, "{label}");
         }
         assert_eq!(clean("!!!", Kind::Table, false), "table_6dd075556effaa6e7f1e3e3ba9fdc5fa");
-        assert_eq!(clean("ctid", Kind::Table, false), "ctid", "only columns clash with system columns");
+        assert_eq!(clean("ctid", Kind::Table, false), "ctid", "system columns restrict only column names");
     }
 
     #[test]
-    fn a_suffix_depends_on_the_identity_and_fits() {
+    fn suffix_depends_only_on_the_identity() {
         let wide = "é".repeat(40);
         let name = suffixed(&clean(&wide, Kind::Column, false), "a/b");
         assert!(name.len() <= 63 && name.starts_with("éé"), "{name}");
@@ -135,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_are_doubled() {
+    fn quote_doubles_quotes() {
         assert_eq!(quote("a\"b"), "\"a\"\"b\"");
     }
 }

@@ -1,42 +1,43 @@
-//! JSON numbers as text: whether a column takes them without losing digits, and what it then holds.
+//! JSON numbers, from their text to the value of a numeric column.
 //!
-//! No value passes through `f64` but those that become one, which the parser finds as the server would: the nearest one,
-//! and of two equally near ones the even one.
+//! Values pass through `f64` only where the column is floating-point. Like the server, the parser rounds to the nearest
+//! value, and ties to even.
 
 use std::io::Write as _;
 
-/// How a value gets on with its column.
+/// Whether a column can hold a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fit {
     /// The column holds the value.
     Exact,
-    /// The column holds the nearest value it can.
+    /// The column holds only the nearest value.
     Rounded,
     /// The column cannot hold it.
     Misfit,
 }
 
-/// Every decimal number of so many digits survives the way through a double and back.
-const DOUBLE_DIGITS: usize = 15;
-/// No shortest spelling of a double has more digits.
-const DOUBLE_LONGEST: usize = 17;
-/// What `numeric` takes before and after the point.
-const NUMERIC_BEFORE: i64 = 131_072;
-const NUMERIC_AFTER: i64 = 16_383;
-/// Decimal digits in one of `numeric`.
-const GROUP: i64 = 4;
-/// The sign of a `numeric` below zero.
+/// Decimal numbers of at most this many significant digits convert to a double and back unchanged.
+const DOUBLE_EXACT_DIGITS: usize = 15;
+/// The most significant digits in the shortest representation of a double, and of a real.
+const DOUBLE_MAX_DIGITS: usize = 17;
+const REAL_MAX_DIGITS: usize = 9;
+/// Limits of `numeric`: digits before and after the decimal point.
+const NUMERIC_MAX_BEFORE: i64 = 131_072;
+const NUMERIC_MAX_AFTER: i64 = 16_383;
+/// Decimal digits per base-10000 digit of `numeric`.
+const NUMERIC_GROUP: i64 = 4;
+/// The sign field of a negative `numeric`.
 const NUMERIC_NEGATIVE: i64 = 0x4000;
 /// Digits of the largest bigint.
 const BIGINT_DIGITS: i64 = 19;
 
-/// A JSON number taken apart: `0.d₁d₂d₃… × 10^exponent`, without outer zeros.
+/// The parts of a JSON number.
 struct Decimal<'a> {
     negative: bool,
-    /// The digits before and after the point as they stand; zeros not yet removed.
+    /// The digits before and after the decimal point, with leading and trailing zeros.
     before: &'a [u8],
     after: &'a [u8],
-    /// The written exponent, saturated.
+    /// Saturated at ± 10⁹.
     exponent: i64,
 }
 
@@ -64,22 +65,20 @@ impl<'a> Decimal<'a> {
         let leading = all.clone().take_while(|digit| *digit == b'0').count();
         let trailing = all.clone().rev().take_while(|digit| *digit == b'0').count();
         let length = (self.before.len() + self.after.len()).saturating_sub(trailing);
-        // `skip` on a double-ended chain keeps both ends; `take` needs the exact length.
-        let kept = length.saturating_sub(leading);
-        (0..kept).map(move |index| {
+        (0..length.saturating_sub(leading)).map(move |index| {
             let at = leading + index;
             if at < self.before.len() { self.before[at] } else { self.after[at - self.before.len()] }
         })
     }
 
-    /// Where the point stands relative to the first significant digit.
+    /// The position of the decimal point relative to the first significant digit: the number is `0.d₁d₂… × 10^magnitude`.
     fn magnitude(&self) -> i64 {
         let leading = self.before.iter().chain(self.after).take_while(|digit| **digit == b'0').count();
         length(self.before.len()).saturating_sub(length(leading)).saturating_add(self.exponent)
     }
 
-    /// Digits after the point once the exponent is applied; below zero where zeros follow before the point.
-    fn written_after(&self) -> i64 {
+    /// Digits after the decimal point with the exponent applied; negative if zeros follow before the point.
+    fn scale(&self) -> i64 {
         length(self.after.len()).saturating_sub(self.exponent)
     }
 
@@ -109,12 +108,12 @@ pub fn is_number(text: &str) -> bool {
     Decimal::parse(text).is_some()
 }
 
-/// Whether the text is a whole number without point and exponent that a bigint holds.
+/// Whether the text is an integer without decimal point and exponent, within the range of bigint.
 pub fn is_bigint(text: &str) -> bool {
     text.parse::<i64>().is_ok()
 }
 
-/// The whole number that a number stands for in any spelling (`1`, `1.0`, `2e3`), if a bigint holds it.
+/// The integer value of a number in any notation (`1`, `1.0`, `2e3`); `None` for fractions and beyond bigint.
 pub fn integer(text: &str) -> Option<i64> {
     if let Ok(whole) = text.parse() {
         return Some(whole);
@@ -128,17 +127,17 @@ pub fn integer(text: &str) -> Option<i64> {
         return None;
     }
     let digits = decimal.significant().chain((count..magnitude).map(|_| b'0'));
-    // Downwards, because the smallest number is further from zero than the largest.
-    let below =
+    // Negative, because the smallest bigint has no positive counterpart.
+    let negated =
         digits.into_iter().try_fold(0_i64, |sum, digit| sum.checked_mul(10)?.checked_sub(i64::from(digit - b'0')))?;
-    if decimal.negative { Some(below) } else { below.checked_neg() }
+    if decimal.negative { Some(negated) } else { negated.checked_neg() }
 }
 
-/// The nearest `double precision`, and how the number gets on with it; `None` where there is none that is near.
+/// The nearest `double precision` and its fit; `None` beyond the range.
 pub fn double(text: &str) -> Option<(f64, Fit)> {
     let double: f64 = text.parse().ok()?;
-    // Nearly all numbers are this short, and then the exponent cannot matter either.
-    if text.len() <= DOUBLE_DIGITS && !text.contains(['e', 'E']) {
+    // The fast path: nearly all numbers are this short.
+    if text.len() <= DOUBLE_EXACT_DIGITS && !text.contains(['e', 'E']) {
         return double.is_finite().then_some((double, Fit::Exact));
     }
     let decimal = Decimal::parse(text)?;
@@ -149,26 +148,27 @@ pub fn double(text: &str) -> Option<(f64, Fit)> {
     }
     let left = rest.len();
     let shortest = &shortest[..shortest.len() - left];
-    let fit = compare(&decimal, double.is_finite(), double == 0.0, shortest, DOUBLE_LONGEST);
+    let fit = compare(&decimal, double.is_finite(), double == 0.0, shortest, DOUBLE_MAX_DIGITS);
     (fit != Fit::Misfit).then_some((double, fit))
 }
 
-/// The nearest `real`, and how the number gets on with it.
+/// The nearest `real` and its fit; `None` beyond the range.
 pub fn real(text: &str) -> Option<(f32, Fit)> {
     let (decimal, real) = (Decimal::parse(text)?, text.parse::<f32>().ok()?);
-    let fit = compare(&decimal, real.is_finite(), real == 0.0, format!("{real:e}").as_bytes(), 9);
+    let fit = compare(&decimal, real.is_finite(), real == 0.0, format!("{real:e}").as_bytes(), REAL_MAX_DIGITS);
     (fit != Fit::Misfit).then_some((real, fit))
 }
 
-fn compare(decimal: &Decimal<'_>, finite: bool, zero: bool, shortest: &[u8], longest: usize) -> Fit {
+/// Compares a number with the shortest representation of the floating-point value that it was rounded to.
+fn compare(decimal: &Decimal<'_>, finite: bool, zero: bool, shortest: &[u8], max_digits: usize) -> Fit {
     if decimal.is_zero() {
         return Fit::Exact;
     }
-    // The server refuses what becomes infinite, and what becomes zero without being it.
+    // The server rejects overflow and underflow.
     if !finite || zero {
         return Fit::Misfit;
     }
-    if decimal.significant().nth(longest).is_some() {
+    if decimal.significant().nth(max_digits).is_some() {
         return Fit::Rounded;
     }
     let shortest = str::from_utf8(shortest).ok().and_then(Decimal::parse);
@@ -178,17 +178,17 @@ fn compare(decimal: &Decimal<'_>, finite: bool, zero: bool, shortest: &[u8], lon
     if same { Fit::Exact } else { Fit::Rounded }
 }
 
-/// Whether `numeric` without limits takes the number.
+/// Whether `numeric` without precision and scale can hold the number.
 pub fn is_numeric(text: &str) -> bool {
     Decimal::parse(text).is_some_and(|decimal| fits_numeric(&decimal, None))
 }
 
-/// Whether `numeric` takes the number whole, with at most so many digits before and after the point.
+/// Whether `numeric` can hold the number exactly, with these limits of digits before and after the decimal point.
 fn fits_numeric(decimal: &Decimal<'_>, limits: Option<(i64, i64)>) -> bool {
-    // What is written counts for the server's own limit, zeros included.
-    if decimal.magnitude() > NUMERIC_BEFORE
-        || decimal.exponent > NUMERIC_BEFORE
-        || decimal.written_after() > NUMERIC_AFTER
+    // The server's own limits also count zeros.
+    if decimal.magnitude() > NUMERIC_MAX_BEFORE
+        || decimal.exponent > NUMERIC_MAX_BEFORE
+        || decimal.scale() > NUMERIC_MAX_AFTER
     {
         return false;
     }
@@ -197,34 +197,34 @@ fn fits_numeric(decimal: &Decimal<'_>, limits: Option<(i64, i64)>) -> bool {
     decimal.is_zero() || (decimal.magnitude() <= before && digits - decimal.magnitude() <= after)
 }
 
-/// Writes a number as `numeric` with these limits takes it, if it does: groups of four decimal digits to both sides of
-/// the point, after their number, the weight of the first one, the sign, and the digits that are shown after the point.
+/// Appends the binary form of a `numeric`: the number of base-10000 digits, the weight of the first one, the sign, the
+/// display scale, and the digits. Returns `false` and appends nothing if the number does not fit the limits.
 pub fn push_numeric(text: &str, limits: Option<(i64, i64)>, out: &mut Vec<u8>) -> bool {
     let Some(decimal) = Decimal::parse(text).filter(|decimal| fits_numeric(decimal, limits)) else { return false };
     let first = decimal.magnitude() - 1;
-    let weight = if decimal.is_zero() { 0 } else { first.div_euclid(GROUP) };
-    // The first group is filled up with zeros before its digits, the last one with zeros after them.
-    let filling = if decimal.is_zero() { 0 } else { GROUP - 1 - first.rem_euclid(GROUP) };
+    let weight = if decimal.is_zero() { 0 } else { first.div_euclid(NUMERIC_GROUP) };
+    // Groups are aligned at the decimal point: zeros pad the first group on the left and the last one on the right.
+    let padding = if decimal.is_zero() { 0 } else { NUMERIC_GROUP - 1 - first.rem_euclid(NUMERIC_GROUP) };
     let start = out.len();
-    let (mut groups, mut places, mut group) = (0_i64, filling, 0_u16);
+    let (mut groups, mut places, mut group) = (0_i64, padding, 0_u16);
     let mut digits = decimal.significant().peekable();
     while let Some(digit) = digits.next() {
         group = group * 10 + u16::from(digit - b'0');
         places += 1;
-        while digits.peek().is_none() && places < GROUP {
+        while digits.peek().is_none() && places < NUMERIC_GROUP {
             group *= 10;
             places += 1;
         }
-        if places == GROUP {
+        if places == NUMERIC_GROUP {
             out.extend_from_slice(&group.to_be_bytes());
             (groups, places, group) = (groups + 1, 0, 0);
         }
     }
     let sign = if decimal.negative && groups > 0 { NUMERIC_NEGATIVE } else { 0 };
-    let head = [groups, weight, sign, decimal.written_after().max(0)];
-    // The limits above keep each of them within two bytes.
-    let head = head.iter().flat_map(|part| part.to_be_bytes().into_iter().skip(6));
-    out.splice(start..start, head);
+    let header = [groups, weight, sign, decimal.scale().max(0)];
+    // Each of them fits into two bytes because of the limits above.
+    let header = header.iter().flat_map(|part| part.to_be_bytes().into_iter().skip(6));
+    out.splice(start..start, header);
     true
 }
 
@@ -233,7 +233,7 @@ mod tests {
     use super::{Fit, double, integer, push_numeric, real};
 
     #[test]
-    fn whole_numbers_are_recognised_in_any_spelling() {
+    fn integer_reads_any_notation() {
         for (text, expected) in [
             ("9223372036854775807", Some(i64::MAX)),
             ("9223372036854775808", None),
@@ -260,23 +260,23 @@ mod tests {
     }
 
     #[test]
-    fn doubles_tell_what_they_would_lose() {
+    fn doubles_report_lost_digits() {
         for (label, text, expected) in [
             ("short", "12.5", Fit::Exact),
-            ("a repeated fraction", "0.1", Fit::Exact),
-            ("seventeen digits of a double", "0.30000000000000004", Fit::Exact),
-            ("a number between two doubles", "9007199254740993", Fit::Rounded),
-            ("its even neighbour", "9007199254740992", Fit::Exact),
-            ("the largest bigint", "9223372036854775807", Fit::Rounded),
+            ("repeating binary fraction", "0.1", Fit::Exact),
+            ("all digits of a double", "0.30000000000000004", Fit::Exact),
+            ("between two doubles", "9007199254740993", Fit::Rounded),
+            ("its even neighbor", "9007199254740992", Fit::Exact),
+            ("largest bigint", "9223372036854775807", Fit::Rounded),
             ("more digits than a double has", "0.12345678901234567890", Fit::Rounded),
             ("large", "1.797e308", Fit::Exact),
             ("too large", "1.8e308", Fit::Misfit),
             ("smallest", "5e-324", Fit::Exact),
-            ("a small one with lost digits", "1.23456e-322", Fit::Rounded),
+            ("subnormal with lost digits", "1.23456e-322", Fit::Rounded),
             ("too small", "1e-400", Fit::Misfit),
             ("zero with an exponent", "0e-400", Fit::Exact),
             ("trailing zeros", "100000000000000000000.000", Fit::Exact),
-            ("no number", "NaN", Fit::Misfit),
+            ("not a number", "NaN", Fit::Misfit),
         ] {
             let fit = double(text).map_or(Fit::Misfit, |(_, fit)| fit);
             assert_eq!(fit, expected, "{label}");
@@ -287,17 +287,17 @@ mod tests {
     }
 
     #[test]
-    fn numerics_have_limits_too() {
+    fn push_numeric_checks_precision_and_scale() {
         for (label, text, limits, expected) in [
             ("many digits", "123456789012345678901234567890.123456789", None, true),
             ("large", "1e131071", None, true),
             ("too large", "1e131072", None, false),
             ("small", "1e-16383", None, true),
             ("too small", "1e-16384", None, false),
-            ("fits 8,2", "12345678.90", Some((8, 2)), true),
-            ("too many before", "123456789", Some((8, 2)), false),
-            ("too many after", "1.234", Some((8, 2)), false),
-            ("zeros after do not count", "1.2300", Some((8, 2)), true),
+            ("within the limits", "12345678.90", Some((8, 2)), true),
+            ("too many digits before the point", "123456789", Some((8, 2)), false),
+            ("too many digits after the point", "1.234", Some((8, 2)), false),
+            ("trailing zeros do not count", "1.2300", Some((8, 2)), true),
         ] {
             assert_eq!(push_numeric(text, limits, &mut Vec::new()), expected, "{label}");
         }

@@ -1,178 +1,190 @@
-//! Before a stream's first row: what its table looks like, what earlier runs left, and so what is to become of its rows.
+//! Prepares a stream for its first row: reads the definition of its table, resolves what earlier runs left, and decides
+//! when the table is updated.
 
-use super::generation::{self, Adopted, Collection, Mark};
-use super::layout::{Column, Existing, Layout};
-use super::publish::Publication;
+use postgres::Client;
+
+use super::generation::{self, Checkpoint, PartialGeneration, ResumedGeneration};
+use super::layout::{Column, ExistingColumn, Layout};
 use super::session::Session;
+use super::staged_rows::StagedRows;
 use super::table::Table;
 use crate::sidecar::sink::{SinkError, StreamSpec, WriteMode};
 
-/// When a stream's rows get into its table.
+/// When rows become visible in the target, and which rows they replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum TargetUpdate {
     /// At each commit.
-    AsItGoes,
-    /// At the end, in the place of all others.
-    Replace,
-    /// At the end, in the place of generations below `minimum`.
-    Renew {
-        /// The least generation that stays.
+    EachCommit,
+    /// At the end; all other rows are replaced.
+    ReplaceAll,
+    /// At the end; rows of generations below `minimum` are replaced.
+    ReplaceGenerations {
+        /// The lowest generation that stays.
         minimum: i64,
-        /// What is committed until then outlives the run.
-        kept: bool,
+        /// Committed rows outlive the run, in a generation table.
+        resumable: bool,
     },
 }
 
-/// What a stream needs for its first row.
-pub struct Prepared {
-    /// The table in question.
+/// A stream that is ready for its first row.
+pub struct PreparedStream {
+    /// The table of the stream.
     pub target: Table,
-    /// Where rows are collected, if they are.
+    /// The staging table, or the generation table that this run resumes.
     pub staging: Table,
-    /// Which field goes to which column.
+    /// The columns.
     pub layout: Layout,
-    /// `Merge` without a usable key is `Append`.
+    /// `Merge` without a usable key becomes `Append`.
     pub mode: WriteMode,
-    /// When the rows get into the table.
-    pub ending: Ending,
-    /// How far the collection goes that this run continues.
-    pub mark: Mark,
-    /// Where staged rows are numbered: after this number.
+    /// When the target is updated.
+    pub update: TargetUpdate,
+    /// The checkpoint of the resumed generation table.
+    pub checkpoint: Checkpoint,
+    /// If staged rows are numbered: the number of the last row.
     pub sequence: Option<u64>,
-    /// A collection that goes once there is something better.
-    pub obsolete: Option<Collection>,
+    /// The generation table to drop at the first commit.
+    pub obsolete: Option<PartialGeneration>,
 }
 
 /// The table of a stream.
-pub struct Preparation<'p> {
+pub struct StreamTable<'s> {
     /// The stream.
-    pub spec: &'p StreamSpec,
+    pub spec: &'s StreamSpec,
     /// The table's schema.
-    pub schema: &'p str,
-    /// Its name.
-    pub table: &'p str,
-    /// This run's number.
-    pub run: i64,
+    pub schema: &'s str,
+    /// The table's name.
+    pub table: &'s str,
+    /// The id of this run.
+    pub run_id: i64,
 }
 
-impl Preparation<'_> {
-    /// Looks the table up and lays the columns out.
-    pub fn prepare(&self, session: &mut Session) -> Result<Prepared, SinkError> {
+impl StreamTable<'_> {
+    /// Prepares the stream.
+    pub fn prepare(&self, session: &mut Session) -> Result<PreparedStream, SinkError> {
         let generation = self.spec.generation;
-        let (mut target, mut existing, mut found) = self.look(session)?;
+        let (mut target, mut existing, mut partial) = self.inspect(session)?;
         if self.spec.mode != WriteMode::Replace
             && generation.minimum == 0
-            && let Some(collection) = &found
+            && let Some(collected) = &partial
         {
-            // Nothing is obsolete any more: what was collected counts, and a state stands for it.
-            self.publish(collection, session, &mut target)?;
-            (target, existing, found) = self.look(session)?;
+            // No rows are obsolete any more: the collected ones count, and a state was stored after them.
+            self.publish(collected, session, &mut target)?;
+            (target, existing, partial) = self.inspect(session)?;
         }
-        let ending = self.ending(session, &target, found.is_some())?;
-        let mut adopted = None;
-        if matches!(ending, Ending::Renew { kept: true, .. }) && generation.resumes {
-            let valid = found.take_if(|collection| collection.reaches(generation.minimum));
-            adopted = match valid {
-                Some(collection) => Some(collection.adopt(session, &target, self.run, generation.minimum)?),
-                None => self.check_state(session, &target).map(|()| None)?,
-            };
+        let update = self.target_update(session, &target, partial.is_some())?;
+        let resumable = matches!(update, TargetUpdate::ReplaceGenerations { resumable: true, .. });
+        let mut resumed = None;
+        if resumable && generation.resumes {
+            match partial.take_if(|partial| partial.is_at_least(generation.minimum)) {
+                Some(partial) => {
+                    resumed = Some(partial.take_over(session, &target, self.run_id, generation.minimum)?);
+                }
+                None => self.check_state(session, &target)?,
+            }
         }
-        if let Some(Adopted { columns, .. }) = &mut adopted {
-            // Rows go to the collection first: where both have a column, its type is the one that counts.
+        if let Some(ResumedGeneration { columns, .. }) = &mut resumed {
+            // Rows are loaded into the generation table: if both tables have a column, its type there counts.
             existing.retain(|column| !columns.iter().any(|other| other.name == column.name));
             existing.append(columns);
         }
         let layout = Layout::new(self.spec, existing);
         generation::check_column(&layout, &target, generation.id)?;
-        let mode = self.mode(&layout);
-        if mode == WriteMode::Append && ending == Ending::AsItGoes {
+        let mode = self.write_mode(&layout);
+        if mode == WriteMode::Append && update == TargetUpdate::EachCommit {
             self.drop_stale_key(session, &target)?;
         }
-        let keyed = mode != WriteMode::Append && layout.has_key();
-        let sequenced = keyed || matches!(ending, Ending::Renew { kept: true, .. });
-        let (staging, mark) = match adopted {
-            Some(Adopted { table, mark, .. }) => (table, mark),
-            None => (target.staging(self.run, sequenced), Mark::default()),
+        let sequenced = resumable || (mode != WriteMode::Append && layout.has_key());
+        let (staging, checkpoint) = match resumed {
+            Some(ResumedGeneration { table, checkpoint, .. }) => (table, checkpoint),
+            None => (target.staging_table(self.run_id, sequenced), Checkpoint::default()),
         };
-        let sequence = sequenced.then_some(mark.rows);
-        Ok(Prepared { target, staging, layout, mode, ending, mark, sequence, obsolete: found })
+        let sequence = sequenced.then_some(checkpoint.rows);
+        Ok(PreparedStream { target, staging, layout, mode, update, checkpoint, sequence, obsolete: partial })
     }
 
     fn subject(&self) -> String {
         format!("stream {:?}, table {:?}.{:?}", self.spec.name.key(), self.schema, self.table)
     }
 
-    fn look(&self, session: &mut Session) -> Result<(Table, Vec<Existing>, Option<Collection>), SinkError> {
-        session.atomically(&self.subject(), |client| {
+    fn inspect(
+        &self,
+        session: &mut Session,
+    ) -> Result<(Table, Vec<ExistingColumn>, Option<PartialGeneration>), SinkError> {
+        session.transaction(&self.subject(), |client| {
             let (target, existing) = Table::inspect(client, self.schema, self.table)?;
-            target.drop_leftovers(client, self.run)?;
-            let found = Collection::find(client, &target)?;
-            Ok((target, existing, found))
+            target.drop_orphaned_staging_tables(client, self.run_id)?;
+            let partial = PartialGeneration::find(client, &target)?;
+            Ok((target, existing, partial))
         })
     }
 
-    fn ending(&self, session: &mut Session, target: &Table, collects: bool) -> Result<Ending, SinkError> {
+    fn target_update(
+        &self,
+        session: &mut Session,
+        target: &Table,
+        has_partial_generation: bool,
+    ) -> Result<TargetUpdate, SinkError> {
         let generation = self.spec.generation;
         if self.spec.mode == WriteMode::Replace {
-            return Ok(Ending::Replace);
+            return Ok(TargetUpdate::ReplaceAll);
         }
         if generation.minimum == 0 {
-            return Ok(Ending::AsItGoes);
+            return Ok(TargetUpdate::EachCommit);
         }
-        let any_below = |client: &mut _| generation::any_below(client, target, generation.minimum);
-        let obsolete = collects || session.atomically(&self.subject(), any_below)?;
-        Ok(if obsolete {
-            Ending::Renew { minimum: generation.minimum, kept: generation.resumable }
+        let has_rows_below = |client: &mut Client| generation::has_rows_below(client, target, generation.minimum);
+        let has_obsolete_rows = has_partial_generation || session.transaction(&self.subject(), has_rows_below)?;
+        Ok(if has_obsolete_rows {
+            TargetUpdate::ReplaceGenerations { minimum: generation.minimum, resumable: generation.resumable }
         } else {
-            Ending::AsItGoes
+            TargetUpdate::EachCommit
         })
     }
 
-    /// A state of an earlier generation would have the source leave out what is then deleted.
+    /// Rejects a state of an earlier generation: the source would not send rows again that are then deleted.
     fn check_state(&self, session: &mut Session, target: &Table) -> Result<(), SinkError> {
         let minimum = self.spec.generation.minimum;
-        if session.atomically(&self.subject(), |client| generation::any_from(client, target, minimum))? {
+        if session.transaction(&self.subject(), |client| generation::has_rows_from(client, target, minimum))? {
             return Ok(());
         }
-        let text = format!(
-            "{}: the source would go on from a saved state, but nothing of generation {minimum} or later was loaded, \
-             and what was loaded before is to be deleted: read the stream from scratch (without its state)",
+        Err(SinkError::permanent(format!(
+            "{}: the source would resume from a saved state, but no rows of generation {minimum} or later were loaded, \
+             and earlier ones are to be deleted: read the stream from scratch (without its state)",
             self.subject()
-        );
-        Err(SinkError::permanent(text))
+        )))
     }
 
-    fn mode(&self, layout: &Layout) -> WriteMode {
+    fn write_mode(&self, layout: &Layout) -> WriteMode {
         if self.spec.mode == WriteMode::Merge && !layout.has_key() {
             let stream = self.spec.name.key();
-            tracing::warn!(%stream, "has no usable primary key: its rows are added, not merged");
+            tracing::warn!(%stream, "the stream has no usable primary key: its rows are added, not merged");
             return WriteMode::Append;
         }
         self.spec.mode
     }
 
-    /// A key of ours of earlier days would refuse rows that are only added.
+    /// Drops a primary key of ours, which could reject rows that are added.
     fn drop_stale_key(&self, session: &mut Session, target: &Table) -> Result<(), SinkError> {
-        let Some(drop_key) = target.drop_stale_key(&[]) else { return Ok(()) };
-        session.atomically(&self.subject(), |client| Ok(client.batch_execute(&drop_key)?))
+        match target.drop_stale_key(&[]) {
+            Some(statement) => session.execute(&self.subject(), &statement),
+            None => Ok(()),
+        }
     }
 
-    /// Puts the rows of a collection into the table, beside those that are there.
-    fn publish(&self, collection: &Collection, session: &mut Session, target: &mut Table) -> Result<(), SinkError> {
-        let Adopted { table: staging, columns, mark } = collection.adopt(session, target, self.run, 0)?;
-        let key = if self.spec.mode == WriteMode::Merge { mark.key } else { Vec::new() };
+    /// Adds or merges the rows of a generation table to the target.
+    fn publish(&self, partial: &PartialGeneration, session: &mut Session, target: &mut Table) -> Result<(), SinkError> {
+        let ResumedGeneration { table, columns, checkpoint } = partial.take_over(session, target, self.run_id, 0)?;
+        let key = if self.spec.mode == WriteMode::Merge { checkpoint.key } else { Vec::new() };
         if key.is_empty() {
             self.drop_stale_key(session, target)?;
         }
-        let (columns, cursor) = (as_columns(columns), mark.cursor.as_deref());
-        Publication { staging: &staging, columns: &columns, key: &key, cursor }.merge(session, target)?;
-        let drop_table = format!("DROP TABLE IF EXISTS {}", staging.quoted());
-        session.atomically(&self.subject(), |client| Ok(client.batch_execute(&drop_table)?))
+        let (columns, cursor) = (loadable_columns(columns), checkpoint.cursor.as_deref());
+        StagedRows { table: &table, columns: &columns, key: &key, cursor }.merge(session, target)?;
+        session.execute(&self.subject(), &format!("DROP TABLE IF EXISTS {}", table.qualified_name()))
     }
 }
 
-/// The columns of a staging table, all of which rows can be loaded into.
-pub fn as_columns(existing: Vec<Existing>) -> Vec<Column> {
-    let column = |Existing { name, kind, sql_type }| Some(Column { name, kind: kind?, sql_type });
+/// The columns that rows can be loaded into: all of them in a staging table.
+pub fn loadable_columns(existing: Vec<ExistingColumn>) -> Vec<Column> {
+    let column = |ExistingColumn { name, kind, sql_type }| Some(Column { name, kind: kind?, sql_type });
     existing.into_iter().filter_map(column).collect()
 }

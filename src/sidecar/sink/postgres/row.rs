@@ -1,7 +1,7 @@
-//! A row: from the text of a JSON object to a row of COPY's binary format, in one pass over its fields.
+//! Encodes rows: from the text of a JSON object to a row in COPY's binary format, in one pass over its fields.
 //!
-//! The first step remembers where in the text each column's value stands, the second one writes the columns in their
-//! order. Nothing is copied in between and nothing is allocated once the columns are known.
+//! The first step records where in the text the value of each column is; the second one writes the columns in their
+//! order. Nothing is copied in between, and once the columns are known, nothing is allocated.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,58 +12,48 @@ use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::binary::{self, NULL};
-use super::layout::{DEEPEST, EntryIndex, KeysIndex, Layout, Place, SEPARATOR};
+use super::copy::{self, Chunk, NULL};
+use super::fields::{FieldId, FieldTree, Mapping, ObjectId, ROOT, SEPARATOR};
+use super::layout::Layout;
 use super::names;
 use super::number::Fit;
-use super::room::{ALWAYS_FIT, Room};
 use super::types::ColumnType;
 use super::value;
 
-/// For a row of so many bytes there is room at once.
-const LONG: usize = 1 << 20;
-
-/// Rows ready to be sent.
-#[derive(Debug, Default)]
-pub struct Chunk {
-    /// Rows of COPY's binary format.
-    pub bytes: Vec<u8>,
-    /// How many.
-    pub rows: u64,
-    /// How many of the layout's columns they have.
-    pub columns: usize,
-}
+/// Undeclared objects are flattened down to this depth; deeper ones are stored as documents.
+const MAX_DEPTH: usize = 12;
+/// Memory for rows of at least this many bytes is reserved before they are encoded.
+const LARGE_ROW: usize = 1 << 20;
 
 /// Why a row cannot be loaded.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RowError {
     /// It is not JSON.
     Invalid(String),
-    /// A part of the key is missing, null, or does not fit its column.
-    NoKey(String),
+    /// This field of the key is missing, null, or does not fit its column.
+    MissingKey(String),
 }
 
-/// Writes rows of one stream.
+/// Encodes the rows of one stream.
 pub struct Encoder {
-    /// The stream's columns.
+    /// The columns of the stream.
     pub layout: Layout,
-    /// The number of the last row, where rows are numbered in a first column.
+    /// The number of the last row, if rows are numbered in a first column.
     sequence: Option<u64>,
     generation: i64,
-    /// The field of the column of generations, the same in each row.
+    /// The encoded field of the generation column.
     generation_field: Vec<u8>,
-    /// Where each column's value stands in the current row; empty when it has none.
-    slots: Vec<Range<usize>>,
-    /// Values of the current row without a column: the field's identity or the column's name, place in the text.
-    homeless: Vec<(String, Range<usize>)>,
-    /// The document of such values.
+    /// Where in the text of the current row the value of each column is; empty if it has none.
+    values: Vec<Range<usize>>,
+    /// Values of the current row without a column: identity of the field or name of the column, and place in the text.
+    unmapped: Vec<(String, Range<usize>)>,
+    /// The document for the column of unmapped values.
     document: String,
-    /// The time of the last row with the field that tells it, since many rows share one.
-    time: (Option<i64>, Vec<u8>),
+    timestamp: TimestampField,
 }
 
 impl Encoder {
-    /// Writes rows of this layout, numbered on from `sequence` if that is given, each with this generation.
+    /// An encoder for this layout. Rows are numbered after `sequence`, if given, and carry this generation.
     pub fn new(layout: Layout, sequence: Option<u64>, generation: i64) -> Self {
         let mut generation_field = Vec::new();
         if let Some(column) = layout.generation() {
@@ -74,41 +64,37 @@ impl Encoder {
             sequence,
             generation,
             generation_field,
-            slots: Vec::new(),
-            homeless: Vec::new(),
+            values: Vec::new(),
+            unmapped: Vec::new(),
             document: String::new(),
-            time: (None, Vec::new()),
+            timestamp: TimestampField::default(),
         }
     }
 
-    /// The number of the last row; 0 before the first, and where rows are not numbered.
+    /// The number of the last row; 0 before the first one and if rows are not numbered.
     pub fn sequence(&self) -> u64 {
         self.sequence.unwrap_or_default()
     }
 
-    /// What the rows carry; 0: nothing.
+    /// The generation of the rows; 0: none.
     pub fn generation(&self) -> i64 {
         self.generation
     }
 
-    fn sequenced(&self) -> bool {
-        self.sequence.is_some()
-    }
-
-    /// Adds a row to a chunk. On an error the chunk is as it was, save for columns that are null in all its rows.
+    /// Appends a row to a chunk. An error leaves the chunk unchanged, except for new columns with nulls.
     pub fn push(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
-        self.slots.clear();
-        self.slots.resize(self.layout.columns().len(), 0..0);
-        self.homeless.clear();
+        self.values.clear();
+        self.values.resize(self.layout.columns().len(), 0..0);
+        self.unmapped.clear();
         self.document.clear();
         if data.trim_start().starts_with('{') {
-            self.locate(data).map_err(|error| RowError::Invalid(error.to_string()))?;
+            self.locate_values(data).map_err(|error| RowError::Invalid(error.to_string()))?;
         } else {
-            // Not an object: there is no field to name, so the document is the row.
+            // Without an object there are no fields: the row itself is the document.
             let row: &RawValue = serde_json::from_str(data).map_err(|error| RowError::Invalid(error.to_string()))?;
             self.document.push_str(row.get());
         }
-        self.pad(chunk);
+        chunk.widen(self.layout.columns().len());
         let start = chunk.bytes.len();
         let written = self.write(data, emitted_at, chunk);
         if written.is_err() {
@@ -121,77 +107,60 @@ impl Encoder {
 
     /// Gives all rows of the chunk all columns, and at least one.
     pub fn seal(&mut self, chunk: &mut Chunk) {
-        if chunk.rows > 0 && !self.sequenced() && self.layout.columns().is_empty() {
+        if chunk.rows > 0 && self.sequence.is_none() && self.layout.columns().is_empty() {
             self.layout.unmapped();
         }
-        self.pad(chunk);
+        chunk.widen(self.layout.columns().len());
     }
 
-    fn locate(&mut self, data: &str) -> Result<(), serde_json::Error> {
+    fn locate_values(&mut self, data: &str) -> Result<(), serde_json::Error> {
         let mut json = serde_json::Deserializer::from_str(data);
-        json.deserialize_map(Fields { encoder: self, keys: 0, depth: 1, base: data.as_ptr().addr() })?;
+        json.deserialize_map(ObjectVisitor { encoder: self, object: ROOT, depth: 1, base: data.as_ptr().addr() })?;
         json.end()
     }
 
-    /// Takes note of one field's value.
-    fn field(
-        &mut self,
-        (keys, entry): (KeysIndex, EntryIndex),
-        depth: usize,
-        base: usize,
-        raw: &str,
-    ) -> Result<(), serde_json::Error> {
-        let at = raw.as_ptr().addr() - base;
-        let range = at..at + raw.len();
-        let known = self.layout.entry(keys, entry);
-        let mut place = known.place;
-        if raw.starts_with('{') && !known.declared && depth < DEEPEST && !self.layout.takes_documents(keys, entry) {
-            let children = self.layout.children(keys, entry);
-            let inner = Fields { encoder: self, keys: children, depth: depth + 1, base };
-            return serde_json::Deserializer::from_str(raw).deserialize_map(inner);
+    /// Records where the value of a field is. `base` is the address of the row's text.
+    fn locate_value(&mut self, field: FieldId, depth: usize, base: usize, raw: &str) -> Result<(), serde_json::Error> {
+        let start = raw.as_ptr().addr() - base;
+        let range = start..start + raw.len();
+        let known = self.layout.fields.get(field);
+        let mut mapping = known.mapping;
+        if raw.starts_with('{') && !known.declared && depth < MAX_DEPTH && !self.layout.stores_documents(field) {
+            let object = self.layout.fields.children(field);
+            let visitor = ObjectVisitor { encoder: self, object, depth: depth + 1, base };
+            return serde_json::Deserializer::from_str(raw).deserialize_map(visitor);
         }
-        if place == Place::Open {
+        if mapping == Mapping::Undecided {
             let Some(kind) = ColumnType::of_value(raw) else { return Ok(()) };
-            place = self.layout.claim(keys, entry, kind);
-            self.slots.resize(self.layout.columns().len(), 0..0);
+            mapping = self.layout.assign_column(field, kind);
+            self.values.resize(self.layout.columns().len(), 0..0);
         }
-        match place {
-            Place::Column(column) => self.slots[column] = range,
-            Place::Unmapped if raw != "null" => self.homeless.push((self.layout.identity(keys, entry), range)),
-            Place::Unmapped | Place::Open => {}
+        match mapping {
+            Mapping::Column(column) => self.values[column] = range,
+            Mapping::Unmapped if raw != "null" => self.unmapped.push((self.layout.fields.identity(field), range)),
+            Mapping::Unmapped | Mapping::Undecided => {}
         }
         Ok(())
     }
 
-    /// Gives the chunk's earlier rows the columns that have come since.
-    fn pad(&self, chunk: &mut Chunk) {
-        let added = self.layout.columns().len() - chunk.columns;
-        chunk.columns = self.layout.columns().len();
-        if added == 0 || chunk.rows == 0 {
-            return;
-        }
-        chunk.bytes = binary::widen(&chunk.bytes, chunk.rows, added);
-    }
-
     fn write(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
         let out = &mut chunk.bytes;
-        let row_at = out.len();
-        if data.len() >= LONG {
-            // To grow piece by piece is to copy, and both copies are memory.
+        let row_start = out.len();
+        if data.len() >= LARGE_ROW {
+            // Growing in steps would copy the row, and hold both copies.
             out.reserve(data.len());
         }
-        binary::begin_row(self.layout.columns().len() + usize::from(self.sequenced()), out);
+        copy::begin_row(self.layout.columns().len() + usize::from(self.sequence.is_some()), out);
         if let Some(sequence) = self.sequence.as_mut() {
             *sequence += 1;
-            binary::push_bigint(sequence.cast_signed(), out);
+            copy::push_bigint(sequence.cast_signed(), out);
         }
         let unmapped = self.layout.known_unmapped();
-        let mut unmapped_at = None;
-        let mut room = self.layout.is_wide(ALWAYS_FIT).then(|| Room::with_fixed(self.layout.fixed()));
+        let mut unmapped_start = None;
+        let mut budget = self.layout.row_budget();
         for (index, column) in self.layout.columns().iter().enumerate() {
             if Some(index) == self.layout.timestamp() {
-                tell_time(&mut self.time, emitted_at, column.kind);
-                out.extend_from_slice(&self.time.1);
+                out.extend_from_slice(self.timestamp.encode(emitted_at, column.kind));
                 continue;
             }
             if Some(index) == self.layout.generation() {
@@ -199,64 +168,64 @@ impl Encoder {
                 continue;
             }
             if Some(index) == unmapped {
-                unmapped_at = Some(out.len());
+                unmapped_start = Some(out.len());
             }
-            let range = &mut self.slots[index];
+            let range = &mut self.values[index];
             let raw = &data[range.clone()];
             let start = out.len();
             let mut fit = value::encode(column.kind, raw, out);
-            if let Some(room) = &mut room
+            if let Some(budget) = &mut budget
                 && out[start..] != NULL
-                && !self.layout.is_fixed(index)
-                && !room.take(column.kind, out.len() - start - NULL.len())
+                && !self.layout.is_required(index)
+                && !budget.take(column.kind, out.len() - start - NULL.len())
             {
                 out.truncate(start);
                 out.extend_from_slice(&NULL);
                 fit = Fit::Misfit;
             }
             if fit != Fit::Exact {
-                self.homeless.push((column.name.clone(), range.clone()));
+                self.unmapped.push((column.name.clone(), range.clone()));
             }
             if fit == Fit::Misfit || raw == "null" {
                 *range = 0..0;
             }
         }
-        if let Some((part, _)) = self.layout.key().find(|(_, column)| column.is_none_or(|at| self.slots[at].is_empty()))
-        {
-            return Err(RowError::NoKey(self.layout.key_name(part)));
+        let has_no_value = |column: Option<usize>| column.is_none_or(|column| self.values[column].is_empty());
+        if let Some(field) = self.layout.find_key_field(has_no_value) {
+            return Err(RowError::MissingKey(field));
         }
-        if !self.homeless.is_empty() || !self.document.is_empty() {
-            self.write_unmapped(data, row_at, unmapped_at, chunk);
+        if !self.unmapped.is_empty() || !self.document.is_empty() {
+            self.write_unmapped(data, row_start, unmapped_start, chunk);
         }
         Ok(())
     }
 
-    /// Fills the column of values that have none. It is rare enough for being inserted after the fact.
-    fn write_unmapped(&mut self, data: &str, row_at: usize, at: Option<usize>, chunk: &mut Chunk) {
+    /// Inserts the unmapped values into the row that was written last. They are too rare to be collected beforehand.
+    fn write_unmapped(&mut self, data: &str, row_start: usize, field_start: Option<usize>, chunk: &mut Chunk) {
         let Some(column) = self.layout.unmapped() else { return };
         let kind = self.layout.columns()[column].kind;
-        if !self.homeless.is_empty() {
-            self.document = document(&self.homeless, data);
+        if !self.unmapped.is_empty() {
+            self.document = unmapped_document(&self.unmapped, data);
         }
         let mut field = Vec::with_capacity(self.document.len());
         value::encode(kind, &self.document, &mut field);
-        if let Some(at) = at {
-            chunk.bytes.splice(at..at + NULL.len(), field);
+        if let Some(start) = field_start {
+            chunk.bytes.splice(start..start + NULL.len(), field);
             return;
         }
-        // The column is new: the rows before this one, which is not counted yet, get it too.
-        let row = chunk.bytes.split_off(row_at);
-        self.pad(chunk);
-        let mut row = binary::widen(&row, 1, 1);
-        // The null that it got last makes room for the value.
+        // The column is new. The last row is not counted yet, so it is widened separately.
+        let row = chunk.bytes.split_off(row_start);
+        chunk.widen(self.layout.columns().len());
+        let mut row = copy::widen(&row, 1, 1);
+        // The value replaces the null.
         row.truncate(row.len() - NULL.len());
         chunk.bytes.append(&mut row);
         chunk.bytes.append(&mut field);
     }
 }
 
-/// The values as one object. Fields whose names are equal are told apart, as columns are.
-fn document(values: &[(String, Range<usize>)], data: &str) -> String {
+/// The values as one object. Colliding names get suffixes, as names of columns do.
+fn unmapped_document(values: &[(String, Range<usize>)], data: &str) -> String {
     let mut owners: HashMap<String, &str> = HashMap::with_capacity(values.len());
     let fields = values.iter().map(|(identity, range)| {
         let mut name = identity.replace(SEPARATOR, "_");
@@ -268,26 +237,36 @@ fn document(values: &[(String, Range<usize>)], data: &str) -> String {
     format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
 }
 
-/// Writes the field of the time of a row, once for all rows that share it.
-fn tell_time(told: &mut (Option<i64>, Vec<u8>), emitted_at: Option<i64>, kind: ColumnType) {
-    let at = emitted_at.and_then(|at| Timestamp::from_millisecond(at).ok());
-    if at.is_none() || told.0 != emitted_at || told.1.is_empty() {
-        told.0 = emitted_at;
-        told.1.clear();
-        value::encode(kind, &format!("\"{}\"", at.unwrap_or_else(Timestamp::now)), &mut told.1);
+/// The encoded timestamp of the last row: consecutive rows often share it.
+#[derive(Default)]
+struct TimestampField {
+    emitted_at: Option<i64>,
+    field: Vec<u8>,
+}
+
+impl TimestampField {
+    /// The field for a row that was emitted at this time (Unix milliseconds), or else now.
+    fn encode(&mut self, emitted_at: Option<i64>, kind: ColumnType) -> &[u8] {
+        let at = emitted_at.and_then(|at| Timestamp::from_millisecond(at).ok());
+        if at.is_none() || self.emitted_at != emitted_at || self.field.is_empty() {
+            self.emitted_at = emitted_at;
+            self.field.clear();
+            value::encode(kind, &format!("\"{}\"", at.unwrap_or_else(Timestamp::now)), &mut self.field);
+        }
+        &self.field
     }
 }
 
-/// The fields of one object, on their way to a row.
-struct Fields<'e> {
+/// Visits the fields of one object.
+struct ObjectVisitor<'e> {
     encoder: &'e mut Encoder,
-    keys: KeysIndex,
+    object: ObjectId,
     depth: usize,
-    /// Where the row's text begins.
+    /// The address of the row's text.
     base: usize,
 }
 
-impl<'de> Visitor<'de> for Fields<'_> {
+impl<'de> Visitor<'de> for ObjectVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -295,41 +274,41 @@ impl<'de> Visitor<'de> for Fields<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self { encoder, keys, depth, base } = self;
+        let Self { encoder, object, depth, base } = self;
         let mut after = None;
-        while let Some(entry) = map.next_key_seed(Key { layout: &mut encoder.layout, keys, after })? {
+        while let Some(field) = map.next_key_seed(KeySeed { fields: &mut encoder.layout.fields, object, after })? {
             let raw: &'de RawValue = map.next_value()?;
-            encoder.field((keys, entry), depth, base, raw.get()).map_err(A::Error::custom)?;
-            after = Some(entry);
+            encoder.locate_value(field, depth, base, raw.get()).map_err(A::Error::custom)?;
+            after = Some(field);
         }
         Ok(())
     }
 }
 
-/// A key, looked up without being copied.
-struct Key<'l> {
-    layout: &'l mut Layout,
-    keys: KeysIndex,
-    after: Option<EntryIndex>,
+/// Looks a key up without copying it.
+struct KeySeed<'f> {
+    fields: &'f mut FieldTree,
+    object: ObjectId,
+    after: Option<FieldId>,
 }
 
-impl<'de> DeserializeSeed<'de> for Key<'_> {
-    type Value = EntryIndex;
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
+    type Value = FieldId;
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<EntryIndex, D::Error> {
-        // A key may hold half a surrogate pair, which no `str` does.
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<FieldId, D::Error> {
+        // As bytes, because a key may hold a lone surrogate.
         deserializer.deserialize_bytes(self)
     }
 }
 
-impl Visitor<'_> for Key<'_> {
-    type Value = EntryIndex;
+impl Visitor<'_> for KeySeed<'_> {
+    type Value = FieldId;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
     }
 
-    fn visit_bytes<E: serde::de::Error>(self, key: &[u8]) -> Result<EntryIndex, E> {
-        Ok(self.layout.lookup(self.keys, self.after, key))
+    fn visit_bytes<E: serde::de::Error>(self, key: &[u8]) -> Result<FieldId, E> {
+        Ok(self.fields.lookup(self.object, self.after, key))
     }
 }

@@ -1,338 +1,339 @@
-//! One connection that comes back: transactions whose outcome is known even when the server restarts in the middle.
+//! A connection that reconnects, and transactions whose outcome is known even if the server restarts during COMMIT.
 //!
-//! The trick is the transaction's number, asked for at its beginning: when the answer to COMMIT is lost, the server is
-//! asked afterwards what became of that transaction. So nothing is lost and nothing is there twice.
+//! Each transaction asks for its id first. If COMMIT is not answered, a new connection asks the server for the status of
+//! that id. So no rows are lost, and none are written twice.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
 
-use super::{LOCK_PATIENCE, binary};
 use crate::db::{DbError, Target};
 use crate::retry::Retry;
 use crate::sidecar::sink::{BACKOFF, SinkError};
 
-/// How the server lists our connections.
+/// The `application_name` of the connections.
 const APPLICATION: &str = "syncctl-sidecar";
-/// How much is handed to the connection at a time: enough for a full socket, little beside a chunk.
-const PIECE: usize = 64 * 1024;
-/// Where the server was told to report commits that a crash of its own could undo, a state could outlive its rows. Who
-/// asks for that in the parameters of the destination gets it.
-const COMMITS_ARE_DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) FROM pg_settings
+/// Locks are waited for longer than connections, because a user's long query may hold them.
+const LOCK_TIMEOUT_FACTOR: u32 = 12;
+/// A server configured to confirm commits that its own crash could undo would let a state outlive its rows. This enables
+/// `synchronous_commit` unless the parameters of the destination set it.
+const ENABLE_SYNCHRONOUS_COMMIT: &str = "SELECT set_config('synchronous_commit', 'on', false) FROM pg_settings
      WHERE name = 'synchronous_commit' AND setting = 'off' AND source NOT IN ('client', 'session')";
 
-/// What all sessions of one run have in common.
-pub struct Place {
+/// What all sessions of a run share.
+pub struct SessionConfig {
     /// The database.
     pub target: Target,
-    /// Names this run: each session holds a shared advisory lock of this number, so that others can tell whether the
-    /// run is alive.
-    pub run: i64,
-    /// How long a lost connection is waited for.
-    pub patience: Duration,
+    /// Identifies the run: each session holds a shared advisory lock with this key, so that other runs can see whether
+    /// the run is alive.
+    pub run_id: i64,
+    /// How long to retry while the server is unreachable.
+    pub retry_timeout: Duration,
 }
 
 /// Why a statement failed.
 #[derive(Debug)]
-pub enum Trouble {
-    /// No connection could be made.
+pub enum SessionError {
+    /// The connection could not be established.
     Connect(DbError),
-    /// The server, or the way to it.
-    Server(postgres::Error),
-    /// The connection that was needed is gone.
-    Lost(String),
-    /// Something that we found ourselves; it will not heal.
-    Other(String),
+    /// The server returned an error, or the connection failed.
+    Postgres(postgres::Error),
+    /// The connection with the open transaction was lost.
+    Disconnected,
+    /// An error that a retry cannot fix.
+    Permanent(String),
 }
 
-impl From<postgres::Error> for Trouble {
+impl From<postgres::Error> for SessionError {
     fn from(error: postgres::Error) -> Self {
-        Self::Server(error)
+        Self::Postgres(error)
     }
 }
 
-impl Trouble {
-    /// The server's code.
+impl SessionError {
+    /// The SQLSTATE that the server returned.
     pub fn code(&self) -> Option<&SqlState> {
         match self {
-            Self::Server(error) => error.code(),
-            Self::Connect(_) | Self::Lost(_) | Self::Other(_) => None,
+            Self::Postgres(error) => error.code(),
+            Self::Connect(_) | Self::Disconnected | Self::Permanent(_) => None,
         }
     }
 
-    /// Whether the connection is gone, so that another one may do better.
-    pub fn is_lost(&self) -> bool {
+    /// Whether the connection is lost, so that a retry on a new one may succeed.
+    pub fn is_connection_lost(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_transient(),
-            // What is not the server's answer is the connection's end.
-            Self::Server(error) => error.as_db_error().is_none_or(|answer| {
-                let code = answer.code().code();
+            // An error that the server did not send is an error of the connection.
+            Self::Postgres(error) => error.as_db_error().is_none_or(|error| {
+                let code = error.code().code();
                 code.starts_with("57P") || code.starts_with("08") || code == "25P03" || code == "53300"
             }),
-            Self::Lost(_) => true,
-            Self::Other(_) => false,
+            Self::Disconnected => true,
+            Self::Permanent(_) => false,
         }
     }
 
-    /// Whether somebody else holds a lock that was waited for.
-    pub fn is_locked(&self) -> bool {
+    /// Whether another session holds a lock that the statement needs.
+    pub fn is_lock_timeout(&self) -> bool {
         self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
-    /// Whether the same statement may succeed on the same connection.
-    fn is_passing(&self) -> bool {
+    /// Whether concurrent transactions conflicted, so that a retry on the same connection may succeed.
+    fn is_conflict(&self) -> bool {
         matches!(self.code(), Some(&(SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED)))
     }
 }
 
-/// What is left of the patience with one piece of work.
-struct Patience {
-    /// For what keeps the server from doing it.
+/// The time left to retry one operation.
+struct RetryBudget {
+    /// For an unreachable server and conflicts.
     server: Retry,
-    /// For whoever holds a lock.
+    /// For locks.
     lock: Retry,
 }
 
-impl Patience {
-    fn new(place: &Place) -> Self {
-        Self { server: BACKOFF.within(place.patience), lock: BACKOFF.within(place.patience * LOCK_PATIENCE) }
+impl RetryBudget {
+    fn new(config: &SessionConfig) -> Self {
+        Self {
+            server: BACKOFF.within(config.retry_timeout),
+            lock: BACKOFF.within(config.retry_timeout * LOCK_TIMEOUT_FACTOR),
+        }
     }
 }
 
 /// Why an attempt at a transaction failed.
-enum Failed<T> {
-    /// It did not come to COMMIT.
-    Before(Trouble),
-    /// COMMIT was sent, and no answer came.
-    InDoubt { transaction: i64, value: T },
+enum TransactionError<T> {
+    /// Nothing was committed.
+    NotCommitted(SessionError),
+    /// COMMIT was sent but not answered.
+    CommitUnanswered { transaction: i64, value: T },
 }
 
-/// A connection to the destination, opened when needed and again when lost.
+/// A connection to the destination, opened when needed and reopened when lost.
 pub struct Session {
-    place: Arc<Place>,
+    config: Arc<SessionConfig>,
     client: Option<Client>,
 }
 
 impl Session {
     /// A session that is not connected yet.
-    pub fn new(place: Arc<Place>) -> Self {
-        Self { place, client: None }
+    pub fn new(config: Arc<SessionConfig>) -> Self {
+        Self { config, client: None }
     }
 
-    /// The connection, made now if there is none; one attempt.
-    pub fn client(&mut self) -> Result<&mut Client, Trouble> {
-        if self.client.as_ref().is_none_or(Client::is_closed) {
+    /// The connection. Makes one attempt to connect if there is none.
+    pub fn client(&mut self) -> Result<&mut Client, SessionError> {
+        if !self.is_connected() {
             self.client = None;
-            let mut client = self.place.target.connect(APPLICATION).map_err(Trouble::Connect)?;
-            client
-                .batch_execute(&format!("SELECT pg_advisory_lock_shared({}); {COMMITS_ARE_DURABLE}", self.place.run))?;
+            let mut client = self.config.target.connect(APPLICATION).map_err(SessionError::Connect)?;
+            client.batch_execute(&format!(
+                "SELECT pg_advisory_lock_shared({}); {ENABLE_SYNCHRONOUS_COMMIT}",
+                self.config.run_id
+            ))?;
             self.client = Some(client);
         }
-        self.client_in_transaction()
+        self.connected_client()
     }
 
-    /// Whether there is a connection, as far as one can tell without asking the server.
+    /// Whether there is a connection that has not failed so far.
     pub fn is_connected(&self) -> bool {
         self.client.as_ref().is_some_and(|client| !client.is_closed())
     }
 
-    /// The connection that holds the open transaction; another one would not do.
-    pub fn client_in_transaction(&mut self) -> Result<&mut Client, Trouble> {
-        self.client.as_mut().ok_or_else(|| Trouble::Lost("the connection was lost".to_owned()))
+    /// The current connection, without reconnecting: an open transaction lives and ends with it.
+    pub fn connected_client(&mut self) -> Result<&mut Client, SessionError> {
+        self.client.as_mut().ok_or(SessionError::Disconnected)
     }
 
-    /// Gives the connection up; the server rolls back.
-    pub fn drop_client(&mut self) {
+    /// Closes the connection; the server rolls back.
+    pub fn disconnect(&mut self) {
         self.client = None;
     }
 
-    /// Ends an open transaction without its changes.
-    pub fn roll_back(&mut self) {
+    /// Rolls back the open transaction.
+    pub fn rollback(&mut self) {
         let failed = self.client.as_mut().is_some_and(|client| client.batch_execute("ROLLBACK").is_err());
         if failed {
             self.client = None;
         }
     }
 
-    /// Opens a transaction and tells its number.
-    pub fn begin(&mut self) -> Result<i64, Trouble> {
-        let answers = self.client()?.simple_query("BEGIN; SELECT txid_current()")?;
-        first_value(&answers)
-            .and_then(|number| number.parse().ok())
-            .ok_or_else(|| Trouble::Other("the server told no transaction number".to_owned()))
+    /// Opens a transaction and returns its id.
+    pub fn begin(&mut self) -> Result<i64, SessionError> {
+        let responses = self.client()?.simple_query("BEGIN; SELECT txid_current()")?;
+        first_value(&responses)
+            .and_then(|id| id.parse().ok())
+            .ok_or_else(|| SessionError::Permanent("the server returned no transaction id".to_owned()))
     }
 
-    /// Runs statements as one transaction, again if the connection is lost, exactly once as seen from the tables.
-    pub fn atomically<T>(
+    /// Commits the open transaction.
+    pub fn commit(&mut self) -> Result<(), SessionError> {
+        Ok(self.connected_client()?.batch_execute("COMMIT")?)
+    }
+
+    /// Runs statements as one transaction; see [`transaction`](Self::transaction).
+    pub fn execute(&mut self, subject: &str, statements: &str) -> Result<(), SinkError> {
+        self.transaction(subject, |client| Ok(client.batch_execute(statements)?))
+    }
+
+    /// Runs `body` in a transaction that is committed exactly once. Retries while the connection is lost, another
+    /// session holds a lock, or transactions conflict. `subject` is the table or stream for messages.
+    pub fn transaction<T>(
         &mut self,
         subject: &str,
-        mut body: impl FnMut(&mut Client) -> Result<T, Trouble>,
+        body: impl FnMut(&mut Client) -> Result<T, SessionError>,
     ) -> Result<T, SinkError> {
-        self.attempt_atomically(subject, &mut body).map_err(|trouble| self.error(subject, &trouble))
+        self.try_transaction(subject, body).map_err(|error| self.sink_error(subject, &error))
     }
 
-    /// [`atomically`](Self::atomically), for callers that want to look at the cause.
-    pub fn attempt_atomically<T>(
+    /// [`transaction`](Self::transaction) for callers that need the cause of a failure.
+    pub fn try_transaction<T>(
         &mut self,
         subject: &str,
-        mut body: impl FnMut(&mut Client) -> Result<T, Trouble>,
-    ) -> Result<T, Trouble> {
-        let mut patience = Patience::new(&self.place);
+        mut body: impl FnMut(&mut Client) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let mut budget = RetryBudget::new(&self.config);
         loop {
-            match self.once(&mut body) {
+            match self.attempt(&mut body) {
                 Ok(value) => return Ok(value),
-                Err(Failed::InDoubt { transaction, value }) => {
+                Err(TransactionError::CommitUnanswered { transaction, value }) => {
                     self.client = None;
                     if self.was_committed(transaction)? {
                         return Ok(value);
                     }
                 }
-                Err(Failed::Before(trouble)) => {
-                    if !self.may_retry(subject, &trouble, &mut patience) {
-                        return Err(trouble);
+                Err(TransactionError::NotCommitted(error)) => {
+                    if !self.wait_for_retry(subject, &error, &mut budget) {
+                        return Err(error);
                     }
                 }
             }
         }
     }
 
-    fn once<T>(&mut self, body: &mut impl FnMut(&mut Client) -> Result<T, Trouble>) -> Result<T, Failed<T>> {
-        let transaction = self.begin().map_err(Failed::Before)?;
-        let value = self.client_in_transaction().and_then(body).map_err(Failed::Before)?;
+    fn attempt<T>(
+        &mut self,
+        body: &mut impl FnMut(&mut Client) -> Result<T, SessionError>,
+    ) -> Result<T, TransactionError<T>> {
+        let transaction = self.begin().map_err(TransactionError::NotCommitted)?;
+        let value = self.connected_client().and_then(body).map_err(TransactionError::NotCommitted)?;
         match self.commit() {
             Ok(()) => Ok(value),
-            Err(trouble) if trouble.is_lost() => Err(Failed::InDoubt { transaction, value }),
-            Err(trouble) => Err(Failed::Before(trouble)),
+            Err(error) if error.is_connection_lost() => Err(TransactionError::CommitUnanswered { transaction, value }),
+            Err(error) => Err(TransactionError::NotCommitted(error)),
         }
     }
 
-    /// Sends COMMIT.
-    pub fn commit(&mut self) -> Result<(), Trouble> {
-        Ok(self.client_in_transaction()?.batch_execute("COMMIT")?)
-    }
-
-    /// Cleans up after a failure and waits; `false` if another attempt is pointless.
-    fn may_retry(&mut self, subject: &str, trouble: &Trouble, patience: &mut Patience) -> bool {
-        if trouble.is_lost() {
+    /// Cleans up after a failure and waits. Returns `false` if a retry is pointless or the time is over.
+    fn wait_for_retry(&mut self, subject: &str, error: &SessionError, budget: &mut RetryBudget) -> bool {
+        if error.is_connection_lost() {
             self.client = None;
-            tracing::warn!(destination = %self.place.target.address(), "lost the connection, trying again");
-            return patience.server.wait();
+            tracing::warn!(destination = %self.config.target.address(), "connection lost, retrying");
+            return budget.server.wait();
         }
-        self.roll_back();
-        if trouble.is_locked() {
+        self.rollback();
+        if error.is_lock_timeout() {
             warn_of_lock(subject);
-            return patience.lock.wait();
+            return budget.lock.wait();
         }
-        trouble.is_passing() && patience.server.wait()
+        error.is_conflict() && budget.server.wait()
     }
 
-    /// Like a loop around `body`, which is called again whenever the connection was lost or a lock was not to be had,
-    /// until patience ends. An open transaction is over then.
-    pub fn persist<T>(
+    /// Calls `body` again while the connection is lost or another session holds a lock. Each retry starts without an
+    /// open transaction.
+    pub fn retry<T>(
         &mut self,
         subject: &str,
-        mut body: impl FnMut(&mut Self) -> Result<T, Trouble>,
-    ) -> Result<T, Trouble> {
-        let mut patience = Patience::new(&self.place);
+        mut body: impl FnMut(&mut Self) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let mut budget = RetryBudget::new(&self.config);
         loop {
             match body(self) {
                 Ok(value) => return Ok(value),
-                Err(trouble)
-                    if (trouble.is_lost() || trouble.is_locked())
-                        && self.may_retry(subject, &trouble, &mut patience) => {}
-                Err(trouble) => return Err(trouble),
+                Err(error)
+                    if (error.is_connection_lost() || error.is_lock_timeout())
+                        && self.wait_for_retry(subject, &error, &mut budget) => {}
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// Runs statements within the open transaction, which outlives a lock that is not to be had at once.
-    pub fn within_transaction(&mut self, subject: &str, statements: &str) -> Result<(), Trouble> {
-        let mut patience = Patience::new(&self.place);
+    /// Runs statements within the open transaction. Retries while another session holds a lock; a savepoint preserves
+    /// the transaction meanwhile.
+    pub fn execute_in_open_transaction(&mut self, subject: &str, statements: &str) -> Result<(), SessionError> {
+        let mut budget = RetryBudget::new(&self.config);
         loop {
-            let client = self.client_in_transaction()?;
-            let done = client.batch_execute(&format!("SAVEPOINT attempt; {statements} ; RELEASE attempt"));
-            match done.map_err(Trouble::from) {
-                Ok(()) => return Ok(()),
-                Err(trouble) if trouble.is_locked() => {
+            let client = self.connected_client()?;
+            let executed = client.batch_execute(&format!("SAVEPOINT attempt; {statements} ; RELEASE attempt"));
+            match executed.map_err(SessionError::from) {
+                Err(error) if error.is_lock_timeout() => {
                     client.batch_execute("ROLLBACK TO attempt; RELEASE attempt")?;
                     warn_of_lock(subject);
-                    if !patience.lock.wait() {
-                        return Err(trouble);
+                    if !budget.lock.wait() {
+                        return Err(error);
                     }
                 }
-                Err(trouble) => return Err(trouble),
+                executed => return executed,
             }
         }
     }
 
-    /// Whether a transaction whose COMMIT was not answered took place.
-    pub fn was_committed(&mut self, transaction: i64) -> Result<bool, Trouble> {
-        let mut retry = BACKOFF.within(self.place.patience);
+    /// Whether a transaction was committed whose COMMIT was not answered.
+    pub fn was_committed(&mut self, transaction: i64) -> Result<bool, SessionError> {
+        let mut retry = BACKOFF.within(self.config.retry_timeout);
         loop {
-            let answer = self.persist("the last transaction", |session| {
+            let responses = self.retry("the last transaction", |session| {
                 Ok(session.client()?.simple_query(&format!("SELECT txid_status({transaction})"))?)
             });
-            match answer {
-                Ok(answers) => match first_value(&answers) {
+            match responses {
+                Ok(responses) => match first_value(&responses) {
                     Some("committed") => return Ok(true),
                     Some("aborted") => return Ok(false),
-                    // The old connection's process is still at it.
+                    // The server process of the old connection is still working on it.
                     Some(_) if retry.wait() => {}
                     _ => {
-                        return Err(Trouble::Other(format!(
-                            "cannot tell whether transaction {transaction} took place"
+                        return Err(SessionError::Permanent(format!(
+                            "cannot determine whether transaction {transaction} was committed"
                         )));
                     }
                 },
-                // After a crash the server does not know the number: then nothing of the transaction was ever on disk.
-                Err(trouble) if trouble.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => return Ok(false),
-                Err(trouble) => return Err(trouble),
+                // After a crash the server does not know the id if nothing of the transaction was written to disk.
+                Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => return Ok(false),
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// The error for the sink's user.
-    pub fn error(&self, subject: &str, trouble: &Trouble) -> SinkError {
-        let reason = match trouble {
-            Trouble::Connect(error) => return SinkError { text: error.to_string(), transient: error.is_transient() },
-            Trouble::Server(_) if trouble.is_locked() => {
-                "another session holds a lock on it, and does so for too long".to_owned()
+    /// Converts an error for the user of the sink. `subject` is the table or stream.
+    pub fn sink_error(&self, subject: &str, error: &SessionError) -> SinkError {
+        let reason = match error {
+            SessionError::Connect(error) => {
+                return SinkError { text: error.to_string(), transient: error.is_transient() };
             }
-            Trouble::Server(error) => self.place.target.describe(error),
-            Trouble::Lost(reason) | Trouble::Other(reason) => reason.clone(),
+            SessionError::Postgres(_) if error.is_lock_timeout() => {
+                "another session has held a lock for too long".to_owned()
+            }
+            SessionError::Postgres(error) => self.config.target.describe(error),
+            SessionError::Disconnected => "the connection was lost".to_owned(),
+            SessionError::Permanent(reason) => reason.clone(),
         };
-        let transient = trouble.is_lost()
-            || trouble.is_passing()
-            || trouble.is_locked()
-            || trouble.code().is_some_and(|code| code.code().starts_with("53") || *code == SqlState::QUERY_CANCELED);
-        SinkError { text: format!("{subject} in {}: {reason}", self.place.target.address()), transient }
+        let transient = error.is_connection_lost()
+            || error.is_conflict()
+            || error.is_lock_timeout()
+            || error.code().is_some_and(|code| code.code().starts_with("53") || *code == SqlState::QUERY_CANCELED);
+        SinkError { text: format!("{subject} in {}: {reason}", self.config.target.address()), transient }
     }
 }
 
-/// Says that somebody else is waited for.
 fn warn_of_lock(subject: &str) {
     tracing::warn!(on = %subject, "waiting for a lock that another session holds");
 }
 
-/// Loads rows of COPY's binary format.
-pub fn copy(client: &mut Client, sql: &str, rows: &[u8]) -> Result<(), Trouble> {
-    let mut writer = client.copy_in(sql)?;
-    for piece in [binary::HEADER].into_iter().chain(rows.chunks(PIECE)).chain([binary::TRAILER]) {
-        if writer.write_all(piece).is_err() {
-            // Why is only told at the end.
-            break;
-        }
-    }
-    writer.finish()?;
-    Ok(())
-}
-
 /// The first column of the first row.
-fn first_value(answers: &[SimpleQueryMessage]) -> Option<&str> {
-    answers.iter().find_map(|answer| match answer {
+fn first_value(responses: &[SimpleQueryMessage]) -> Option<&str> {
+    responses.iter().find_map(|response| match response {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
     })

@@ -1,22 +1,22 @@
-//! One stream of the sink: rows in, chunks out, and what commit, finish and abort mean in each mode.
+//! One stream of the sink: encodes its rows into chunks, and implements commit, finish and abort for each write mode.
 
 use std::sync::mpsc::Receiver;
 
-use super::courier::{Outcome, died};
-use super::generation::{self, Collection, Mark};
-use super::load::{Feed, Way};
-use super::prepare::{Ending, Preparation, Prepared, as_columns};
-use super::publish::Publication;
-use super::row::{Chunk, Encoder, RowError};
+use super::copy::Chunk;
+use super::generation::{self, Checkpoint, PartialGeneration};
+use super::loader::{JobResult, LoadMode, TableLoader, loader_thread_ended};
+use super::prepare::{PreparedStream, StreamTable, TargetUpdate, loadable_columns};
+use super::resources::{CHUNK_SIZE, Resources};
+use super::row::{Encoder, RowError};
+use super::staged_rows::StagedRows;
 use super::table::Table;
-use super::{CHUNK, MOST_OPEN, Shared};
 use crate::airbyte::message::Record;
 use crate::sidecar::sink::{Committed, SinkError, StreamSpec, WriteMode};
 
-/// While a chunk of so many bytes is loaded nothing else is encoded: it would be as much memory again.
-const LARGE: usize = 16 << 20;
+/// While a chunk of at least this many bytes is loaded, no rows are encoded: they could need as much memory again.
+const LARGE_CHUNK: usize = 16 << 20;
 
-/// A stream, open or over.
+/// A stream of the sink.
 pub struct Stream {
     spec: StreamSpec,
     schema: String,
@@ -25,31 +25,32 @@ pub struct Stream {
 }
 
 enum State {
-    /// Nothing was asked of the database yet.
+    /// The table was not inspected yet.
     Idle,
-    /// Its table is known.
-    Active(Box<Active>),
-    /// It failed: all its rows since the last commit are gone.
+    Active(Box<ActiveStream>),
+    /// The stream failed: its rows since the last commit are lost.
     Failed(SinkError),
     /// Finished or aborted.
-    Over,
+    Closed,
 }
 
-struct Active {
+struct ActiveStream {
     encoder: Encoder,
+    /// The rows that are not sent yet.
     chunk: Chunk,
-    /// Here, or on its way with a chunk.
-    feed: Option<Box<Feed>>,
-    outcome: Option<Receiver<Outcome>>,
-    /// `Merge` without a usable key is `Append`.
+    /// `None` while the loader thread has it.
+    loader: Option<Box<TableLoader>>,
+    /// Receives the loader from the loader thread.
+    loading: Option<Receiver<JobResult>>,
+    /// `Merge` without a usable key becomes `Append`.
     mode: WriteMode,
-    ending: Ending,
-    /// How far the collection goes that the staging table is.
-    mark: Mark,
-    /// A collection that goes once there is something better.
-    obsolete: Option<Collection>,
-    /// The staging table is a collection: it outlives the run.
-    kept: bool,
+    update: TargetUpdate,
+    /// The last checkpoint of the generation table.
+    checkpoint: Checkpoint,
+    /// The generation table to drop at the first commit.
+    obsolete: Option<PartialGeneration>,
+    /// The staging table is a generation table, which outlives the run.
+    retain_staging: bool,
 }
 
 impl Stream {
@@ -58,8 +59,8 @@ impl Stream {
         Self { spec, schema, table, state: State::Idle }
     }
 
-    /// Memory of the chunk that is being filled.
-    pub fn filling(&self) -> usize {
+    /// Memory of the chunk with the rows that are not sent yet, in bytes.
+    pub fn buffered_bytes(&self) -> usize {
         match &self.state {
             State::Active(active) => active.chunk.bytes.capacity(),
             _ => 0,
@@ -67,303 +68,309 @@ impl Stream {
     }
 
     /// Takes one row.
-    pub fn write(&mut self, shared: &mut Shared, record: &Record<'_>) -> Result<(), SinkError> {
-        let active = self.active(shared)?;
-        let pushed = active.encoder.push(&record.data, record.emitted_at, &mut active.chunk);
-        if pushed.is_ok() && active.chunk.bytes.len() < CHUNK {
+    pub fn write(&mut self, resources: &mut Resources, record: &Record<'_>) -> Result<(), SinkError> {
+        let active = self.active(resources)?;
+        let encoded = active.encoder.push(&record.data, record.emitted_at, &mut active.chunk);
+        if encoded.is_ok() && active.chunk.bytes.len() < CHUNK_SIZE {
             return Ok(());
         }
-        let done = match pushed {
-            Ok(()) => active.send(shared),
+        let result = match encoded {
+            Ok(()) => active.send(resources),
             Err(error) => Err(self.row_error(&error)),
         };
-        self.settle(shared, done)
+        self.fail_on_error(resources, result)
     }
 
-    /// Sends what there is, because memory is needed.
-    pub fn send_early(&mut self, shared: &mut Shared) {
+    /// Sends the buffered rows to free memory. The next operation on the stream returns the error.
+    pub fn send_early(&mut self, resources: &mut Resources) {
         if let State::Active(active) = &mut self.state {
-            let sent = active.send(shared);
-            // Told at the next use.
-            let _ = self.settle(shared, sent);
+            let sent = active.send(resources);
+            let _ = self.fail_on_error(resources, sent);
         }
     }
 
-    /// Makes the rows so far durable, where the mode does that before the end.
-    pub fn commit(&mut self, shared: &mut Shared) -> Result<Committed, SinkError> {
-        let active = self.active(shared)?;
-        let done = match active.ending {
-            Ending::AsItGoes => active.commit(shared),
-            Ending::Renew { kept: true, .. } => active.keep(shared),
-            Ending::Replace | Ending::Renew { kept: false, .. } => return Ok(Committed::Deferred),
+    /// Makes the rows so far durable, unless they only become so at the end.
+    pub fn commit(&mut self, resources: &mut Resources) -> Result<Committed, SinkError> {
+        let active = self.active(resources)?;
+        let result = match active.update {
+            TargetUpdate::EachCommit => active.commit(resources),
+            TargetUpdate::ReplaceGenerations { resumable: true, .. } => active.save_checkpoint(resources),
+            TargetUpdate::ReplaceAll | TargetUpdate::ReplaceGenerations { resumable: false, .. } => {
+                return Ok(Committed::Deferred);
+            }
         };
-        self.settle(shared, done).map(|()| Committed::Durable)
+        self.fail_on_error(resources, result).map(|()| Committed::Durable)
     }
 
-    /// Commits for the last time; replaces what the mode or the generation says.
-    pub fn finish(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
-        let active = self.active(shared)?;
-        let done = match active.ending {
-            Ending::AsItGoes => active.commit(shared),
-            Ending::Replace => active.publish(shared, None),
-            Ending::Renew { minimum, .. } => active.publish(shared, Some(minimum)),
+    /// Commits a complete stream, and replaces the rows that it makes obsolete.
+    pub fn finish(&mut self, resources: &mut Resources) -> Result<(), SinkError> {
+        let active = self.active(resources)?;
+        let result = match active.update {
+            TargetUpdate::EachCommit => active.commit(resources),
+            TargetUpdate::ReplaceAll => active.replace(resources, None),
+            TargetUpdate::ReplaceGenerations { minimum, .. } => active.replace(resources, Some(minimum)),
         };
-        self.settle(shared, done)?;
-        self.abort(shared);
+        self.fail_on_error(resources, result)?;
+        self.abort(resources);
         Ok(())
     }
 
-    /// Commits for the last time, and replaces nothing. Says whether the rows are in the table.
-    pub fn cut(&mut self, shared: &mut Shared) -> Result<bool, SinkError> {
-        let active = self.active(shared)?;
-        let done = match active.ending {
-            Ending::AsItGoes => active.commit(shared).map(|()| true),
-            Ending::Replace => active.fill(shared),
-            // There are rows that are to go. What a state stands for is kept for the run that goes on from there.
-            Ending::Renew { .. } => Ok(false),
+    /// Commits an incomplete stream, and replaces nothing. Returns whether the rows are in the table.
+    pub fn finish_early(&mut self, resources: &mut Resources) -> Result<bool, SinkError> {
+        let active = self.active(resources)?;
+        let result = match active.update {
+            TargetUpdate::EachCommit => active.commit(resources).map(|()| true),
+            TargetUpdate::ReplaceAll => active.fill_if_empty(resources),
+            // The table has rows to replace. Checkpointed rows stay for the run that resumes.
+            TargetUpdate::ReplaceGenerations { .. } => Ok(false),
         };
-        let is_in = self.settle(shared, done)?;
-        self.abort(shared);
-        Ok(is_in)
+        let in_table = self.fail_on_error(resources, result)?;
+        self.abort(resources);
+        Ok(in_table)
     }
 
-    /// Gives up what is not committed and removes what was staged.
-    pub fn abort(&mut self, shared: &mut Shared) {
-        if let State::Active(mut active) = std::mem::replace(&mut self.state, State::Over) {
-            active.clean_up(shared);
+    /// Discards uncommitted rows and drops the staging table.
+    pub fn abort(&mut self, resources: &mut Resources) {
+        if let State::Active(mut active) = std::mem::replace(&mut self.state, State::Closed) {
+            active.clean_up(resources);
         }
     }
 
-    /// A failed stream is cleaned up at once, and from then on only repeats why it failed.
-    fn settle<T>(&mut self, shared: &mut Shared, done: Result<T, SinkError>) -> Result<T, SinkError> {
-        if let Err(error) = &done {
-            let copy = error.clone();
-            if let State::Active(mut active) = std::mem::replace(&mut self.state, State::Failed(copy)) {
-                active.clean_up(shared);
-            }
+    /// Cleans up after an error; all further operations return it.
+    fn fail_on_error<T>(&mut self, resources: &mut Resources, result: Result<T, SinkError>) -> Result<T, SinkError> {
+        if let Err(error) = &result
+            && let State::Active(mut active) = std::mem::replace(&mut self.state, State::Failed(error.clone()))
+        {
+            active.clean_up(resources);
         }
-        done
+        result
     }
 
-    fn active(&mut self, shared: &mut Shared) -> Result<&mut Active, SinkError> {
+    fn active(&mut self, resources: &mut Resources) -> Result<&mut ActiveStream, SinkError> {
         if matches!(self.state, State::Idle) {
-            let active = self.prepare(shared)?;
+            let active = self.activate(resources)?;
             self.state = State::Active(Box::new(active));
         }
         match &mut self.state {
             State::Active(active) => Ok(active),
             State::Failed(error) => Err(error.clone()),
-            State::Idle | State::Over => {
-                Err(SinkError::permanent(format!("stream {:?} is over", self.spec.name.key())))
+            State::Idle | State::Closed => {
+                Err(SinkError::permanent(format!("stream {:?} is closed", self.spec.name.key())))
             }
         }
     }
 
-    /// Looks the table up and lays the columns out.
-    fn prepare(&self, shared: &mut Shared) -> Result<Active, SinkError> {
-        let (run, mut session) = (shared.place.run, shared.session());
-        let preparation = Preparation { spec: &self.spec, schema: &self.schema, table: &self.table, run };
-        let Prepared { target, staging, layout, mode, ending, mark, sequence, obsolete } =
-            preparation.prepare(&mut session)?;
-        shared.give_back(Some(session));
-        shared.unreachable = false;
-        // A collection that was taken over is there already.
-        let kept = staging.exists();
-        let feed = Some(Box::new(Feed::new(target, Some(staging), shared.kept.clone())));
-        let encoder = Encoder::new(layout, sequence, self.spec.generation.id);
-        Ok(Active { encoder, chunk: Chunk::default(), feed, outcome: None, mode, ending, mark, obsolete, kept })
+    fn activate(&self, resources: &mut Resources) -> Result<ActiveStream, SinkError> {
+        let (run_id, mut session) = (resources.config.run_id, resources.acquire_session());
+        let table = StreamTable { spec: &self.spec, schema: &self.schema, table: &self.table, run_id };
+        let PreparedStream { target, staging, layout, mode, update, checkpoint, sequence, obsolete } =
+            table.prepare(&mut session)?;
+        resources.release_session(Some(session));
+        resources.server_unreachable = false;
+        // A new staging table does not exist yet.
+        let retain_staging = staging.exists();
+        Ok(ActiveStream {
+            encoder: Encoder::new(layout, sequence, self.spec.generation.id),
+            chunk: Chunk::default(),
+            loader: Some(Box::new(TableLoader::new(target, staging, resources.total_replay_bytes.clone()))),
+            loading: None,
+            mode,
+            update,
+            checkpoint,
+            obsolete,
+            retain_staging,
+        })
     }
 
     fn row_error(&self, error: &RowError) -> SinkError {
-        let (stream, table) = (self.spec.name.key(), format!("{:?}.{:?}", self.schema, self.table));
-        let text = match error {
-            RowError::Invalid(why) => format!("a row of stream {stream:?} for table {table} is not JSON: {why}"),
-            RowError::NoKey(part) => format!(
-                "a row of stream {stream:?} for table {table} has no usable value for {part:?}, \
-                 which is part of its primary key"
-            ),
-        };
-        SinkError::permanent(text)
+        let row = format!("a row of stream {:?} for table {:?}.{:?}", self.spec.name.key(), self.schema, self.table);
+        SinkError::permanent(match error {
+            RowError::Invalid(why) => format!("{row} is not JSON: {why}"),
+            RowError::MissingKey(field) => {
+                format!("{row} has no usable value for {field:?}, which is part of its primary key")
+            }
+        })
     }
 }
 
-impl Active {
-    /// Waits for the feed, if it is under way.
-    fn feed(&mut self, shared: &mut Shared) -> Result<&mut Feed, SinkError> {
-        if let Some(outcome) = self.outcome.take() {
-            let (mut feed, loaded) = outcome.recv().map_err(|_| died())?;
-            if feed.way != Some(Way::Direct) {
-                shared.give_back(feed.take_session());
+impl ActiveStream {
+    /// The loader. Waits until the loader thread returns it.
+    fn loader(&mut self, resources: &mut Resources) -> Result<&mut TableLoader, SinkError> {
+        if let Some(loading) = self.loading.take() {
+            let (mut loader, result) = loading.recv().map_err(|_| loader_thread_ended())?;
+            if loader.mode != Some(LoadMode::Direct) {
+                resources.release_session(loader.take_session());
             }
-            self.feed = Some(feed);
-            if let Some(chunk) = loaded? {
-                shared.recycle(chunk.bytes);
+            self.loader = Some(loader);
+            if let Some(chunk) = result? {
+                resources.release_buffer(chunk.bytes);
             }
         }
-        self.feed.as_deref_mut().ok_or_else(died)
+        self.loader.as_deref_mut().ok_or_else(loader_thread_ended)
     }
 
-    /// Hands the chunk to the thread that loads.
-    fn send(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
+    /// Submits the chunk to the loader thread.
+    fn send(&mut self, resources: &mut Resources) -> Result<(), SinkError> {
         if self.chunk.rows == 0 {
             return Ok(());
         }
-        self.ready(shared)?;
-        let empty = Chunk { bytes: shared.spare.pop().unwrap_or_default(), ..Chunk::default() };
+        self.prepare_loader(resources)?;
+        let empty = Chunk { bytes: resources.acquire_buffer(), ..Chunk::default() };
         let chunk = std::mem::replace(&mut self.chunk, empty);
-        let is_large = chunk.bytes.len() >= LARGE;
-        if let Some(feed) = self.feed.take() {
-            self.outcome = Some(shared.courier.send(feed, chunk)?);
+        let is_large = chunk.bytes.len() >= LARGE_CHUNK;
+        if let Some(loader) = self.loader.take() {
+            self.loading = Some(resources.loader_thread.submit(loader, chunk)?);
         }
         if is_large {
-            self.feed(shared)?;
+            self.loader(resources)?;
         }
         Ok(())
     }
 
-    /// Loads the chunk here and now.
-    fn flush(&mut self, shared: &mut Shared) -> Result<&mut Feed, SinkError> {
-        self.ready(shared)?;
+    /// Loads the chunk on this thread.
+    fn flush(&mut self, resources: &mut Resources) -> Result<&mut TableLoader, SinkError> {
+        self.prepare_loader(resources)?;
         let chunk = std::mem::take(&mut self.chunk);
-        let feed = self.feed(shared)?;
+        let loader = self.loader(resources)?;
         if chunk.rows > 0
-            && let Some(chunk) = feed.load(chunk)?
+            && let Some(chunk) = loader.load(chunk)?
         {
-            shared.recycle(chunk.bytes);
+            resources.release_buffer(chunk.bytes);
         }
-        self.feed(shared)
+        self.loader(resources)
     }
 
-    /// Makes the feed ready for the chunk: columns, way, session.
-    fn ready(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
+    /// Gives the loader what it needs for the chunk: columns, load mode, session.
+    fn prepare_loader(&mut self, resources: &mut Resources) -> Result<(), SinkError> {
         self.encoder.seal(&mut self.chunk);
-        let (any_rows, mode, ending) = (self.chunk.rows > 0, self.mode, self.ending);
-        let known = self.feed(shared)?.columns.len();
+        let (has_rows, mode, update) = (self.chunk.rows > 0, self.mode, self.update);
+        let known = self.loader(resources)?.columns.len();
         let added = self.encoder.layout.columns()[known..].to_vec();
-        let feed = self.feed(shared)?;
-        feed.columns.extend(added);
-        if any_rows && feed.way.is_none() {
-            let direct = mode == WriteMode::Append && ending == Ending::AsItGoes && shared.open < MOST_OPEN;
-            feed.way = Some(if direct { Way::Direct } else { Way::Staged });
-            shared.open += usize::from(direct);
+        let loader = self.loader(resources)?;
+        loader.columns.extend(added);
+        if has_rows && loader.mode.is_none() {
+            let is_direct =
+                mode == WriteMode::Append && update == TargetUpdate::EachCommit && resources.register_transaction();
+            loader.mode = Some(if is_direct { LoadMode::Direct } else { LoadMode::Staged });
         }
-        if feed.session.is_none() {
-            feed.session = Some(shared.session());
+        if loader.session.is_none() {
+            loader.session = Some(resources.acquire_session());
         }
         Ok(())
     }
 
-    fn commit(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
-        let (key, cursor) = self.key();
-        let feed = self.flush(shared)?;
-        match feed.way {
-            Some(Way::Direct) => {
-                feed.commit_direct()?;
-                shared.open -= 1;
+    fn commit(&mut self, resources: &mut Resources) -> Result<(), SinkError> {
+        let (key, cursor) = self.merge_columns();
+        let loader = self.flush(resources)?;
+        match loader.mode {
+            Some(LoadMode::Direct) => {
+                loader.commit_direct()?;
+                resources.unregister_transaction();
             }
-            Some(Way::Staged) => {
-                feed.publish(|staging, target, columns, session| {
-                    let publication = Publication { staging, columns, key: &key, cursor: cursor.as_deref() };
-                    publication.merge(session, target)
+            Some(LoadMode::Staged) => {
+                loader.with_tables(|table, target, columns, session| {
+                    StagedRows { table, columns, key: &key, cursor: cursor.as_deref() }.merge(session, target)
                 })?;
-                feed.way = None;
+                loader.mode = None;
             }
-            // No rows; but the table is there from the first commit on.
-            None => feed.make_target()?,
+            // The first commit creates the table even if there are no rows.
+            None => loader.with_tables(|_, target, columns, session| {
+                let subject = target.subject();
+                target.ensure_columns(session, columns).map_err(|error| session.sink_error(&subject, &error))
+            })?,
         }
-        shared.give_back(feed.take_session());
+        resources.release_session(loader.take_session());
         Ok(())
     }
 
-    /// By which columns rows are merged, and which one tells the newer row.
-    fn key(&self) -> (Vec<String>, Option<String>) {
+    /// The columns of the key and of the cursor by which staged rows are merged.
+    fn merge_columns(&self) -> (Vec<String>, Option<String>) {
         if self.mode == WriteMode::Append {
             return (Vec::new(), None);
         }
         let layout = &self.encoder.layout;
         let key = Some(layout.key_columns()).filter(|key| !key.is_empty());
-        // In this run no row may have come that shows the columns.
+        // If this run has had no row with them, an earlier one may have.
         (
-            key.unwrap_or_else(|| self.mark.key.clone()),
-            layout.cursor_column().map(str::to_owned).or_else(|| self.mark.cursor.clone()),
+            key.unwrap_or_else(|| self.checkpoint.key.clone()),
+            layout.cursor_column().map(str::to_owned).or_else(|| self.checkpoint.cursor.clone()),
         )
     }
 
-    /// The rows so far are kept for the run that completes the generation.
-    fn keep(&mut self, shared: &mut Shared) -> Result<(), SinkError> {
-        self.flush(shared)?;
-        let (key, cursor) = self.key();
-        self.mark = Mark { rows: self.encoder.sequence(), key, cursor, generation: self.encoder.generation() };
-        let (mark, obsolete, run) = (self.mark.clone(), self.obsolete.take(), shared.place.run);
-        let feed = self.feed(shared)?;
-        feed.publish(|staging, target, columns, session| {
-            generation::keep(session, target, (staging, columns), run, &mark, obsolete.as_ref())
+    /// Commits the rows so far to the generation table.
+    fn save_checkpoint(&mut self, resources: &mut Resources) -> Result<(), SinkError> {
+        self.flush(resources)?;
+        let (key, cursor) = self.merge_columns();
+        self.checkpoint =
+            Checkpoint { rows: self.encoder.sequence(), key, cursor, generation: self.encoder.generation() };
+        let (checkpoint, obsolete, run_id) = (self.checkpoint.clone(), self.obsolete.take(), resources.config.run_id);
+        let loader = self.loader(resources)?;
+        loader.with_tables(|staging, target, columns, session| {
+            generation::save_checkpoint(session, target, (staging, columns), run_id, &checkpoint, obsolete.as_ref())
         })?;
-        self.kept = true;
-        let session = self.feed(shared)?.take_session();
-        shared.give_back(session);
+        resources.release_session(loader.take_session());
+        self.retain_staging = true;
         Ok(())
     }
 
-    /// Puts what was staged in the place of generations below `minimum`, or of all rows.
-    fn publish(&mut self, shared: &mut Shared, minimum: Option<i64>) -> Result<(), SinkError> {
-        self.flush(shared)?;
-        let ((key, cursor), obsolete) = (self.key(), self.obsolete.take());
-        let feed = self.feed(shared)?;
-        feed.publish(|staging, target, columns, session| {
+    /// Replaces the generations below `minimum`, or all rows, with the staged ones.
+    fn replace(&mut self, resources: &mut Resources, minimum: Option<i64>) -> Result<(), SinkError> {
+        self.flush(resources)?;
+        let ((key, cursor), obsolete) = (self.merge_columns(), self.obsolete.take());
+        let loader = self.loader(resources)?;
+        loader.with_tables(|staging, target, columns, session| {
             let mut columns = columns.to_vec();
             if staging.exists() {
-                // Earlier runs may have brought columns that this one has not seen.
+                // Earlier runs may have added columns that this one does not know.
                 let (schema, name) = (&staging.schema, &staging.name);
-                let staged = session
-                    .atomically(&target.subject(), |client| Ok(Table::inspect_staging(client, schema, name)?.1))?;
-                columns = as_columns(staged);
+                let existing = session
+                    .transaction(&target.subject(), |client| Ok(Table::inspect_staging(client, schema, name)?.1))?;
+                columns = loadable_columns(existing);
             }
-            let publication = Publication { staging, columns: &columns, key: &key, cursor: cursor.as_deref() };
+            let rows = StagedRows { table: staging, columns: &columns, key: &key, cursor: cursor.as_deref() };
             match minimum {
-                Some(minimum) => publication.renew(session, target, minimum, obsolete.as_ref()),
-                None => publication.replace(session, target, obsolete.as_ref()),
+                Some(minimum) => rows.replace_generations(session, target, minimum, obsolete.as_ref()),
+                None => rows.replace_all(session, target, obsolete.as_ref()),
             }
         })?;
-        feed.way = None;
-        self.kept = false;
+        loader.mode = None;
+        self.retain_staging = false;
         Ok(())
     }
 
-    /// Puts what was staged into a table without rows. Says whether it was one. A collection that an earlier run left
-    /// stays in either case: only what is complete is better.
-    fn fill(&mut self, shared: &mut Shared) -> Result<bool, SinkError> {
-        self.flush(shared)?;
-        let (key, cursor) = self.key();
-        self.feed(shared)?.publish(|staging, target, columns, session| {
-            let publication = Publication { staging, columns, key: &key, cursor: cursor.as_deref() };
-            publication.fill(session, target)
+    /// Moves the staged rows to the target if it has none. Returns whether it did. An existing generation table stays,
+    /// because only a complete stream makes it obsolete.
+    fn fill_if_empty(&mut self, resources: &mut Resources) -> Result<bool, SinkError> {
+        self.flush(resources)?;
+        let (key, cursor) = self.merge_columns();
+        self.loader(resources)?.with_tables(|table, target, columns, session| {
+            StagedRows { table, columns, key: &key, cursor: cursor.as_deref() }.fill_if_empty(session, target)
         })
     }
 
-    /// Leaves nothing behind, as far as the database can be reached.
-    fn clean_up(&mut self, shared: &mut Shared) {
+    /// Rolls back and drops the staging table, if the database is reachable.
+    fn clean_up(&mut self, resources: &mut Resources) {
         self.chunk = Chunk::default();
-        // An outcome that is an error has been told, or comes too late.
-        let _ = self.feed(shared);
-        let Some(mut feed) = self.feed.take() else { return };
-        if feed.way == Some(Way::Direct) {
-            shared.open -= 1;
+        // An error of the last chunk was returned before, or does not matter any more.
+        let _ = self.loader(resources);
+        let Some(mut loader) = self.loader.take() else { return };
+        if loader.mode == Some(LoadMode::Direct) {
+            resources.unregister_transaction();
         }
-        feed.roll_back();
-        if feed.has_staging() && !self.kept && !shared.unreachable {
-            let mut session = feed.session.take().unwrap_or_else(|| shared.session());
-            if feed.drop_staging(&mut session).is_err() {
-                // A connection that was idle may be one that the server closed meanwhile.
-                session.drop_client();
-                if let Err(trouble) = feed.drop_staging(&mut session) {
-                    shared.unreachable = trouble.is_lost();
-                    let why = session.error(&feed.target.subject(), &trouble).text;
-                    tracing::warn!(%why, "a staging table stays behind: the next run drops it");
+        loader.rollback();
+        if loader.may_have_staging() && !self.retain_staging && !resources.server_unreachable {
+            let mut session = loader.session.take().unwrap_or_else(|| resources.acquire_session());
+            if loader.drop_staging(&mut session).is_err() {
+                // The server may have closed an idle connection.
+                session.disconnect();
+                if let Err(error) = loader.drop_staging(&mut session) {
+                    resources.server_unreachable = error.is_connection_lost();
+                    let error = session.sink_error(&loader.target.subject(), &error);
+                    tracing::warn!(%error, "cannot drop the staging table: the next run drops it");
                 }
             }
-            feed.session = Some(session);
+            loader.session = Some(session);
         }
-        shared.give_back(feed.session.take());
+        resources.release_session(loader.session.take());
     }
 }

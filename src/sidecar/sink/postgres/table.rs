@@ -1,57 +1,68 @@
-//! Tables: what is there, and the statements that make what is missing.
+//! Tables: their definition, and the DDL that creates or widens them.
 //!
-//! Nothing that exists is ever changed but by adding columns, and by primary keys whose name says that they are ours.
+//! Existing tables are only changed by adding columns, and by adding or dropping keys whose name marks them as ours.
 
 use std::collections::HashSet;
 
 use postgres::Client;
 
-use super::layout::{Column, Existing, SEQUENCE};
-use super::names::{self, quote};
-use super::session::Trouble;
+use super::layout::{Column, ExistingColumn, SEQUENCE};
+use super::names::{self, qualified, quote, quoted_list};
+use super::session::{Session, SessionError};
 use super::types::ColumnType;
 
-/// Primary keys of this name were made by us or by the existing implementation.
-const OWN_KEY: &str = "jitsu_pk_";
-/// Staging tables start with this.
-const STAGING: &str = "_syncctl";
+/// The name prefix of keys that this or the existing implementation created.
+const OWN_KEY_PREFIX: &str = "jitsu_pk_";
+/// The name prefix of staging tables.
+const STAGING_PREFIX: &str = "_syncctl";
+/// Hexadecimal digits of the run id in names of staging tables.
+const RUN_ID_DIGITS: usize = 16;
 
-/// A unique key that could decide about conflicts.
+/// A unique index.
 #[derive(Debug, Clone)]
-pub struct UniqueKey {
+struct UniqueKey {
     name: String,
     primary: bool,
-    /// Usable for `ON CONFLICT`: whole, valid, checked at once.
-    plain: bool,
+    /// Whether `ON CONFLICT` can use it: it is valid, immediate, and not partial or on expressions.
+    is_arbiter: bool,
     columns: HashSet<String>,
 }
 
-/// How much of a table is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum There {
-    Nothing,
-    Schema,
-    Table,
+impl UniqueKey {
+    fn is_on(&self, columns: &[String]) -> bool {
+        self.columns.len() == columns.len() && columns.iter().all(|column| self.columns.contains(column))
+    }
+
+    fn is_own_primary(&self) -> bool {
+        self.primary && self.name.starts_with(OWN_KEY_PREFIX)
+    }
 }
 
-/// A table of the destination, there or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existence {
+    NoSchema,
+    NoTable,
+    Exists,
+}
+
+/// A table of the destination, which may not exist yet.
 #[derive(Debug, Clone)]
 pub struct Table {
     /// Its schema.
     pub schema: String,
     /// Its name.
     pub name: String,
-    there: There,
+    existence: Existence,
     columns: HashSet<String>,
     keys: Vec<UniqueKey>,
-    key_refused: bool,
-    /// A staging table, which has a column for the order of arrival.
+    key_failed: bool,
+    /// A staging table with the column [`SEQUENCE`].
     sequenced: bool,
 }
 
 impl Table {
-    /// Looks a table up; with the columns that it has.
-    pub fn inspect(client: &mut Client, schema: &str, name: &str) -> Result<(Self, Vec<Existing>), Trouble> {
+    /// Reads the definition of a table, and its columns.
+    pub fn inspect(client: &mut Client, schema: &str, name: &str) -> Result<(Self, Vec<ExistingColumn>), SessionError> {
         let schema_exists = client.query_opt("SELECT 1 FROM pg_namespace WHERE nspname = $1", &[&schema])?.is_some();
         let found = client.query_opt(
             "SELECT c.oid, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -61,20 +72,20 @@ impl Table {
         let mut table = Self {
             schema: schema.to_owned(),
             name: name.to_owned(),
-            there: match (&found, schema_exists) {
-                (Some(_), _) => There::Table,
-                (None, true) => There::Schema,
-                (None, false) => There::Nothing,
+            existence: match (&found, schema_exists) {
+                (Some(_), _) => Existence::Exists,
+                (None, true) => Existence::NoTable,
+                (None, false) => Existence::NoSchema,
             },
             columns: HashSet::new(),
             keys: Vec::new(),
-            key_refused: false,
+            key_failed: false,
             sequenced: false,
         };
         let Some(found) = found else { return Ok((table, Vec::new())) };
         let (oid, kind): (u32, String) = (found.get(0), found.get(1));
         if !matches!(kind.as_str(), "r" | "p") {
-            return Err(Trouble::Other("the name belongs to something that is not a table".to_owned()));
+            return Err(SessionError::Permanent("a relation of this name exists and is not a table".to_owned()));
         }
         let columns = existing_columns(client, oid)?;
         table.columns = columns.iter().map(|column| column.name.clone()).collect();
@@ -82,59 +93,64 @@ impl Table {
         Ok((table, columns))
     }
 
-    /// Looks a staging table up, with its columns save for the order of arrival.
-    pub fn inspect_staging(client: &mut Client, schema: &str, name: &str) -> Result<(Self, Vec<Existing>), Trouble> {
+    /// Reads the definition of a staging table, and its columns without [`SEQUENCE`].
+    pub fn inspect_staging(
+        client: &mut Client,
+        schema: &str,
+        name: &str,
+    ) -> Result<(Self, Vec<ExistingColumn>), SessionError> {
         let (table, mut columns) = Self::inspect(client, schema, name)?;
         columns.retain(|column| column.name != SEQUENCE);
         Ok((Self { sequenced: true, ..table }, columns))
     }
 
-    /// The staging table for this one.
-    pub fn staging(&self, run: i64, sequenced: bool) -> Self {
-        let mut name = format!("{}{run:016x}_{}", self.staging_prefix(), self.name);
-        names::cut(&mut name, 63);
+    /// A new staging table for this table.
+    pub fn staging_table(&self, run_id: i64, sequenced: bool) -> Self {
         Self {
-            name,
-            there: if self.there == There::Nothing { There::Nothing } else { There::Schema },
+            schema: self.schema.clone(),
+            name: self.name_for_run(&self.staging_prefix(), run_id),
+            existence: if self.existence == Existence::NoSchema { Existence::NoSchema } else { Existence::NoTable },
             columns: HashSet::new(),
             keys: Vec::new(),
-            key_refused: false,
+            key_failed: false,
             sequenced,
-            schema: self.schema.clone(),
         }
     }
 
-    /// What the collection of rows for this table is called that outlives the run which owns it. It is no number where a
-    /// staging table has one, so that nobody takes it for a leftover.
-    pub fn collection_name(&self, run: i64) -> String {
-        let mut name = format!("{}{run:016x}_{}", self.collection_prefix(), self.name);
-        names::cut(&mut name, 63);
-        name
+    /// The name of the generation table for this table. No run takes it for an orphaned staging table, because the part
+    /// after [`staging_prefix`](Self::staging_prefix) is not a hexadecimal number.
+    pub fn generation_table_name(&self, run_id: i64) -> String {
+        self.name_for_run(&self.generation_table_prefix(), run_id)
     }
 
-    /// With what that name starts, whoever owns it.
-    pub fn collection_prefix(&self) -> String {
+    /// The prefix of that name, for any run.
+    pub fn generation_table_prefix(&self) -> String {
         format!("{}gen", self.staging_prefix())
     }
 
-    /// With what the names of all staging tables for this table start.
     fn staging_prefix(&self) -> String {
-        format!("{STAGING}_{}_", names::short_hash(&self.name))
+        format!("{STAGING_PREFIX}_{}_", names::short_hash(&self.name))
     }
 
-    /// As it stands in SQL.
-    pub fn quoted(&self) -> String {
-        format!("{}.{}", quote(&self.schema), quote(&self.name))
+    fn name_for_run(&self, prefix: &str, run_id: i64) -> String {
+        let mut name = format!("{prefix}{run_id:0RUN_ID_DIGITS$x}_{}", self.name);
+        names::truncate(&mut name, names::MAX_BYTES);
+        name
     }
 
-    /// For messages.
+    /// Its name in SQL.
+    pub fn qualified_name(&self) -> String {
+        qualified(&self.schema, &self.name)
+    }
+
+    /// Its description in messages.
     pub fn subject(&self) -> String {
-        format!("table {}", self.quoted())
+        format!("table {}", self.qualified_name())
     }
 
-    /// Whether it is there.
+    /// Whether it exists.
     pub fn exists(&self) -> bool {
-        self.there == There::Table
+        self.existence == Existence::Exists
     }
 
     /// Whether it has a column of this name.
@@ -142,114 +158,120 @@ impl Table {
         self.columns.contains(name)
     }
 
-    /// The statements that make it have these columns; `None` when it has.
-    pub fn missing(&self, columns: &[Column]) -> Option<String> {
+    /// Whether it has rows that match a condition. It must exist.
+    pub fn has_rows(&self, client: &mut Client, condition: &str) -> Result<bool, SessionError> {
+        let query = format!("SELECT EXISTS (SELECT FROM {} WHERE {condition})", self.qualified_name());
+        Ok(client.query_one(&query, &[])?.get(0))
+    }
+
+    /// The statements that create the table or add missing columns; `None` if it has all of them.
+    pub fn create_or_widen(&self, columns: &[Column]) -> Option<String> {
         let missing = columns.iter().filter(|column| !self.columns.contains(&column.name));
-        let declared = missing.map(|column| (quote(&column.name), &column.sql_type));
+        let definitions = missing.map(|column| format!("{} {}", quote(&column.name), column.sql_type));
         if self.exists() {
             let added: Vec<String> =
-                declared.map(|(name, kind)| format!("ADD COLUMN IF NOT EXISTS {name} {kind}")).collect();
-            return (!added.is_empty()).then(|| format!("ALTER TABLE {} {};", self.quoted(), added.join(", ")));
+                definitions.map(|definition| format!("ADD COLUMN IF NOT EXISTS {definition}")).collect();
+            return (!added.is_empty()).then(|| format!("ALTER TABLE {} {};", self.qualified_name(), added.join(", ")));
         }
         let sequence = self.sequenced.then(|| format!("{} bigint", quote(SEQUENCE)));
-        let columns: Vec<String> =
-            sequence.into_iter().chain(declared.map(|(name, kind)| format!("{name} {kind}"))).collect();
-        // Asked for only where it is missing: IF NOT EXISTS wants the right to create also when nothing is to be done.
-        let schema = if self.there == There::Nothing {
+        let definitions: Vec<String> = sequence.into_iter().chain(definitions).collect();
+        // CREATE SCHEMA IF NOT EXISTS requires the right to create schemas even if the schema exists.
+        let schema = if self.existence == Existence::NoSchema {
             format!("CREATE SCHEMA IF NOT EXISTS {};", quote(&self.schema))
         } else {
             String::new()
         };
-        Some(format!("{schema}CREATE TABLE IF NOT EXISTS {} ({});", self.quoted(), columns.join(", ")))
+        Some(format!("{schema}CREATE TABLE IF NOT EXISTS {} ({});", self.qualified_name(), definitions.join(", ")))
     }
 
-    /// The statements of [`missing`](Self::missing) took place.
-    pub fn has(&mut self, columns: &[Column]) {
-        self.there = There::Table;
+    /// Records that the statements of [`create_or_widen`](Self::create_or_widen) were committed.
+    pub fn record_columns(&mut self, columns: &[Column]) {
+        self.existence = Existence::Exists;
         self.columns.extend(columns.iter().map(|column| column.name.clone()));
     }
 
-    /// It was dropped.
-    pub fn gone(&mut self) {
-        self.there = There::Schema;
+    /// Creates the table or adds missing columns, in a transaction of its own.
+    pub fn ensure_columns(&mut self, session: &mut Session, columns: &[Column]) -> Result<(), SessionError> {
+        if let Some(statements) = self.create_or_widen(columns) {
+            session.try_transaction(&self.subject(), |client| Ok(client.batch_execute(&statements)?))?;
+            self.record_columns(columns);
+        }
+        Ok(())
+    }
+
+    /// Records that the table was dropped.
+    pub fn record_dropped(&mut self) {
+        self.existence = Existence::NoTable;
         self.columns.clear();
     }
 
-    /// The statement that loads rows of these columns.
-    pub fn copy_sql(&self, columns: &[Column]) -> String {
+    /// The statement that loads rows with these columns.
+    pub fn copy_statement(&self, columns: &[Column]) -> String {
         let sequence = self.sequenced.then(|| quote(SEQUENCE));
         let names: Vec<String> = sequence.into_iter().chain(columns.iter().map(|column| quote(&column.name))).collect();
-        format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.quoted(), names.join(", "))
+        format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.qualified_name(), names.join(", "))
     }
 
-    /// Whether a unique key covers exactly these columns.
+    /// Whether `ON CONFLICT` with exactly these columns works.
     pub fn has_key(&self, columns: &[String]) -> bool {
-        self.keys.iter().any(|key| key.plain && key.is_on(columns))
+        self.keys.iter().any(|key| key.is_arbiter && key.is_on(columns))
     }
 
-    /// Whether somebody else made a primary key.
-    pub fn has_foreign_key(&self) -> bool {
-        self.keys.iter().any(|key| key.primary && !key.name.starts_with(OWN_KEY))
+    /// Whether it has a primary key that is not ours.
+    pub fn has_other_primary_key(&self) -> bool {
+        self.keys.iter().any(|key| key.primary && !key.name.starts_with(OWN_KEY_PREFIX))
     }
 
-    /// The statements that drop a primary key of ours on other columns than these, which is in the way of new rows.
+    /// The statement that drops our primary key if it is on other columns, because it could reject new rows.
     pub fn drop_stale_key(&self, columns: &[String]) -> Option<String> {
-        let key = self.keys.iter().find(|key| key.primary && key.name.starts_with(OWN_KEY) && !key.is_on(columns))?;
+        let key = self.keys.iter().find(|key| key.is_own_primary() && !key.is_on(columns))?;
         let nullable = key.columns.iter().map(|column| format!("ALTER COLUMN {} DROP NOT NULL", quote(column)));
         let actions: Vec<String> =
             std::iter::once(format!("DROP CONSTRAINT {}", quote(&key.name))).chain(nullable).collect();
-        Some(format!("ALTER TABLE {} {};", self.quoted(), actions.join(", ")))
+        Some(format!("ALTER TABLE {} {};", self.qualified_name(), actions.join(", ")))
     }
 
     /// The statement that makes these columns the primary key.
-    pub fn add_key(&self, columns: &[String]) -> String {
-        format!(
-            "ALTER TABLE {} ADD CONSTRAINT {} PRIMARY KEY ({});",
-            self.quoted(),
-            quote(&self.key_name(columns)),
-            quoted_list(columns)
-        )
+    pub fn add_primary_key(&self, columns: &[String]) -> String {
+        let (table, name) = (self.qualified_name(), quote(&self.key_name(columns)));
+        format!("ALTER TABLE {table} ADD CONSTRAINT {name} PRIMARY KEY ({});", quoted_list(columns))
     }
 
-    /// The statement that makes these columns unique where they cannot be the primary key.
-    pub fn add_unique(&self, columns: &[String]) -> String {
-        format!(
-            "CREATE UNIQUE INDEX {} ON {} ({});",
-            quote(&self.key_name(columns)),
-            self.quoted(),
-            quoted_list(columns)
-        )
+    /// The statement that makes these columns unique although they contain nulls.
+    pub fn add_unique_index(&self, columns: &[String]) -> String {
+        let (table, name) = (self.qualified_name(), quote(&self.key_name(columns)));
+        format!("CREATE UNIQUE INDEX {name} ON {table} ({});", quoted_list(columns))
     }
 
-    /// A statement of the last two took place, after [`drop_stale_key`](Self::drop_stale_key).
-    pub fn has_new_key(&mut self, columns: &[String], primary: bool) {
-        self.keys.retain(|key| !(key.primary && key.name.starts_with(OWN_KEY)));
-        let columns_set = columns.iter().cloned().collect();
-        self.keys.push(UniqueKey { name: self.key_name(columns), primary, plain: true, columns: columns_set });
+    /// Records that our stale primary key was dropped and a key on these columns was added.
+    pub fn record_key(&mut self, columns: &[String], primary: bool) {
+        self.keys.retain(|key| !key.is_own_primary());
+        let name = self.key_name(columns);
+        self.keys.push(UniqueKey { name, primary, is_arbiter: true, columns: columns.iter().cloned().collect() });
     }
 
-    /// Whether a key was tried and refused, so that it is not tried at each commit.
-    pub fn key_refused(&self) -> bool {
-        self.key_refused
+    /// Whether an attempt to add the key failed in this run.
+    pub fn key_failed(&self) -> bool {
+        self.key_failed
     }
 
-    /// The key cannot be made.
-    pub fn refuse_key(&mut self) {
-        self.key_refused = true;
+    /// Records that the key cannot be added, so that not every commit tries again.
+    pub fn record_key_failed(&mut self) {
+        self.key_failed = true;
     }
 
-    /// Names of constraints are the schema's, not the table's.
+    /// Contains a hash of the table's name, because names of indexes must be unique in the schema.
     fn key_name(&self, columns: &[String]) -> String {
         let identity = format!("{}/{}", self.name, columns.join("/"));
-        let mut name = format!("{OWN_KEY}{}_{}", names::short_hash(&identity), self.name);
-        names::cut(&mut name, 63);
+        let mut name = format!("{OWN_KEY_PREFIX}{}_{}", names::short_hash(&identity), self.name);
+        names::truncate(&mut name, names::MAX_BYTES);
         name
     }
 
-    /// Drops what runs left behind that were killed while they loaded into this table.
+    /// Drops staging tables of runs that were killed while they loaded into this table.
     ///
-    /// A run that is alive holds a lock of the number that its staging tables carry in their names.
-    pub fn drop_leftovers(&self, client: &mut Client, own: i64) -> Result<(), Trouble> {
+    /// A live run holds an advisory lock with its id, which the names of its staging tables contain.
+    pub fn drop_orphaned_staging_tables(&self, client: &mut Client, own_run_id: i64) -> Result<(), SessionError> {
         let prefix = self.staging_prefix();
         let found = client.query(
             "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -258,22 +280,20 @@ impl Table {
         )?;
         for row in found {
             let name: String = row.get(0);
-            let digits = name.get(prefix.len()..prefix.len() + 16);
-            let Some(run) = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()) else { continue };
-            let run = run.cast_signed();
-            if run == own || !client.query_one("SELECT pg_try_advisory_lock($1)", &[&run])?.get::<_, bool>(0) {
+            let Some(run_id) = run_id(&name, &prefix).filter(|run_id| *run_id != own_run_id) else { continue };
+            if !client.query_one("SELECT pg_try_advisory_lock($1)", &[&run_id])?.get::<_, bool>(0) {
                 continue;
             }
-            // What cannot be dropped, because it is another user's or somebody looks into it, is no reason to fail.
-            let table = format!("{}.{}", quote(&self.schema), quote(&name));
+            // Dropping fails if the table belongs to another user or a view depends on it: the run goes on.
+            let table = qualified(&self.schema, &name);
             let dropped =
-                client.batch_execute(&format!("SAVEPOINT leftover; DROP TABLE IF EXISTS {table}; RELEASE leftover"));
+                client.batch_execute(&format!("SAVEPOINT orphan; DROP TABLE IF EXISTS {table}; RELEASE orphan"));
             if dropped.as_ref().is_err_and(|error| error.as_db_error().is_some()) {
-                client.batch_execute("ROLLBACK TO leftover; RELEASE leftover")?;
+                client.batch_execute("ROLLBACK TO orphan; RELEASE orphan")?;
             }
-            client.execute("SELECT pg_advisory_unlock($1)", &[&run])?;
+            client.execute("SELECT pg_advisory_unlock($1)", &[&run_id])?;
             match dropped {
-                Ok(()) => tracing::info!(table = %name, "dropped the staging table of a run that was killed"),
+                Ok(()) => tracing::info!(table = %name, "dropped the staging table of a killed run"),
                 Err(error) => tracing::warn!(table = %name, %error, "cannot drop the staging table of a killed run"),
             }
         }
@@ -281,18 +301,13 @@ impl Table {
     }
 }
 
-impl UniqueKey {
-    fn is_on(&self, columns: &[String]) -> bool {
-        self.columns.len() == columns.len() && columns.iter().all(|column| self.columns.contains(column))
-    }
+/// The run id in the name of a staging or generation table that starts with this prefix.
+pub fn run_id(name: &str, prefix: &str) -> Option<i64> {
+    let digits = name.get(prefix.len()..prefix.len() + RUN_ID_DIGITS)?;
+    u64::from_str_radix(digits, 16).ok().map(u64::cast_signed)
 }
 
-/// Names as they stand in SQL, separated by commas.
-pub fn quoted_list(names: &[String]) -> String {
-    names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
-}
-
-fn existing_columns(client: &mut Client, table: u32) -> Result<Vec<Existing>, Trouble> {
+fn existing_columns(client: &mut Client, table: u32) -> Result<Vec<ExistingColumn>, SessionError> {
     let rows = client.query(
         "SELECT a.attname::text, t.typname::text, a.atttypmod, format_type(a.atttypid, a.atttypmod),
                 a.attgenerated = '' AND a.attidentity <> 'a'
@@ -302,12 +317,12 @@ fn existing_columns(client: &mut Client, table: u32) -> Result<Vec<Existing>, Tr
     )?;
     let columns = rows.iter().map(|row| {
         let kind = ColumnType::of_catalog(row.get(1), row.get(2)).filter(|_| row.get(4));
-        Existing { name: row.get(0), kind, sql_type: row.get(3) }
+        ExistingColumn { name: row.get(0), kind, sql_type: row.get(3) }
     });
     Ok(columns.collect())
 }
 
-fn unique_keys(client: &mut Client, table: u32) -> Result<Vec<UniqueKey>, Trouble> {
+fn unique_keys(client: &mut Client, table: u32) -> Result<Vec<UniqueKey>, SessionError> {
     let rows = client.query(
         "SELECT c.relname::text, i.indisprimary,
                 i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL,
@@ -319,7 +334,7 @@ fn unique_keys(client: &mut Client, table: u32) -> Result<Vec<UniqueKey>, Troubl
     let keys = rows.iter().map(|row| UniqueKey {
         name: row.get(0),
         primary: row.get(1),
-        plain: row.get(2),
+        is_arbiter: row.get(2),
         columns: row.get::<_, Vec<String>>(3).into_iter().collect(),
     });
     Ok(keys.collect())

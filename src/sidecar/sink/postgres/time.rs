@@ -1,30 +1,29 @@
-//! Dates and times in JSON strings: which of them are taken, and what Postgres stores for them.
-//!
-//! It counts microseconds, or days, from the beginning of the year 2000.
+//! Dates and times, from the text of a JSON string to the value that Postgres stores: microseconds or days since
+//! 2000-01-01.
 
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 
-/// Days of each month, February in leap years.
-const DAYS: [u8; 12] = [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+/// Days of each month in leap years.
+const DAYS_OF_MONTH: [u8; 12] = [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
 
-/// Days from the first of January of the year 1 to that of the year 2000.
-const EPOCH: i32 = 730_119;
+/// Days from 0001-01-01 to 2000-01-01.
+const EPOCH_DAYS: i32 = 730_119;
 const MICROS_PER_SECOND: i64 = 1_000_000;
 
-/// Whether the text is an instant as RFC 3339 writes it: date, `T` or a space, time, offset.
+/// Whether the text is an instant in the format of RFC 3339: date, `T` or a space, time, offset.
 pub fn is_instant(text: &str) -> bool {
     strict(text.as_bytes()).is_some_and(|(_, zoned)| zoned)
 }
 
-/// The microseconds of a `timestamptz`; without an offset the time is UTC. `None` if it is no time, or one of a year that
-/// Postgres and the standard do not agree about.
+/// The microseconds of a `timestamptz`; a time without an offset is UTC. `None` if the text is not a time, or one of a
+/// year before 1, which ISO 8601 and Postgres count differently.
 pub fn timestamptz(text: &str) -> Option<i64> {
     strict(text.as_bytes()).map(|(micros, _)| micros).or_else(|| timestamp(text))
 }
 
-/// The microseconds of a `timestamp` of UTC.
+/// The microseconds of a `timestamp`, in UTC.
 pub fn timestamp(text: &str) -> Option<i64> {
     let at = lenient(text)?;
     let part = |part: i8| u16::try_from(part).ok();
@@ -33,7 +32,7 @@ pub fn timestamp(text: &str) -> Option<i64> {
     Some(micros(days_of(at.date())?, seconds) + fraction)
 }
 
-/// The days of a `date`: a date, or a time that is midnight in UTC.
+/// The days of a `date`, from a date or a time that is midnight in UTC.
 pub fn date(text: &str) -> Option<i32> {
     let at = lenient(text)?;
     if at.time() == jiff::civil::Time::midnight() { days_of(at.date()) } else { None }
@@ -48,12 +47,12 @@ fn is_leap(year: u16) -> bool {
     year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
 }
 
-/// Days since the epoch; the year is 1 or later.
+/// Days since 2000-01-01, for years from 1 on.
 fn days(year: u16, month: u16, day: u16) -> i32 {
-    let past = i32::from(year) - 1;
-    let months: i32 = DAYS.iter().take(usize::from(month) - 1).map(|days| i32::from(*days)).sum();
-    let missing = i32::from(month > 2 && !is_leap(year));
-    past * 365 + past / 4 - past / 100 + past / 400 + months - missing + i32::from(day) - 1 - EPOCH
+    let years = i32::from(year) - 1;
+    let months: i32 = DAYS_OF_MONTH.iter().take(usize::from(month) - 1).map(|days| i32::from(*days)).sum();
+    let no_leap_day = i32::from(month > 2 && !is_leap(year));
+    years * 365 + years / 4 - years / 100 + years / 400 + months - no_leap_day + i32::from(day) - 1 - EPOCH_DAYS
 }
 
 fn seconds(hour: u16, minute: u16, second: u16) -> i64 {
@@ -64,7 +63,7 @@ fn micros(days: i32, seconds: i64) -> i64 {
     (i64::from(days) * 86_400 + seconds) * MICROS_PER_SECOND
 }
 
-/// The microseconds of so many digits after the point of the seconds, rounded as the server does it: by way of a double.
+/// The microseconds of a fraction of a second with this many digits, rounded like the server: through a double.
 fn fraction(number: u32, digits: u32) -> i64 {
     if digits <= 6 {
         return i64::from(number) * 10_i64.pow(6 - digits);
@@ -74,26 +73,26 @@ fn fraction(number: u32, digits: u32) -> i64 {
     i64::from(below) + i64::from(rounded > f64::from(below))
 }
 
-/// The spelling that nearly all sources use: microseconds since the epoch, and whether there is an offset.
+/// Parses the format that nearly all sources use. Returns microseconds since 2000-01-01 and whether there is an offset.
 fn strict(text: &[u8]) -> Option<(i64, bool)> {
     let number = |at: usize, count: usize| {
         text.get(at..at + count)?
             .iter()
             .try_fold(0_u16, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u16::from(digit - b'0')))
     };
-    let mark = |at: usize, marks: &[u8]| text.get(at).is_some_and(|byte| marks.contains(byte));
+    let one_of = |at: usize, bytes: &[u8]| text.get(at).is_some_and(|byte| bytes.contains(byte));
     let (year, month, day) = (number(0, 4)?, number(5, 2)?, number(8, 2)?);
-    let last = u16::from(*DAYS.get(usize::from(month).checked_sub(1)?)?);
-    let well_marked = mark(4, b"-") && mark(7, b"-") && mark(10, b"T ") && mark(13, b":") && mark(16, b":");
+    let last = u16::from(*DAYS_OF_MONTH.get(usize::from(month).checked_sub(1)?)?);
+    let separated = one_of(4, b"-") && one_of(7, b"-") && one_of(10, b"T ") && one_of(13, b":") && one_of(16, b":");
     let (hour, minute, second) = (number(11, 2)?, number(14, 2)?, number(17, 2)?);
-    if !well_marked || year == 0 || day == 0 || day > last || (month == 2 && day == 29 && !is_leap(year)) {
+    if !separated || year == 0 || day == 0 || day > last || (month == 2 && day == 29 && !is_leap(year)) {
         return None;
     }
     if hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    let (mut at, mut behind) = (19, 0);
-    if mark(at, b".") {
+    let (mut at, mut fraction_micros) = (19, 0);
+    if one_of(at, b".") {
         let digits = text[at + 1..].iter().take_while(|byte| byte.is_ascii_digit());
         let (count, value) =
             digits.take(10).fold((0_u32, 0_u64), |(count, sum), digit| (count + 1, sum * 10 + u64::from(digit - b'0')));
@@ -101,12 +100,12 @@ fn strict(text: &[u8]) -> Option<(i64, bool)> {
             return None;
         }
         at += 1 + usize::try_from(count).ok()?;
-        behind = fraction(u32::try_from(value).ok()?, count);
+        fraction_micros = fraction(u32::try_from(value).ok()?, count);
     }
     let (offset, zoned) = match text.len() - at {
         0 => (0, false),
-        1 if mark(at, b"Z") => (0, true),
-        6 if mark(at, b"+-") && mark(at + 3, b":") => {
+        1 if one_of(at, b"Z") => (0, true),
+        6 if one_of(at, b"+-") && one_of(at + 3, b":") => {
             let (hours, minutes) = (number(at + 1, 2)?, number(at + 4, 2)?);
             if hours > 14 || minutes > 59 {
                 return None;
@@ -116,10 +115,10 @@ fn strict(text: &[u8]) -> Option<(i64, bool)> {
         }
         _ => return None,
     };
-    Some((micros(days(year, month, day), seconds(hour, minute, second) - offset) + behind, zoned))
+    Some((micros(days(year, month, day), seconds(hour, minute, second) - offset) + fraction_micros, zoned))
 }
 
-/// Other spellings: offsets without a colon, dates alone, lower case, weeks. In UTC.
+/// Parses other formats, to UTC: offsets without a colon, dates without a time, lower case, ISO weeks.
 fn lenient(text: &str) -> Option<DateTime> {
     let text = text.trim();
     let at = if let Ok(at) = text.parse::<Timestamp>() {
@@ -130,7 +129,7 @@ fn lenient(text: &str) -> Option<DateTime> {
         date.to_zoned(TimeZone::UTC).ok()?.timestamp()
     } else {
         let at = text.parse::<DateTime>().ok()?;
-        // The parser skips an offset that it does not understand the use of; then the time would be another one.
+        // The parser ignores an offset here, which would change the instant.
         let zoned = text.get(19..).is_some_and(|rest| rest.contains(['Z', 'z', '+', '-', '[']));
         if zoned || text.len() < 16 {
             return None;
@@ -145,45 +144,45 @@ mod tests {
     use super::{date, is_instant, timestamp, timestamptz};
     use jiff::{SignedDuration, Timestamp, ToSpan as _};
 
-    fn told(micros: Option<i64>) -> Option<String> {
+    fn formatted(micros: Option<i64>) -> Option<String> {
         let epoch: Timestamp = "2000-01-01T00:00:00Z".parse().expect("a time");
         micros.map(|micros| (epoch + SignedDuration::from_micros(micros)).to_string())
     }
 
     #[test]
-    fn times_are_taken_to_the_microsecond() {
+    fn timestamptz_parses_formats_to_the_microsecond() {
         for (label, text, expected) in [
             ("RFC 3339", "2024-02-29T23:59:59Z", Some("2024-02-29T23:59:59Z")),
             ("fraction and offset", "2024-01-31 10:00:00.123456789+05:30", Some("2024-01-31T04:30:00.123457Z")),
-            ("no offset is UTC", "2024-01-31T10:00:00", Some("2024-01-31T10:00:00Z")),
-            ("date alone", "2024-01-31", Some("2024-01-31T00:00:00Z")),
+            ("without an offset", "2024-01-31T10:00:00", Some("2024-01-31T10:00:00Z")),
+            ("date without a time", "2024-01-31", Some("2024-01-31T00:00:00Z")),
             ("offset without a colon", "2024-01-31T10:00:00+0200", Some("2024-01-31T08:00:00Z")),
             ("offset of hours", "2024-01-31T10:00:00-02", Some("2024-01-31T12:00:00Z")),
             ("lower case", "2024-01-31t10:00:00z", Some("2024-01-31T10:00:00Z")),
             ("leap second", "2016-12-31T23:59:60Z", Some("2016-12-31T23:59:59Z")),
             ("before the epoch", "1969-03-01T00:00:00.000001Z", Some("1969-03-01T00:00:00.000001Z")),
             ("before the first leap day", "0001-01-01T00:00:00Z", Some("0001-01-01T00:00:00Z")),
-            ("no leap year", "1900-03-01T00:00:00-14:00", Some("1900-03-01T14:00:00Z")),
+            ("century that is not a leap year", "1900-03-01T00:00:00-14:00", Some("1900-03-01T14:00:00Z")),
             ("rounded into the next year", "1999-12-31T23:59:59.9999996Z", Some("2000-01-01T00:00:00Z")),
-            ("rounded, spelled otherwise", "1999-12-31t23:59:59.9999996z", Some("2000-01-01T00:00:00Z")),
-            ("no such day", "2023-02-29T00:00:00Z", None),
+            ("rounded, lower case", "1999-12-31t23:59:59.9999996z", Some("2000-01-01T00:00:00Z")),
+            ("invalid day", "2023-02-29T00:00:00Z", None),
             ("month 13", "2023-13-01T00:00:00Z", None),
             ("hour 24", "2023-12-01T24:00:00Z", None),
             ("year 0", "0000-01-01T00:00:00Z", None),
             ("before the year 1", "-000044-03-15T00:00:00Z", None),
-            ("beyond the year 9999", "+010000-01-01T00:00:00Z", None),
+            ("after the year 9999", "+010000-01-01T00:00:00Z", None),
             ("infinity", "infinity", None),
             ("now", "now", None),
             ("empty", "", None),
             ("a number", "1700000000", None),
-            ("trailing text", "2024-01-31T10:00:00Z and more", None),
+            ("text after the time", "2024-01-31T10:00:00Z and more", None),
         ] {
-            assert_eq!(told(timestamptz(text)).as_deref(), expected, "{label}");
+            assert_eq!(formatted(timestamptz(text)).as_deref(), expected, "{label}");
         }
     }
 
     #[test]
-    fn only_full_instants_type_a_column() {
+    fn is_instant_requires_date_time_and_offset() {
         for (text, expected) in [
             ("2024-01-31T10:00:00Z", true),
             ("2024-01-31T10:00:00", false),
@@ -195,12 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn other_columns_take_what_they_hold_whole() {
+    fn timestamp_and_date_convert_to_utc_without_loss() {
         let day = |days: i32| jiff::civil::date(2000, 1, 1) + i64::from(days).days();
-        let told_day = |text| date(text).map(|days| day(days).to_string());
-        assert_eq!(told(timestamp("2024-01-31T10:00:00+02:00")).as_deref(), Some("2024-01-31T08:00:00Z"));
-        assert_eq!(told_day("2024-01-31").as_deref(), Some("2024-01-31"));
-        assert_eq!(told_day("1999-12-31T00:00:00Z").as_deref(), Some("1999-12-31"));
-        assert_eq!(told_day("2024-01-31T10:00:00Z"), None);
+        let formatted_day = |text| date(text).map(|days| day(days).to_string());
+        assert_eq!(formatted(timestamp("2024-01-31T10:00:00+02:00")).as_deref(), Some("2024-01-31T08:00:00Z"));
+        assert_eq!(formatted_day("2024-01-31").as_deref(), Some("2024-01-31"));
+        assert_eq!(formatted_day("1999-12-31T00:00:00Z").as_deref(), Some("1999-12-31"));
+        assert_eq!(formatted_day("2024-01-31T10:00:00Z"), None);
     }
 }

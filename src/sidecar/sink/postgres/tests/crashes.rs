@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::support::{World, record, spec};
-use crate::sidecar::sink::postgres::session::{Place, Session};
+use crate::sidecar::sink::postgres::session::{Session, SessionConfig};
 use crate::sidecar::sink::postgres::{PostgresSink, Settings};
 use crate::sidecar::sink::{Generation, Sink, StreamIndex, StreamSpec, WriteMode};
 
@@ -146,7 +146,8 @@ fn commits_outlive_the_server_unless_the_destination_asks_otherwise() {
     ] {
         config["parameters"] = parameters.clone();
         let target = Settings::parse(&config).expect("settings").target;
-        let mut session = Session::new(Arc::new(Place { target, run: 1, patience: Duration::from_secs(20) }));
+        let mut session =
+            Session::new(Arc::new(SessionConfig { target, run_id: 1, retry_timeout: Duration::from_secs(20) }));
         let row = session.client().expect("a connection").query_one("SHOW synchronous_commit", &[]);
         assert_eq!(row.expect("a setting").get::<_, &str>(0), expected, "{parameters}");
     }

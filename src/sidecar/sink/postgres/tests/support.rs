@@ -116,7 +116,7 @@ impl World {
 
     /// Ends a sink as KILL does: nobody cleans up, and the server sees the connections end.
     pub fn kill(&mut self, mut sink: PostgresSink) {
-        let thread = sink.shared.courier.stop();
+        let thread = sink.resources.loader_thread.stop();
         std::mem::forget(sink);
         // What its thread has in its hands it takes to the server over a new connection, for it does not know of its end.
         while self.terminate() > 0 || thread.as_ref().is_some_and(|thread| !thread.is_finished()) {

@@ -1,0 +1,162 @@
+//! Decodes JSON strings, and converts JSON documents to what `jsonb` accepts.
+
+use memchr::{memchr, memchr2};
+
+use super::number;
+
+/// Deeper documents could exhaust the server's stack.
+const MAX_DEPTH: usize = 500;
+
+/// Larger documents could exceed the size limit of `jsonb` (256 MB), which takes up to 16 bytes per element and the text.
+const MAX_ELEMENTS: usize = 8_000_000;
+
+/// Appends the content of a JSON string with its escapes decoded.
+pub fn unescape(inner: &[u8], out: &mut Vec<u8>) {
+    let mut rest = inner;
+    while let Some(at) = memchr(b'\\', rest) {
+        out.extend_from_slice(&rest[..at]);
+        let length = match rest.get(at + 1).copied().unwrap_or(b'\\') {
+            b'u' => {
+                let (character, length) = unicode(&rest[at..]);
+                out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+                length
+            }
+            other => {
+                out.push(match other {
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    b'b' => 0x08,
+                    b'f' => 0x0c,
+                    other => other,
+                });
+                2
+            }
+        };
+        rest = rest.get(at + length..).unwrap_or_default();
+    }
+    out.extend_from_slice(rest);
+}
+
+/// Decodes the `\uXXXX` or surrogate pair at the start of the text. Returns the character, U+FFFD for a lone surrogate,
+/// and the length of the escape.
+fn unicode(text: &[u8]) -> (char, usize) {
+    let unit = |at: usize| {
+        let digits = str::from_utf8(text.get(at + 2..at + 6)?).ok()?;
+        (text[at] == b'\\' && text[at + 1] == b'u').then(|| u32::from_str_radix(digits, 16).ok())?
+    };
+    let Some(first) = unit(0) else { return (char::REPLACEMENT_CHARACTER, 2) };
+    if (0xd800..0xdc00).contains(&first)
+        && let Some(second) = unit(6)
+        && (0xdc00..0xe000).contains(&second)
+    {
+        let code = 0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00);
+        return (char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER), 12);
+    }
+    (char::from_u32(first).unwrap_or(char::REPLACEMENT_CHARACTER), 6)
+}
+
+/// Appends a JSON document in a form that `jsonb` accepts: without `\u0000` and lone surrogates, and with numbers beyond
+/// the range of `numeric` as strings. Documents beyond the limits become one string.
+pub fn push_document(raw: &str, out: &mut Vec<u8>) {
+    let start = out.len();
+    if !push_tokens(raw.as_bytes(), out) {
+        out.truncate(start);
+        let mut text = String::from('"');
+        for c in raw.chars().filter(|c| *c != '\0') {
+            match c {
+                '"' | '\\' => text.extend(['\\', c]),
+                c if c < ' ' => text.push(' '),
+                c => text.push(c),
+            }
+        }
+        text.push('"');
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+/// Returns `false` if the document is too deep or has too many elements.
+fn push_tokens(raw: &[u8], out: &mut Vec<u8>) -> bool {
+    let (mut at, mut depth, mut elements) = (0, 0_usize, 0_usize);
+    while let Some(&byte) = raw.get(at) {
+        match byte {
+            b'"' => {
+                at = push_string(raw, at, out);
+                continue;
+            }
+            b'-' | b'0'..=b'9' => {
+                at = push_number(raw, at, out);
+                continue;
+            }
+            b'{' | b'[' => {
+                depth += 1;
+                elements += 1;
+                if depth > MAX_DEPTH {
+                    return false;
+                }
+                out.push(byte);
+            }
+            b',' | b':' => {
+                elements += 1;
+                if elements > MAX_ELEMENTS {
+                    return false;
+                }
+                out.push(byte);
+            }
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                out.push(byte);
+            }
+            b' ' | b'\n' | b'\r' | b'\t' => {}
+            other => out.push(other),
+        }
+        at += 1;
+    }
+    true
+}
+
+/// Appends the string that starts at `at`. Returns its end.
+fn push_string(raw: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
+    let mut from = at;
+    let mut at = at + 1;
+    while let Some(found) = memchr2(b'"', b'\\', &raw[at..]) {
+        at += found;
+        if raw[at] == b'"' {
+            out.extend_from_slice(&raw[from..=at]);
+            return at + 1;
+        }
+        if raw.get(at + 1) == Some(&b'u') {
+            let (character, length) = unicode(&raw[at..]);
+            if matches!(character, '\0' | char::REPLACEMENT_CHARACTER) {
+                out.extend_from_slice(&raw[from..at]);
+                if character != '\0' {
+                    out.extend_from_slice("\u{fffd}".as_bytes());
+                }
+                from = (at + length).min(raw.len());
+            }
+            at += length;
+        } else {
+            at += 2;
+        }
+        at = at.min(raw.len());
+    }
+    out.extend_from_slice(&raw[from.min(raw.len())..]);
+    raw.len()
+}
+
+/// Appends the number that starts at `at`. Returns its end.
+fn push_number(raw: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
+    let in_number = |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+    let length = raw[at..].iter().position(|byte| !in_number(byte)).unwrap_or(raw.len() - at);
+    let number = &raw[at..at + length];
+    // Short numbers without an exponent are always within the range.
+    let small = length <= 64 && !number.iter().any(|byte| matches!(byte, b'e' | b'E'));
+    if small || str::from_utf8(number).is_ok_and(number::is_numeric) {
+        out.extend_from_slice(number);
+    } else {
+        out.push(b'"');
+        out.extend_from_slice(number);
+        out.push(b'"');
+    }
+    at + length
+}

@@ -1,0 +1,328 @@
+//! Loads the chunks of a stream into its table, on a thread that works while the next chunk is encoded.
+//!
+//! A stream loads in one of two ways. *Direct*: in one transaction on the target that stays open until the commit; its
+//! chunks are buffered, up to a limit, to be sent again if the connection is lost. *Staged*: each chunk in a transaction
+//! of its own on a staging table, without a buffer; the commit moves the rows to the target (see `staged_rows`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use super::copy::{Chunk, copy_in};
+use super::layout::Column;
+use super::session::{Session, SessionError};
+use super::table::Table;
+use crate::sidecar::sink::SinkError;
+
+/// Bytes in the replay buffer of one stream.
+const MAX_REPLAY_BYTES: usize = 8 << 20;
+/// Bytes in the replay buffers of all streams.
+const MAX_TOTAL_REPLAY_BYTES: usize = 12 << 20;
+
+/// The way of a stream's rows to the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadMode {
+    /// Into the target, in a transaction that is open until the commit.
+    Direct,
+    /// Into a staging table.
+    Staged,
+}
+
+/// The open transaction on the target.
+#[derive(Default)]
+struct OpenTransaction {
+    /// The server's id of it.
+    id: Option<i64>,
+    /// All chunks that were sent in it.
+    replay_buffer: Vec<Chunk>,
+    replay_bytes: usize,
+    /// More was sent than the buffer may hold: the transaction cannot be repeated.
+    overflowed: bool,
+}
+
+/// Loads the chunks of one stream. Moves between the sink's thread and the loader thread.
+pub struct TableLoader {
+    /// The connection. Owned while a transaction is open, borrowed for the time of an operation otherwise.
+    pub session: Option<Session>,
+    /// The target.
+    pub target: Table,
+    /// The staging table.
+    pub staging: Table,
+    /// The columns of the last chunk.
+    pub columns: Vec<Column>,
+    /// How rows are loaded until the next commit; `None` before the first row.
+    pub mode: Option<LoadMode>,
+    open: OpenTransaction,
+    total_replay_bytes: Arc<AtomicUsize>,
+}
+
+impl TableLoader {
+    /// A loader for these tables. All loaders of a sink share `total_replay_bytes`.
+    pub fn new(target: Table, staging: Table, total_replay_bytes: Arc<AtomicUsize>) -> Self {
+        let open = OpenTransaction::default();
+        Self { session: None, target, staging, columns: Vec::new(), mode: None, open, total_replay_bytes }
+    }
+
+    /// Takes the session, unless a transaction is open. The next operation needs another one.
+    pub fn take_session(&mut self) -> Option<Session> {
+        if self.open.id.is_some() { None } else { self.session.take() }
+    }
+
+    /// Loads a chunk. Returns it if it is not buffered.
+    pub fn load(&mut self, chunk: Chunk) -> Result<Option<Chunk>, SinkError> {
+        let Some(mut session) = self.session.take() else { return Err(no_session()) };
+        let loaded = match self.mode {
+            Some(LoadMode::Staged) => self.load_staged(&mut session, chunk).map(Some),
+            _ => self.load_direct(&mut session, chunk),
+        };
+        self.session = Some(session);
+        loaded
+    }
+
+    fn load_staged(&mut self, session: &mut Session, chunk: Chunk) -> Result<Chunk, SinkError> {
+        let columns = &self.columns[..chunk.columns];
+        let (missing, copy) = (self.staging.create_or_widen(columns), self.staging.copy_statement(columns));
+        session.transaction(&self.target.subject(), |client| {
+            if let Some(missing) = &missing {
+                client.batch_execute(missing)?;
+            }
+            Ok(copy_in(client, &copy, &chunk.bytes)?)
+        })?;
+        self.staging.record_columns(columns);
+        Ok(chunk)
+    }
+
+    fn load_direct(&mut self, session: &mut Session, chunk: Chunk) -> Result<Option<Chunk>, SinkError> {
+        let loaded = if self.open.overflowed {
+            self.send(session, &chunk)
+        } else {
+            session.retry(&self.target.subject(), |session| {
+                let sent = self.ensure_transaction(session).and_then(|()| self.send(session, &chunk));
+                self.end_if_locked(sent)
+            })
+        };
+        if let Err(error) = loaded {
+            let error = self.sink_error(session, &error);
+            session.rollback();
+            self.open.id = None;
+            return Err(error);
+        }
+        Ok(self.buffer(chunk))
+    }
+
+    /// After a lock timeout the session rolls back: the next attempt needs a new transaction.
+    fn end_if_locked(&mut self, result: Result<(), SessionError>) -> Result<(), SessionError> {
+        if result.as_ref().is_err_and(SessionError::is_lock_timeout) {
+            self.open.id = None;
+        }
+        result
+    }
+
+    /// Opens the transaction, and sends the buffered chunks again, unless it is still open.
+    fn ensure_transaction(&mut self, session: &mut Session) -> Result<(), SessionError> {
+        if self.open.id.is_some() && session.is_connected() {
+            return Ok(());
+        }
+        self.open.id = None;
+        // In a transaction of its own, because DDL would block readers until the commit.
+        self.target.ensure_columns(session, &self.columns)?;
+        self.open.id = Some(session.begin()?);
+        for chunk in &self.open.replay_buffer {
+            copy_in(session.client()?, &self.target.copy_statement(&self.columns[..chunk.columns]), &chunk.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Sends a chunk in the open transaction.
+    fn send(&self, session: &mut Session, chunk: &Chunk) -> Result<(), SessionError> {
+        if self.open.id.is_none() {
+            return Err(SessionError::Disconnected);
+        }
+        let columns = &self.columns[..chunk.columns];
+        // Columns that are new since the transaction began. A rollback removes them, so they are not recorded yet.
+        if let Some(missing) = self.target.create_or_widen(columns) {
+            session.execute_in_open_transaction(&self.target.subject(), &missing)?;
+        }
+        Ok(copy_in(session.connected_client()?, &self.target.copy_statement(columns), &chunk.bytes)?)
+    }
+
+    /// Adds a chunk to the replay buffer. If a limit is exceeded, clears the buffer, which is only of use if it is
+    /// complete, and returns the chunk.
+    fn buffer(&mut self, mut chunk: Chunk) -> Option<Chunk> {
+        if !self.open.overflowed {
+            chunk.bytes.shrink_to_fit();
+        }
+        let size = chunk.bytes.capacity();
+        if !self.open.overflowed && self.open.replay_bytes + size <= MAX_REPLAY_BYTES {
+            let before = self.total_replay_bytes.fetch_add(size, Ordering::Relaxed);
+            if before + size <= MAX_TOTAL_REPLAY_BYTES {
+                self.open.replay_bytes += size;
+                self.open.replay_buffer.push(chunk);
+                return None;
+            }
+            self.total_replay_bytes.fetch_sub(size, Ordering::Relaxed);
+        }
+        self.clear_replay_buffer();
+        self.open.overflowed = true;
+        Some(chunk)
+    }
+
+    fn clear_replay_buffer(&mut self) {
+        self.total_replay_bytes.fetch_sub(self.open.replay_bytes, Ordering::Relaxed);
+        self.open.replay_bytes = 0;
+        self.open.replay_buffer.clear();
+    }
+
+    fn close_transaction(&mut self) {
+        self.clear_replay_buffer();
+        self.open = OpenTransaction::default();
+    }
+
+    /// Commits the transaction on the target.
+    pub fn commit_direct(&mut self) -> Result<(), SinkError> {
+        let Some(mut session) = self.session.take() else { return Err(no_session()) };
+        let committed = if self.open.overflowed {
+            self.commit_once(&mut session)
+        } else {
+            session.retry(&self.target.subject(), |session| {
+                let open = self.ensure_transaction(session);
+                self.end_if_locked(open)?;
+                self.commit_once(session)
+            })
+        };
+        let committed = committed.map_err(|error| self.sink_error(&session, &error));
+        if committed.is_ok() {
+            self.target.record_columns(&self.columns);
+            self.close_transaction();
+            self.mode = None;
+        }
+        self.session = Some(session);
+        committed
+    }
+
+    fn commit_once(&mut self, session: &mut Session) -> Result<(), SessionError> {
+        // COMMIT without a transaction would succeed with a warning.
+        let Some(transaction) = self.open.id.take() else { return Err(SessionError::Disconnected) };
+        match session.commit() {
+            Err(error) if error.is_connection_lost() => {
+                session.disconnect();
+                if session.was_committed(transaction)? { Ok(()) } else { Err(error) }
+            }
+            committed => committed,
+        }
+    }
+
+    fn sink_error(&self, session: &Session, error: &SessionError) -> SinkError {
+        let mut sink_error = session.sink_error(&self.target.subject(), error);
+        if self.open.overflowed && error.is_connection_lost() {
+            sink_error.text.push_str(
+                "; the transaction had more rows than are buffered for a retry: \
+                 the next run resumes from the state that was saved last",
+            );
+        }
+        sink_error
+    }
+
+    /// Runs an operation on both tables: `run(staging, target, columns, session)`.
+    pub fn with_tables<T>(
+        &mut self,
+        run: impl FnOnce(&mut Table, &mut Table, &[Column], &mut Session) -> Result<T, SinkError>,
+    ) -> Result<T, SinkError> {
+        let Some(session) = self.session.as_mut() else { return Err(no_session()) };
+        run(&mut self.staging, &mut self.target, &self.columns, session)
+    }
+
+    /// Rolls back an open transaction.
+    pub fn rollback(&mut self) {
+        if let Some(session) = self.session.as_mut().filter(|_| self.open.id.is_some()) {
+            session.rollback();
+        }
+        self.close_transaction();
+    }
+
+    /// Whether a staging table may exist.
+    pub fn may_have_staging(&self) -> bool {
+        self.staging.exists() || self.mode == Some(LoadMode::Staged)
+    }
+
+    /// Makes one attempt to drop the staging table.
+    pub fn drop_staging(&mut self, session: &mut Session) -> Result<(), SessionError> {
+        session.client()?.batch_execute(&format!("DROP TABLE IF EXISTS {}", self.staging.qualified_name()))?;
+        self.staging.record_dropped();
+        self.mode = None;
+        Ok(())
+    }
+}
+
+impl Drop for TableLoader {
+    fn drop(&mut self) {
+        self.clear_replay_buffer();
+    }
+}
+
+fn no_session() -> SinkError {
+    SinkError::permanent("the stream's connection is missing")
+}
+
+/// A loader that comes back from the loader thread, and its result.
+pub type JobResult = (Box<TableLoader>, Result<Option<Chunk>, SinkError>);
+
+struct Job {
+    loader: Box<TableLoader>,
+    chunk: Chunk,
+    done: SyncSender<JobResult>,
+}
+
+/// The thread that loads chunks, one after the other.
+///
+/// A stream gives its loader away for the time of a job, so that nothing is shared between the threads.
+pub struct LoaderThread {
+    jobs: Option<SyncSender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LoaderThread {
+    /// Starts the thread.
+    pub fn start() -> Result<Self, SinkError> {
+        // At most one job is queued, because encoded chunks take memory.
+        let (jobs, received) = sync_channel::<Job>(1);
+        let run = move || {
+            for Job { mut loader, chunk, done } in received {
+                let result = loader.load(chunk);
+                // After an abort of the sink, no stream receives the loader: dropping it closes its connection.
+                let _ = done.send((loader, result));
+            }
+        };
+        let thread = thread::Builder::new().name("sink-postgres".to_owned()).spawn(run);
+        let thread = thread
+            .map_err(|error| SinkError { text: format!("cannot start the loader thread: {error}"), transient: true })?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Submits a chunk. Blocks while one job is running and another one is queued.
+    pub fn submit(&self, loader: Box<TableLoader>, chunk: Chunk) -> Result<Receiver<JobResult>, SinkError> {
+        let (done, result) = sync_channel(1);
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(Job { loader, chunk, done }).is_ok());
+        if sent { Ok(result) } else { Err(loader_thread_ended()) }
+    }
+
+    /// Accepts no more jobs. The thread ends after those that it has.
+    pub fn stop(&mut self) -> Option<JoinHandle<()>> {
+        self.jobs = None;
+        self.thread.take()
+    }
+}
+
+impl Drop for LoaderThread {
+    fn drop(&mut self) {
+        if let Some(thread) = self.stop() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The error after a panic of the loader thread.
+pub fn loader_thread_ended() -> SinkError {
+    SinkError::permanent("the loader thread ended unexpectedly")
+}
