@@ -86,37 +86,36 @@ impl From<DbError> for Failure {
     }
 }
 
-/// Whether an error is one of the connection (or of two transactions in each other's way), so that the same statements
-/// may succeed on a new connection.
-pub fn is_transient(error: &postgres::Error) -> bool {
-    if let Some(code) = error.code() {
-        return is_transient_code(code);
+/// Whether the same statements may succeed on a new connection: the connection was lost, or another transaction was in
+/// the way.
+pub(super) fn is_transient(error: &postgres::Error) -> bool {
+    let conflict = |code| [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED].contains(code);
+    is_connection_lost(error) || error.code().is_some_and(conflict)
+}
+
+/// Whether a connection was lost or cannot be made at the moment, so that a later one may work.
+pub fn is_connection_lost(error: &postgres::Error) -> bool {
+    match error.code() {
+        Some(code) => is_connection_lost_code(code.code()),
+        // rustls wraps its errors in I/O errors; a certificate that is refused now will be refused later, too.
+        None => {
+            error.is_closed() || sources(error).any(<dyn std::error::Error>::is::<std::io::Error>) && !is_tls(error)
+        }
     }
-    if error.is_closed() {
-        return true;
-    }
-    // rustls wraps its errors in I/O errors; a certificate that is refused now is refused in a minute, too.
-    sources(error).any(<dyn std::error::Error>::is::<std::io::Error>) && !is_tls(error)
+}
+
+/// The SQLSTATEs with which a server ends or refuses a connection that may work later: class 08, operator intervention,
+/// too many connections, and the timeouts of idle sessions.
+///
+/// Of operator intervention (57Pxx), `database_dropped` (57P04) is final: a standby sends it when the primary has
+/// dropped the database, and every new connection fails with `invalid_catalog_name`.
+fn is_connection_lost_code(code: &str) -> bool {
+    code.starts_with("08") || ["57P01", "57P02", "57P03", "57P05", "53300", "25P03"].contains(&code)
 }
 
 /// Whether the TLS handshake is what failed.
 pub(super) fn is_tls(error: &postgres::Error) -> bool {
     sources(error).any(is_rustls)
-}
-
-fn is_transient_code(code: &SqlState) -> bool {
-    code.code().starts_with("08")
-        || [
-            SqlState::ADMIN_SHUTDOWN,
-            SqlState::CRASH_SHUTDOWN,
-            SqlState::CANNOT_CONNECT_NOW,
-            SqlState::TOO_MANY_CONNECTIONS,
-            SqlState::T_R_SERIALIZATION_FAILURE,
-            SqlState::T_R_DEADLOCK_DETECTED,
-        ]
-        .contains(code)
-        // idle_session_timeout and idle_in_transaction_session_timeout end the connection.
-        || ["57P05", "25P03"].contains(&code.code())
 }
 
 fn is_rustls(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -166,8 +165,7 @@ fn redact(text: &str, user: Option<&str>, password: Option<&[u8]>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_transient_code, redact};
-    use postgres::error::SqlState;
+    use super::{is_connection_lost_code, redact};
 
     #[test]
     fn the_user_is_taken_out_of_messages_and_the_database_stays() {
@@ -186,22 +184,25 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_connection_are_transient_and_others_are_not() {
+    fn a_connection_is_lost_where_the_server_may_accept_another() {
         for (code, expected) in [
             ("57P01", true),
             ("57P02", true),
             ("57P03", true),
+            ("57P04", false),
+            ("57P05", true),
+            ("25P03", true),
             ("08006", true),
             ("08P01", true),
             ("53300", true),
-            ("40P01", true),
+            ("40P01", false),
             ("28P01", false),
             ("3D000", false),
             ("57014", false),
             ("42P01", false),
             ("22P02", false),
         ] {
-            assert_eq!(is_transient_code(&SqlState::from_code(code)), expected, "{code}");
+            assert_eq!(is_connection_lost_code(code), expected, "{code}");
         }
     }
 }

@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use connect::{Certificates, SslMode, Target};
-pub use error::{DbError, is_transient};
+pub use error::{DbError, is_connection_lost};
 pub use log::{LogIds, LogRow};
 pub use schema::is_reserved_table;
 pub use spec::SpecKey;

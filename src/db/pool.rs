@@ -11,7 +11,7 @@ use r2d2::{ManageConnection, NopErrorHandler};
 use r2d2_postgres::PostgresConnectionManager;
 
 use super::connect::Target;
-use super::error::{DbError, is_transient};
+use super::error::{DbError, is_connection_lost, is_transient};
 use super::probe::Probe;
 use super::{Db, Options};
 use crate::retry::Backoff;
@@ -254,8 +254,7 @@ impl Db {
         });
         match &result {
             Ok(_) => pooled.broken = false,
-            Err(Fault::Postgres(error)) if is_transient(error) => {
-                // Deadlocks leave the connection as it is, but are too rare to be told apart.
+            Err(Fault::Postgres(error)) if is_connection_lost(error) => {
                 self.shared.state.generation.fetch_max(pooled.generation + 1, Ordering::Relaxed);
             }
             Err(_) => pooled.broken = pooled.client.batch_execute("ROLLBACK").is_err(),

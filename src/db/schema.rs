@@ -5,6 +5,7 @@
 use postgres::types::Type;
 
 use super::connect::url::{first_schema, quote_ident};
+use super::error::is_transient;
 use super::pool::{Fault, Session};
 use super::{Db, DbError};
 
@@ -463,7 +464,7 @@ fn ensure_indexes(session: &mut Session<'_>, table: &Table) -> Result<(), Fault>
         }
         session.batch(&format!("SAVEPOINT making_index; SET LOCAL lock_timeout = '{INDEX_LOCK_TIMEOUT}'"))?;
         if let Err(error) = session.batch(&sql) {
-            if super::is_transient(&error) {
+            if is_transient(&error) {
                 return Err(error.into());
             }
             let reason = session.target().describe(&error);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
 
-use crate::db::{DbError, Target};
+use crate::db::{DbError, Target, is_connection_lost};
 use crate::retry::Retry;
 use crate::sidecar::sink::{BACKOFF, SinkError};
 
@@ -65,11 +65,7 @@ impl SessionError {
     pub fn is_connection_lost(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_transient(),
-            // An error that the server did not send is an error of the connection.
-            Self::Postgres(error) => error.as_db_error().is_none_or(|error| {
-                let code = error.code().code();
-                code.starts_with("57P") || code.starts_with("08") || code == "25P03" || code == "53300"
-            }),
+            Self::Postgres(error) => is_connection_lost(error),
             Self::Disconnected => true,
             Self::Permanent(_) => false,
         }
