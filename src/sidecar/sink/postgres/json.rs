@@ -3,6 +3,7 @@
 use memchr::{memchr, memchr2};
 
 use super::number;
+use crate::db::text::unicode_escape;
 
 /// Deeper documents could exhaust the server's stack.
 const MAX_DEPTH: usize = 500;
@@ -41,19 +42,8 @@ pub fn unescape(inner: &[u8], out: &mut Vec<u8>) {
 /// Decodes the `\uXXXX` or surrogate pair at the start of the text. Returns the character, U+FFFD for a lone surrogate,
 /// and the length of the escape.
 fn unicode(text: &[u8]) -> (char, usize) {
-    let unit = |at: usize| {
-        let digits = str::from_utf8(text.get(at + 2..at + 6)?).ok()?;
-        (text[at] == b'\\' && text[at + 1] == b'u').then(|| u32::from_str_radix(digits, 16).ok())?
-    };
-    let Some(first) = unit(0) else { return (char::REPLACEMENT_CHARACTER, 2) };
-    if (0xd800..0xdc00).contains(&first)
-        && let Some(second) = unit(6)
-        && (0xdc00..0xe000).contains(&second)
-    {
-        let code = 0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00);
-        return (char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER), 12);
-    }
-    (char::from_u32(first).unwrap_or(char::REPLACEMENT_CHARACTER), 6)
+    const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
+    unicode_escape(text).map_or((REPLACEMENT, 2), |(character, length)| (character.unwrap_or(REPLACEMENT), length))
 }
 
 /// Appends a JSON document in a form that `jsonb` accepts: without `\u0000` and lone surrogates, and with numbers beyond
