@@ -18,6 +18,7 @@ install: build ## Install it into PREFIX (default /usr/local), with completions
 	install -D -m 644 completions/syncctl.bash $(DESTDIR)$(or $(PREFIX),/usr/local)/share/bash-completion/completions/syncctl
 	install -D -m 644 completions/_syncctl $(DESTDIR)$(or $(PREFIX),/usr/local)/share/zsh/site-functions/_syncctl
 	install -D -m 644 completions/syncctl.fish $(DESTDIR)$(or $(PREFIX),/usr/local)/share/fish/vendor_completions.d/syncctl.fish
+	install -D -m 644 -t $(DESTDIR)$(or $(PREFIX),/usr/local)/share/man/man1 man/*.1
 
 test: ## Run every test, end to end on a real Kubernetes (installs what is missing)
 	tests/run
@@ -36,9 +37,11 @@ lint: ## Formatting and clippy, warnings denied
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 
-generate: ## Write the completions and the golden help files anew
+generate: ## Regenerate completions, man pages, docs/settings.md and the golden help files
 	cargo build --locked
 	for shell in bash zsh fish; do cargo run --quiet --locked -- generate $$shell --into completions; done
+	cargo run --quiet --locked -- generate man --into man
+	cargo run --quiet --locked -- generate settings --into docs
 	SYNCCTL_TEST_UPDATE=1 cargo test --locked --test it -- cli::
 
 image: build ## Write the image archive target/syncctl.tar

@@ -713,7 +713,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__generate)
-            opts="-h --into --help bash elvish fish powershell zsh"
+            opts="-h --into --help bash elvish fish powershell zsh man settings"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

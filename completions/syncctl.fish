@@ -34,8 +34,8 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "serve" -d 'Serve HT
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "image" -d 'Write this program as a container image to stdout'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
-complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "generate" -d 'Write shell completions'
-complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "generate" -d 'Write shell completions, man pages or the table of settings'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "supervise" -d 'Look after a task that runs on this machine'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l package -d 'Connector image without its version' -r
@@ -45,39 +45,39 @@ json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l context -d 'Context of the kubeconfig' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l context -d 'Context of the kubeconfig [default: the current context]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-status-check-seconds -d 'How often Pods are listed, in addition to the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-init-timeout-seconds -d 'How long a task may take to start, counted from its creation; with --local this includes the installation [default: 180, with --local 600]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l task-timeout-hours -d 'How long a read may take; --timeout is finer [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 means none [default: 1000, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 means none [default: 8192]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s q -l quiet -d 'No progress on stderr'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
@@ -91,39 +91,39 @@ json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l context -d 'Context of the kubeconfig' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l context -d 'Context of the kubeconfig [default: the current context]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-status-check-seconds -d 'How often Pods are listed, in addition to the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-init-timeout-seconds -d 'How long a task may take to start, counted from its creation; with --local this includes the installation [default: 180, with --local 600]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l task-timeout-hours -d 'How long a read may take; --timeout is finer [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 means none [default: 1000, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 means none [default: 8192]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s q -l quiet -d 'No progress on stderr'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
@@ -137,39 +137,39 @@ json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l context -d 'Context of the kubeconfig' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l context -d 'Context of the kubeconfig [default: the current context]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-status-check-seconds -d 'How often Pods are listed, in addition to the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-init-timeout-seconds -d 'How long a task may take to start, counted from its creation; with --local this includes the installation [default: 180, with --local 600]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l task-timeout-hours -d 'How long a read may take; --timeout is finer [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 means none [default: 1000, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 means none [default: 8192]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s q -l quiet -d 'No progress on stderr'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
@@ -190,39 +190,39 @@ json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l context -d 'Context of the kubeconfig' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l context -d 'Context of the kubeconfig [default: the current context]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-status-check-seconds -d 'How often Pods are listed, in addition to the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-init-timeout-seconds -d 'How long a task may take to start, counted from its creation; with --local this includes the installation [default: 180, with --local 600]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-timeout-hours -d 'How long a read may take; --timeout is finer [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 means none [default: 1000, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 means none [default: 8192]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l to-same-case -d 'Lower-case table and column names'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l add-meta -d 'Add a column _jitsu_timestamp'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l no-deduplicate -d 'Append rows where the catalog asks for a merge by primary key'
@@ -232,52 +232,52 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s q -l quiet -d '
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-port -d 'Port to listen on [default: SYNCCTL_PORT, else 3043]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l port -d 'The same, under its older name' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-host -d 'Address to listen on [default: 0.0.0.0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l auth-tokens -d 'Tokens that callers may use, separated by commas: plain ones, or salt.hash as `syncctl token` makes them. Give them in the environment [default: everybody may call]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-port -d 'Port that `serve` listens on [default: 3043]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l port -d 'Older name of SYNCCTL_HTTP_PORT' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-host -d 'Address that `serve` listens on [default: 0.0.0.0]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l auth-tokens -d 'Tokens of callers, separated by commas: plain ones, or salt.hash as `syncctl token` makes them; set it in the environment [default: everyone may call]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l raw-auth-tokens -d 'More tokens, all of them plain' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l token-secret -d 'Secret that tokens are hashed with; several, separated by commas, while one takes the place of another' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l instance-id -d 'Name of this process in metrics and in the Lease; env://NAME takes it from another variable [default: a UUID that is kept in ~/.syncctl/instance_id]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-body-mi -d 'The largest request body [default: 32]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-connections -d 'The most connections at a time [default: 1024]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l token-secret -d 'Secret that tokens are hashed with; several during a rotation, separated by commas' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l instance-id -d 'Name of this process in metrics and in the Lease; env://NAME takes it from another variable [default: a UUID stored in ~/.syncctl/instance_id]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-body-mi -d 'Size limit of a request body [default: 32]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-connections -d 'Limit of concurrent connections [default: 1024]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-size -d 'Rows of task_log that are kept of each sync [default: 3000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-age -d 'How long rows of task_log are kept [default: 60]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-format -d 'Form of the program\'s own log: text or json [default: text]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l syncs-enabled -d '`false` or `0` ends the program at once: how a deployment is switched off without removing it' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -d 'Postgres database of results, logs and states; give it in the environment, where other users do not see it [default with --local: an embedded one, see `syncctl db`]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-format -d 'Format of the service\'s own log: text or json [default: text]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l syncs-enabled -d '`false` or `0` ends `serve` at once: how a deployment is switched off without removing it [default: true]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, e.g. the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-url -d 'Bulker instance that takes the rows of reads which name no destination' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-auth-token -d 'Token for that Bulker instance; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l context -d 'Context of the kubeconfig' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l namespace -d 'Namespace of the tasks\' Pods [default: the context\'s, else default]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l context -d 'Context of the kubeconfig [default: the current context]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-node-selector -d 'Nodes for the Pods, as a JSON object of labels' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l pods-service-account -d 'Service account of the Pods; its token is not mounted' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-status-check-seconds -d 'How often Pods are listed, besides the watch [default: 10]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-init-timeout-seconds -d 'How long a Pod may take to start, from its creation [default: 180]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-status-check-seconds -d 'How often Pods are listed, in addition to the watch [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-init-timeout-seconds -d 'How long a task may take to start, counted from its creation; with --local this includes the installation [default: 180, with --local 600]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l silence-seconds -d 'How long a connector may write nothing before its task fails [default: 8000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-grace-shutdown-seconds -d 'How long a container may take to end after TERM [default: 60]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l task-timeout-hours -d 'How long a read may take [default: 48]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l task-timeout-hours -d 'How long a read may take; --timeout is finer [default: 48]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-cpu-request-millicores -d 'CPU reserved for the connector [default: 100]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 is none [default: 1000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-cpu-limit-millicores -d 'CPU limit of the connector; 0 means none [default: 1000, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-memory-request-mi -d 'Memory reserved for the connector [default: 256]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 is none [default: 8192]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-memory-limit-mi -d 'Memory limit of the connector; 0 means none [default: 8192]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-cpu-request-millicores -d 'CPU reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 is none [default: 500]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 is none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN, ERROR [default: INFO]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (their packages) [default: auto]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -287,7 +287,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token -d 'Hash
 complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token-secret -d 'Secret that is hashed with the token; give it in the environment, where other users do not see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token-secret -d 'Secret that is hashed with the token; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'
@@ -295,23 +295,23 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "stop" -d 'Stop it now, if nobody uses it'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "keep" -d 'Keep the server for those who use it'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -s o -l output -d 'Print the result (and a failure) in this form [default: text]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from url" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -s o -l output -d 'Print the result (and a failure) in this form [default: text]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l state-dir -d 'Folder of what has to be kept, the embedded database among it [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl, for root /var/lib/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l cache-dir -d 'Folder of what can be fetched again [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl, for root /var/cache/syncctl]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other one is looked at then [default: PATH, then where packages put them]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from keep" -s h -l help -d 'Print help'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'
@@ -319,40 +319,40 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subc
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "stop" -d 'Stop it now, if nobody uses it'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "keep" -d 'Keep the server for those who use it'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -l into -d 'Folder to write the file into [default: stdout]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -s h -l help -d 'Print help'
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l command -d 'What the connector was asked to do: spec, check, discover or read' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -l into -d 'Folder to write the files into [default: stdout, for man with the first page alone]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l command -d 'Command of the connector: spec, check, discover or read' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l stdout-pipe-file -d 'FIFO of the connector\'s stdout' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l stderr-pipe-file -d 'FIFO of the connector\'s stderr' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l secrets-dir -d 'Folder of the task\'s compressed documents' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l config-dir -d 'Folder where the connector looks for its documents' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l termination-log -d 'Where its last words go when it can write to no database' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l mark -d 'What marks a process of a task that runs on this machine' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l config-dir -d 'Folder where the connector reads its documents' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l termination-log -d 'File for a failure that cannot be written to the database' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l mark -d 'Identifies a process of a local task' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l database-url -d 'Postgres database of results' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l started-at -d 'When the task was accepted (RFC 3339)' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l package -d 'Connector image without its version' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l package-version -d 'Its version' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l connector-type -d 'Its type' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l package-version -d 'Version of the connector image' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l connector-type -d 'Type of the connector' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l storage-key -d 'Key of the result of check and discover' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l sync-id -d 'The sync of a read' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-id -d 'The task' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l started-by -d 'Who asked for it (JSON)' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l namespace -d 'Schema for the tables' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l table-name-prefix -d 'Put before every table name' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l to-same-case -d 'Lower-case names' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l sync-id -d 'Id of the sync that a read belongs to' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-id -d 'Id of the task' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l started-by -d 'Who started the task (JSON)' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l namespace -d 'Schema of the destination tables' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l table-name-prefix -d 'Prefix of every table name' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l to-same-case -d 'Lower-case table and column names' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l add-meta -d 'Add a column `_jitsu_timestamp`' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l deduplicate -d 'Merge by primary key' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l full-sync -d 'Start from scratch' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l deduplicate -d 'Merge rows by primary key' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l full-sync -d 'Start from scratch and replace the tables' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l log-level -d 'Least level of the sidecar\'s own log' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l db-log-level -d 'Least level in `task_log`' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-timeout-hours -d 'How long the task may run' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-timeout-seconds -d 'The same, finer' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-timeout-hours -d 'How long the task may run, in hours' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-timeout-seconds -d 'How long the task may run, in seconds; takes precedence over the hours' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l init-timeout-seconds -d 'How long the connector may take to start' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l silence-seconds -d 'How long the connector may be silent' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-seconds -d 'How long rows may wait for a state until they are committed without one' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-mi -d 'How much row JSON may wait, in MiB' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l max-records -d 'After how many records to end' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'The controller\'s version of the contract' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-seconds -d 'How long rows may wait for a state before they are committed without one' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-mi -d 'How much row JSON may wait for a state, in MiB' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l max-records -d 'Stop after this number of records' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'Version of the contract that the controller implements' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -l mark -d 'What marks the processes of the task' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -s h -l help -d 'Print help'
@@ -364,8 +364,8 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_see
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "image" -d 'Write this program as a container image to stdout'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "generate" -d 'Write shell completions'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "sidecar" -d 'Capture a connector\'s output; runs in the task\'s Pod'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "generate" -d 'Write shell completions, man pages or the table of settings'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "supervise" -d 'Look after a task that runs on this machine'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'

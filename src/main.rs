@@ -6,6 +6,7 @@ mod config;
 mod contract;
 mod controller;
 mod db;
+mod env;
 mod failure;
 #[cfg(test)]
 mod heard;

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::env;
+
 /// What the connector is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -295,13 +297,6 @@ impl ReadOptions {
     }
 }
 
-/// How long a connector may be silent where nothing else is said: exports of large accounts compute for an hour before
-/// the first row.
-pub const DEFAULT_SILENCE_SECONDS: u32 = 8000;
-
-/// How long a Pod may take to start unless a setting overrides it.
-pub const DEFAULT_INIT_TIMEOUT_SECONDS: u32 = 180;
-
 /// The only connector type there is; the column exists because the seed keys specs by it.
 pub const CONNECTOR_TYPE_AIRBYTE: &str = "airbyte";
 
@@ -380,7 +375,7 @@ impl Task {
             started_at,
             started_by: None,
             options: ReadOptions::default(),
-            timeout: Duration::from_secs(DEFAULT_TIMEOUT_HOURS * 3600),
+            timeout: Duration::from_secs(default_timeout_seconds()),
         }
     }
 
@@ -413,7 +408,7 @@ impl Task {
         let or_empty = |key: &str| map.get(key).cloned().unwrap_or_default();
         let seconds = match map.get("TimeoutSeconds") {
             Some(seconds) => seconds.parse().map_err(|_| format!("annotation TimeoutSeconds is {seconds:?}"))?,
-            None => DEFAULT_TIMEOUT_HOURS * 3600,
+            None => default_timeout_seconds(),
         };
         Ok(Self {
             kind: text("TaskType")?.parse()?,
@@ -433,8 +428,9 @@ impl Task {
 /// What still fits into a Pod's deadline (a 32 bit number of seconds), with room for what comes after the task.
 pub const LONGEST_TIMEOUT: Duration = Duration::from_hours(24 * 10_000);
 
-/// `SYNCCTL_TASK_TIMEOUT_HOURS` where nothing else is said.
-pub const DEFAULT_TIMEOUT_HOURS: u64 = 48;
+fn default_timeout_seconds() -> u64 {
+    u64::from(env::TASK_TIMEOUT_HOURS.number(false)) * 3600
+}
 
 #[cfg(test)]
 mod tests {

@@ -3,19 +3,20 @@
 use std::path::{Path, PathBuf};
 
 /// The parts of `src` and what each may import of ours. `cmd` and `main` may import everything.
-const MAY_IMPORT: [(&str, &[&str]); 14] = [
+const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
     ("process", &[]),
     ("retry", &[]),
     ("secret", &[]),
-    ("task", &[]),
+    ("env", &[]),
+    ("task", &["env"]),
     ("output", &["failure"]),
     ("db", &["failure", "process", "retry", "secret", "task"]),
     ("pod", &["airbyte", "contract", "failure", "process", "retry", "secret", "task"]),
     ("sidecar", &["airbyte", "contract", "db", "failure", "retry", "secret", "task"]),
-    ("config", &["contract", "db", "failure", "pod", "secret", "sidecar", "task"]),
+    ("config", &["contract", "db", "env", "failure", "pod", "secret", "sidecar", "task"]),
     (
         "controller",
         &[

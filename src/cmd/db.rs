@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::config::PlacesArgs;
+use crate::config::DirectoryArgs;
 use crate::db::local_server::{self, DATABASE, LocalServer, PORT, StopOutcome, USER};
 use crate::failure::{Class, Failure};
 use crate::output::{Format, Output};
@@ -37,7 +37,7 @@ pub struct PsqlArgs {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
     arguments: Vec<OsString>,
     #[command(flatten)]
-    places: PlacesArgs,
+    directories: DirectoryArgs,
 }
 
 /// Print its URL, for other programs
@@ -49,7 +49,7 @@ pub struct UrlArgs {
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     output: Option<Format>,
     #[command(flatten)]
-    places: PlacesArgs,
+    directories: DirectoryArgs,
 }
 
 /// Stop it now, if nobody uses it
@@ -59,7 +59,7 @@ pub struct StopArgs {
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     output: Option<Format>,
     #[command(flatten)]
-    places: PlacesArgs,
+    directories: DirectoryArgs,
 }
 
 /// Keep the server for those who use it
@@ -92,19 +92,19 @@ const FOREIGN_VARIABLES: [&str; 13] = [
 pub(super) fn run(args: DbArgs) -> u8 {
     let DbArgs { command } = args;
     match command {
-        DbCommand::Psql(PsqlArgs { arguments, places }) => {
-            let Err(failure) = psql(&arguments, places);
+        DbCommand::Psql(PsqlArgs { arguments, directories }) => {
+            let Err(failure) = psql(&arguments, directories);
             Output::new(None, false).explain(&failure);
             failure.class.exit_code()
         }
-        DbCommand::Url(UrlArgs { output, places }) => {
+        DbCommand::Url(UrlArgs { output, directories }) => {
             let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
-            let result = url(places);
+            let result = url(directories);
             finish(&output, result.map(|url| (url.clone(), json!({"url": url}))))
         }
-        DbCommand::Stop(StopArgs { output, places }) => {
+        DbCommand::Stop(StopArgs { output, directories }) => {
             let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
-            finish(&output, stop(places))
+            finish(&output, stop(directories))
         }
         DbCommand::Keep(KeepArgs { state, binaries }) => match local_server::hold(&state, binaries) {
             Ok(()) => 0,
@@ -132,8 +132,8 @@ fn finish(output: &Output, result: Result<(String, serde_json::Value), Failure>)
 }
 
 /// Becomes psql, which is then what the server runs for, what a terminal talks to, and what tells the exit code.
-fn psql(arguments: &[OsString], places: PlacesArgs) -> Result<std::convert::Infallible, Failure> {
-    let database = LocalServer::start(&places.resolve()?.database())?;
+fn psql(arguments: &[OsString], directories: DirectoryArgs) -> Result<std::convert::Infallible, Failure> {
+    let database = LocalServer::start(&directories.resolve()?.database())?;
     let program = database.program("psql").unwrap_or_else(|| "psql".into());
     let mut command = Command::new(&program);
     command.args(arguments);
@@ -147,14 +147,14 @@ fn psql(arguments: &[OsString], places: PlacesArgs) -> Result<std::convert::Infa
     Err(Failure::new(Class::StartError, text).with_hint("install the client of PostgreSQL"))
 }
 
-fn url(places: PlacesArgs) -> Result<String, Failure> {
-    let database = LocalServer::start(&places.resolve()?.database())?;
+fn url(directories: DirectoryArgs) -> Result<String, Failure> {
+    let database = LocalServer::start(&directories.resolve()?.database())?;
     database.linger()?;
     Ok(database.url())
 }
 
-fn stop(places: PlacesArgs) -> Result<(String, serde_json::Value), Failure> {
-    let (text, stopped) = match local_server::stop(&places.resolve()?.database())? {
+fn stop(directories: DirectoryArgs) -> Result<(String, serde_json::Value), Failure> {
+    let (text, stopped) = match local_server::stop(&directories.resolve()?.database())? {
         StopOutcome::Stopped => ("the embedded database has stopped", true),
         StopOutcome::NotRunning => ("the embedded database was not running", false),
         StopOutcome::InUse => {

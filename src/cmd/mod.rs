@@ -137,7 +137,7 @@ impl Cli {
             Command::Image(args) => image::run(&args),
             Command::Token(args) => token::run(args),
             Command::Db(args) => db::run(args),
-            Command::Generate(args) => generate::run(args),
+            Command::Generate(args) => generate::run(&args),
             Command::Sidecar(args) => sidecar::run(*args),
             Command::Supervise(args) => supervise::run(&args),
         }

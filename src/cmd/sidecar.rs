@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::contract::{self, variable};
+use crate::env;
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 use crate::sidecar::{CommitLimits, End, Sidecar};
@@ -158,14 +159,19 @@ impl SidecarArgs {
             "" => Timestamp::now(),
             text => text.parse().map_err(|error| invalid(variable::STARTED_AT, text, &error))?,
         };
-        let hours = number(&self.task_timeout_hours, variable::TASK_TIMEOUT_HOURS, task::DEFAULT_TIMEOUT_HOURS)?;
+        let hours = number(
+            &self.task_timeout_hours,
+            variable::TASK_TIMEOUT_HOURS,
+            env::TASK_TIMEOUT_HOURS.number(false).into(),
+        )?;
         let timeout = number(&self.task_timeout_seconds, variable::TASK_TIMEOUT_SECONDS, hours.saturating_mul(3600))?;
         let init_timeout = number(
             &self.init_timeout_seconds,
             variable::INIT_TIMEOUT_SECONDS,
-            task::DEFAULT_INIT_TIMEOUT_SECONDS.into(),
+            env::CONTAINER_INIT_TIMEOUT_SECONDS.number(false).into(),
         )?;
-        let silence = number(&self.silence_seconds, variable::SILENCE_SECONDS, task::DEFAULT_SILENCE_SECONDS.into())?;
+        let silence =
+            number(&self.silence_seconds, variable::SILENCE_SECONDS, env::SILENCE_SECONDS.number(false).into())?;
         let task = Task {
             kind,
             image: Image { package: self.package, version: self.package_version },

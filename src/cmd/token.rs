@@ -5,6 +5,7 @@ use std::io::Read;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::json;
 
+use crate::env;
 use crate::failure::{Class, Failure};
 use crate::output::{Format, Output};
 use crate::secret::Secret;
@@ -27,8 +28,8 @@ pub struct TokenArgs {
     /// Print the result (and a failure) in this form [default: text on a terminal, else json]
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     output: Option<Format>,
-    /// Secret that is hashed with the token; give it in the environment, where other users do not see it
-    #[arg(long, env = "SYNCCTL_TOKEN_SECRET", hide_env_values = true, value_name = "SECRET")]
+    /// Secret that is hashed with the token; set it in the environment, where other users cannot see it
+    #[arg(long, env = env::TOKEN_SECRET.name, hide_env_values = true, value_name = "SECRET")]
     token_secret: Option<String>,
 }
 

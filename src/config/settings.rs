@@ -1,0 +1,274 @@
+//! The settings of all commands that run tasks.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::directories::{Directories, DirectoryArgs};
+use super::{Problems, describe, present};
+use crate::db::local_server::ServerDirectory;
+use crate::env;
+use crate::failure::{Class, Failure};
+use crate::pod::connector::Runtime;
+use crate::pod::kubernetes::client::{ClientSettings, Source};
+use crate::pod::local::LocalSettings;
+use crate::pod::manifest::{PodSettings, Resources};
+use crate::secret::Secret;
+use crate::task::LONGEST_TIMEOUT;
+
+/// Where tasks run, where the database is, and how Pods are made.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Settings (each is also an environment variable)", mut_args(describe))]
+pub struct SettingsArgs {
+    #[arg(long, env = env::DATABASE_URL.name)]
+    database_url: Option<String>,
+    #[arg(long, env = env::SIDECAR_DATABASE_URL.name)]
+    sidecar_database_url: Option<String>,
+    #[arg(long, env = env::SIDECAR_IMAGE.name)]
+    sidecar_image: Option<String>,
+    #[arg(long, env = env::INIT_IMAGE.name)]
+    init_image: Option<String>,
+    #[arg(long, env = env::BULKER_URL.name)]
+    bulker_url: Option<String>,
+    #[arg(long, env = env::BULKER_AUTH_TOKEN.name)]
+    bulker_auth_token: Option<String>,
+    #[arg(long, env = env::KUBERNETES_CLIENT_CONFIG.name)]
+    kubernetes_client_config: Option<String>,
+    /// Kubeconfig file [default: what kubectl would use]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    #[arg(long, alias = "kubernetes-context", env = env::KUBERNETES_CONTEXT.name)]
+    context: Option<String>,
+    #[arg(long, alias = "kubernetes-namespace", env = env::KUBERNETES_NAMESPACE.name)]
+    namespace: Option<String>,
+    #[arg(long, env = env::KUBERNETES_NODE_SELECTOR.name)]
+    kubernetes_node_selector: Option<String>,
+    #[arg(long, env = env::PODS_SERVICE_ACCOUNT.name)]
+    pods_service_account: Option<String>,
+    #[arg(long, env = env::CONTAINER_STATUS_CHECK_SECONDS.name)]
+    container_status_check_seconds: Option<String>,
+    #[arg(long, env = env::CONTAINER_INIT_TIMEOUT_SECONDS.name)]
+    container_init_timeout_seconds: Option<String>,
+    #[arg(long, env = env::SILENCE_SECONDS.name)]
+    silence_seconds: Option<String>,
+    #[arg(long, env = env::CONTAINER_GRACE_SHUTDOWN_SECONDS.name)]
+    container_grace_shutdown_seconds: Option<String>,
+    #[arg(long, env = env::TASK_TIMEOUT_HOURS.name)]
+    task_timeout_hours: Option<String>,
+    #[arg(long, env = env::SOURCE_CPU_REQUEST_MILLICORES.name)]
+    source_cpu_request_millicores: Option<String>,
+    #[arg(long, env = env::SOURCE_CPU_LIMIT_MILLICORES.name)]
+    source_cpu_limit_millicores: Option<String>,
+    #[arg(long, env = env::SOURCE_MEMORY_REQUEST_MI.name)]
+    source_memory_request_mi: Option<String>,
+    #[arg(long, env = env::SOURCE_MEMORY_LIMIT_MI.name)]
+    source_memory_limit_mi: Option<String>,
+    #[arg(long, env = env::SIDECAR_CPU_REQUEST_MILLICORES.name)]
+    sidecar_cpu_request_millicores: Option<String>,
+    #[arg(long, env = env::SIDECAR_CPU_LIMIT_MILLICORES.name)]
+    sidecar_cpu_limit_millicores: Option<String>,
+    #[arg(long, env = env::SIDECAR_MEMORY_REQUEST_MI.name)]
+    sidecar_memory_request_mi: Option<String>,
+    #[arg(long, env = env::SIDECAR_MEMORY_LIMIT_MI.name)]
+    sidecar_memory_limit_mi: Option<String>,
+    #[arg(long, env = env::SOURCE_JAVA_OPTS.name, allow_hyphen_values = true)]
+    source_java_opts: Option<String>,
+    #[arg(long, env = env::LOG_LEVEL.name)]
+    log_level: Option<String>,
+    #[arg(long, env = env::DB_LOG_LEVEL.name)]
+    db_log_level: Option<String>,
+    /// Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local
+    #[arg(long, help_heading = "Options")]
+    local: bool,
+    #[arg(long, env = env::ENGINE.name)]
+    engine: Option<String>,
+    #[arg(long, env = env::LOCAL_RUNTIME.name)]
+    local_runtime: Option<String>,
+    #[command(flatten)]
+    directories: DirectoryArgs,
+}
+
+/// The settings, typed.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The database of results as this process reaches it.
+    pub database_url: Secret,
+    /// Default destination of rows.
+    pub bulker: BulkerSettings,
+    /// Where tasks run.
+    pub engine: Engine,
+    /// The embedded database, where it holds the results; its URL is known once it runs.
+    pub embedded: Option<ServerDirectory>,
+    /// Destination configuration of rows without a destination or a Bulker, as JSON.
+    pub warehouse: Option<String>,
+    /// How Pods are made.
+    pub pod: PodSettings,
+    /// How often Pods are listed, in addition to the watch.
+    pub status_check: Duration,
+    /// How long a task may take to start.
+    pub init_timeout: Duration,
+    /// How long a read may take.
+    pub task_timeout: Duration,
+}
+
+/// Where tasks run.
+#[derive(Debug, Clone)]
+pub enum Engine {
+    /// In a cluster.
+    Kubernetes(ClientSettings),
+    /// On this machine.
+    Local(LocalSettings),
+}
+
+/// A Bulker instance for reads without a destination.
+#[derive(Debug, Clone, Default)]
+pub struct BulkerSettings {
+    /// An `http` or `https` URL.
+    pub url: Option<String>,
+    /// Sent to that URL alone.
+    pub auth_token: Option<Secret>,
+}
+
+impl Settings {
+    /// The same settings for a connector that is a command of this machine.
+    pub fn with_exec(mut self, command: Option<String>) -> Result<Self, Failure> {
+        match (&mut self.engine, command) {
+            (_, None) => {}
+            (Engine::Local(local), command) => local.exec = command,
+            (Engine::Kubernetes(_), Some(_)) => {
+                let text = "--exec runs a command of this machine, but the task would run in a cluster: add --local";
+                return Err(Failure::new(Class::Usage, text));
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl SettingsArgs {
+    /// Checks and types everything, or reports all that is wrong.
+    pub fn resolve(self) -> Result<Settings, Failure> {
+        let mut problems = Problems::default();
+        let engines = [("kubernetes", self.local), ("local", true)];
+        let is_local = problems.choice(self.engine, &env::ENGINE, &engines);
+        problems.is_local = is_local;
+        let runtimes = [
+            ("auto", Runtime::Auto),
+            ("docker", Runtime::Docker),
+            ("podman", Runtime::Podman),
+            ("python", Runtime::Python),
+        ];
+        let runtime = problems.choice(self.local_runtime, &env::LOCAL_RUNTIME, &runtimes);
+        let directories = is_local.then(|| self.directories.resolve()).transpose()?;
+        // A local task uses the embedded database by default, and this program as its sidecar.
+        let mut required = |value, variable, flag, example| {
+            if is_local {
+                present(value).unwrap_or_default()
+            } else {
+                problems.required(value, variable, flag, example)
+            }
+        };
+        let example = "postgresql://user:pass@localhost:5432/postgres?sslmode=disable&search_path=bulker";
+        let database_url = required(self.database_url, &env::DATABASE_URL, "--database-url", example);
+        let sidecar_image = required(self.sidecar_image, &env::SIDECAR_IMAGE, "--sidecar-image", "syncctl:0.1.0");
+        // The sidecar of a local task reaches what this process reaches.
+        let sidecar_database_url =
+            present(self.sidecar_database_url).filter(|_| !is_local).unwrap_or_else(|| database_url.clone());
+        let init_timeout = problems.seconds(self.container_init_timeout_seconds, &env::CONTAINER_INIT_TIMEOUT_SECONDS);
+        let source = match (self.kubeconfig, present(self.kubernetes_client_config)) {
+            (Some(path), _) => Source::Path(path),
+            (None, Some(config)) => Source::parse(&config),
+            (None, None) => Source::Kubectl,
+        };
+        let client = ClientSettings { source, context: present(self.context), namespace: present(self.namespace) };
+        let embedded = directories.as_ref().filter(|_| database_url.is_empty()).map(Directories::database);
+        let engine = match directories {
+            Some(Directories { state, cache, .. }) => {
+                Engine::Local(LocalSettings { state, cache, exec: None, runtime })
+            }
+            None => Engine::Kubernetes(client),
+        };
+        let settings = Settings {
+            database_url: Secret::from(database_url),
+            bulker: problems.bulker(self.bulker_url, self.bulker_auth_token),
+            engine,
+            embedded,
+            warehouse: None,
+            status_check: problems.seconds(self.container_status_check_seconds, &env::CONTAINER_STATUS_CHECK_SECONDS),
+            init_timeout,
+            task_timeout: problems.task_timeout(self.task_timeout_hours),
+            pod: PodSettings {
+                sidecar_image,
+                // A foreign sidecar is an image, which a local task does not use.
+                init_image: present(self.init_image).filter(|_| !is_local),
+                sidecar_database_url: Secret::from(sidecar_database_url),
+                node_selector: problems.labels(self.kubernetes_node_selector),
+                service_account: present(self.pods_service_account),
+                grace_seconds: problems
+                    .number(self.container_grace_shutdown_seconds, &env::CONTAINER_GRACE_SHUTDOWN_SECONDS),
+                init_timeout_seconds: u32::try_from(init_timeout.as_secs()).unwrap_or(u32::MAX),
+                silence_seconds: problems.at_least_one(self.silence_seconds, &env::SILENCE_SECONDS),
+                source_resources: Resources {
+                    cpu_request: problems
+                        .number(self.source_cpu_request_millicores, &env::SOURCE_CPU_REQUEST_MILLICORES),
+                    cpu_limit: problems.number(self.source_cpu_limit_millicores, &env::SOURCE_CPU_LIMIT_MILLICORES),
+                    memory_request: problems.number(self.source_memory_request_mi, &env::SOURCE_MEMORY_REQUEST_MI),
+                    memory_limit: problems.number(self.source_memory_limit_mi, &env::SOURCE_MEMORY_LIMIT_MI),
+                },
+                sidecar_resources: Resources {
+                    cpu_request: problems
+                        .number(self.sidecar_cpu_request_millicores, &env::SIDECAR_CPU_REQUEST_MILLICORES),
+                    cpu_limit: problems.number(self.sidecar_cpu_limit_millicores, &env::SIDECAR_CPU_LIMIT_MILLICORES),
+                    memory_request: problems.number(self.sidecar_memory_request_mi, &env::SIDECAR_MEMORY_REQUEST_MI),
+                    memory_limit: problems.number(self.sidecar_memory_limit_mi, &env::SIDECAR_MEMORY_LIMIT_MI),
+                },
+                java_opts: present(self.source_java_opts).unwrap_or_else(|| env::SOURCE_JAVA_OPTS.default.to_owned()),
+                log_level: problems.level(self.log_level, &env::LOG_LEVEL),
+                db_log_level: problems.level(self.db_log_level, &env::DB_LOG_LEVEL),
+            },
+        };
+        problems.into_result()?;
+        Ok(settings)
+    }
+}
+
+impl Problems {
+    fn task_timeout(&mut self, hours: Option<String>) -> Duration {
+        let hours = self.at_least_one(hours, &env::TASK_TIMEOUT_HOURS);
+        let timeout = Duration::from_secs(u64::from(hours) * 3600);
+        if timeout > LONGEST_TIMEOUT {
+            self.malformed(&env::TASK_TIMEOUT_HOURS, hours, "no more than a Pod's deadline can hold");
+        }
+        timeout
+    }
+
+    fn bulker(&mut self, url: Option<String>, token: Option<String>) -> BulkerSettings {
+        let trimmed = |value: Option<String>| present(value).map(|value| value.trim().to_owned());
+        let (url, token) = (trimmed(url), trimmed(token));
+        // Not shown: it may hold a password.
+        if url.as_deref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+            self.malformed.push("  SYNCCTL_BULKER_URL is not a URL such as https://bulker.example.com".to_owned());
+        }
+        if url.is_none() && token.is_some() {
+            let text = "  SYNCCTL_BULKER_AUTH_TOKEN is set without SYNCCTL_BULKER_URL: it is for that URL alone";
+            self.malformed.push(text.to_owned());
+        }
+        BulkerSettings { url, auth_token: token.map(Secret::from) }
+    }
+
+    fn level(&mut self, value: Option<String>, variable: &env::Variable) -> String {
+        let level = present(value).unwrap_or_else(|| variable.default.to_owned()).to_ascii_uppercase();
+        if !["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"].contains(&level.as_str()) {
+            self.malformed(variable, format_args!("{level:?}"), "DEBUG, INFO, WARN or ERROR");
+        }
+        level
+    }
+
+    fn labels(&mut self, value: Option<String>) -> BTreeMap<String, String> {
+        let Some(text) = present(value) else { return BTreeMap::new() };
+        serde_json::from_str(&text).unwrap_or_else(|_| {
+            let expected = r#"JSON such as {"disktype":"ssd"}"#;
+            self.malformed(&env::KUBERNETES_NODE_SELECTOR, format_args!("{text:?}"), expected);
+            BTreeMap::new()
+        })
+    }
+}
