@@ -1,4 +1,4 @@
-//! What the README shows, done: the commands of the CI examples, and the quickstart.
+//! Runs what the documentation shows: the commands of the CI examples, and the quickstart.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use super::support::{World, eventually, processes, root};
 
-/// A stranger's folder with this program in the PATH, and nothing running.
-struct Stranger {
+/// An empty folder with this program in the PATH.
+struct Workspace {
     world: World,
     folder: tempfile::TempDir,
 }
 
-impl Stranger {
+impl Workspace {
     fn new() -> Option<Self> {
         let world = World::on_this_machine()?;
         let folder = tempfile::tempdir().expect("a folder");
@@ -46,23 +46,23 @@ impl Stranger {
     }
 }
 
-impl Stranger {
-    /// Nothing runs any more, but for the moment that the server takes to stop.
+impl Workspace {
+    /// Waits until no process of the folder runs; the server takes a moment to stop.
     #[track_caller]
-    fn is_quiet(&self) {
-        eventually("nothing runs any more", Duration::from_secs(20), || {
+    fn wait_until_idle(&self) {
+        eventually("the end of all processes", Duration::from_mins(2), || {
             processes::with(&self.state()).is_empty().then_some(())
         });
     }
 }
 
-impl Drop for Stranger {
+impl Drop for Workspace {
     fn drop(&mut self) {
         processes::kill_all(&self.state());
     }
 }
 
-/// A failed command with all that it said.
+/// The standard output of a command that must succeed.
 #[track_caller]
 fn succeeded(what: &str, output: &Output) -> String {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -70,10 +70,10 @@ fn succeeded(what: &str, output: &Output) -> String {
     stdout
 }
 
-/// The YAML documents of the README.
+/// The YAML documents of docs/ci.md.
 fn examples() -> Vec<Value> {
-    let readme = std::fs::read_to_string(root().join("README.md")).expect("the README");
-    let blocks = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().expect("an end"));
+    let page = std::fs::read_to_string(root().join("docs/ci.md")).expect("docs/ci.md");
+    let blocks = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().expect("an end"));
     blocks.map(|block| serde_yaml::from_str(block).expect("YAML")).collect()
 }
 
@@ -90,42 +90,42 @@ fn job(example: &Value) -> (BTreeMap<String, String>, Vec<String>) {
 
 #[test]
 fn every_command_of_the_ci_examples_runs() {
-    let Some(stranger) = Stranger::new() else { return };
+    let Some(workspace) = Workspace::new() else { return };
     let config = r#"{"count": 200, "seed": 1, "parallelism": 1}"#;
-    std::fs::write(stranger.folder.path().join("config.json"), config).expect("a file");
+    std::fs::write(workspace.folder.path().join("config.json"), config).expect("a file");
     let examples = examples();
     assert_eq!(examples.len(), 2, "GitHub and GitLab");
     for example in &examples {
         let (variables, commands) = job(example);
-        let ours: Vec<&String> = commands.iter().filter(|command| command.starts_with("syncctl ")).collect();
+        let own: Vec<&String> = commands.iter().filter(|command| command.starts_with("syncctl ")).collect();
         for word in ["spec", "check", "discover", "read"] {
-            assert!(ours.iter().any(|command| command.starts_with(&format!("syncctl {word} "))), "{word}: {ours:?}");
+            assert!(own.iter().any(|command| command.starts_with(&format!("syncctl {word} "))), "{word}: {own:?}");
         }
-        for command in ours {
-            let told = succeeded(command, &stranger.run("bash", &["-ec", command], &variables));
+        for command in own {
+            let stdout = succeeded(command, &workspace.run("bash", &["-ec", command], &variables));
             if command.contains("--max-records") {
-                let read: Value = serde_json::from_str(&told).expect("JSON");
+                let read: Value = serde_json::from_str(&stdout).expect("JSON");
                 let events = |stream: &Value| stream["events"].as_u64().expect("a count");
                 let total: u64 = read["streams"].as_object().expect("streams").values().map(events).sum();
                 assert_eq!((&read["status"], total), (&Value::from("SUCCESS"), 100), "{read}");
             }
         }
     }
-    stranger.is_quiet();
+    workspace.wait_until_idle();
 }
 
 #[test]
 fn the_quickstart_ends_with_rows_twice() {
-    let Some(stranger) = Stranger::new() else { return };
+    let Some(workspace) = Workspace::new() else { return };
     let script = root().join("tests/quickstart").display().to_string();
     let ours = BTreeMap::from([("SYNCCTL".to_owned(), env!("CARGO_BIN_EXE_syncctl").to_owned())]);
     for round in 1..=2 {
-        let told = succeeded("quickstart", &stranger.run(&script, &[], &ours));
+        let stdout = succeeded("quickstart", &workspace.run(&script, &[], &ours));
         for (table, rows) in [("users", "1000"), ("products", "100")] {
-            let line = told.lines().find(|line| line.trim_start().starts_with(&format!("{table} ")));
-            assert!(line.is_some_and(|line| line.ends_with(rows)), "round {round}: {table} in\n{told}");
+            let line = stdout.lines().find(|line| line.trim_start().starts_with(&format!("{table} ")));
+            assert!(line.is_some_and(|line| line.ends_with(rows)), "round {round}: {table} in\n{stdout}");
         }
-        assert!(told.contains("Three commands to try next"), "{told}");
-        stranger.is_quiet();
+        assert!(stdout.contains("Three commands to try next"), "{stdout}");
+        workspace.wait_until_idle();
     }
 }
