@@ -26,7 +26,7 @@ use status::Observation;
 use crate::failure::{Class, Failure};
 use crate::task::Task;
 
-/// Why a call to the backend failed. `action` is a gerund and its object: "creating pod x".
+/// Why a call to the backend failed. `action` is a clause: "cannot create pod x".
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     /// The client configuration cannot be used.

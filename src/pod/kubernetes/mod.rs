@@ -2,10 +2,9 @@
 //!
 //! The client has a runtime of its own; to the outside everything blocks.
 
-mod api;
 pub mod client;
-mod launch;
 mod lease;
+mod objects;
 mod partial;
 #[cfg(test)]
 mod tests;
@@ -25,7 +24,7 @@ use super::{
 /// A connection to a namespace of a cluster.
 pub struct Cluster {
     runtime: Runtime,
-    api: api::Api,
+    api: client::Api,
 }
 
 impl Cluster {
@@ -37,8 +36,8 @@ impl Cluster {
             .enable_all()
             .build()
             .map_err(|error| PodError::Kubeconfig(format!("cannot start the client's runtime: {error}")))?;
-        let (client, namespace, server) = runtime.block_on(client::connect(settings))?;
-        Ok(Self { runtime, api: api::Api::new(client, namespace, server) })
+        let api = runtime.block_on(client::connect(settings))?;
+        Ok(Self { runtime, api })
     }
 
     /// Runs a call on the runtime's thread, where its connection is driven. Driven from the caller's thread each step

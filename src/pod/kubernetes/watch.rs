@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::api::{Api, CALL_TIMEOUT, Listing, labelled, version};
+use super::client::{Api, CALL_TIMEOUT, Listing, labelled, version};
 use super::partial::PartialPod;
 use crate::pod::{Callback, PodError, PodEvent, Scope, TaskPod};
 use crate::retry::Backoff;
@@ -116,7 +116,7 @@ impl Watcher {
         let params = self.selector.clone().limit(PAGE);
         let listing = Listing { params, metadata_only: false, timeout: CALL_TIMEOUT };
         let version = api
-            .list("listing pods", &api.pod_requests, listing, |PartialPod(pod)| {
+            .list("list pods", &api.pod_requests, listing, |PartialPod(pod)| {
                 let version = version(pod.metadata.resource_version.as_deref());
                 let pod = TaskPod::of(&pod);
                 uids.insert(pod.id.uid.clone());
@@ -290,7 +290,7 @@ impl Changes {
             if matches!(&error, kube::Error::Api(status) if status.code == 410) {
                 return Change::Expired;
             }
-            let error = self.api.explain("watching pods", &error);
+            let error = self.api.explain("watch pods", &error);
             if let Some(change) = self.failed(error) {
                 return change;
             }
@@ -308,7 +308,7 @@ impl Changes {
             // An error here is an answer, and no failure of the call.
             Ok(self.api.client.request_events(request).await.map(StreamExt::boxed))
         };
-        let opened = self.api.call("watching pods", opening).await?;
+        let opened = self.api.call("watch pods", opening).await?;
         Ok(opened.map(|events| self.open = Some(OpenWatch { events, opened: Instant::now() })))
     }
 
@@ -417,7 +417,7 @@ async fn list_index(api: &Api, selector: ListParams) -> Result<Index, PodError> 
     let mut entries = Vec::new();
     let listing = Listing { params: selector.limit(INDEX_PAGE), metadata_only: true, timeout: INDEX_TIMEOUT };
     let each = |item: IndexItem| entries.push(item.metadata);
-    let version = api.list("listing pods", &api.pod_requests, listing, each).await?;
+    let version = api.list("list pods", &api.pod_requests, listing, each).await?;
     tokio::time::sleep(LAG).await;
     Ok(Index { version, entries })
 }
