@@ -91,10 +91,8 @@ impl TaskLifecycle {
                 self.has_started = true;
                 Transition::Continue("Running connector".to_owned())
             }
-            Phase::Trouble { failure, permanent: true } => {
-                Transition::Terminate(Termination::immediate(failure.clone()))
-            }
-            Phase::Trouble { failure, permanent: false } => {
+            Phase::Error { failure, permanent: true } => Transition::Terminate(Termination::immediate(failure.clone())),
+            Phase::Error { failure, permanent: false } => {
                 self.observe_error(failure.clone(), now);
                 Transition::Continue(failure.text.clone())
             }
@@ -191,7 +189,7 @@ mod tests {
             |phase| Observation { created_at: None, scheduled_at: None, started_at: None, notice: None, phase };
         for class in [Class::ImagePull, Class::Unschedulable] {
             let failure = Failure::new(class, "for a while");
-            lifecycle.observe(&observation(Phase::Trouble { failure, permanent: false }), at(10));
+            lifecycle.observe(&observation(Phase::Error { failure, permanent: false }), at(10));
             assert_eq!(deadline_class(&lifecycle, at(180)), Some(class));
             lifecycle.observe(&observation(Phase::Waiting("sidecar is ContainerCreating".to_owned())), at(20));
             assert_eq!(deadline_class(&lifecycle, at(20) + START_ERROR_TIMEOUT), None);

@@ -1,7 +1,7 @@
-//! Pod status → [`Observation`], pure: what the cluster says, in the words that it uses.
+//! Pod status → [`Observation`], pure. Failures keep the cluster's own words.
 //!
-//! Judged by our two containers and never by the Pod's phase alone: an injected service mesh container keeps the phase
-//! at Running for ever.
+//! Our two containers decide, never the Pod's phase alone: an injected service mesh container keeps the phase at Running
+//! for ever.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
@@ -14,73 +14,73 @@ use crate::failure::{Class, Failure};
 pub const SOURCE: &str = "source";
 /// The container that runs the sidecar.
 pub const SIDECAR: &str = "sidecar";
-/// The container that prepares the files for a foreign sidecar.
+/// The init container that unpacks the documents for a foreign sidecar.
 pub const INIT: &str = "init";
 
-/// What a Pod looks like at one moment.
+/// The state of a Pod at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
     /// When the API server accepted the Pod.
     pub created_at: Option<Timestamp>,
-    /// When a node was found for it.
+    /// When it was scheduled to a node.
     pub scheduled_at: Option<Timestamp>,
     /// When the later of our two containers started.
     pub started_at: Option<Timestamp>,
-    /// What is worth a line of its own before the connector starts.
+    /// A line for the user before the connector starts: how the connector was resolved.
     pub notice: Option<String>,
-    /// How far it is.
+    /// The progress of the task.
     pub phase: Phase,
 }
 
-/// How far a Pod is.
+/// The progress of a task.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Phase {
-    /// Not started yet, and that is in order: scheduling, pulling, creating. The text says which.
+    /// Not started yet, without an error. The text names the step: scheduling, pulling, creating.
     Waiting(String),
-    /// Not started, and it does not look well. Some of it heals by itself.
-    Trouble {
-        /// What would be recorded if it stayed so.
+    /// Cannot start at the moment.
+    Error {
+        /// The failure to record if the error persists.
         failure: Failure,
-        /// It will not heal.
+        /// Retries cannot help.
         permanent: bool,
     },
-    /// Both containers have started, and the sidecar is not done.
+    /// Both containers have started, and the sidecar has not ended.
     Running,
-    /// Nothing more will come from this Pod.
+    /// Nothing runs any more that could produce a result.
     Ended(Ended),
 }
 
 /// How the containers ended.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ended {
-    /// The connector's end; `None` while it still runs or when it never started.
+    /// The exit of the connector; `None` while it still runs or if it never started.
     pub source: Option<Exit>,
-    /// The sidecar's end.
+    /// The exit of the sidecar.
     pub sidecar: Option<Exit>,
-    /// What ended the Pod as a whole: eviction, deadline, a lost node.
+    /// What ended the Pod as a whole: deletion, eviction, deadline, a lost node.
     pub pod: Option<Failure>,
     /// When the last container ended.
     pub at: Option<Timestamp>,
-    /// The memory limits in force, for the text of an OOM kill: (source, sidecar).
+    /// The memory limits (source, sidecar), for the text of an OOM kill.
     pub memory_limits: (Option<String>, Option<String>),
 }
 
-/// One container's end.
+/// How one container ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Exit {
     /// The exit code.
     pub code: i32,
-    /// The cluster's word for it: Completed, Error, OOMKilled, StartError, …
+    /// The kubelet's reason: Completed, Error, OOMKilled, StartError, …
     pub reason: String,
     /// The termination message.
     pub message: String,
 }
 
-/// What is wrong with the image itself when a container cannot be made of it. In lower case.
-const CANNOT_START: [&str; 4] = ["no such file", "executable file not found", "permission denied", "exec format error"];
+/// Texts of a CreateContainerError or RunContainerError that the image itself causes. In lower case.
+const BROKEN_IMAGE: [&str; 4] = ["no such file", "executable file not found", "permission denied", "exec format error"];
 
 impl Observation {
-    /// Reads a Pod.
+    /// The state of a Pod.
     pub fn of(pod: &Pod) -> Self {
         Self {
             created_at: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
@@ -91,11 +91,11 @@ impl Observation {
         }
     }
 
-    /// How far it is in one word: the label of a metric.
+    /// The phase as the label of a metric.
     pub fn phase_label(&self) -> &'static str {
         match self.phase {
             Phase::Waiting(_) => "waiting",
-            Phase::Trouble { .. } => "trouble",
+            Phase::Error { .. } => "error",
             Phase::Running => "running",
             Phase::Ended(_) => "ended",
         }
@@ -114,14 +114,14 @@ fn started_at(pod: &Pod) -> Option<Timestamp> {
         let state = containers.iter().find(|container| container.name == name)?.state.as_ref()?;
         let running = state.running.as_ref().and_then(|running| running.started_at.as_ref());
         let ended = state.terminated.as_ref().and_then(|ended| ended.started_at.as_ref());
-        // One that never started may say 1970.
+        // A container that never started may have 1970 here.
         running.or(ended).map(|time| time.0).filter(|time| *time > Timestamp::UNIX_EPOCH)
     };
     Some(started(SOURCE)?.max(started(SIDECAR)?))
 }
 
 fn phase(pod: &Pod) -> Phase {
-    let Some(status) = &pod.status else { return Phase::Waiting("accepted by the API server".to_owned()) };
+    let Some(status) = &pod.status else { return Phase::Waiting("created".to_owned()) };
     let containers = status.container_statuses.as_deref().unwrap_or_default();
     let inits = status.init_container_statuses.as_deref().unwrap_or_default();
     let source = terminated(containers, SOURCE);
@@ -129,10 +129,10 @@ fn phase(pod: &Pod) -> Phase {
     let whole = deleted(pod).or_else(|| whole_pod(pod));
     let init_failed = terminated(inits, INIT).filter(|exit| exit.exit_code != 0);
     let never_started = source.filter(|exit| is_start_error(exit));
-    // A sidecar that leaves the verdict does so because of how the source ended: that has to be seen, too.
-    let verdict_left =
+    // The exit of the source decides the outcome here, and its status may arrive later than that of the sidecar.
+    let waits_for_source =
         sidecar.is_some_and(|exit| exit.exit_code == i32::from(EXIT_OUTCOME_UNKNOWN)) && source.is_none();
-    if verdict_left && whole.is_none() {
+    if waits_for_source && whole.is_none() {
         return Phase::Running;
     }
     if sidecar.is_some() || whole.is_some() || init_failed.is_some() || never_started.is_some() {
@@ -154,8 +154,8 @@ fn phase(pod: &Pod) -> Phase {
         });
     }
     for container in inits.iter().chain(containers) {
-        if let Some(trouble) = container_trouble(container) {
-            return trouble;
+        if let Some(error) = container_error(container) {
+            return error;
         }
     }
     let started = |name: &str| {
@@ -182,13 +182,13 @@ fn is_start_error(exit: &ContainerStateTerminated) -> bool {
     matches!(exit.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))
 }
 
-/// Who follows a Pod stops following before deleting it: so a deletion that is seen is somebody else's.
+/// We stop watching a Pod before we delete it: a deletion that is observed was requested by another client.
 fn deleted(pod: &Pod) -> Option<Failure> {
     pod.metadata.deletion_timestamp.as_ref()?;
-    Some(Failure::new(Class::PodDeleted, "somebody else deleted the pod"))
+    Some(Failure::new(Class::PodDeleted, "another client deleted the task"))
 }
 
-/// Evictions and deadlines are the Pod's, not a container's.
+/// Evictions and deadlines end the Pod as a whole.
 fn whole_pod(pod: &Pod) -> Option<Failure> {
     let status = pod.status.as_ref()?;
     if status.phase.as_deref() != Some("Failed") {
@@ -204,29 +204,30 @@ fn whole_pod(pod: &Pod) -> Option<Failure> {
     }
 }
 
-fn container_trouble(container: &ContainerStatus) -> Option<Phase> {
+fn container_error(container: &ContainerStatus) -> Option<Phase> {
     let ContainerState { waiting: Some(waiting), .. } = container.state.as_ref()? else { return None };
     let reason = waiting.reason.as_deref().unwrap_or_default();
     let message = waiting.message.clone().unwrap_or_default();
-    let said = if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") };
+    let cause = if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") };
     let lower = message.to_lowercase();
-    let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let (class, permanent) = match reason {
         "InvalidImageName" | "ErrImageNeverPull" => (Class::ImageNotFound, true),
         "ErrImagePull" | "ImagePullBackOff" if is_image_missing(&message) => (Class::ImageNotFound, true),
         "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" | "ImageInspectError" => (Class::ImagePull, false),
-        // A key or a Secret is not there; a node that has not heard of the Secret yet will.
+        // A key or a Secret is missing, unless the kubelet has not synchronized a new Secret yet.
         "CreateContainerConfigError" => (Class::StartError, !lower.contains("failed to sync")),
-        // A slow disk, or a name that is still taken after a restart of the node's agent, is over in a while.
-        "CreateContainerError" | "RunContainerError" => (Class::StartError, says(&CANNOT_START)),
+        // A slow disk, or a name that is still in use after a restart of the kubelet, is temporary.
+        "CreateContainerError" | "RunContainerError" => {
+            (Class::StartError, BROKEN_IMAGE.iter().any(|text| lower.contains(text)))
+        }
         _ => return None,
     };
-    let whose = if container.name == SIDECAR { "the sidecar's image (SYNCCTL_SIDECAR_IMAGE)" } else { "the image" };
+    let image = if container.name == SIDECAR { "the sidecar image (SYNCCTL_SIDECAR_IMAGE)" } else { "image" };
     let text = match class {
-        Class::StartError => format!("container {} cannot be started: {said}", container.name),
-        _ => format!("{whose} {} cannot be pulled: {said}", container.image),
+        Class::StartError => format!("cannot start container {}: {cause}", container.name),
+        _ => format!("cannot pull {image} {}: {cause}", container.image),
     };
-    Some(Phase::Trouble { failure: Failure::new(class, text), permanent })
+    Some(Phase::Error { failure: Failure::new(class, text), permanent })
 }
 
 fn unscheduled(pod: &Pod) -> Option<Phase> {
@@ -236,8 +237,8 @@ fn unscheduled(pod: &Pod) -> Option<Phase> {
         .find(|c| c.type_ == "PodScheduled" && c.status == "False" && c.reason.as_deref() == Some("Unschedulable"))?;
     let message = condition.message.clone().unwrap_or_default();
     // A cluster autoscaler may be adding a node: never permanent.
-    let failure = Failure::new(Class::Unschedulable, format!("no node takes the pod: {message}"));
-    Some(Phase::Trouble { failure, permanent: false })
+    let failure = Failure::new(Class::Unschedulable, format!("cannot schedule the pod: {message}"));
+    Some(Phase::Error { failure, permanent: false })
 }
 
 fn waiting_for(containers: &[ContainerStatus]) -> String {
@@ -251,7 +252,7 @@ fn waiting_for(containers: &[ContainerStatus]) -> String {
             Some(format!("{} is {}", container.name, waiting.reason.as_deref()?))
         })
         .collect();
-    if reasons.is_empty() { "waiting for a node".to_owned() } else { reasons.join(", ") }
+    if reasons.is_empty() { "scheduling".to_owned() } else { reasons.join(", ") }
 }
 
 fn memory_limit(pod: &Pod, name: &str) -> Option<String> {
@@ -277,7 +278,7 @@ impl Exit {
 }
 
 impl Ended {
-    /// Why there is no result, when the sidecar has left none: the cause nearest to the root first.
+    /// The failure to record if the sidecar stored no result: the most specific cause.
     pub fn failure(&self) -> Failure {
         if let Some(failure) = &self.pod {
             return failure.clone();
@@ -293,7 +294,7 @@ impl Ended {
             return Failure::new(Class::OomKilled, text).with_hint("raise SYNCCTL_SIDECAR_MEMORY_LIMIT_MI");
         }
         self.sidecar_failure().or_else(|| self.source_failure()).unwrap_or_else(|| {
-            Failure::new(Class::SidecarFailed, "the pod ended without a result and without an error")
+            Failure::new(Class::SidecarFailed, "the task ended without a result and without an error")
         })
     }
 
@@ -305,7 +306,7 @@ impl Ended {
         if let Ok(failure) = serde_json::from_str(&exit.message) {
             return Some(failure);
         }
-        // With 137 of the source the sidecar leaves the verdict to whoever sees the container's status.
+        // The connector was killed; the status of its container shows why.
         if exit.code == i32::from(EXIT_OUTCOME_UNKNOWN)
             && let Some(failure) = self.source_failure()
         {
@@ -318,7 +319,7 @@ impl Ended {
     fn source_failure(&self) -> Option<Failure> {
         let exit = self.source.as_ref()?;
         if matches!(exit.reason.as_str(), "StartError" | "ContainerCannotRun") {
-            let text = format!("the connector's container cannot be started: {}", exit.text());
+            let text = format!("cannot start the connector's container: {}", exit.text());
             return Some(Failure::new(Class::StartError, text));
         }
         match exit.code {
@@ -334,3 +335,7 @@ impl Ended {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -23,7 +23,7 @@ const DELETION_SLACK: Duration = Duration::from_secs(10);
 const JOB_BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
 
 /// The values of [`TrackedTasks::counts`] in their order.
-pub const PHASES: [&str; 5] = ["waiting", "trouble", "running", "ended", "deleting"];
+pub const PHASES: [&str; 5] = ["waiting", "error", "running", "ended", "deleting"];
 
 /// The time limits of all tasks.
 #[derive(Debug, Clone, Copy)]

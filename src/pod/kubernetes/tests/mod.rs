@@ -3,6 +3,5 @@
 mod lease;
 mod objects;
 mod scenarios;
-mod status;
 mod support;
 mod watch;

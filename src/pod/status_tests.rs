@@ -1,9 +1,9 @@
-//! Pod status → observation, without any server.
+//! Pod status → observation.
 
 use serde_json::{Value, json};
 
+use super::{Observation, Phase};
 use crate::failure::Class;
-use crate::pod::status::{Observation, Phase};
 
 fn observe(status: &Value) -> Phase {
     observation(status).phase
@@ -38,12 +38,12 @@ fn ended(code: i32, reason: &str, message: &str) -> Value {
 }
 
 #[test]
-fn a_pod_that_does_not_start_is_in_order_or_in_trouble() {
+fn a_pod_that_does_not_start_waits_or_has_an_error() {
     let running = json!({"running": {}});
     for (label, status, expected) in [
         ("no status", json!({}), None),
         ("creating", both(&waiting("ContainerCreating", ""), &waiting("ContainerCreating", "")), None),
-        ("pulling beside a running sidecar", both(&running, &waiting("PodInitializing", "")), None),
+        ("pulling while the sidecar runs", both(&running, &waiting("PodInitializing", "")), None),
         ("not found", both(&running, &waiting("ErrImagePull", "manifest unknown")), Some((Class::ImageNotFound, true))),
         (
             "back-off without a cause",
@@ -62,13 +62,13 @@ fn a_pod_that_does_not_start_is_in_order_or_in_trouble() {
         ),
         ("bad name", both(&running, &waiting("InvalidImageName", "x")), Some((Class::ImageNotFound, true))),
         (
-            "a digest with the number of a throttled request",
+            "a digest that contains 429",
             both(&running, &waiting("ErrImagePull", "sha256:1429: not found")),
             Some((Class::ImageNotFound, true)),
         ),
         ("no key", both(&running, &waiting("CreateContainerConfigError", "x")), Some((Class::StartError, true))),
         (
-            "a secret that the node does not know yet",
+            "a secret that the node has not synchronized yet",
             both(&running, &waiting("CreateContainerConfigError", "failed to sync secret cache: timed out")),
             Some((Class::StartError, false)),
         ),
@@ -78,7 +78,7 @@ fn a_pod_that_does_not_start_is_in_order_or_in_trouble() {
             Some((Class::StartError, false)),
         ),
         (
-            "a name that is taken",
+            "a name in use",
             both(&running, &waiting("CreateContainerError", "name \"x\" is reserved for \"y\"")),
             Some((Class::StartError, false)),
         ),
@@ -94,7 +94,7 @@ fn a_pod_that_does_not_start_is_in_order_or_in_trouble() {
         ),
     ] {
         let got = match observe(&status) {
-            Phase::Trouble { failure, permanent } => Some((failure.class, permanent)),
+            Phase::Error { failure, permanent } => Some((failure.class, permanent)),
             Phase::Waiting(_) => None,
             other => panic!("{label}: {other:?}"),
         };
@@ -103,22 +103,22 @@ fn a_pod_that_does_not_start_is_in_order_or_in_trouble() {
 }
 
 #[test]
-fn a_pod_has_ended_when_its_sidecar_has_or_can_do_nothing() {
+fn a_pod_has_ended_when_its_sidecar_has_ended_or_cannot_continue() {
     let running = json!({"running": {}});
-    let last_words = r#"{"class":"DATABASE_UNREACHABLE","error":"no x"}"#;
+    let termination_message = r#"{"class":"DATABASE_UNREACHABLE","error":"no x"}"#;
     for (label, status, expected) in [
         ("both run", both(&running, &running), None),
         ("the sidecar finishes", both(&running, &ended(0, "Completed", "")), None),
         ("oom", both(&ended(75, "Error", ""), &ended(137, "OOMKilled", "")), Some((Class::OomKilled, "64Mi"))),
         ("killed", both(&ended(75, "Error", ""), &ended(137, "Error", "")), Some((Class::ConnectorFailed, "137"))),
-        ("last words", both(&ended(3, "Error", last_words), &running), Some((Class::DatabaseUnreachable, "no x"))),
+        (
+            "a termination message",
+            both(&ended(3, "Error", termination_message), &running),
+            Some((Class::DatabaseUnreachable, "no x")),
+        ),
         ("a crash", both(&ended(101, "Error", "panicked"), &running), Some((Class::SidecarFailed, "panicked"))),
         ("no shell", both(&running, &ended(128, "StartError", "no sh")), Some((Class::StartError, "no sh"))),
-        (
-            "nothing at all",
-            both(&ended(0, "", ""), &ended(0, "", "")),
-            Some((Class::SidecarFailed, "without a result")),
-        ),
+        ("no error", both(&ended(0, "", ""), &ended(0, "", "")), Some((Class::SidecarFailed, "without a result"))),
         (
             "evicted",
             json!({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}),
@@ -129,7 +129,7 @@ fn a_pod_has_ended_when_its_sidecar_has_or_can_do_nothing() {
             json!({"phase": "Failed", "reason": "DeadlineExceeded", "message": "active"}),
             Some((Class::TimeExceeded, "active")),
         ),
-        ("deleted", json!({"deletion": "2026-01-01T00:00:00Z"}), Some((Class::PodDeleted, "somebody else"))),
+        ("deleted", json!({"deletion": "2026-01-01T00:00:00Z"}), Some((Class::PodDeleted, "another client"))),
     ] {
         match (observe(&status), expected) {
             (Phase::Running, None) => {}
@@ -144,14 +144,14 @@ fn a_pod_has_ended_when_its_sidecar_has_or_can_do_nothing() {
 }
 
 #[test]
-fn times_are_the_clusters_and_a_pod_has_started_when_both_containers_have() {
+fn a_pod_has_started_when_both_containers_have_started() {
     let running = |at: &str| json!({"running": {"startedAt": at}});
     let ended =
         |at: &str| json!({"terminated": {"exitCode": 0, "startedAt": at, "finishedAt": "2026-01-01T00:01:00Z"}});
     let (first, second) = ("2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z");
     for (label, status, phase, expected) in [
-        ("nothing", json!({}), "waiting", None),
-        ("one", both(&running(first), &waiting("ErrImagePull", "")), "trouble", None),
+        ("no status", json!({}), "waiting", None),
+        ("one", both(&running(first), &waiting("ErrImagePull", "")), "error", None),
         ("both", both(&running(second), &running(first)), "running", Some(second)),
         ("one has ended", both(&running(first), &ended(second)), "running", Some(second)),
         ("both have ended", both(&ended(first), &ended(second)), "ended", Some(second)),
