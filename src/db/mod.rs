@@ -38,7 +38,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use connect::{Certificates, SslMode, Target};
+pub use connect::{SslMode, Target};
 pub use error::{DbError, is_connection_lost};
 pub use log::{LogIds, LogRow};
 pub use schema::is_reserved_table;

@@ -4,9 +4,9 @@
 
 use postgres::types::Type;
 
-use super::connect::url::{first_schema, quote_ident};
 use super::error::is_transient;
 use super::pool::{Fault, Session};
+use super::text::quote_ident;
 use super::{Db, DbError};
 
 /// What a column holds.
@@ -474,4 +474,43 @@ fn ensure_indexes(session: &mut Session<'_>, table: &Table) -> Result<(), Fault>
         }
     }
     Ok(())
+}
+
+/// The first schema of a search path, where new tables are created. `None` for `"$user"`.
+fn first_schema(path: &str) -> Option<String> {
+    let path = path.trim();
+    let name = match path.strip_prefix('"') {
+        Some(quoted) => {
+            let mut name = String::new();
+            let mut chars = quoted.chars().peekable();
+            while let Some(c) = chars.next() {
+                if c == '"' && chars.next_if_eq(&'"').is_none() {
+                    break;
+                }
+                name.push(c);
+            }
+            name
+        }
+        None => path.split(',').next()?.trim().to_lowercase(),
+    };
+    (!name.is_empty() && name != "$user").then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_schema;
+
+    #[test]
+    fn tables_are_created_in_the_first_schema_of_the_search_path() {
+        for (path, expected) in [
+            ("bulker", Some("bulker")),
+            ("Bulker, public", Some("bulker")),
+            ("\"newJitsu\"", Some("newJitsu")),
+            ("\"a\"\"b,c\",d", Some("a\"b,c")),
+            ("\"$user\", public", None),
+            ("$user", None),
+        ] {
+            assert_eq!(first_schema(path).as_deref(), expected, "{path}");
+        }
+    }
 }

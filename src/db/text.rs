@@ -35,6 +35,16 @@ pub(super) fn clean_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// An identifier of any content.
+pub(super) fn quote_ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A string literal of any content, whatever `standard_conforming_strings` is.
+pub(super) fn quote_literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
 /// Decodes the `\uXXXX` or surrogate pair at the start of a text. Returns the character, `None` for a lone surrogate, and
 /// the length of the escape in bytes.
 pub fn unicode_escape(text: &[u8]) -> Option<(Option<char>, usize)> {

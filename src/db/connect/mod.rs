@@ -1,82 +1,44 @@
-//! One connection: where it goes, how it is secured, how it is opened within bounded time.
+//! One connection to a server: its address, TLS and settings, and how it is opened within bounded time.
 //!
 //! Knows nothing of pools, tables or tasks: destinations use it, too.
 
 mod tls;
-pub mod url;
+mod url;
+
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use postgres::config::Host;
+use postgres::config::{Host, SslNegotiation};
 use postgres::error::SqlState;
 use postgres::{Client, Config, NoTls};
 use secrecy::ExposeSecret;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::error::{self, DbError};
-use crate::secret::Secret;
-use url::{Parts, quote_literal};
+pub use tls::SslMode;
+use url::Parameters;
 
-/// How long one address of a host may take to accept a connection, where the URL has no `connect_timeout`.
+use super::error::{self, DbError};
+use super::text::quote_literal;
+use crate::secret::Secret;
+
+/// Limit of the TCP connection to one address, where the URL has no `connect_timeout`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// An attempt as a whole, from the look-up of the name to the server's "ready", may take that many times longer: a name
-/// with a dead IPv6 address still leads to the other one, and nobody at a prompt waits for more than ten seconds.
+/// One host may take this many times the connect timeout, from the name look-up to the server's "ready": a name with a
+/// dead IPv6 address still leads to its IPv4 address.
 const ATTEMPT_FACTOR: u32 = 2;
-/// A peer that vanished without a word is noticed after idle + 3 × interval = 60 s of silence …
+/// A peer that vanished is noticed after idle + 3 × interval = 60 s without traffic …
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
-/// … or when it has not acknowledged what we sent.
+/// … or when it has not acknowledged data for this long.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What TLS has to be like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SslMode {
-    /// None.
-    Disable,
-    /// If the server has it, without checking its certificate (`allow`, `prefer`).
-    Prefer,
-    /// With any certificate; with a root certificate given, like `verify-ca` (as libpq does).
-    Require,
-    /// With a certificate that a root vouches for.
-    VerifyCa,
-    /// With a certificate that a root vouches for and that is made out to the host.
-    VerifyFull,
-}
-
-impl SslMode {
-    /// Reads libpq's word.
-    pub fn parse(word: &str) -> Result<Self, String> {
-        Ok(match word {
-            "disable" => Self::Disable,
-            "allow" | "prefer" => Self::Prefer,
-            "require" => Self::Require,
-            "verify-ca" => Self::VerifyCa,
-            "verify-full" => Self::VerifyFull,
-            _ => {
-                return Err(format!(
-                    "unknown sslmode {word:?}: expected disable, allow, prefer, require, verify-ca or verify-full"
-                ));
-            }
-        })
-    }
-}
-
-/// Certificates as PEM text or as paths of files.
-#[derive(Clone, Default)]
-pub struct Certificates {
-    /// Roots that vouch for the server, instead of the usual ones.
-    pub server_ca: Option<String>,
-    /// The certificate by which we authenticate.
-    pub client_cert: Option<String>,
-    /// Its key.
-    pub client_key: Option<String>,
-}
-
-/// A database to connect to. Everything that can be wrong without a connection is known to be right.
+/// A database to connect to. Its settings are valid as far as that can be decided without a connection.
 #[derive(Clone)]
 pub struct Target {
     config: Config,
@@ -88,53 +50,38 @@ pub struct Target {
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Target")
-            .field("place", &self.address())
+            .field("address", &self.address())
             .field("tls", &self.tls.is_some())
             .finish_non_exhaustive()
     }
 }
 
 impl Target {
-    /// Reads a URL (`postgresql://`, `postgres://`) or a `key=value` text. `variable` is what an error calls it.
+    /// Parses a URL (`postgresql://`, `postgres://`) or a `key=value` text. Errors name the `variable` that holds it.
     pub fn parse(url: &Secret, variable: &str) -> Result<Self, DbError> {
-        let invalid = |problem| DbError::InvalidSettings { variable: variable.to_owned(), problem };
-        url::parse(url.expose_secret()).and_then(Self::new).map_err(invalid)
+        Self::new(url::parse(url.expose_secret()), variable)
     }
 
-    /// Puts a target together from single values; `parameters` are those that a URL could have after its `?`.
-    ///
-    /// A parameter `sslmode` wins over `ssl`.
-    #[expect(clippy::too_many_arguments, reason = "a destination's configuration is just that flat")]
-    pub fn from_parts(
-        host: &str,
-        port: u16,
-        database: &str,
-        username: &str,
-        password: &Secret,
-        ssl: SslMode,
-        certificates: Certificates,
-        parameters: &[(String, String)],
-    ) -> Result<Self, DbError> {
-        let mut parts = Parts { ssl: Some(ssl), certificates, ..Parts::default() };
-        parts.config.dbname(database).user(username).password(password.expose_secret());
-        let port = port.to_string();
-        let parameters = parameters.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        [("host", host), ("port", &port)]
-            .into_iter()
-            .chain(parameters)
-            .try_for_each(|(key, value)| parts.apply(key, value))
-            .and_then(|()| parts.complete())
-            .and_then(Self::new)
-            .map_err(|problem| DbError::InvalidSettings { variable: "connection settings".to_owned(), problem })
+    /// Takes parameters by their names in a URL: `host`, `user`, `sslmode` and so on. Of two for one name the later one
+    /// counts.
+    pub fn from_parameters<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, DbError> {
+        Self::new(Parameters::of(parameters), "connection settings")
     }
 
-    fn new(parts: Parts) -> Result<Self, String> {
-        let Parts { mut config, ssl, certificates, settings, direct_tls, hosts: _, ports: _ } = parts;
-        // Sockets of this machine are never encrypted, whatever the mode (as libpq has it).
+    fn new(parameters: Result<Parameters, String>, variable: &str) -> Result<Self, DbError> {
+        parameters
+            .and_then(Self::configure)
+            .map_err(|problem| DbError::InvalidSettings { variable: variable.to_owned(), problem })
+    }
+
+    fn configure(parameters: Parameters) -> Result<Self, String> {
+        let mut config = parameters.config()?;
+        // As with libpq, Unix sockets are never encrypted, whatever the mode.
         let local =
             config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) && !config.get_hosts().is_empty();
-        let ssl = if local { SslMode::Disable } else { ssl.unwrap_or(SslMode::Prefer) };
-        let tls = tls::connector(ssl, &certificates, direct_tls)?;
+        let ssl = if local { SslMode::Disable } else { parameters.ssl.unwrap_or(SslMode::Prefer) };
+        let direct = config.get_ssl_negotiation() == SslNegotiation::Direct;
+        let tls = tls::connector(ssl, &parameters.certificates, direct)?;
         config.ssl_mode(match ssl {
             SslMode::Disable => postgres::config::SslMode::Disable,
             SslMode::Prefer => postgres::config::SslMode::Prefer,
@@ -152,9 +99,9 @@ impl Target {
                 .keepalives_interval(KEEPALIVE_INTERVAL)
                 .keepalives_retries(KEEPALIVE_RETRIES);
         }
-        // Notices ("schema exists, skipping") are of no use to anybody; by default they would be logged.
+        // By default notices ("schema exists, skipping") are logged.
         config.notice_callback(|_| {});
-        Ok(Self { config, tls, settings })
+        Ok(Self { config, tls, settings: parameters.settings })
     }
 
     /// `database "x" at host:port`, for messages.

@@ -1,6 +1,6 @@
 //! TLS to Postgres: what each `sslmode` verifies, and which certificates it trusts.
 //!
-//! Every connection has a configuration of its own: the database of results and a destination share nothing.
+//! Each target has its own configuration: the database of results and a destination share nothing.
 
 use std::fs;
 use std::sync::Arc;
@@ -18,16 +18,55 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Certificates, SslMode};
+/// How a connection is secured, as libpq's `sslmode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SslMode {
+    /// Without TLS.
+    Disable,
+    /// With TLS if the server offers it, without checking its certificate (`allow`, `prefer`).
+    Prefer,
+    /// With any certificate. As with libpq, like `verify-ca` where a root certificate is given.
+    Require,
+    /// With a certificate that a trusted root has signed.
+    VerifyCa,
+    /// With a certificate that a trusted root has signed and that names the host.
+    VerifyFull,
+}
 
-/// The connector for a mode; `None` when TLS is not to be used. The error says which certificate is not one.
+impl SslMode {
+    /// Parses a value of `sslmode`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "disable" => Self::Disable,
+            "allow" | "prefer" => Self::Prefer,
+            "require" => Self::Require,
+            "verify-ca" => Self::VerifyCa,
+            "verify-full" => Self::VerifyFull,
+            _ => {
+                return Err(format!(
+                    "unknown sslmode {text:?}: expected disable, allow, prefer, require, verify-ca or verify-full"
+                ));
+            }
+        })
+    }
+}
+
+/// Certificates as PEM text or as paths of files.
+#[derive(Default)]
+pub(super) struct Certificates {
+    /// Trusted roots, instead of those of the system.
+    pub(super) server_ca: Option<String>,
+    pub(super) client_cert: Option<String>,
+    pub(super) client_key: Option<String>,
+}
+
+/// The connector for a mode; `None` without TLS. Errors name the certificate that is invalid.
 pub(super) fn connector(
     mode: SslMode,
     certificates: &Certificates,
     direct: bool,
 ) -> Result<Option<MakeRustlsConnect>, String> {
     let provider = Arc::new(ring::default_provider());
-    // libpq: with a root certificate at hand, `require` verifies the chain.
     let trust = match mode {
         SslMode::Disable => return Ok(None),
         SslMode::Require if certificates.server_ca.is_some() => Trust::roots(certificates, false, &provider)?,
@@ -46,10 +85,10 @@ pub(super) fn connector(
             let chain = read_certificates(chain, "client certificate")?;
             let key = read_key(key, &provider)?;
             let certified = CertifiedKey::new(chain, key);
-            // Only a mismatch that was found is one: certificates of X.509 version 1, which openssl makes by default,
-            // cannot be read by webpki, and it is the server that has to accept them.
+            // Other errors are no proof: webpki cannot parse X.509 version 1, which openssl creates by default, and it
+            // is the server that must accept it.
             if let Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = certified.keys_match() {
-                return Err("the client certificate does not belong to the client key".to_owned());
+                return Err("the client certificate and the client key do not match".to_owned());
             }
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
         }
@@ -61,42 +100,42 @@ pub(super) fn connector(
     Ok(Some(MakeRustlsConnect::new(config)))
 }
 
-/// A longer text is not taken for a path, and so not shown.
-const LONGEST_PATH: usize = 200;
+/// A longer text is not taken for a path and not quoted in an error.
+const MAX_PATH_LENGTH: usize = 200;
 
 fn read_pem(text: &str, what: &str) -> Result<Vec<u8>, String> {
     if text.contains("-----BEGIN") {
         return Ok(text.as_bytes().to_vec());
     }
-    // A text that is no path either may be a key that lost its header: not shown.
-    if text.contains('\n') || text.len() > LONGEST_PATH {
-        return Err(format!("the {what} is neither in PEM form nor the path of a file"));
+    // A text that is no path may be a key without its header.
+    if text.contains('\n') || text.len() > MAX_PATH_LENGTH {
+        return Err(format!("the {what} is neither PEM text nor the path of a file"));
     }
-    fs::read(text).map_err(|error| format!("reading the {what} {text:?}: {error}"))
+    fs::read(text).map_err(|error| format!("cannot read the {what} {text:?}: {error}"))
 }
 
 fn read_key(text: &str, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, String> {
     let key = PrivateKeyDer::from_pem_slice(&read_pem(text, "client key")?)
-        .map_err(|_| "the client key is not an unencrypted private key in PEM form".to_owned())?;
+        .map_err(|_| "the client key is not an unencrypted private key in PEM format".to_owned())?;
     provider.key_provider.load_private_key(key).map_err(|error| format!("the client key cannot be used: {error}"))
 }
 
 fn read_certificates(text: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = CertificateDer::pem_slice_iter(&read_pem(text, what)?)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| format!("the {what} is not in PEM form"))?;
-    if certificates.is_empty() { Err(format!("the {what} holds no certificate")) } else { Ok(certificates) }
+        .map_err(|_| format!("the {what} is not in PEM format"))?;
+    if certificates.is_empty() { Err(format!("the {what} contains no certificate")) } else { Ok(certificates) }
 }
 
 /// Which server certificates are accepted.
 #[derive(Debug)]
 enum Trust {
-    /// Every one: encryption without authentication, which is what libpq's `require` means.
+    /// Every one: encryption without authentication, as libpq's `require`.
     Any,
-    /// Those that a root vouches for.
+    /// Those that a trusted root has signed.
     Roots {
         verifier: Arc<WebPkiServerVerifier>,
-        /// Given by the user. A server that presents one of them itself is trusted, as by libpq: self-signed
+        /// Roots of the user. As with libpq, a server that presents one of them itself is trusted: self-signed
         /// certificates are common, and webpki refuses a CA certificate as a server's.
         given: Vec<CertificateDer<'static>>,
         check_name: bool,
@@ -111,7 +150,7 @@ impl Trust {
             None => Vec::new(),
         };
         if given.is_empty() {
-            // The program also runs from an image that holds nothing else, so roots are compiled in.
+            // The container image has no system certificates, so roots are compiled in.
             store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
             store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         } else {
@@ -153,7 +192,7 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         }
         match verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is checked last, so everything else was in order.
+            // The name is checked last, so the rest is valid.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !check_name => Ok(ServerCertVerified::assertion()),
@@ -168,8 +207,7 @@ impl ServerCertVerifier for Verifier {
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         match self.trust {
-            // Any certificate also means those of X.509 version 1, whose keys webpki cannot read; and a signature of
-            // an unknown peer proves nothing.
+            // webpki cannot read the keys of X.509 version 1; and the signature of an unknown peer proves nothing.
             Trust::Any => Ok(HandshakeSignatureValid::assertion()),
             Trust::Roots { .. } => {
                 verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)

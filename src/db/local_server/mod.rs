@@ -33,9 +33,8 @@ use binaries::Installed;
 use home::{broken, open};
 use word::Word;
 
-use super::{DbError, SslMode, Target};
+use super::{DbError, Target};
 use crate::failure::{Class, Failure};
-use crate::secret::Secret;
 
 pub use binaries::Search;
 pub use home::ServerDirectory;
@@ -358,16 +357,8 @@ fn url(socket_folder: &Path, database: &str) -> String {
 
 fn target(socket_folder: &Path, database: &str) -> Result<Target, DbError> {
     let host = socket_folder.display().to_string();
-    Target::from_parts(
-        &host,
-        PORT,
-        database,
-        USER,
-        &Secret::from(""),
-        SslMode::Disable,
-        super::Certificates::default(),
-        &[],
-    )
+    let port = PORT.to_string();
+    Target::from_parameters([("host", host.as_str()), ("port", &port), ("dbname", database), ("user", USER)])
 }
 
 /// A failure of the embedded database.

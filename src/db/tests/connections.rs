@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use super::support::{Schema, base_url, ca_file, target, url_with};
-use crate::db::{Certificates, Db, DbError, Options, SslMode, Target};
+use crate::db::{Db, DbError, Options, Target};
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 
@@ -66,25 +66,24 @@ fn the_name_of_the_host_matters_to_verify_full_alone() {
 #[test]
 fn certificates_may_be_given_as_text() {
     let pem = std::fs::read_to_string(ca_file()).expect("a readable file");
-    let mut client = connect_parts(SslMode::VerifyCa, Certificates { server_ca: Some(pem), ..Certificates::default() });
+    let mut client = connect_with(&[("sslmode", "verify-ca"), ("sslrootcert", &pem)]);
     assert_eq!(client.query_one("SELECT current_setting('search_path')", &[]).expect("SQL").get::<_, &str>(0), "x, y");
 }
 
-fn connect_parts(ssl: SslMode, certificates: Certificates) -> postgres::Client {
+fn connect_with(parameters: &[(&str, &str)]) -> postgres::Client {
     let config: postgres::Config = base_url().split('?').next().and_then(|url| url.parse().ok()).expect("a plain URL");
-    let password = String::from_utf8_lossy(config.get_password().unwrap_or_default()).into_owned();
-    Target::from_parts(
-        "localhost",
-        config.get_ports().first().copied().unwrap_or(5432),
-        config.get_dbname().unwrap_or("postgres"),
-        config.get_user().unwrap_or("postgres"),
-        &Secret::from(password),
-        ssl,
-        certificates,
-        &[("search_path".to_owned(), "x, y".to_owned())],
-    )
-    .and_then(|target| target.connect("test"))
-    .expect("a connection")
+    let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
+    let base = [
+        ("host", "localhost"),
+        ("port", &port),
+        ("dbname", config.get_dbname().unwrap_or("postgres")),
+        ("user", config.get_user().unwrap_or("postgres")),
+        ("password", std::str::from_utf8(config.get_password().unwrap_or_default()).expect("UTF-8")),
+        ("search_path", "x, y"),
+    ];
+    Target::from_parameters(base.into_iter().chain(parameters.iter().copied()))
+        .and_then(|target| target.connect("test"))
+        .expect("a connection")
 }
 
 #[test]

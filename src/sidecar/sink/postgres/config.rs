@@ -2,9 +2,8 @@
 
 use serde_json::Value;
 
-use crate::db::{Certificates, SslMode, Target};
+use crate::db::{SslMode, Target};
 use crate::failure::{Class, Failure};
-use crate::secret::Secret;
 use crate::sidecar::sink::{invalid_field, optional_text, required_text};
 
 const DEFAULT_PORT: u16 = 5432;
@@ -35,25 +34,24 @@ pub struct Settings {
 impl Settings {
     /// Parses a `destinationConfig`. Errors name the field, never its value.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
-        let parameters = parameters(config)?;
-        let ssl = optional_text(config, "sslMode")?;
-        let ssl = ssl.as_deref().map_or(Ok(SslMode::Prefer), SslMode::parse);
-        let certificates = Certificates {
-            server_ca: optional_text(config, "sslServerCA")?,
-            client_cert: optional_text(config, "sslClientCert")?,
-            client_key: optional_text(config, "sslClientKey")?,
-        };
-        let target = Target::from_parts(
-            &required_text(config, "host")?,
-            port(config)?,
-            &required_text(config, "database")?,
-            &required_text(config, "username")?,
-            &Secret::from(optional_text(config, "password")?.unwrap_or_default()),
-            ssl.map_err(|why| invalid_field("sslMode", &why))?,
-            certificates,
-            &parameters,
-        )
-        .map_err(|error| Failure::new(Class::InvalidInput, format!("destinationConfig: {error}")))?;
+        let mut all = vec![
+            ("host".to_owned(), required_text(config, "host")?),
+            ("port".to_owned(), port(config)?.to_string()),
+            ("dbname".to_owned(), required_text(config, "database")?),
+            ("user".to_owned(), required_text(config, "username")?),
+            ("password".to_owned(), optional_text(config, "password")?.unwrap_or_default()),
+        ];
+        if let Some(mode) = optional_text(config, "sslMode")? {
+            SslMode::parse(&mode).map_err(|why| invalid_field("sslMode", &why))?;
+            all.push(("sslmode".to_owned(), mode));
+        }
+        for (name, field) in [("sslrootcert", "sslServerCA"), ("sslcert", "sslClientCert"), ("sslkey", "sslClientKey")]
+        {
+            all.extend(optional_text(config, field)?.map(|value| (name.to_owned(), value)));
+        }
+        all.extend(parameters(config)?);
+        let target = Target::from_parameters(all.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+            .map_err(|error| Failure::new(Class::InvalidInput, format!("destinationConfig: {error}")))?;
         let target =
             SESSION_PARAMETERS.iter().fold(target, |target, (name, value)| target.with_default_setting(name, value));
         Ok(Self {

@@ -90,7 +90,7 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
         (
             "another's key",
             json!({"sslMode": "require", "sslClientCert": text("admin.crt"), "sslClientKey": key}),
-            "does not belong",
+            "do not match",
         ),
     ] {
         let error = load(&mut world, &fields).expect_err(label);

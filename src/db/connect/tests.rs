@@ -1,7 +1,4 @@
-use secrecy::ExposeSecret;
-
-use super::{first_schema, parse};
-use crate::db::connect::Target;
+use super::{Target, url};
 use crate::db::error::DbError;
 use crate::failure::Class;
 use crate::secret::Secret;
@@ -13,8 +10,8 @@ fn target(url: &str) -> Result<Target, DbError> {
 }
 
 #[test]
-fn every_form_of_url_leads_to_its_place_and_search_path() {
-    for (label, url, place, path) in [
+fn parse_accepts_every_form_of_url() {
+    for (label, url, address, path) in [
         ("plain", BASE, r#"database "db" at host:5433"#, None),
         ("short scheme", "postgres://u@h/d", r#"database "d" at h:5432"#, None),
         ("no database", "postgres://u@h", "the default database at h:5432", None),
@@ -44,6 +41,12 @@ fn every_form_of_url_leads_to_its_place_and_search_path() {
             r#"database "d" at h:7"#,
             Some("s"),
         ),
+        (
+            "later parameters win",
+            "postgres://u@h:1/d?host=x,y&port=2&dbname=e&port=3",
+            r#"database "e" at x:3,y:3"#,
+            None,
+        ),
         ("parameters win", "postgres://u@h:1/d?host=x&port=2&dbname=e", r#"database "e" at x:2"#, None),
         ("port alone", "postgres://u@h/d?port=2", r#"database "d" at h:2"#, None),
         ("allow", "postgres://u@h/d?sslmode=allow", r#"database "d" at h:5432"#, None),
@@ -52,29 +55,33 @@ fn every_form_of_url_leads_to_its_place_and_search_path() {
         ("trailing line break", "postgres://u@h/d\n", r#"database "d" at h:5432"#, None),
     ] {
         let target = target(url).unwrap_or_else(|error| panic!("{label}: {error}"));
-        assert_eq!((target.address().as_str(), target.search_path()), (place, path), "{label}");
+        assert_eq!((target.address().as_str(), target.search_path()), (address, path), "{label}");
     }
 }
 
 #[test]
-fn what_is_wrong_with_a_url_is_told_without_its_secrets() {
+fn errors_of_a_url_do_not_quote_secrets() {
     for (label, url, expected) in [
         ("empty", " ", "is empty"),
         ("other scheme", "mysql://user:hunter2@h/d", "is not the URL of a PostgreSQL database"),
         ("no scheme", "hunter2", "is not the URL of a PostgreSQL database"),
-        ("unknown parameter", "postgres://u:hunter2@h/d?foo=hunter2", r#"unknown parameter "foo""#),
+        ("unknown parameter", "postgres://u:hunter2@h/d?foo=hunter2", "unknown option `foo`"),
         ("unknown mode", "postgres://u:hunter2@h/d?sslmode=maybe", r#"unknown sslmode "maybe""#),
-        ("bad port", "postgres://u:hunter2@h:no/d", "cannot be read"),
-        ("bare question mark", "postgres://u:hunter2?x@h/d", "cannot be read"),
+        ("bad port", "postgres://u:hunter2@h:no/d", "cannot be parsed"),
+        ("bare question mark", "postgres://u:hunter2?x@h/d", "cannot be parsed"),
         ("no host", "postgres:///d?user=u", "names no host"),
         ("two schemas", "postgres://u@h/d?schema=a&search_path=b", "names two different schemas"),
         ("empty schema", "postgres://u@h/d?schema=", "names an empty schema"),
         ("odd options", "postgres://u@h/d?options=-f", "-c NAME=VALUE"),
-        ("number", "postgres://u@h/d?connect_timeout=hunter2", r#"parameter "connect_timeout""#),
+        ("number", "postgres://u@h/d?connect_timeout=hunter2", "invalid value for option `connect_timeout`"),
+        ("cut escape", "postgres://u@h/d?user=a%4", r#"parameter "user""#),
+        ("odd name", "postgres://u@h/d?a'b=hunter2", "unknown option"),
+        ("bad port parameter", "postgres://u@h/d?port=hunter2", "invalid value for option `port`"),
+        ("bad timeout", "postgres://u@h/d?tcp_user_timeout=hunter2", "invalid value for option `tcp_user_timeout`"),
         ("bad escape", "postgres://u@h/d?user=%zz", r#"parameter "user""#),
-        ("open quote", "host=h password='hunter2", "cannot be read"),
-        ("stray word", "host=h password=x hunter2 y=z", "cannot be read"),
-        ("missing file", "postgres://u@h/d?sslmode=verify-ca&sslrootcert=/no/such", "reading the root certificate"),
+        ("open quote", "host=h password='hunter2", "cannot be parsed"),
+        ("stray word", "host=h password=x hunter2 y=z", "cannot be parsed"),
+        ("missing file", "postgres://u@h/d?sslmode=verify-ca&sslrootcert=/no/such", "cannot read the root certificate"),
         ("half a client", "postgres://u@h/d?sslcert=/no/such", "needs both sslcert and sslkey"),
     ] {
         let error = target(url).expect_err(label);
@@ -86,35 +93,37 @@ fn what_is_wrong_with_a_url_is_told_without_its_secrets() {
 }
 
 #[test]
-fn the_debug_form_of_a_target_holds_no_secret() {
+fn debug_output_of_a_target_contains_no_secret() {
     let target = target("postgres://someone:hunter2@h/d").expect("a valid URL");
     let text = format!("{target:?}");
     assert!(!text.contains("hunter2") && !text.contains("someone"), "{text}");
 }
 
 #[test]
-fn percent_encoding_and_quotes_are_undone() {
+fn percent_encoding_and_quotes_are_decoded() {
     for (label, url, user, password) in [
         ("URL", "postgres://a%40b:p%25w@h/d", "a@b", "p%w"),
         ("parameters", "postgres://h/d?user=a%26b&password=x%3Dy%2Bz+", "a&b", "x=y+z+"),
         ("pairs", r"host=h user='a b' password=x\'y", "a b", "x'y"),
     ] {
-        let parts = parse(Secret::from(url).expose_secret()).expect(label);
-        assert_eq!(parts.config.get_user(), Some(user), "{label}");
-        assert_eq!(parts.config.get_password(), Some(password.as_bytes()), "{label}");
+        let config = url::parse(url).and_then(|parameters| parameters.config()).expect(label);
+        assert_eq!(config.get_user(), Some(user), "{label}");
+        assert_eq!(config.get_password(), Some(password.as_bytes()), "{label}");
     }
 }
 
 #[test]
-fn the_first_schema_of_a_search_path_is_where_tables_are_made() {
-    for (path, expected) in [
-        ("bulker", Some("bulker")),
-        ("Bulker, public", Some("bulker")),
-        ("\"newJitsu\"", Some("newJitsu")),
-        ("\"a\"\"b,c\",d", Some("a\"b,c")),
-        ("\"$user\", public", None),
-        ("$user", None),
-    ] {
-        assert_eq!(first_schema(path).as_deref(), expected, "{path}");
-    }
+fn values_with_special_characters_reach_the_driver_unchanged() {
+    let config = url::parse(r"host=h application_name='it\'s \\ here' password='\\\''")
+        .and_then(|parameters| parameters.config());
+    let config = config.expect("valid pairs");
+    assert_eq!(config.get_application_name(), Some(r"it's \ here"));
+    assert_eq!(config.get_password(), Some(br"\'".as_slice()));
+}
+
+#[test]
+fn tcp_user_timeout_is_in_milliseconds() {
+    let config = url::parse("postgres://u@h/d?tcp_user_timeout=1500").and_then(|parameters| parameters.config());
+    let timeout = config.expect("a valid URL").get_tcp_user_timeout().copied();
+    assert_eq!(timeout, Some(std::time::Duration::from_millis(1500)));
 }
