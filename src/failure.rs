@@ -18,7 +18,7 @@ use strum::{Display, EnumString, IntoStaticStr};
 pub enum Class {
     /// Arguments or settings that do not fit together.
     Usage,
-    /// A file or document of the caller's that is not what it has to be.
+    /// A file or document of the caller that is not valid.
     InvalidInput,
     /// The configuration, catalog and state do not fit into the Secrets of one Pod.
     PayloadTooLarge,
@@ -26,7 +26,7 @@ pub enum Class {
     TaskExists,
     /// The connector reported an error or ended with a non-zero code.
     ConnectorFailed,
-    /// The connector ended without the message that the command is about.
+    /// The connector ended without the message that the command needs.
     NoResult,
     /// The image does not set `AIRBYTE_ENTRYPOINT`.
     NoEntrypoint,
@@ -40,19 +40,19 @@ pub enum Class {
     StartError,
     /// The Pod did not start within `SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS`.
     InitTimeout,
-    /// No node takes the Pod.
+    /// No node accepts the Pod.
     Unschedulable,
     /// A container used more memory than its limit.
     OomKilled,
     /// The node evicted the Pod.
     Evicted,
-    /// Somebody else deleted the Pod.
+    /// The Pod was deleted from outside.
     PodDeleted,
     /// The sidecar ended before the connector, or without a result.
     SidecarFailed,
     /// Controller and sidecar do not speak the same contract.
     VersionMismatch,
-    /// The API server refused for lack of rights.
+    /// The API server denied the request: a right is missing.
     Forbidden,
     /// The API server refused the object: quota, admission webhook, validation.
     Refused,
@@ -68,7 +68,7 @@ pub enum Class {
     TimeExceeded,
     /// The user cancelled.
     Cancelled,
-    /// The program that started the task was killed and nobody followed the task.
+    /// The process that followed the task was killed.
     Abandoned,
     /// This machine could not run the task: a full disk, a missing right.
     LocalError,

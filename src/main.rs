@@ -1,6 +1,8 @@
 //! syncctl runs Airbyte source connectors as tasks in Kubernetes Pods.
 
 mod airbyte;
+#[cfg(test)]
+mod captured_logs;
 mod cmd;
 mod config;
 mod contract;
@@ -8,8 +10,6 @@ mod controller;
 mod db;
 mod env;
 mod failure;
-#[cfg(test)]
-mod heard;
 mod output;
 mod pod;
 mod process;

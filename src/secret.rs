@@ -1,7 +1,7 @@
 //! Secrets that do not print, and the masking of known values in text.
 //!
-//! A connector's configuration is a tree of values of which some are secret; which ones is only known to the
-//! connector. So every string leaf that is long enough not to be a common word is masked wherever text leaves a task.
+//! A connector's configuration is a tree of values of which some are secret, and only the connector knows which. So every
+//! string leaf that is too long to be a common word is masked wherever text leaves a task.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,18 +13,18 @@ use serde_json::Value;
 /// A value that prints as `[REDACTED]`: database URLs, tokens, credentials.
 pub type Secret = secrecy::SecretString;
 
-/// What stands in place of a masked value.
+/// Replaces a masked value.
 const MASK: &str = "***";
 
 /// Shorter leaves ("id", "eu", "yes") would turn every log line into asterisks and hide nothing worth hiding. Those that
 /// a specification marks as secret are masked all the same, where they stand alone.
-const SHORTEST_MASKED: usize = 4;
+const MIN_MASKED_CHARS: usize = 4;
 
-/// Looking for values takes memory, some dozen bytes for each of theirs, and states of many megabytes exist.
-const MOST_BYTES: usize = 256 * 1024;
+/// Limit of all values together: the matcher takes several dozen bytes of memory for each of theirs, and states of many
+/// megabytes exist.
+const MAX_BYTES: usize = 256 * 1024;
 
-/// Replaces known values in text, also where they are spelled with JSON's or a URL's escapes. Clones share what they
-/// know.
+/// Replaces known values in text, also where they are written with JSON's or a URL's escapes. Clones share the values.
 #[derive(Clone, Default)]
 pub struct Masker {
     known: Arc<RwLock<Known>>,
@@ -33,7 +33,7 @@ pub struct Masker {
 #[derive(Default)]
 struct Known {
     values: BTreeSet<String>,
-    /// All of them at once; `None` while there are none.
+    /// Finds all of the values in one pass; `None` while there are none.
     matcher: Option<AhoCorasick>,
 }
 
@@ -45,20 +45,20 @@ impl Masker {
         masker
     }
 
-    /// Masks every string leaf of these documents, too, up to [`MOST_BYTES`] of them.
+    /// Masks every string leaf of these documents, too, up to [`MAX_BYTES`] of them.
     pub fn add<'a>(&self, documents: impl IntoIterator<Item = &'a Value>) {
         let mut leaves = Vec::new();
         documents.into_iter().for_each(|document| collect(document, &mut leaves));
-        leaves.retain(|leaf| leaf.chars().count() >= SHORTEST_MASKED);
+        leaves.retain(|leaf| leaf.chars().count() >= MIN_MASKED_CHARS);
         let mut bytes = 0;
         leaves.retain(|leaf| {
             bytes += leaf.len();
-            bytes <= MOST_BYTES
+            bytes <= MAX_BYTES
         });
         self.add_values(leaves);
     }
 
-    /// Masks, however short they are, the values of a configuration that its JSON Schema marks with `airbyte_secret`.
+    /// Masks, regardless of their length, the values of a configuration that its JSON Schema marks with `airbyte_secret`.
     pub fn add_marked(&self, config: &Value, schema: &Value) {
         let mut marked = Vec::new();
         collect_marked(config, schema, false, &mut marked);
@@ -72,7 +72,7 @@ impl Masker {
             known.values.insert(escaped[1..escaped.len() - 1].to_owned());
             known.values.insert(utf8_percent_encode(&value, NON_ALPHANUMERIC).to_string());
             // A PEM key is logged line by line, and then no line equals the whole.
-            let lines = value.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_MASKED);
+            let lines = value.lines().map(str::trim).filter(|line| line.len() >= MIN_MASKED_CHARS);
             known.values.extend(lines.map(str::to_owned));
             known.values.insert(value);
         }
@@ -88,7 +88,7 @@ impl Masker {
         let mut found: Vec<_> = matcher
             .find_overlapping_iter(text)
             .map(|found| (found.start(), found.end()))
-            .filter(|(start, end)| end - start >= SHORTEST_MASKED || stands_alone(text, *start, *end))
+            .filter(|(start, end)| end - start >= MIN_MASKED_CHARS || is_whole_word(text, *start, *end))
             .collect();
         found.sort_unstable();
         for (start, end) in found {
@@ -109,8 +109,8 @@ impl Masker {
     }
 }
 
-/// Whether no letter or digit touches a part of a text.
-fn stands_alone(text: &str, start: usize, end: usize) -> bool {
+/// Whether no letter or digit is next to a part of a text.
+fn is_whole_word(text: &str, start: usize, end: usize) -> bool {
     let before = text[..start].chars().next_back();
     let after = text[end..].chars().next();
     ![before, after].into_iter().flatten().any(char::is_alphanumeric)
@@ -125,8 +125,7 @@ fn collect(value: &Value, into: &mut Vec<String>) {
     }
 }
 
-/// Collects what a schema marks. Of alternatives (`oneOf`, …) all are looked at: which one is meant is the connector's
-/// to know.
+/// Collects what a schema marks, in all alternatives (`oneOf`, …): only the connector knows which of them applies.
 fn collect_marked(value: &Value, schema: &Value, marked: bool, into: &mut Vec<String>) {
     let marked = marked || schema.get("airbyte_secret") == Some(&Value::Bool(true));
     for alternatives in ["oneOf", "anyOf", "allOf"] {
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_specification_marks_is_masked_however_short_it_is() {
+    fn values_that_a_specification_marks_are_masked_at_any_length() {
         let schema = json!({"properties": {
             "pin": {"type": "integer", "airbyte_secret": true},
             "region": {"type": "string"},
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn clones_learn_what_one_of_them_learns() {
+    fn clones_share_their_values() {
         let masker = Masker::of([&json!("old-token")]);
         let clone = masker.clone();
         masker.add([&json!({"refresh_token": "new-token"})]);

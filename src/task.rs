@@ -12,11 +12,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use strum::{Display, EnumString, IntoStaticStr};
 
 use crate::env;
 
-/// What the connector is asked to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// The command of the Airbyte protocol that the connector runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr, Serialize, Deserialize)]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_kind)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskKind {
     /// Print the connector's specification.
@@ -30,102 +32,66 @@ pub enum TaskKind {
 }
 
 impl TaskKind {
-    /// The Airbyte command word.
+    /// The command's name.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Spec => "spec",
-            Self::Check => "check",
-            Self::Discover => "discover",
-            Self::Read => "read",
-        }
+        self.into()
     }
 }
 
-impl fmt::Display for TaskKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for TaskKind {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Spec, Self::Check, Self::Discover, Self::Read]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or_else(|| format!("unknown command {text:?}: expected spec, check, discover or read"))
-    }
+fn unknown_kind(text: &str) -> String {
+    format!("unknown command {text:?}: expected spec, check, discover or read")
 }
 
 /// `source_task.status`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Display, EnumString, IntoStaticStr, Serialize, Deserialize)]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", parse_err_ty = String, parse_err_fn = unknown_status)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum TaskStatus {
-    /// The task has a Pod, or is about to.
+    /// The task has a Pod, or will have one soon.
     Running,
-    /// Every stream arrived.
+    /// All streams are complete.
     Success,
-    /// Some streams arrived.
+    /// Some rows are committed, but not all streams are complete.
     Partial,
-    /// No stream arrived, or the task failed as a whole.
+    /// No rows are committed, or the task failed as a whole.
     Failed,
-    /// The user cancelled.
+    /// A user or caller cancelled the task.
     Cancelled,
-    /// The task ran longer than it may.
+    /// The task exceeded its timeout.
     TimeExceeded,
-    /// The task was not run at all.
+    /// The task did not run.
     Skipped,
 }
 
 impl TaskStatus {
     /// The value in the tables.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "RUNNING",
-            Self::Success => "SUCCESS",
-            Self::Partial => "PARTIAL",
-            Self::Failed => "FAILED",
-            Self::Cancelled => "CANCELLED",
-            Self::TimeExceeded => "TIME_EXCEEDED",
-            Self::Skipped => "SKIPPED",
-        }
+        self.into()
     }
 }
 
-impl fmt::Display for TaskStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for TaskStatus {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Running, Self::Success, Self::Partial, Self::Failed, Self::Cancelled, Self::TimeExceeded, Self::Skipped]
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or_else(|| format!("unknown task status {text:?}"))
-    }
+fn unknown_status(text: &str) -> String {
+    format!("unknown task status {text:?}")
 }
 
 /// The status of one stream in the per-stream map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum StreamStatus {
-    /// No row of it was seen yet, or ever, if the task is over.
+    /// No record has arrived.
     Pending,
     /// The source has started it.
     Running,
-    /// Complete, and its rows are committed.
+    /// The stream is complete and its rows are committed.
     Success,
-    /// Some of its rows are committed, then the source failed, or had sent as many as were asked for.
+    /// Some rows are committed; then the source failed, or the read reached its record limit.
     Partial,
-    /// None of its rows are committed.
+    /// No rows are committed.
     Failed,
-    /// The task was cancelled before it was complete. Or it had as many records as were asked for, and the rows of this
-    /// stream were dropped: its table has rows that only a complete stream may replace.
+    /// The task was cancelled before the stream was complete; or the read reached its record limit, and the rows were
+    /// dropped because only a complete stream may replace those in its table.
     Cancelled,
-    /// The task ran out of time before it was complete.
+    /// The task exceeded its timeout before the stream was complete.
     TimeExceeded,
 }
 
@@ -136,17 +102,17 @@ pub struct StreamReport {
     pub events: u64,
     /// Bytes of JSON of those records.
     pub bytes: u64,
-    /// How far it is.
+    /// Progress or outcome.
     pub status: StreamStatus,
     /// Why it is not SUCCESS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What the source expects to send; many never say.
+    /// What the source expects to send; many sources send no estimate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<Estimate>,
 }
 
-/// What a source expects a stream to be; it may be wrong, and change while it runs.
+/// The size of a stream as its source expects it; it may be wrong and may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
     /// Records.
@@ -160,7 +126,7 @@ pub struct Estimate {
 /// `source_task.description` of a read: stream name → report, in catalog order.
 pub type StreamReports = IndexMap<String, StreamReport>;
 
-/// `source_task.metrics`: what a task has used so far.
+/// `source_task.metrics`: what the connector has used so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TaskMetrics {
     /// Seconds of CPU time.
@@ -187,7 +153,7 @@ impl Image {
         format!("{}{separator}{}", self.package, self.version)
     }
 
-    /// Checks both parts against the grammar of image references, so that a typing error is told before a Pod exists.
+    /// Checks both parts against the grammar of image references, so that a typing error is reported before a Pod exists.
     pub fn new(package: &str, version: &str) -> Result<Self, String> {
         let package_ok = !package.is_empty()
             && package.len() <= 255
@@ -246,7 +212,7 @@ impl fmt::Display for Image {
     }
 }
 
-/// The options of a read, as the successor of the seed's contract names them.
+/// The options of a read. The names are those of the parameters of `POST /read`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an option of its own in the contract")]
@@ -265,10 +231,10 @@ pub struct ReadOptions {
     pub full_sync: bool,
     /// Ask the connector for debug messages.
     pub debug: bool,
-    /// How long the connector may be silent; `None` is what the settings say.
+    /// How long the connector may be silent; `None` means the default of the settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence_seconds: Option<u32>,
-    /// End after so many records of all streams together; at least 1.
+    /// End after this number of records of all streams together; at least 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_records: Option<u64>,
 }

@@ -35,7 +35,7 @@ const KNOWN_TO: [(&str, &[&str]); 7] = [
     ("tiny_http", &["src/server/http.rs"]),
     ("r2d2", &["src/db"]),
     ("postgres", &["src/db", "src/sidecar/sink"]),
-    ("tracing_subscriber", &["src/cmd", "src/heard.rs"]),
+    ("tracing_subscriber", &["src/cmd", "src/captured_logs.rs"]),
 ];
 
 /// All source files with their text, without the tests inside them.

@@ -6,10 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::support::{Proxy, Schema, log_rows, task};
+use crate::captured_logs::captured_logs;
 use crate::db::pool::Fault;
 use crate::db::{ConcurrencyPolicy, DbError, StartOutcome, Writer};
 use crate::failure::Class;
-use crate::heard::heard;
 use crate::task::TaskStatus;
 
 #[test]
@@ -123,7 +123,7 @@ fn one_lost_connection_is_a_warning_about_the_others() {
         assert_eq!(thread.join().expect("no panic"), Ok(()));
     }
     assert_eq!(schema.kill_connections(), 4);
-    let (result, log) = heard(|| db.heartbeat("t"));
+    let (result, log) = captured_logs(|| db.heartbeat("t"));
     // The second dead connection in a row would be an outage.
     assert_eq!((result, log.as_str()), (Ok(false), ""));
 }
@@ -134,7 +134,7 @@ fn patience_ends_with_one_warning_and_an_error_that_says_what_was_tried_and_wher
     schema.ready();
     let db = schema.open(Duration::from_secs(2));
     let started = Instant::now();
-    let (error, log) = heard(|| {
+    let (error, log) = captured_logs(|| {
         let error = db.run::<()>("doing it", |session| {
             session.query("SELECT pg_terminate_backend(pg_backend_pid())", &[])?;
             Ok(())

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::support::{World, keyed, record, write, write_many};
-use crate::heard::heard;
+use crate::captured_logs::captured_logs;
 use crate::sidecar::sink::{Generation, Sink, StreamSpec, WriteMode};
 
 /// A configuration by which locks are waited for only shortly at a time.
@@ -43,7 +43,7 @@ fn the_end_waits_aloud_for_a_reader_and_lets_others_read_meanwhile() {
         write(&mut sink, index, &[r#"{"id":1,"v":"new"}"#]);
         sink.commit(index).expect("commit");
         let reader = hold(&world, "ACCESS SHARE", WHILE);
-        let (finished, text) = heard(|| sink.finish(index));
+        let (finished, text) = captured_logs(|| sink.finish(index));
         finished.expect("finish");
         reader.join().expect("the reader");
         assert_eq!(world.rows("SELECT id, v FROM t"), ["1|new"], "{stream:?}");

@@ -1,7 +1,7 @@
 //! For tests: what the code under test logs on the test's own thread.
 //!
-//! One subscriber for the whole test process. One per test would not do: whether anybody listens is asked once for each
-//! place in the program, and a thread without a listener that comes there first would answer for all others.
+//! The whole test process has one subscriber: tracing asks once for each call site whether a subscriber wants it, and a
+//! thread without a subscriber that gets there first would answer for all others.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,17 +11,17 @@ thread_local! {
     static TEXT: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// The result of an operation, and what it logged on this thread from INFO on, a line each.
-pub fn heard<T>(operation: impl FnOnce() -> T) -> (T, String) {
-    static LISTENING: Once = Once::new();
-    LISTENING.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| OwnThread).init());
+/// The result of an operation and the lines that it logged on this thread, from INFO on.
+pub fn captured_logs<T>(operation: impl FnOnce() -> T) -> (T, String) {
+    static SUBSCRIBED: Once = Once::new();
+    SUBSCRIBED.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| OwnThread).init());
     TEXT.set(Some(Vec::new()));
     let result = operation();
     let text = TEXT.take().unwrap_or_default();
     (result, String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Keeps what comes from a thread that is listened to, and drops the rest.
+/// Captures the lines of a thread that asked for them, and drops those of others.
 struct OwnThread;
 
 impl io::Write for OwnThread {
