@@ -1,22 +1,25 @@
-//! How a connector is found on this machine: a command that is given, else its image in Docker or Podman, else the Python
-//! package of the same name and version.
+//! Resolves what to run on this machine for a connector: the command of `--exec`, else the connector's image in Docker or
+//! Podman, else the Python package of the same name and version.
 //!
-//! Reads nothing of this process's own environment, and leaves nothing behind when it is stopped or killed but what is
-//! complete. Knows nothing of tasks and pipes.
+//! Reads no environment variable of this process: the caller passes all. Whenever it is cancelled or killed, only complete
+//! results stay on disk. Knows nothing of tasks and pipes.
 
-mod child;
 pub mod container;
-mod exec;
-mod lock;
+mod image;
 mod python;
+mod subprocess;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use container::{ContainerEngine, EngineKind};
+use image::ImageError;
+use subprocess::ProcessEnvironment;
 
 use crate::failure::{Class, Failure};
 use crate::task::Image;
@@ -24,118 +27,179 @@ use crate::task::Image;
 /// Where a connector may come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Runtime {
-    /// From the first place that has it.
+    /// The first of the following that has it.
     #[default]
     Auto,
-    /// From Docker alone.
+    /// Its image in Docker.
     Docker,
-    /// From Podman alone.
+    /// Its image in Podman.
     Podman,
-    /// From the Python package index alone.
+    /// Its package on the Python package index.
     Python,
 }
 
-/// What is looked for.
+/// The connector to resolve.
 pub struct ConnectorRequest<'a> {
     /// The connector.
     pub image: &'a Image,
-    /// A command that is the connector.
+    /// A shell command that runs the connector; replaces image and package.
     pub exec: Option<&'a str>,
-    /// Where to look; an explicit choice never falls back.
+    /// Where to look; an explicit choice never falls back to another one.
     pub runtime: Runtime,
-    /// The cache of this program; its folder `connectors` is used.
+    /// syncctl's cache directory; `connectors` in it is used.
     pub cache: &'a Path,
-    /// The environment of the caller: all that children get.
+    /// The caller's environment variables; subprocesses get no others.
     pub environment: &'a [(String, String)],
-    /// The folder that the caller works in: an absolute path. Children run there.
+    /// The caller's working directory, absolute; subprocesses run in it.
     pub working_directory: &'a Path,
 }
 
-/// A connector as it can be run.
+/// How to run a connector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Connector {
-    /// A command on this machine.
+    /// As a process of this machine.
     Host {
-        /// Shell text in the place of the images' `AIRBYTE_ENTRYPOINT`.
+        /// Shell text that takes the place of an image's `AIRBYTE_ENTRYPOINT`.
         entrypoint: String,
-        /// What it needs besides the caller's environment.
+        /// Variables that it needs besides the caller's.
         environment: Vec<(String, String)>,
     },
-    /// An image that a tool has.
+    /// In a container.
     Container {
         /// What runs it.
-        tool: ContainerEngine,
-        /// What the tool calls it.
+        engine: ContainerEngine,
+        /// The image's name in that engine.
         image: String,
     },
 }
 
-/// A connector that was found.
+/// A connector that can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedConnector {
-    /// The connector.
+    /// How to run it.
     pub connector: Connector,
-    /// One line for people.
+    /// One line for users: what was chosen.
     pub summary: String,
 }
 
-/// Finds the connector, which may take minutes. `tell` is called with what is going on, not more than five times a second.
-/// When `stop` says true, all that was started is ended and removed.
+/// Time limit for a program's answer to a question about itself or this machine.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Resolves the connector, which may take minutes: pulls its image or installs its package if necessary. Calls
+/// `on_progress` with each step that it begins. Once `is_cancelled` returns true, ends the processes that it started, removes
+/// what is incomplete and fails with [`Class::Cancelled`].
 pub fn resolve(
-    wanted: &ConnectorRequest<'_>,
-    tell: &mut dyn FnMut(&str),
-    stop: &dyn Fn() -> bool,
+    request: &ConnectorRequest<'_>,
+    on_progress: &mut dyn FnMut(&str),
+    is_cancelled: &dyn Fn() -> bool,
 ) -> Result<ResolvedConnector, Failure> {
-    sweep(wanted.cache);
-    if let Some(command) = wanted.exec {
-        return exec::find(command, wanted);
-    }
-    match wanted.runtime {
-        Runtime::Docker => container::find(EngineKind::Docker, wanted, tell, stop).map_err(|miss| miss.failure),
-        Runtime::Podman => container::find(EngineKind::Podman, wanted, tell, stop).map_err(|miss| miss.failure),
-        Runtime::Python => {
-            python::find(wanted, tell, stop).map_err(|failure| sum_up(wanted.image, Vec::new(), failure))
-        }
-        Runtime::Auto => find_anywhere(wanted, tell, stop),
+    let was_cancelled = Cell::new(false);
+    let is_cancelled = || {
+        was_cancelled.set(was_cancelled.get() || is_cancelled());
+        was_cancelled.get()
+    };
+    let process = ProcessEnvironment {
+        variables: request.environment,
+        working_directory: request.working_directory,
+        lock: None,
+        timeout: QUERY_TIMEOUT,
+        is_cancelled: &is_cancelled,
+    };
+    python::remove_incomplete(request.cache);
+    let resolved = match request.exec {
+        Some(command) => resolve_command(command, process),
+        None => resolve_runtime(request, process, on_progress),
+    };
+    match resolved {
+        Err(_) if was_cancelled.get() => Err(Failure::new(Class::Cancelled, "cancelled while resolving the connector")),
+        resolved => resolved,
     }
 }
 
-/// Removes what killed searches left behind in the cache. [`find`] does it, too.
-pub fn sweep(cache: &Path) {
-    python::sweep(cache);
-}
-
-fn find_anywhere(
-    wanted: &ConnectorRequest<'_>,
-    tell: &mut dyn FnMut(&str),
-    stop: &dyn Fn() -> bool,
+fn resolve_runtime(
+    request: &ConnectorRequest<'_>,
+    process: ProcessEnvironment<'_>,
+    on_progress: &mut dyn FnMut(&str),
 ) -> Result<ResolvedConnector, Failure> {
-    let mut misses = Vec::new();
-    for kind in [EngineKind::Docker, EngineKind::Podman] {
-        match container::find(kind, wanted, tell, stop) {
-            Ok(found) => return Ok(found),
-            Err(miss) if miss.failure.class == Class::Cancelled => return Err(miss.failure),
-            Err(miss) => misses.push(miss),
+    let ConnectorRequest { image, runtime, cache, .. } = *request;
+    let engines: &[EngineKind] = match runtime {
+        Runtime::Auto => &[EngineKind::Docker, EngineKind::Podman],
+        Runtime::Docker => &[EngineKind::Docker],
+        Runtime::Podman => &[EngineKind::Podman],
+        Runtime::Python => &[],
+    };
+    let mut errors = Vec::new();
+    for &kind in engines {
+        match image::resolve(kind, image, process, on_progress) {
+            Ok(resolved) => return Ok(resolved),
+            Err(error) if runtime != Runtime::Auto => return Err(error.failure),
+            Err(error) => errors.push(error),
         }
     }
-    python::find(wanted, tell, stop).map_err(|failure| sum_up(wanted.image, misses, failure))
+    python::resolve(image, cache, process, on_progress).map_err(|failure| combine(image, errors, failure))
 }
 
-/// One failure of all that was tried. What is not there at all says less than what did not work.
-fn sum_up(image: &Image, misses: Vec<container::Miss>, last: Failure) -> Failure {
-    if last.class == Class::Cancelled {
-        return last;
+/// One failure for all attempts, in their order. An engine that is not installed matters only if nothing else failed.
+fn combine(image: &Image, mut errors: Vec<ImageError>, last: Failure) -> Failure {
+    let is_missing = last.class == Class::ImageNotFound;
+    if !is_missing {
+        errors.retain(|error| !error.is_engine_missing && error.failure.class != Class::ImageNotFound);
     }
-    if last.class != Class::ImageNotFound {
-        let troubles = misses.into_iter().filter(|miss| !miss.is_absent && miss.failure.class != Class::ImageNotFound);
-        let hint = last.hint().unwrap_or_default().to_owned();
-        let texts: Vec<String> = std::iter::once(last.text).chain(troubles.map(|miss| miss.failure.text)).collect();
-        return Failure::new(last.class, texts.join("; ")).with_hint(hint);
+    // A registry that was not reached may have the image.
+    let unreachable = |error: &ImageError| !error.is_engine_missing && error.failure.class == Class::ImagePull;
+    let class = if errors.iter().any(unreachable) { Class::ImagePull } else { last.class };
+    let hint = last.hint().unwrap_or_default().to_owned();
+    let texts: Vec<String> = errors.into_iter().map(|error| error.failure.text).chain([last.text]).collect();
+    let text = texts.join("; ");
+    if is_missing {
+        Failure::new(class, format!("connector {image} not found: {text}"))
+            .with_hint("check its name and version, start Docker or Podman, or give its command with --exec")
+    } else {
+        Failure::new(last.class, text).with_hint(hint)
     }
-    // A registry that was not reached may have it.
-    let unreached = misses.iter().any(|miss| !miss.is_absent && miss.failure.class == Class::ImagePull);
-    let class = if unreached { Class::ImagePull } else { Class::ImageNotFound };
-    let texts: Vec<String> = misses.into_iter().map(|miss| miss.failure.text).chain([last.text]).collect();
-    Failure::new(class, format!("the connector {image} was not found: {}", texts.join("; ")))
-        .with_hint("check its name and version, start Docker or Podman, or give its command with --exec")
+}
+
+/// Takes the command of `--exec` as it is if its program exists.
+fn resolve_command(command: &str, process: ProcessEnvironment<'_>) -> Result<ResolvedConnector, Failure> {
+    let Some(program) = command.split_whitespace().next() else {
+        return Err(Failure::new(Class::Usage, "--exec is empty: expected the connector's command")
+            .with_hint("for example --exec 'python main.py'"));
+    };
+    // An assignment, a quoted word or an expansion is left to the shell.
+    if program.chars().all(|c| c.is_alphanumeric() || "._-/+@:,%".contains(c)) {
+        check_program(program, process).map_err(|(reason, hint)| {
+            Failure::new(Class::StartError, format!("cannot run the command of --exec: {reason}")).with_hint(hint)
+        })?;
+    }
+    Ok(ResolvedConnector {
+        connector: Connector::Host { entrypoint: command.to_owned(), environment: Vec::new() },
+        summary: format!("connector: the command {command}"),
+    })
+}
+
+/// The error is the reason and the hint.
+fn check_program(program: &str, process: ProcessEnvironment<'_>) -> Result<(), (String, &'static str)> {
+    if !program.contains('/') {
+        // A builtin of the shell is in no directory.
+        let builtin = ["-c", r#"command -v -- "$1""#, "sh", program];
+        let exists = subprocess::find_program(program, process).is_some()
+            || subprocess::query(Path::new("/bin/sh"), &builtin, process).is_some();
+        let error = || (format!("{program} is not in PATH"), "give its path, or add its directory to PATH");
+        return exists.then_some(()).ok_or_else(error);
+    }
+    let path = process.working_directory.join(program);
+    match path.metadata() {
+        _ if subprocess::is_executable(&path) => Ok(()),
+        Ok(metadata) if metadata.is_dir() => {
+            Err((format!("{program} is a directory"), "give the path of the program in it"))
+        }
+        Ok(_) => Err((
+            format!("{program} is not executable"),
+            "make it executable with chmod +x, or name its interpreter: --exec 'python main.py'",
+        )),
+        Err(error) => Err((
+            format!("{program} in {}: {error}", process.working_directory.display()),
+            "relative paths start at the directory where syncctl was started",
+        )),
+    }
 }

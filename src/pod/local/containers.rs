@@ -111,7 +111,7 @@ pub fn source(pod: &Pod, folder: &Folder, connector: &Connector, plan: &Plan) ->
             });
             start(process, SOURCE, folder)
         }
-        Connector::Container { tool, image } => {
+        Connector::Container { engine, image } => {
             let (pipes, config) = (folder.join("pipes"), folder.join("config"));
             let mounts = [
                 Mount { host: &pipes, inside: "/pipes", read_only: false },
@@ -131,8 +131,11 @@ pub fn source(pod: &Pod, folder: &Folder, connector: &Connector, plan: &Plan) ->
                 grace_seconds: u32::try_from(grace).unwrap_or_default(),
                 command: &command,
             };
-            let mut process = Command::new(&tool.path);
-            process.args(run.arguments()).env_clear().envs(tool.environment.iter().map(|(name, value)| (name, value)));
+            let mut process = Command::new(&engine.path);
+            process
+                .args(run.arguments())
+                .env_clear()
+                .envs(engine.environment.iter().map(|(name, value)| (name, value)));
             // Podman leaves a word there.
             process.current_dir(folder.join("home"));
             start(process, SOURCE, folder)

@@ -217,9 +217,9 @@ impl Supervisor {
     /// Starts both, the sidecar first: the pipes should be there when the connector starts.
     fn start(&mut self, found: &ResolvedConnector) -> Result<(), Failure> {
         self.record.notice = Some(found.summary.clone());
-        if let connector::Connector::Container { tool, .. } = &found.connector {
+        if let connector::Connector::Container { engine, .. } = &found.connector {
             // Before it is there: whoever cleans up must know of it.
-            self.record.container = Some(tool.clone());
+            self.record.container = Some(engine.clone());
             self.tell();
         }
         let sidecar = containers::sidecar(&self.record.pod, &self.folder)?;

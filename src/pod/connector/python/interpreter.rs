@@ -1,100 +1,74 @@
-//! The Pythons of this machine.
+//! The Python interpreters of this machine.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::super::child::{self, Surroundings};
+use super::super::subprocess::{self, ProcessEnvironment};
 
-/// The minor versions of Python 3 to try, best first: connector images are built on the first, most packages take the
-/// next ones, too.
+/// The preferred minor versions of Python 3, best first: connector images are built with the first, most packages support
+/// the others, too.
 const PREFERRED: [u8; 3] = [11, 10, 12];
-/// Older ones cannot tell what a package holds.
+/// `importlib.metadata` exists from here on.
 const OLDEST: u8 = 8;
+/// Prints version and path, without site packages and user settings.
+const DESCRIBE: [&str; 4] =
+    ["-I", "-S", "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.executable)"];
 
-/// A Python that runs.
+/// An interpreter that works.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interpreter {
     /// The program itself, behind links and shims.
     pub path: PathBuf,
-    /// `3.11.7`.
+    /// `3.11.7`
     pub version: String,
 }
 
-/// The version and the program; no site packages, nothing of the user's.
-const WHO: [&str; 4] =
-    ["-I", "-S", "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.executable)"];
-
 impl Interpreter {
-    /// Asks a program what it is. A name in `PATH` may be a version manager's that leads nowhere.
-    pub fn ask(path: &Path, surroundings: Surroundings<'_>) -> Option<Self> {
-        let done = child::ask(path, &WHO, surroundings)?;
-        let [.., version, executable] = done.lines.as_slice() else { return None };
+    /// Runs a program to learn its version; a name in `PATH` may be a version manager's shim without an interpreter.
+    pub fn detect(path: &Path, process: ProcessEnvironment<'_>) -> Option<Self> {
+        let output = subprocess::query(path, &DESCRIBE, process)?;
+        let [.., version, executable] = output.lines.as_slice() else { return None };
         let python = Self { path: PathBuf::from(executable), version: version.clone() };
-        (python.minor() >= OLDEST && version.starts_with("3.")).then_some(python)
+        (version.starts_with("3.") && python.minor() >= OLDEST).then_some(python)
     }
 
-    /// `11` of `3.11.7`.
-    fn minor(&self) -> u8 {
+    /// The interpreters in `PATH`, best first, then those that uv installed. Each is run only when its turn comes: a shim
+    /// takes a tenth of a second.
+    pub fn all<'a>(uv: Option<&'a Path>, process: ProcessEnvironment<'a>) -> impl Iterator<Item = Self> + 'a {
+        let of_uv = move || uv.map(|uv| paths_of_uv(uv, process)).unwrap_or_default();
+        let paths = paths_in_path(process).into_iter().chain(std::iter::once_with(of_uv).flatten());
+        paths.filter(|path| subprocess::is_executable(path)).filter_map(move |path| Self::detect(&path, process))
+    }
+
+    /// `11` of `3.11.7`
+    pub fn minor(&self) -> u8 {
         self.version.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or_default()
     }
 
-    /// `3.11`.
-    pub fn short(&self) -> String {
-        format!("3.{}", self.minor())
-    }
-
-    /// What folders made with it are called, e.g. `cp311`.
-    pub fn tag(&self) -> String {
-        format!("cp3{}", self.minor())
+    /// Whether it can make virtual environments: Debian packages the modules separately.
+    pub fn has_venv(&self, process: ProcessEnvironment<'_>) -> bool {
+        subprocess::query(&self.path, &["-I", "-c", "import venv, ensurepip"], process).is_some()
     }
 }
 
-/// The Pythons in `PATH`, best first, each asked only when it is its turn: a shim takes a tenth of a second to answer.
-pub struct Interpreters<'a> {
-    names: std::vec::IntoIter<PathBuf>,
-    surroundings: Surroundings<'a>,
-    seen: HashSet<String>,
+fn paths_in_path(process: ProcessEnvironment<'_>) -> Vec<PathBuf> {
+    let entries = subprocess::path_directories(process).into_iter().filter_map(|path| path.read_dir().ok()).flatten();
+    let mut ranked: Vec<(usize, PathBuf)> =
+        entries.flatten().filter_map(|entry| Some((rank(entry.file_name().to_str()?)?, entry.path()))).collect();
+    // Stable: of equal names the first in `PATH` stays the first.
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, path)| path).collect()
 }
 
-impl<'a> Interpreters<'a> {
-    /// Looks through `PATH`.
-    pub fn of_path(surroundings: Surroundings<'a>) -> Self {
-        let mut names: Vec<(usize, PathBuf)> = Vec::new();
-        for folder in child::path_folders(surroundings.environment, surroundings.folder) {
-            let Ok(entries) = folder.read_dir() else { continue };
-            for entry in entries.flatten() {
-                if let Some(rank) = entry.file_name().to_str().and_then(rank) {
-                    names.push((rank, entry.path()));
-                }
-            }
-        }
-        // Stable: of one name the first in `PATH` stays the first.
-        names.sort_by_key(|(rank, _)| *rank);
-        let names: Vec<PathBuf> = names.into_iter().map(|(_, path)| path).collect();
-        Self { names: names.into_iter(), surroundings, seen: HashSet::new() }
-    }
+fn paths_of_uv(uv: &Path, process: ProcessEnvironment<'_>) -> Vec<PathBuf> {
+    let arguments = ["python", "list", "--only-installed", "--no-python-downloads"];
+    let Some(output) = subprocess::query(uv, &arguments, process) else { return Vec::new() };
+    // `cpython-3.12.1-linux-x86_64-gnu    /path/to/python3.12 -> …`
+    let paths = output.lines.iter().filter_map(|line| line.split_whitespace().nth(1)).map(PathBuf::from);
+    paths.filter(|path| path.is_absolute()).collect()
 }
 
-impl Iterator for Interpreters<'_> {
-    type Item = Interpreter;
-
-    /// The next one with a version that was not there before.
-    fn next(&mut self) -> Option<Interpreter> {
-        loop {
-            let path = self.names.next()?;
-            if !child::is_executable(&path) {
-                continue;
-            }
-            let Some(python) = Interpreter::ask(&path, self.surroundings) else { continue };
-            if self.seen.insert(python.short()) {
-                return Some(python);
-            }
-        }
-    }
-}
-
-/// How good a name is; `None` for what is no Python 3. The user's own choice comes right after the images' one, then
-/// what most packages take, then the newest.
+/// The order of program names, `None` for any other program: the version of the images, the user's default, the other
+/// preferred versions, the rest from the newest on.
 fn rank(name: &str) -> Option<usize> {
     if name == "python3" {
         return Some(1);
@@ -112,7 +86,7 @@ mod tests {
     use super::rank;
 
     #[test]
-    fn the_python_of_the_images_is_tried_first_and_then_the_users_own() {
+    fn the_version_of_the_images_comes_first_and_then_the_users_default() {
         let mut names = [
             "python3.9",
             "python3.14",

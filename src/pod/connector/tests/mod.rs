@@ -1,7 +1,7 @@
-//! Connectors that are really found: with this machine's Python and pip, from packages that the tests make.
+//! Connectors that are really resolved: with this machine's Python and pip, from packages that the tests make.
 
-mod finding;
-mod killing;
+mod crash;
 mod podman;
+mod resolve;
 mod support;
 mod wheel;

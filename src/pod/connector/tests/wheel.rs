@@ -1,10 +1,10 @@
-//! Python packages: a wheel is a zip archive with three files about itself.
+//! Python packages: a wheel is a zip archive with a few metadata files.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-/// A package that the tests install.
+/// A package for the index.
 #[derive(Clone, Copy)]
 pub struct Wheel<'a> {
     pub name: &'a str,
@@ -16,7 +16,7 @@ pub struct Wheel<'a> {
 
 impl Wheel<'_> {
     /// Writes version 1 of the package. Its commands print their name and arguments.
-    pub fn write(&self, folder: &Path) {
+    pub fn write(&self, directory: &Path) {
         let module = self.name.replace('-', "_");
         let info = format!("{module}-1.dist-info");
         let code = "import sys\n\ndef run():\n    print(sys.argv[0].split('/')[-1], *sys.argv[1:])\n";
@@ -32,7 +32,7 @@ impl Wheel<'_> {
             (format!("{info}/entry_points.txt"), scripts),
             (format!("{info}/RECORD"), String::new()),
         ];
-        let file = File::create(folder.join(format!("{module}-1-py3-none-any.whl"))).expect("a file");
+        let file = File::create(directory.join(format!("{module}-1-py3-none-any.whl"))).expect("a file");
         zip(file, &files).expect("an archive");
     }
 }
@@ -46,7 +46,7 @@ fn zip(mut to: File, files: &[(String, String)]) -> std::io::Result<()> {
         crc.update(content.as_bytes());
         let length = u32::try_from(content.len()).expect("a small file");
         let name_length = u16::try_from(name.len()).expect("a short name");
-        // Version, flags, method, time, date, then what the content is like.
+        // Version, flags, method, time, date; then checksum and sizes.
         let mut common = vec![20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0];
         for number in [crc.sum(), length, length] {
             common.extend(number.to_le_bytes());
