@@ -1,6 +1,6 @@
 //! The answers: what the endpoints do, with the functions that the commands use, too.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -37,6 +37,16 @@ fn answer(result: Result<Response, Failure>) -> Response {
         tracing::warn!(error = %failure, "a request could not be served");
         failed(&failure)
     })
+}
+
+/// `GET /openapi.json`.
+pub fn openapi() -> &'static Value {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+        let mut document: Value = serde_yaml::from_str(include_str!("openapi.yaml")).expect("a test parses it");
+        document["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
+        document
+    });
+    &DOCUMENT
 }
 
 /// `GET /ready`.
@@ -261,4 +271,21 @@ fn document(row: &StoredTask) -> Value {
 fn line(line: &LogLine) -> Value {
     let LogLine { level, logger, message, timestamp } = line;
     json!({"timestamp": timestamp, "level": level, "logger": logger, "message": message})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use crate::task::ReadOptions;
+
+    #[test]
+    fn options_of_a_read_are_its_documented_parameters() {
+        let options = ReadOptions { silence_seconds: Some(1), max_records: Some(1), ..ReadOptions::default() };
+        let options = serde_json::to_value(options).expect("plain fields");
+        let options = options.as_object().expect("an object").keys().map(String::as_str);
+        let parameters = super::openapi()["paths"]["/read"]["post"]["parameters"].as_array().expect("parameters");
+        let parameters: BTreeSet<&str> = parameters.iter().filter_map(|parameter| parameter["name"].as_str()).collect();
+        assert_eq!(options.chain(["syncId", "taskId"]).collect::<BTreeSet<_>>(), parameters);
+    }
 }

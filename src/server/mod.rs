@@ -10,7 +10,6 @@ mod handlers;
 mod http;
 mod instance;
 mod metrics;
-mod openapi;
 mod params;
 mod routes;
 mod service;

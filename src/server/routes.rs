@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::app::App;
 use super::service::{Exchange, Head, Pool, Request, Response, Service};
-use super::{auth, handlers, openapi};
+use super::{auth, handlers};
 use crate::failure::{Class, Failure};
 
 /// One endpoint.
@@ -132,7 +132,7 @@ impl Service for Routes {
                 let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8".to_owned();
                 Response { status: 200, content_type, headers: Vec::new(), body: app.metrics.text().into_bytes() }
             }
-            Ok(Endpoint::OpenApi) => Response::json(200, openapi::document()),
+            Ok(Endpoint::OpenApi) => Response::json(200, handlers::openapi()),
             Ok(Endpoint::Spec) => handlers::spec(app, query),
             Ok(Endpoint::Check) => handlers::configured(app, crate::task::TaskKind::Check, query, body),
             Ok(Endpoint::Discover) => handlers::configured(app, crate::task::TaskKind::Discover, query, body),
@@ -161,12 +161,12 @@ const SLOW: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
-    use super::{Endpoint, ROUTES, find, openapi};
+    use super::{Endpoint, ROUTES, find, handlers};
     use std::collections::BTreeSet;
 
     #[test]
     fn the_document_lists_exactly_the_routes() {
-        let document = openapi::document();
+        let document = handlers::openapi();
         let described: BTreeSet<(String, String)> = document["paths"]
             .as_object()
             .expect("paths")

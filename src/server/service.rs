@@ -134,7 +134,7 @@ impl Response {
 }
 
 /// A request and the status of its response, for metrics and logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Exchange<'a> {
     /// The method as sent; `None` if the head could not be read.
     pub method: Option<&'a str>,

@@ -35,7 +35,7 @@ pub struct Shared {
     pub limits: Limits,
     pub slots: Arc<Slots>,
     /// For connections without a slot.
-    pub rejections: Arc<Semaphore>,
+    rejections: Arc<Semaphore>,
     /// Ends accepting.
     pub stop: Notify,
     pub stopping: AtomicBool,
@@ -73,7 +73,7 @@ impl Shared {
             body_budget: body::budget(&limits),
             fast: Queue::new(limits.fast_threads, limits.queue),
             blocking: Queue::new(limits.blocking_threads, limits.queue),
-            slots: Arc::default(),
+            slots: Slots::new(limits.connections),
             rejections: Arc::new(Semaphore::new(REJECTIONS)),
             stop: Notify::new(),
             stopping: AtomicBool::new(false),
@@ -126,17 +126,11 @@ impl Shared {
         }
     }
 
-    /// Sends a response and ends the sending side; whether the client has taken it in time.
-    async fn send(
-        &self,
-        stream: &mut TcpStream,
-        response: &[u8],
-        request: (Option<&str>, Option<&str>, Duration),
-    ) -> bool {
-        let (method, path, duration) = request;
+    /// Sends a response and ends the sending side; whether the client has read it in time.
+    async fn send(&self, stream: &mut TcpStream, response: &[u8], mut exchange: Exchange<'_>) -> bool {
         // "HTTP/1.1 200 OK"
         let status = response.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
-        let exchange = Exchange { method, path, status: status.unwrap_or_default(), duration };
+        exchange.status = status.unwrap_or_default();
         if catch_unwind(AssertUnwindSafe(|| self.service.completed(&exchange))).is_err() {
             tracing::error!("recording a response panicked: this is a bug");
         }
@@ -145,6 +139,28 @@ impl Shared {
             stream.shutdown().await
         };
         timeout(self.limits.write_timeout, write).await.is_ok_and(|written| written.is_ok())
+    }
+}
+
+/// Serves a new connection: evicts another one for it if needed, or rejects it.
+pub async fn spawn(shared: &Arc<Shared>, mut stream: TcpStream, peer: SocketAddr) {
+    // A response is one write: there is nothing to coalesce.
+    stream.set_nodelay(true).ok();
+    let shared = Arc::clone(shared);
+    if let Some(mut slot) = shared.slots.take().await {
+        // Before the task runs for the first time: many new connections must not look busy.
+        let evicted = slot.set_idle();
+        let connection =
+            Connection { shared, stream, peer, slot, buffer: Vec::new(), started: None, method: None, path: None };
+        tokio::spawn(connection.serve(evicted));
+    } else if let Ok(permit) = Arc::clone(&shared.rejections).try_acquire_owned() {
+        tokio::spawn(async move {
+            let response = http::bytes(Response::busy("too many connections: try again"), false);
+            if shared.send(&mut stream, &response, Exchange::default()).await {
+                discard(&mut stream, REJECTION_LINGER, DISCARD_READ).await;
+            }
+            drop(permit);
+        });
     }
 }
 
@@ -163,7 +179,7 @@ impl From<Response> for Stop {
 }
 
 /// A connection, and what is known of its request.
-pub struct Connection {
+struct Connection {
     shared: Arc<Shared>,
     stream: TcpStream,
     peer: SocketAddr,
@@ -176,12 +192,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn new(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, slot: Slot) -> Self {
-        Self { shared, stream, peer, slot, buffer: Vec::new(), started: None, method: None, path: None }
-    }
-
     /// Serves the connection, unless `evicted` resolves before its head is complete.
-    pub async fn serve(mut self, evicted: oneshot::Receiver<()>) {
+    async fn serve(mut self, evicted: oneshot::Receiver<()>) {
         match self.exchange(evicted).await {
             Ok(response) => self.finish(response).await,
             Err(Stop::Rejected(response)) => {
@@ -268,8 +280,8 @@ impl Connection {
 
     async fn send(&mut self, response: Vec<u8>) -> bool {
         let duration = self.started.map(|started| started.elapsed()).unwrap_or_default();
-        let request = (self.method.as_deref(), self.path.as_deref(), duration);
-        self.shared.send(&mut self.stream, &response, request).await
+        let exchange = Exchange { method: self.method.as_deref(), path: self.path.as_deref(), status: 0, duration };
+        self.shared.send(&mut self.stream, &response, exchange).await
     }
 
     /// Sends the response, then discards what the client still sends. Meanwhile the connection may be evicted.
@@ -297,12 +309,4 @@ async fn discard(stream: &mut TcpStream, time: Duration, max: usize) {
         }
     };
     timeout(time, drain).await.ok();
-}
-
-/// Answers a connection for which there is no slot with 503.
-pub async fn reject(shared: Arc<Shared>, mut stream: TcpStream, _permit: OwnedSemaphorePermit) {
-    let response = http::bytes(Response::busy("too many connections: try again"), false);
-    if shared.send(&mut stream, &response, (None, None, Duration::ZERO)).await {
-        discard(&mut stream, REJECTION_LINGER, DISCARD_READ).await;
-    }
 }

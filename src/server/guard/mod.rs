@@ -24,10 +24,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
-use self::connection::{Connection, Shared};
+use self::connection::Shared;
 pub use self::limits::Limits;
 use super::service::Service;
 
@@ -51,10 +50,7 @@ async fn accept(shared: Arc<Shared>, listener: tokio::net::TcpListener) {
         };
         let error = match accepted {
             Ok((stream, peer)) => {
-                if let Some(delay) = shared.slots.eviction_delay(shared.limits.connections) {
-                    tokio::time::sleep(delay).await;
-                }
-                serve(&shared, stream, peer);
+                connection::spawn(&shared, stream, peer).await;
                 continue;
             }
             Err(error) => error,
@@ -71,16 +67,6 @@ async fn accept(shared: Arc<Shared>, listener: tokio::net::TcpListener) {
             let evicted = shared.slots.evict_oldest();
             tokio::time::sleep(if evicted { EVICTION_TIME } else { RETRY_DELAY }).await;
         }
-    }
-}
-
-fn serve(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
-    // A response is one write: there is nothing to coalesce.
-    stream.set_nodelay(true).ok();
-    if let Some((slot, evicted)) = shared.slots.take(shared.limits.connections) {
-        tokio::spawn(Connection::new(Arc::clone(shared), stream, peer, slot).serve(evicted));
-    } else if let Ok(permit) = Arc::clone(&shared.rejections).try_acquire_owned() {
-        tokio::spawn(connection::reject(Arc::clone(shared), stream, permit));
     }
 }
 
@@ -151,7 +137,7 @@ impl Guard {
         let drained =
             runtime.block_on(async { tokio::time::timeout(timeout, self.shared.slots.drained()).await.is_ok() });
         if !drained {
-            tracing::warn!(requests = self.shared.slots.busy(), "abandoning requests that are still being handled");
+            tracing::warn!(requests = self.shared.slots.taken(), "abandoning requests that are still being handled");
         }
         runtime.shutdown_background();
         drained

@@ -4,26 +4,25 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// A connection is not evicted earlier: the thread that accepts connections also reads their heads, and one that was
 /// just accepted may have sent its head already.
 const MIN_IDLE_TIME: Duration = Duration::from_millis(100);
 
 /// The slots of all connections.
-#[derive(Default)]
 pub struct Slots {
-    inner: Mutex<Inner>,
-    changed: Notify,
+    count: usize,
+    free: Arc<Semaphore>,
+    idle: Mutex<Idle>,
 }
 
+/// The idle connections, oldest first: since when, and the sender that evicts the connection.
 #[derive(Default)]
-struct Inner {
+struct Idle {
     next_id: u64,
-    /// Taken slots.
-    taken: usize,
-    /// Slots of idle connections, oldest first: since when, and the sender that evicts the connection.
-    idle: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
+    connections: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
+    /// No connection may become idle.
     closed: bool,
 }
 
@@ -31,166 +30,137 @@ struct Inner {
 pub struct Slot {
     slots: Arc<Slots>,
     id: u64,
-    state: State,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// In [`Inner::idle`], unless it was evicted meanwhile.
-    Idle,
-    Busy,
-    Evicted,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Slots {
-    /// Takes a slot for an idle connection; the receiver resolves when the connection is evicted. If `max` slots are
-    /// taken, evicts the connection that has been idle longest; `None` if all are busy.
-    pub fn take(self: &Arc<Self>, max: usize) -> Option<(Slot, oneshot::Receiver<()>)> {
-        let mut inner = self.lock();
-        if inner.taken >= max && !inner.evict_oldest() {
-            return None;
-        }
-        inner.taken += 1;
-        inner.next_id += 1;
-        let mut slot = Slot { slots: Arc::clone(self), id: inner.next_id, state: State::Busy };
-        drop(inner);
-        let evicted = slot.set_idle();
-        Some((slot, evicted))
+    pub fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self { count, free: Arc::new(Semaphore::new(count)), idle: Mutex::default() })
     }
 
-    /// How long to wait until a connection may be evicted, if one must be.
-    pub fn eviction_delay(&self, max: usize) -> Option<Duration> {
-        let inner = self.lock();
-        let (since, _) = inner.idle.first_key_value().filter(|_| inner.taken >= max)?.1;
-        MIN_IDLE_TIME.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
+    /// A slot for a new connection. If none is free, evicts the connection that has been idle longest and waits for its
+    /// end; `None` if all connections are busy.
+    pub async fn take(self: &Arc<Self>) -> Option<Slot> {
+        loop {
+            if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
+                return Some(Slot { slots: Arc::clone(self), id: 0, _permit: permit });
+            }
+            let since = self.idle().connections.first_key_value().map(|(_, (since, _))| *since)?;
+            if since.elapsed() < MIN_IDLE_TIME {
+                tokio::time::sleep_until((since + MIN_IDLE_TIME).into()).await;
+            } else if self.evict_oldest() {
+                drop(self.free.acquire().await);
+            }
+        }
     }
 
     /// Evicts the connection that has been idle longest; whether there is one.
     pub fn evict_oldest(&self) -> bool {
-        self.lock().evict_oldest()
+        let oldest = self.idle().connections.pop_first();
+        oldest.is_some_and(|(_, (_, evict))| {
+            // Without a receiver the connection is ending anyway.
+            evict.send(()).ok();
+            true
+        })
     }
 
     /// Evicts all idle connections, and from now on each one that becomes idle.
     pub fn close(&self) {
-        let mut inner = self.lock();
-        inner.closed = true;
-        while inner.evict_oldest() {}
-        drop(inner);
-        self.changed.notify_waiters();
+        let mut idle = self.idle();
+        idle.closed = true;
+        idle.connections.clear();
     }
 
-    /// Waits until no connection is busy.
+    /// Waits until all connections have ended.
     pub async fn drained(&self) {
-        loop {
-            let changed = self.changed.notified();
-            if self.busy() == 0 {
-                return;
-            }
-            changed.await;
-        }
+        self.free.acquire_many(u32::try_from(self.count).unwrap_or(u32::MAX)).await.ok();
     }
 
-    /// The number of busy connections.
-    pub fn busy(&self) -> usize {
-        let inner = self.lock();
-        inner.taken - inner.idle.len()
+    /// The number of open connections.
+    pub fn taken(&self) -> usize {
+        self.count - self.free.available_permits()
     }
 
     /// No code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    fn evict_oldest(&mut self) -> bool {
-        let Some((_, (_, evict))) = self.idle.pop_first() else { return false };
-        self.taken -= 1;
-        evict.send(()).ok();
-        true
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Slot {
-    /// Makes the connection idle; the receiver resolves when it is evicted.
+    /// Makes the connection idle; the receiver resolves (in either way) when it is evicted.
     pub fn set_idle(&mut self) -> oneshot::Receiver<()> {
         let (evict, evicted) = oneshot::channel();
-        if self.state == State::Busy {
-            let mut inner = self.slots.lock();
-            if inner.closed {
-                inner.taken -= 1;
-                self.state = State::Evicted;
-            } else {
-                inner.idle.insert(self.id, (Instant::now(), evict));
-                self.state = State::Idle;
-            }
-            drop(inner);
-            self.slots.changed.notify_waiters();
+        let mut idle = self.slots.idle();
+        if !idle.closed {
+            idle.next_id += 1;
+            self.id = idle.next_id;
+            idle.connections.insert(self.id, (Instant::now(), evict));
         }
         evicted
     }
 
-    /// Makes the connection busy; `false` if it was evicted.
+    /// Makes an idle connection busy; `false` if it was evicted.
     pub fn set_busy(&mut self) -> bool {
-        if self.state == State::Idle {
-            let was_idle = self.slots.lock().idle.remove(&self.id).is_some();
-            self.state = if was_idle { State::Busy } else { State::Evicted };
-        }
-        self.state == State::Busy
+        self.slots.idle().connections.remove(&self.id).is_some()
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if self.set_busy() {
-            self.slots.lock().taken -= 1;
-            self.slots.changed.notify_waiters();
-        }
+        self.set_busy();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::Slots;
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+    }
 
     #[test]
     fn oldest_idle_connection_is_evicted_and_busy_ones_never() {
-        let slots = Arc::new(Slots::default());
-        let (mut first, _) = slots.take(3).expect("a free slot");
-        let (mut second, mut second_evicted) = slots.take(3).expect("a free slot");
-        let (third, mut third_evicted) = slots.take(3).expect("a free slot");
-        assert!(first.set_busy());
-        let (mut fourth, _) = slots.take(3).expect("the second one is evicted");
-        assert!(fourth.set_busy());
-        assert!(second_evicted.try_recv().is_ok() && third_evicted.try_recv().is_err());
-        assert!(!second.set_busy(), "it was evicted");
-        let (mut fifth, _) = slots.take(3).expect("the third one is evicted");
-        assert!(fifth.set_busy());
-        assert!(third_evicted.try_recv().is_ok());
-        assert!(slots.take(3).is_none(), "all are busy");
-        assert_eq!(slots.busy(), 3);
-        drop((first, second, third, fourth));
-        assert_eq!(slots.busy(), 1);
-        drop(fifth);
-        assert_eq!(slots.busy(), 0);
-        assert!(slots.take(1).is_some());
+        block_on(async {
+            let slots = Slots::new(3);
+            let mut taken = Vec::new();
+            for _ in 0..3 {
+                let mut slot = slots.take().await.expect("a free slot");
+                let evicted = slot.set_idle();
+                taken.push((slot, evicted));
+            }
+            assert!(taken[0].0.set_busy());
+            let (mut second, evicted) = taken.remove(1);
+            let ended = async {
+                evicted.await.expect("the second one is evicted");
+                assert!(!second.set_busy());
+                drop(second);
+            };
+            let (mut fourth, ()) = tokio::join!(slots.take(), ended);
+            assert!(taken[1].0.set_busy(), "the third one is not evicted");
+            assert!(slots.take().await.is_none(), "all are busy");
+            assert_eq!(slots.taken(), 3);
+            let evicted = fourth.as_mut().expect("a slot").set_idle();
+            drop(fourth);
+            assert!(evicted.await.is_err() && slots.take().await.is_some(), "it has ended");
+        });
     }
 
     #[test]
     fn closing_evicts_all_idle_connections() {
-        let slots = Arc::new(Slots::default());
-        let (idle, mut evicted) = slots.take(9).expect("a free slot");
-        let (mut busy, _) = slots.take(9).expect("a free slot");
-        assert!(busy.set_busy());
-        slots.close();
-        assert!(evicted.try_recv().is_ok());
-        assert_eq!(slots.busy(), 1);
-        let mut evicted = busy.set_idle();
-        assert!(!matches!(evicted.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)));
-        assert_eq!(slots.busy(), 0);
-        drop((idle, busy));
-        assert_eq!(slots.busy(), 0);
+        block_on(async {
+            let slots = Slots::new(9);
+            let (mut idle, mut busy) = (slots.take().await.expect("a slot"), slots.take().await.expect("a slot"));
+            let evicted = idle.set_idle();
+            slots.close();
+            evicted.await.ok();
+            assert!(!idle.set_busy());
+            busy.set_idle().await.ok();
+            assert_eq!(slots.taken(), 2);
+            drop((idle, busy));
+            slots.drained().await;
+            assert_eq!(slots.taken(), 0);
+        });
     }
 }

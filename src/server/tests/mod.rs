@@ -1,7 +1,7 @@
-//! The server on a real socket, spoken to in raw bytes.
+//! The server on a real socket, with clients that send raw bytes.
 
 mod pressure;
-mod refusals;
+mod rejections;
 mod requests;
 mod slowness;
 mod support;

@@ -1,4 +1,4 @@
-//! A service that does what its path says, and a client that sends any bytes.
+//! A service whose behaviour depends on the path, and a client that sends arbitrary bytes.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -14,15 +14,14 @@ use crate::server::auth::{self, Tokens};
 use crate::server::guard::{Guard, Limits};
 use crate::server::service::{Exchange, Head, Pool, Request, Response, Service};
 
-/// No answer of a test takes longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A test that waits longer hangs.
+pub const DEADLINE: Duration = Duration::from_mins(2);
 
-/// One answer as it was recorded: method, path, status.
+/// A recorded response: method, path, status.
 pub type Record = (Option<String>, Option<String>, u16);
 
-/// Its paths: `/health` (light), `/echo`, `/panic`, `/panic-in-admit`, `/wait` (until released), `/large`, `/header`,
-/// `/empty`; any other is answered with what has arrived.
-/// All but `/health` and `/open` need the token `good`.
+/// Its paths: `/health` (fast pool), `/panic`, `/panic-in-admit`, `/wait` (until released), `/large`, `/header`, `/empty`;
+/// the response to any other path describes the request. All but `/health` require the token `good`.
 pub struct TestService {
     tokens: Tokens,
     pub handled: AtomicUsize,
@@ -37,13 +36,9 @@ impl Service for TestService {
         assert!(head.peer.ip().is_loopback());
         match head.target.path.as_str() {
             "/health" => return Ok(Pool::Fast),
-            "/panic-in-admit" => panic!("a test wants it"),
-            "/open" => {}
+            "/panic-in-admit" => panic!("requested by the test"),
             _ if self.tokens.accept(head.header("authorization")) => {}
             _ => return Err(auth::refusal()),
-        }
-        if head.target.path == "/nothing" {
-            return Err(Response::error(404, "no such path"));
         }
         Ok(Pool::Blocking)
     }
@@ -52,11 +47,11 @@ impl Service for TestService {
         self.handled.fetch_add(1, Ordering::SeqCst);
         match request.target.path.as_str() {
             "/health" => Response::json(200, &json!({"status": "pass"})),
-            "/panic" => panic!("a test wants it"),
+            "/panic" => panic!("requested by the test"),
             "/wait" => {
                 self.waiting.fetch_add(1, Ordering::SeqCst);
                 let released = self.released.lock().expect("no panic");
-                let waited = self.release.wait_timeout_while(released, PATIENCE, |released| !*released);
+                let waited = self.release.wait_timeout_while(released, DEADLINE, |released| !*released);
                 drop(waited.expect("no panic"));
                 Response::json(200, &json!({"ok": true}))
             }
@@ -89,21 +84,21 @@ impl Service for TestService {
 }
 
 impl TestService {
-    /// Lets all handlers of `/wait` go on.
+    /// Ends all handlers of `/wait`.
     pub fn release(&self) {
         *self.released.lock().expect("no panic") = true;
         self.release.notify_all();
     }
 
-    /// Waits until so many handlers are in `/wait`.
+    /// Waits until this many handlers are in `/wait`.
     pub fn wait_for_waiting(&self, count: usize) {
-        wait_until(&format!("{count} requests in work"), || self.waiting.load(Ordering::SeqCst) >= count);
+        wait_until(&format!("{count} busy requests"), || self.waiting.load(Ordering::SeqCst) >= count);
     }
 }
 
-/// A running server.
+/// A running server and its service.
 pub struct World {
-    pub server: Guard,
+    pub guard: Guard,
     pub service: Arc<TestService>,
     pub address: SocketAddr,
     pub listener: TcpListener,
@@ -122,46 +117,44 @@ impl World {
             release: Condvar::new(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let (tell, failed) = mpsc::channel();
-        let theirs = listener.try_clone().expect("a socket");
-        let ours = Arc::clone(&service) as Arc<dyn Service>;
-        let server = Guard::start(theirs, limits, ours, move |error| tell.send(error).unwrap_or_default());
-        let server = server.expect("a server");
-        let address = server.address();
-        Self { server, service, address, listener, failed: Mutex::new(failed) }
+        let (failures, failed) = mpsc::channel();
+        let clone = listener.try_clone().expect("a socket");
+        let application = Arc::clone(&service) as Arc<dyn Service>;
+        let guard = Guard::start(clone, limits, application, move |error| failures.send(error).unwrap_or_default());
+        let guard = guard.expect("a server");
+        let address = guard.address();
+        Self { guard, service, address, listener, failed: Mutex::new(failed) }
     }
 
     /// Opens a connection.
     pub fn connect(&self) -> Client {
         let stream = TcpStream::connect(self.address).expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
-        Client { stream, before: Vec::new() }
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.set_write_timeout(Some(DEADLINE)).expect("a timeout");
+        Client { stream }
     }
 
-    /// Sends bytes over a connection of their own and reads the answer.
-    pub fn ask(&self, bytes: impl AsRef<[u8]>) -> Reply {
+    /// Sends bytes over a new connection and reads the response.
+    pub fn send(&self, bytes: impl AsRef<[u8]>) -> Reply {
         let mut client = self.connect();
         client.send(bytes);
         client.reply()
     }
 
-    /// A request that is fine.
+    /// A valid request.
     pub fn get(&self, path: &str) -> Reply {
-        self.ask(format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"))
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"))
     }
 
-    /// Asserts that the server is well, and answers at once.
+    /// Asserts that both pools answer.
     #[track_caller]
-    pub fn is_well(&self) {
-        let started = Instant::now();
+    pub fn assert_healthy(&self) {
         assert_eq!(self.get("/health").status, 200);
-        assert!(started.elapsed() < Duration::from_secs(1), "it took {:?}", started.elapsed());
         assert_eq!(self.get("/echo").status, 200);
     }
 }
 
-/// The head of a request with the token.
+/// The head of a POST request with the token.
 pub fn post(path: &str, headers: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n{headers}\r\n")
 }
@@ -169,16 +162,15 @@ pub fn post(path: &str, headers: &str) -> String {
 /// A connection.
 pub struct Client {
     pub stream: TcpStream,
-    before: Vec<u8>,
 }
 
 impl Client {
-    /// Sends bytes; a server that has answered already need not take them.
+    /// Sends bytes. A server that has responded already need not read them.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).ok();
     }
 
-    /// Waits for these very bytes.
+    /// Waits for exactly these bytes.
     #[track_caller]
     pub fn expect(&mut self, bytes: &[u8]) {
         let mut found = vec![0; bytes.len()];
@@ -186,28 +178,28 @@ impl Client {
         assert_eq!(found.escape_ascii().to_string(), bytes.escape_ascii().to_string());
     }
 
-    /// Reads until the server ends the connection. A reset is no answer.
+    /// Reads the response until the server closes the connection; fails on a reset.
     #[track_caller]
     pub fn reply(&mut self) -> Reply {
-        let mut bytes = std::mem::take(&mut self.before);
-        self.stream.read_to_end(&mut bytes).expect("an answer and an end");
+        let mut bytes = Vec::new();
+        self.stream.read_to_end(&mut bytes).expect("a response, then the end of the connection");
         Reply::parse(&bytes)
     }
 
-    /// Whether the server has ended the connection without a word.
-    pub fn is_ended(&mut self) -> bool {
+    /// Waits until the server closes the connection; whether it has sent nothing.
+    pub fn is_closed_without_response(&mut self) -> bool {
         let mut bytes = Vec::new();
         self.stream.read_to_end(&mut bytes).is_ok() && bytes.is_empty()
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
-    /// What came after the body.
+    /// What follows the body.
     pub rest: Vec<u8>,
 }
 
@@ -224,7 +216,7 @@ impl Reply {
         let mut headers = BTreeMap::new();
         for line in lines {
             let (name, value) = line.split_once(": ").unwrap_or_else(|| panic!("no header: {line}"));
-            assert!(headers.insert(name.to_ascii_lowercase(), value.to_owned()).is_none(), "{name} is there twice");
+            assert!(headers.insert(name.to_ascii_lowercase(), value.to_owned()).is_none(), "{name} is repeated");
         }
         let length: usize = headers["content-length"].parse().expect("a length");
         let body = &bytes[end + 4..];
@@ -239,9 +231,9 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Asserts a refusal in the form that all callers understand, and nothing after it.
+    /// Asserts an error document, and nothing after it.
     #[track_caller]
-    pub fn refuses(&self, status: u16, label: &str) {
+    pub fn assert_error(&self, status: u16, label: &str) {
         assert_eq!(self.status, status, "{label}: {self:?}");
         assert_eq!(self.headers["content-type"], "application/json", "{label}");
         let document = self.json();
@@ -251,17 +243,17 @@ impl Reply {
     }
 }
 
-/// Waits for something that comes soon.
+/// Waits for a condition.
 #[track_caller]
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
         assert!(Instant::now() < deadline, "still waiting for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Limits with little of everything that costs memory or threads.
+/// Limits that need little memory and few threads.
 pub fn small() -> Limits {
     Limits { blocking_threads: 4, fast_threads: 1, body_bytes: 1 << 20, total_body_bytes: 1 << 20, ..Limits::default() }
 }
