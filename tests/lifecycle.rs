@@ -64,7 +64,7 @@ impl Ear {
 fn odd(world: &World, mode: &Value, task: &str) -> Program {
     let config = world.json("odd.json", mode);
     let catalog = world.json("odd-catalog.json", &catalog(&["one"]));
-    let nowhere = world.nowhere();
+    let nowhere = world.discard();
     let arguments = ["read", ODD, "--config", &config, "--catalog", &catalog, "--destination-config", &nowhere];
     world.syncctl(&arguments).with(&["--sync-id", "s", "--task-id", task, "-o", "json"])
 }

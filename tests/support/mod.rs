@@ -1,5 +1,5 @@
-//! What all integration tests share: [`World`] is a place for tasks (a namespace of the cluster, or a folder of this
-//! machine), a schema and the program, ready to be used by one test.
+//! Shared by all integration tests: [`World`] is the environment of one test, with a place for its tasks (a namespace of
+//! the cluster, or a folder of this machine), a schema and the program.
 
 pub mod bulker;
 pub mod cluster;
@@ -28,8 +28,8 @@ pub use program::{Done, Program, Running};
 pub use switch::Away;
 pub use warehouse::Warehouse;
 
-/// Ordinary tests read, tests that stop what all of them use write.
-static CALM: RwLock<()> = RwLock::new(());
+/// Ordinary tests hold a read lock; a test that stops a server which others use holds the write lock.
+static EXCLUSIVE: RwLock<()> = RwLock::new(());
 
 /// The environment that `tests/cluster/up` describes.
 pub struct Setup {
@@ -49,7 +49,7 @@ pub struct Setup {
 static LOCAL: LazyLock<bool> =
     LazyLock::new(|| std::env::var("SYNCCTL_TEST_ENGINE").is_ok_and(|engine| engine == "local"));
 
-/// `None`: the tests that need a cluster were switched off in so many words. The error is for every test to tell.
+/// `None`: tests that need a cluster are switched off. The error fails every test.
 static SETUP: LazyLock<Result<Option<Setup>, String>> = LazyLock::new(Setup::from_environment);
 
 impl Setup {
@@ -76,7 +76,7 @@ impl Setup {
                 missing.join(", ")
             ));
         }
-        let required = |name: &str| get(name).expect("it is not among the missing");
+        let required = |name: &str| get(name).expect("missing variables are reported above");
         Ok(Some(Self {
             kubeconfig: required("SYNCCTL_TEST_KUBECONFIG"),
             load_image: required("SYNCCTL_TEST_LOAD_IMAGE"),
@@ -92,7 +92,7 @@ impl Setup {
 }
 
 impl Setup {
-    /// Tasks see of this machine what the tests see.
+    /// Tasks of this machine reach what the tests reach.
     fn of_this_machine() -> Result<Option<Self>, String> {
         let url = std::env::var("SYNCCTL_TEST_DATABASE_URL").map_err(|_| {
             "SYNCCTL_TEST_DATABASE_URL is not set: run `make test`, which brings up a Postgres".to_owned()
@@ -118,7 +118,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// What is told of it.
+    /// For messages.
     pub fn name(&self) -> &str {
         match self {
             Self::Cluster(namespace) => &namespace.name,
@@ -139,8 +139,7 @@ impl Place {
         }
     }
 
-    /// How many seconds are enough to find out that a connector is not to be had: a registry answers, or does not, at
-    /// once, and Python has to make an environment first.
+    /// Enough seconds for a start to fail: a registry answers at once, but Python must create an environment first.
     pub fn patience(&self) -> &'static str {
         if self.is_cluster() { "8" } else { "50" }
     }
@@ -153,7 +152,7 @@ impl Place {
         }
     }
 
-    /// What is left of the program's: there should be nothing but the service itself.
+    /// Objects and files that the program left, other than those of the running service.
     pub fn leftovers(&self) -> Vec<String> {
         match self {
             Self::Cluster(namespace) => namespace.leftovers(),
@@ -161,7 +160,7 @@ impl Place {
         }
     }
 
-    /// Nothing of the program's is left.
+    /// Fails where the program left anything.
     #[track_caller]
     pub fn assert_empty(&self) {
         let left = self.leftovers();
@@ -171,7 +170,7 @@ impl Place {
         assert!(left.is_empty(), "left behind in {}: {left:?}", self.name());
     }
 
-    /// For a look at a failed test.
+    /// Prints the state of a failed test.
     pub fn dump(&self) {
         match self {
             Self::Cluster(namespace) => namespace.dump(),
@@ -180,60 +179,60 @@ impl Place {
     }
 }
 
-/// Keeps namespaces and schemas for a look at them.
+/// Whether namespaces and schemas stay for inspection.
 fn keep() -> bool {
     std::env::var("SYNCCTL_TEST_KEEP").is_ok_and(|value| value == "1")
 }
 
-/// Held for the time of a test.
-#[expect(dead_code, reason = "they are only held")]
-enum Turn {
-    /// On the way from one to the other.
+/// The lock of a test.
+#[expect(dead_code, reason = "the guards are only held")]
+enum TestLock {
+    /// Between the two.
     None,
     Shared(RwLockReadGuard<'static, ()>),
-    Alone(RwLockWriteGuard<'static, ()>),
+    Exclusive(RwLockWriteGuard<'static, ()>),
 }
 
-/// Everything one test needs, and nothing that another one sees.
+/// Everything that one test needs, isolated from other tests.
 pub struct World {
     pub setup: &'static Setup,
     pub place: Place,
     pub schema: Schema,
     folder: tempfile::TempDir,
     started: Instant,
-    turn: Turn,
+    lock: TestLock,
 }
 
 impl World {
-    /// A world beside others; `None` when tests that need a cluster are to be skipped.
+    /// Runs concurrently with other tests; `None` where tests that need a cluster are skipped.
     pub fn new() -> Option<Self> {
-        Self::with(|| Turn::Shared(CALM.read().unwrap_or_else(PoisonError::into_inner)))
+        Self::with(|| TestLock::Shared(EXCLUSIVE.read().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    /// A world of its own: no other test runs meanwhile, so that it may stop a server.
+    /// Runs without other tests, so that it may stop a server.
     pub fn alone() -> Option<Self> {
-        Self::with(|| Turn::Alone(CALM.write().unwrap_or_else(PoisonError::into_inner)))
+        Self::with(|| TestLock::Exclusive(EXCLUSIVE.write().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    /// Whether no other test runs from now on.
+    /// Changes whether other tests may run.
     pub fn without_others(&mut self, alone: bool) {
-        if matches!(self.turn, Turn::Alone(_)) == alone {
+        if matches!(self.lock, TestLock::Exclusive(_)) == alone {
             return;
         }
-        self.turn = Turn::None;
-        self.turn = if alone {
-            Turn::Alone(CALM.write().unwrap_or_else(PoisonError::into_inner))
+        self.lock = TestLock::None;
+        self.lock = if alone {
+            TestLock::Exclusive(EXCLUSIVE.write().unwrap_or_else(PoisonError::into_inner))
         } else {
-            Turn::Shared(CALM.read().unwrap_or_else(PoisonError::into_inner))
+            TestLock::Shared(EXCLUSIVE.read().unwrap_or_else(PoisonError::into_inner))
         };
     }
 
-    /// A world for what only a Pod in a cluster has; `None` where tasks run on this machine.
+    /// For features that only a cluster has; `None` where tasks run on this machine.
     pub fn in_cluster() -> Option<Self> {
         if *LOCAL { None } else { Self::new() }
     }
 
-    /// A world for what only this machine has; `None` where tasks run in a cluster.
+    /// For features that only this machine has; `None` where tasks run in a cluster.
     pub fn on_this_machine() -> Option<Self> {
         if *LOCAL { Self::new() } else { None }
     }
@@ -242,18 +241,18 @@ impl World {
     pub fn namespace(&self) -> &Namespace {
         match &self.place {
             Place::Cluster(namespace) => namespace,
-            Place::Machine(_) => panic!("a test of what only a cluster has begins with World::in_cluster"),
+            Place::Machine(_) => panic!("a test of a cluster feature begins with World::in_cluster"),
         }
     }
 
-    fn with(turn: impl FnOnce() -> Turn) -> Option<Self> {
+    fn with(lock: impl FnOnce() -> TestLock) -> Option<Self> {
         let Some(setup) = SETUP.as_ref().unwrap_or_else(|why| panic!("{why}")) else {
             let test = std::thread::current().name().unwrap_or("a test").to_owned();
-            // Past the harness's capture: nobody may believe that it has passed.
-            program::tell(&format!("{test} SKIPPED: SYNCCTL_TEST_SKIP_CLUSTER=1 says to go without a cluster"));
+            // Bypasses the harness's capture, so that a skipped test does not look like one that passed.
+            program::tell(&format!("{test} SKIPPED: SYNCCTL_TEST_SKIP_CLUSTER=1"));
             return None;
         };
-        let turn = turn();
+        let lock = lock();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let place = if *LOCAL {
             Place::Machine(Machine::new(folder.path()))
@@ -262,10 +261,10 @@ impl World {
             Place::Cluster(Namespace::create(setup, folder.path()))
         };
         let schema = Schema::create(setup);
-        Some(Self { setup, place, schema, folder, started: Instant::now(), turn })
+        Some(Self { setup, place, schema, folder, started: Instant::now(), lock })
     }
 
-    /// The program with all that it needs to work in this world: the shipped Role, a schema of its own.
+    /// The program with the settings of this test: the shipped Role and a schema of its own.
     pub fn syncctl<A: AsRef<str>>(&self, arguments: &[A]) -> Program {
         let schema = &self.schema.name;
         let program = Program::new(arguments)
@@ -280,14 +279,14 @@ impl World {
                 .env("SYNCCTL_SIDECAR_IMAGE", &cluster::sidecar_image(self.setup).name),
         };
         program
-            // Many Pods at a time on a small machine.
+            // Many Pods run at once on a small machine.
             .env("SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", "1")
             .env("SYNCCTL_SOURCE_MEMORY_REQUEST_MI", "16")
             .env("SYNCCTL_SOURCE_MEMORY_LIMIT_MI", "1024")
             .env("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "5")
     }
 
-    /// Writes a file of the test's own and returns its path.
+    /// Writes a file into the test's folder and returns its path.
     pub fn file(&self, name: &str, content: &str) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).expect("a file in the temporary folder");
@@ -299,7 +298,7 @@ impl World {
         self.file(name, &content.to_string())
     }
 
-    /// A file with a destination that loads into this world's schema, as Pods reach it.
+    /// A file with the configuration of a destination in this test's schema, as Pods reach it.
     pub fn destination(&self) -> String {
         self.json("destination.json", &self.destination_config())
     }
@@ -319,16 +318,16 @@ impl World {
         })
     }
 
-    /// A file that sends the rows nowhere.
-    pub fn nowhere(&self) -> String {
-        self.json("nowhere.json", &json!({"destinationType": "discard"}))
+    /// A file with the configuration of the destination `discard`.
+    pub fn discard(&self) -> String {
+        self.json("discard.json", &json!({"destinationType": "discard"}))
     }
 
-    /// `read` of a fake connector with a catalog of these streams, and rows that go nowhere unless `more` says else.
+    /// `read` of a fake connector with a catalog of these streams, into the destination `discard`.
     pub fn read(&self, image: &str, sync: &str, task: &str, streams: &[&str]) -> Program {
         let config = self.json("config.json", &json!({}));
         let catalog = self.json("catalog.json", &catalog(streams));
-        let nowhere = self.nowhere();
+        let destination = self.discard();
         self.syncctl(&[
             "read",
             image,
@@ -337,7 +336,7 @@ impl World {
             "--catalog",
             &catalog,
             "--destination-config",
-            &nowhere,
+            &destination,
             "--sync-id",
             sync,
             "--task-id",
@@ -383,7 +382,7 @@ pub fn catalog(streams: &[&str]) -> Value {
     json!({"streams": streams.iter().map(stream).collect::<Vec<_>>()})
 }
 
-/// Looks until it is there, at most so long.
+/// Polls until `look` finds something; fails after `limit`, which only means that the program hangs.
 pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
@@ -395,7 +394,7 @@ pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Opti
     }
 }
 
-/// A name that no other test, nor an earlier run, has.
+/// A name that no other test and no earlier run uses.
 pub fn unique(prefix: &str) -> String {
     let id = uuid::Uuid::new_v4().simple().to_string();
     format!("{prefix}{}", &id[..10])

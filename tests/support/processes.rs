@@ -1,20 +1,20 @@
-//! The processes of Pods, as this machine sees them: on the tests' own cluster they are processes of this machine.
+//! The processes of Pods: on the cluster that the tests bring up they are processes of this machine.
 
 use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// What a process of a task's Pod is.
+/// The role of a process in a task's Pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The process of the connector itself, if it is one in `sh`.
+    /// The connector, where it is a shell script.
     Connector,
-    /// The first one of its container.
+    /// The first process of the connector's container.
     Wrapper,
     Sidecar,
 }
 
-/// Sends SIGKILL; `false` when it is gone.
+/// Sends SIGKILL; `false` where there is no such process.
 pub fn kill(pid: i32) -> bool {
     let pid = Pid::from_raw(pid).expect("a process id");
     kill_process(pid, Signal::KILL).is_ok()
@@ -26,7 +26,7 @@ pub fn sidecar_of(task: &str) -> Option<i32> {
     processes().find(|pid| file(*pid, "environ").contains(&variable))
 }
 
-/// Bytes of memory that a process has for itself, without the files that it has mapped.
+/// Bytes of private memory of a process, without mapped files.
 pub fn memory_of(pid: i32) -> u64 {
     let status = file(pid, "status");
     let kilobytes =
@@ -48,7 +48,7 @@ fn is(pid: i32, role: Role) -> bool {
     let command = file(pid, "cmdline");
     match role {
         Role::Connector => command.starts_with("/bin/sh\0/connector.sh\0"),
-        // The first of its container; so is the process that holds the Pod's network.
+        // The process that holds the Pod's network is the first of its container, too.
         Role::Wrapper => command.contains("\0-c\0") && is_first(pid),
         Role::Sidecar => false,
     }
@@ -72,20 +72,20 @@ fn processes() -> impl Iterator<Item = i32> {
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// What the kernel tells of a process; nothing of one that has ended.
+/// A file of `/proc/PID`; empty where the process has ended.
 fn file(pid: i32, name: &str) -> String {
     let path: PathBuf = ["/proc", &pid.to_string(), name].iter().collect();
     std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-/// Processes whose arguments or environment hold this text: what belongs to a folder of tasks on this machine.
+/// Processes with this text in their arguments or environment, such as those of a task folder on this machine.
 pub fn with(text: &str) -> Vec<(i32, String)> {
     let me = std::process::id().cast_signed();
     let holds = |pid: &i32| *pid != me && ["cmdline", "environ"].iter().any(|name| file(*pid, name).contains(text));
     processes().filter(holds).map(|pid| (pid, file(pid, "cmdline").replace('\0', " "))).collect()
 }
 
-/// Kills them.
+/// Kills the processes that [`with`] finds.
 pub fn kill_all(text: &str) {
     for (pid, _) in with(text) {
         kill(pid);
