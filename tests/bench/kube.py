@@ -106,7 +106,7 @@ class Connection:
 
 
 class Cluster:
-    """An API server, as a kubeconfig tells of it, and a pool of connections to it."""
+    """An API server, as a kubeconfig describes it, and a pool of connections to it."""
 
     def __init__(self, kubeconfig):
         self.config = config = json.loads(subprocess.run(
@@ -193,7 +193,7 @@ def in_threads(count, work, items):
                 return
             try:
                 work(item)
-            except Exception as error:  # told by the thread that waits
+            except Exception as error:  # raised by the thread that waits
                 errors.append(error)
 
     threads = [threading.Thread(target=run, daemon=True) for _ in range(count)]

@@ -131,9 +131,9 @@ class Kubelet:
 
     @staticmethod
     def _conditions(ready):
-        said = {"Initialized": True, "Ready": ready, "ContainersReady": ready, "PodScheduled": True}
+        conditions = {"Initialized": True, "Ready": ready, "ContainersReady": ready, "PodScheduled": True}
         return [{"type": kind, "status": str(holds), "lastProbeTime": None, "lastTransitionTime": now()}
-                for kind, holds in said.items()]
+                for kind, holds in conditions.items()]
 
     def _write(self, name, status):
         """Whether the Pod was there."""

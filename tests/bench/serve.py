@@ -103,7 +103,7 @@ class Bare:
 
 
 def calm(world):
-    """Removes what a round has made, and waits until nobody works on it any more."""
+    """Removes what a round has created, and waits until no process works on it."""
     for label in (LABEL, BARE):
         world.delete_all("pods", label)
     world.delete_all("secrets", BARE)
@@ -284,15 +284,15 @@ def bench_alive(syncctl, world):
 
 
 def drain(service, world, kubelet):
-    """Everything ends as fast as the API server can be told."""
+    """All Pods end as fast as the API server accepts it."""
     running = dict(kubelet.running)
     begin = time.monotonic()
     in_threads(16, lambda name: kubelet.end(name, End(sidecar=3, message=LAST_WORDS)), running)
-    told = time.monotonic() - begin
+    accepted = time.monotonic() - begin
     wait_for_rows(world.schema, {key_of(kubelet.annotations[name]) for name in running}, 300)
     written = time.monotonic() - begin
     kubelet.wait("an empty namespace", lambda one: not one.seen, 300)
-    print(f"    all end at once   {len(running)} Pods in {told:.1f} s; rows after {written:.1f} s, Pods gone after "
+    print(f"    all end at once   {len(running)} Pods in {accepted:.1f} s; rows after {written:.1f} s, Pods gone after "
           f"{time.monotonic() - begin:.1f} s; at most {service.memory('VmHWM'):.1f} MB", flush=True)
 
 

@@ -19,7 +19,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class World:
-    """A namespace and a schema that nobody else has; both go when it is left."""
+    """A namespace and a schema of its own; both are removed at the end."""
 
     def __init__(self, scratch):
         self.scratch, self.name = scratch, f"bench-serve-{secrets.token_hex(4)}"
