@@ -1,4 +1,4 @@
-//! Task → Pod and Secrets, pure. The names, paths and variables are the wire contract's.
+//! Task → Pod and Secrets, pure. Names, paths and variables are those of the wire contract.
 
 use std::collections::BTreeMap;
 
@@ -15,27 +15,27 @@ use crate::contract::{self, variable};
 use crate::secret::Secret;
 use crate::task::{Task, TaskKind};
 
-/// Everything that we make carries it; the value is the existing implementation's, so that both see the same Pods.
+/// On every object that we create. The value of the existing implementation, so that both see the same Pods.
 pub const CREATOR_LABEL: (&str, &str) = ("jitsu.com/creator", "bulker-sync-controller");
-/// Which launch made an object: tells our own retried create from somebody else's Pod.
+/// The launch that created an object: distinguishes our own repeated create from another launch's Pod.
 pub const ATTEMPT: &str = "syncctl/attempt";
-/// Which process follows the Pod; absent when `serve` does.
+/// The one-off command that follows the Pod; absent when `serve` does.
 pub const OWNER: &str = "syncctl/owner";
-/// The user of the sidecar: any but root; this is the one that distroless images use.
+/// The user of the sidecar: any but root. Distroless images use this one.
 const SIDECAR_USER: i64 = 65532;
-/// The key of the functions' environment, where there is one.
+/// The key of the functions' environment in the first Secret.
 const FUNCTIONS_ENV_KEY: &str = "FUNCTIONS_ENV";
-/// How long after the task's own timeout the cluster ends a Pod that nobody follows any more.
+/// How long after the task's timeout the cluster ends a Pod that no process follows any more.
 const DEADLINE_SLACK_SECONDS: u64 = 300;
 
-/// What the connector's container runs.
+/// The command of the connector's container.
 const SOURCE_SCRIPT: &str = include_str!("source.sh");
 
 #[cfg(test)]
 #[path = "script_tests.rs"]
 mod script_tests;
 
-/// Makes FIFOs and unpacks the documents for a sidecar that expects to find them: what our own does by itself.
+/// Creates the FIFOs and unpacks the documents for a foreign sidecar. Our own sidecar does both itself.
 const INIT_SCRIPT: &str = r#"set -e
 mkfifo /pipes/stdout /pipes/stderr
 chmod 666 /pipes/stdout /pipes/stderr
@@ -50,59 +50,59 @@ for name in catalog.json state.json destinationConfig.json; do unpack "$name" /s
 echo OK
 "#;
 
-/// CPU and memory of one container. Millicores and MiB; 0 means none.
+/// CPU and memory of one container; 0 means none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resources {
-    /// Reserved CPU in millicores.
+    /// CPU request in millicores.
     pub cpu_request: u32,
     /// CPU limit in millicores.
     pub cpu_limit: u32,
-    /// Reserved memory in MiB.
+    /// Memory request in MiB.
     pub memory_request: u32,
     /// Memory limit in MiB.
     pub memory_limit: u32,
 }
 
-/// What all Pods of a configuration have in common.
+/// The settings of all Pods.
 #[derive(Debug, Clone)]
 pub struct PodSettings {
-    /// The image with the sidecar.
+    /// The image of the sidecar.
     pub sidecar_image: String,
-    /// Set for a foreign sidecar: an image with a shell, gunzip and mkfifo.
+    /// For a foreign sidecar: an image with a shell, gunzip and mkfifo.
     pub init_image: Option<String>,
-    /// How the sidecar reaches the database of results.
+    /// The database of results as Pods reach it.
     pub sidecar_database_url: Secret,
-    /// The nodes that tasks may run on.
+    /// Labels of the nodes for tasks.
     pub node_selector: BTreeMap<String, String>,
-    /// The service account of the Pods; its token is not mounted.
+    /// The ServiceAccount of the Pods; its token is not mounted.
     pub service_account: Option<String>,
-    /// How long a container may take to end after TERM.
+    /// From TERM until a container is killed.
     pub grace_seconds: u32,
-    /// After this the sidecar, too, gives up waiting for a connector that never starts.
+    /// How long the sidecar waits for the connector to start.
     pub init_timeout_seconds: u32,
-    /// How long a connector may be silent.
+    /// How long a connector may write nothing.
     pub silence_seconds: u32,
-    /// The connector's share.
+    /// Resources of the connector.
     pub source_resources: Resources,
-    /// The sidecar's share.
+    /// Resources of the sidecar.
     pub sidecar_resources: Resources,
-    /// For connectors that run on a JVM.
+    /// `JAVA_OPTS` of the connector.
     pub java_opts: String,
-    /// The least level of the sidecar's own log.
+    /// The minimum level of the sidecar's own log.
     pub log_level: String,
-    /// The least level in `task_log`.
+    /// The minimum level in `task_log`.
     pub db_log_level: String,
 }
 
 /// The objects of one task.
 pub struct Objects {
-    /// In the order of their creation: the first holds the database URL.
+    /// In the order of their creation: the first contains the database URL.
     pub secrets: Vec<KubeSecret>,
     /// The Pod.
     pub pod: Pod,
 }
 
-/// Who launches, and how often the same task may be launched.
+/// A request to launch a task.
 pub struct Launch<'a> {
     /// The task.
     pub task: &'a Task,
@@ -110,14 +110,14 @@ pub struct Launch<'a> {
     pub payload: &'a Payload,
     /// The settings of all Pods.
     pub settings: &'a PodSettings,
-    /// A new random id of this launch.
+    /// The random id of this launch.
     pub attempt: &'a str,
-    /// The following process, if it is a one-off command.
+    /// The process that follows the task, if it is a one-off command.
     pub owner: Option<&'a str>,
 }
 
 impl Launch<'_> {
-    /// Builds the objects; fails only when the payload is too large.
+    /// Builds the objects. Fails only if the payload is too large.
     pub fn objects(&self) -> Result<Objects, PodError> {
         let pieces = self.payload.pieces()?;
         let keys: Vec<Vec<String>> = pieces.iter().map(|data| data.keys().cloned().collect()).collect();
@@ -176,7 +176,7 @@ impl Launch<'_> {
             "terminationGracePeriodSeconds": settings.grace_seconds,
             "activeDeadlineSeconds": self.task.timeout.as_secs() + DEADLINE_SLACK_SECONDS,
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-            // The kubelet starts them in this order, and the pipes should be there when the connector starts.
+            // The kubelet starts them in this order, so that the connector need not wait for the pipes.
             "containers": [self.sidecar(has_files), self.source(has_files)],
             "volumes": volumes,
         });
@@ -229,7 +229,7 @@ impl Launch<'_> {
         })
     }
 
-    /// What follows `AIRBYTE_ENTRYPOINT`.
+    /// The arguments of `AIRBYTE_ENTRYPOINT`.
     fn connector_arguments(&self) -> Vec<String> {
         let mut arguments = vec![self.task.kind.to_string()];
         if self.task.kind == TaskKind::Read && self.task.options.debug {
@@ -329,7 +329,7 @@ impl Launch<'_> {
     }
 }
 
-/// `<pod>-config`, and for what does not fit into it `<pod>-config-1` and so on.
+/// `<pod>-config`, then `<pod>-config-1` and so on for the documents that do not fit.
 pub fn secret_name(pod: &str, index: usize) -> String {
     if index == 0 { format!("{pod}-config") } else { format!("{pod}-config-{index}") }
 }
@@ -357,16 +357,16 @@ fn init(image: &str, has_files: bool) -> Value {
 }
 
 fn environment(variables: &[(&str, &str)]) -> Vec<Value> {
-    // `$(NAME)` would be expanded by the kubelet: a doubled dollar sign is a plain one.
+    // The kubelet expands `$(NAME)`, and replaces a doubled dollar sign by a single one.
     variables.iter().map(|(name, value)| json!({"name": name, "value": value.replace('$', "$$")})).collect()
 }
 
 fn resources(resources: Resources) -> Value {
     let Resources { cpu_request, cpu_limit, memory_request, memory_limit } = resources;
-    // Who lowers a limit below the default request means the limit: the API server would refuse the Pod.
-    let within = |request: u32, limit: u32| if limit > 0 { request.min(limit) } else { request };
-    let (cpu_request, memory_request) = (within(cpu_request, cpu_limit), within(memory_request, memory_limit));
-    // Where there is a limit, no request would mean a request as large as the limit: so none is written as 0.
+    // A limit below the default request wins: the API server rejects a Pod with a request above its limit.
+    let at_most = |request: u32, limit: u32| if limit > 0 { request.min(limit) } else { request };
+    let (cpu_request, memory_request) = (at_most(cpu_request, cpu_limit), at_most(memory_request, memory_limit));
+    // With a limit, a missing request defaults to the limit: no request is written as 0.
     let side = |cpu: Option<u32>, memory: Option<u32>| {
         let mut map = serde_json::Map::new();
         if let Some(cpu) = cpu {
@@ -430,7 +430,7 @@ mod tests {
         launch.objects().expect("it fits")
     }
 
-    fn everything() -> Payload {
+    fn full_payload() -> Payload {
         let document = |name: &str| Some(format!(r#"{{"{name}":"hunter3"}}"#));
         Payload {
             config: document("config"),
@@ -442,7 +442,7 @@ mod tests {
     }
 
     fn yaml(pod: &impl serde::Serialize) -> String {
-        // The script has tests of its own and would fill the snapshot.
+        // The script has its own tests.
         let script = serde_json::to_string(SOURCE_SCRIPT).expect("JSON");
         let json = serde_json::to_string(pod).expect("JSON");
         assert!(json.contains(&script), "{json}");
@@ -451,19 +451,19 @@ mod tests {
     }
 
     #[test]
-    fn the_pod_of_a_read_is_as_it_was() {
-        insta::assert_snapshot!(yaml(&objects(TaskKind::Read, &everything(), &settings()).pod.spec));
+    fn pod_of_a_read() {
+        insta::assert_snapshot!(yaml(&objects(TaskKind::Read, &full_payload(), &settings()).pod.spec));
     }
 
     #[test]
-    fn the_pod_of_a_spec_for_a_foreign_sidecar_is_as_it_was() {
+    fn pod_of_a_spec_with_a_foreign_sidecar() {
         let settings = PodSettings { init_image: Some("alpine:3".to_owned()), ..settings() };
         insta::assert_snapshot!(yaml(&objects(TaskKind::Spec, &Payload::default(), &settings).pod.spec));
     }
 
     #[test]
-    fn the_sidecar_is_told_how_many_records_are_enough_only_where_somebody_asked() {
-        let (payload, settings) = (everything(), settings());
+    fn max_records_is_only_passed_to_the_sidecar_if_requested() {
+        let (payload, settings) = (full_payload(), settings());
         for records in [None, Some(10)] {
             let mut task = task(TaskKind::Read);
             task.options.max_records = records;
@@ -471,17 +471,17 @@ mod tests {
                 Launch { task: &task, payload: &payload, settings: &settings, attempt: "attempt", owner: None };
             let spec = launch.objects().expect("it fits").pod.spec.expect("a spec");
             let variables = spec.containers.iter().flat_map(|container| container.env.iter().flatten());
-            let told: Vec<_> = variables.filter(|variable| variable.name == "SYNCCTL_MAX_RECORDS").collect();
-            let told: Vec<_> = told.iter().map(|variable| variable.value.as_deref()).collect();
-            assert_eq!(told, Vec::from_iter(records.map(|_| Some("10"))));
+            let limits = variables.filter(|variable| variable.name == "SYNCCTL_MAX_RECORDS");
+            let limits: Vec<_> = limits.map(|variable| variable.value.as_deref()).collect();
+            assert_eq!(limits, Vec::from_iter(records.map(|_| Some("10"))));
         }
     }
 
     #[test]
-    fn no_secret_is_in_the_pod_and_the_source_mounts_none() {
+    fn the_pod_contains_no_credentials_and_the_source_mounts_no_secret() {
         let foreign = PodSettings { init_image: Some("alpine:3".to_owned()), ..settings() };
         for (label, settings) in [("own sidecar", settings()), ("foreign sidecar", foreign)] {
-            let objects = objects(TaskKind::Read, &everything(), &settings);
+            let objects = objects(TaskKind::Read, &full_payload(), &settings);
             let text = serde_json::to_string(&objects.pod).expect("JSON");
             assert!(!text.contains("hunter"), "{label}: {text}");
             let spec = objects.pod.spec.expect("a spec");

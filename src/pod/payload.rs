@@ -1,7 +1,7 @@
-//! What a task carries that nobody else may see, as Kubernetes Secrets: compressed, split, and measured first.
+//! The confidential documents of a task as the data of Secrets.
 //!
-//! A Secret holds at most 1 MiB and catalogs of tens of megabytes exist, so every document is compressed and, when it
-//! is still too large for one Secret, cut over several. The Pod sees one folder with the pieces in order.
+//! A Secret holds at most 1 MiB, but there are catalogs of tens of megabytes: every document is compressed and, if still
+//! too large for one Secret, split over several. The Pod sees one folder with all pieces.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -20,19 +20,19 @@ pub struct Payload {
     pub catalog: Option<String>,
     /// The state of a read; absent when it starts from scratch.
     pub state: Option<String>,
-    /// The destination's credentials: for the sidecar alone.
+    /// The destination's credentials, for the sidecar alone.
     pub destination_config: Option<String>,
-    /// What a foreign sidecar takes as `FUNCTIONS_ENV`: for the sidecar alone, and it may hold credentials.
+    /// `FUNCTIONS_ENV` of a foreign sidecar, which may contain credentials; for the sidecar alone.
     pub functions_env: Option<String>,
 }
 
-/// The bytes of one Secret: 1 MiB is the API's limit for all values together, the rest is room for the database URL.
+/// Bytes of documents in one Secret. The API's limit is 1 MiB for all values; the rest is for the database URL.
 const SECRET_BYTES: usize = 960 * 1024;
-/// The most Secrets of one task. Beyond it the kubelet's memory-backed volume and etcd are what suffers.
-const MOST_SECRETS: usize = 32;
+/// Secrets of one task. More would burden the kubelet's memory-backed volume and etcd.
+const MAX_SECRETS: usize = 32;
 
 impl Payload {
-    /// The documents by the names that the contract gives their files.
+    /// The documents by the file names of the contract.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &str)> {
         [
             ("config.json", &self.config),
@@ -44,7 +44,7 @@ impl Payload {
         .filter_map(|(name, document)| Some((name, document.as_deref()?)))
     }
 
-    /// The data of each Secret: `config.json.gz.000`, … at most [`MOST_SECRETS`]; at least one, maybe empty.
+    /// The data of each Secret: `config.json.gz.000`, …; at least one Secret, which may be empty.
     pub(super) fn pieces(&self) -> Result<Vec<BTreeMap<String, Vec<u8>>>, PodError> {
         let mut secrets = vec![BTreeMap::new()];
         let mut free = SECRET_BYTES;
@@ -52,24 +52,24 @@ impl Payload {
         for (name, document) in self.files() {
             let compressed = gzip(document.as_bytes());
             total += compressed.len();
-            let mut rest = compressed.as_slice();
+            let mut remaining = compressed.as_slice();
             for index in 0.. {
                 if free == 0 {
                     secrets.push(BTreeMap::new());
                     free = SECRET_BYTES;
                 }
-                let (piece, others) = rest.split_at(rest.len().min(free));
-                let last = secrets.last_mut().expect("it begins with one");
+                let (piece, others) = remaining.split_at(remaining.len().min(free));
+                let last = secrets.last_mut().expect("it starts with one");
                 last.insert(format!("{name}.gz.{index:03}"), piece.to_vec());
                 free -= piece.len();
-                rest = others;
-                if rest.is_empty() {
+                remaining = others;
+                if remaining.is_empty() {
                     break;
                 }
             }
         }
-        if secrets.len() > MOST_SECRETS {
-            return Err(PodError::TooLarge { bytes: total, limit: MOST_SECRETS * SECRET_BYTES });
+        if secrets.len() > MAX_SECRETS {
+            return Err(PodError::TooLarge { bytes: total, limit: MAX_SECRETS * SECRET_BYTES });
         }
         Ok(secrets)
     }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_document_is_cut_and_comes_back_whole() {
+    fn a_large_document_is_split_without_loss() {
         let payload = Payload { config: Some("{}".to_owned()), catalog: Some(noise(4_000_000)), ..Payload::default() };
         let secrets = payload.pieces().expect("it fits");
         assert!(secrets.len() > 1);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused_with_both_numbers() {
+    fn a_payload_that_is_too_large_is_rejected_with_both_sizes() {
         let payload = Payload { catalog: Some(noise(60_000_000)), ..Payload::default() };
         assert!(payload.pieces().is_err_and(|error| error.to_string().contains("MiB")));
     }

@@ -1,4 +1,4 @@
-//! The source container's script, run on this machine in every shell that it has to work in.
+//! The script of the source container, run on this machine in every supported shell.
 
 use std::io::Read;
 use std::path::Path;
@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 
 use super::SOURCE_SCRIPT;
 use crate::contract::{EXIT_CODE_FILE, METRICS_FILE, READY_FILE};
+use crate::process;
 
-/// Where the script looks for the container's control group.
+/// A deadline that only means "hangs".
+const DEADLINE: Duration = Duration::from_mins(5);
+
+/// Where the script reads the container's control group.
 const GROUPS: &str = "/sys/fs/cgroup";
 
-/// Runs the source container's script with the pipes replaced by files, and the control group by the folder `groups`.
+/// The script with files in place of the pipes, and the folder `groups` in place of the control group.
 fn source(shell: &[&str], entrypoint: Option<&str>, folder: &Path) -> Command {
     std::fs::write(folder.join("ready"), "").expect("a file");
     assert!(SOURCE_SCRIPT.contains(GROUPS));
@@ -19,7 +23,7 @@ fn source(shell: &[&str], entrypoint: Option<&str>, folder: &Path) -> Command {
     let mut command = Command::new(shell[0]);
     command.args(&shell[1..]).arg("-c").arg(script).arg("sh").arg(folder);
     command.args(["check", "--config", "/a b"]).env_remove("AIRBYTE_ENTRYPOINT").stdin(Stdio::null());
-    // TERM goes to the whole process group: it must not be the test's own.
+    // The script sends TERM to its whole process group, which must not be the test's.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     if let Some(entrypoint) = entrypoint {
         command.env("AIRBYTE_ENTRYPOINT", entrypoint);
@@ -27,10 +31,10 @@ fn source(shell: &[&str], entrypoint: Option<&str>, folder: &Path) -> Command {
     command
 }
 
-/// The control group of a container: files, and what is in them.
+/// The control group of a container: files and their content.
 type Group<'a> = &'a [(&'a str, &'a str)];
 
-/// Without the most memory that there ever was, which old kernels do not tell.
+/// Old kernels have no peak.
 const V1: Group = &[("cpuacct/cpuacct.usage", "2500000000\n"), ("memory/memory.usage_in_bytes", "4096\n")];
 const V1_JOINED: Group = &[("cpu,cpuacct/cpuacct.usage", "2500000000\n"), ("memory/memory.usage_in_bytes", "4096\n")];
 const V2: Group = &[("cpu.stat", "usage_usec 2500000\nuser_usec 1\nsystem_usec 2\n"), ("memory.current", "4096\n")];
@@ -39,7 +43,7 @@ const V2_PEAK: Group = &[V2[0], V2[1], ("memory.peak", "8192\n")];
 const SAMPLE: &str = "2500000000 4096\n";
 const PEAK: &str = "2500000000 8192\n";
 
-fn make(group: Group, folder: &Path) {
+fn create(group: Group, folder: &Path) {
     for (file, content) in group {
         let path = folder.join("groups").join(file);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
@@ -47,29 +51,25 @@ fn make(group: Group, folder: &Path) {
     }
 }
 
-/// Commands that run in a process group; the dead that nobody has buried yet do not count.
+/// The command lines of the processes of a process group. Zombies do not count.
 fn running(group: u32) -> Vec<String> {
-    let mut commands = Vec::new();
-    for entry in std::fs::read_dir("/proc").expect("/proc") {
-        let path = entry.expect("an entry").path();
-        let Ok(stat) = std::fs::read_to_string(path.join("stat")) else { continue };
-        let fields: Vec<&str> = stat.rsplit_once(") ").map_or(stat.as_str(), |(_, fields)| fields).split(' ').collect();
-        if fields[0] != "Z" && fields.get(2) == Some(&group.to_string().as_str()) {
-            let command = std::fs::read_to_string(path.join("cmdline")).unwrap_or_default();
-            commands.push(command.replace('\0', " ").trim().to_owned());
-        }
-    }
-    commands
+    let processes = process::ids().filter(|id| process::stat(*id).is_some_and(|s| !s.is_zombie && s.group == group));
+    let commands = processes.map(|id| std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default());
+    commands.map(|command| command.replace('\0', " ").trim().to_owned()).collect()
 }
 
-/// Who was told to end needs a moment; a watcher that was not yet there when it was told, two seconds.
 #[track_caller]
-fn assert_nobody_runs(group: u32, label: &dyn std::fmt::Debug) {
-    let begin = Instant::now();
-    while !running(group).is_empty() && begin.elapsed() < Duration::from_secs(4) {
+fn wait_for(label: &dyn std::fmt::Debug, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{label:?} hangs");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(running(group), [""; 0], "{label:?}: left behind");
+}
+
+#[track_caller]
+fn wait_until_all_ended(group: u32, label: &dyn std::fmt::Debug) {
+    wait_for(&(label, "the end of all processes"), || running(group).is_empty());
 }
 
 fn shells() -> Vec<Vec<&'static str>> {
@@ -81,30 +81,30 @@ fn shells() -> Vec<Vec<&'static str>> {
 }
 
 #[test]
-fn the_script_passes_on_arguments_output_and_the_exit_code() {
+fn the_script_forwards_arguments_output_and_exit_code() {
     for shell in shells() {
         for (label, entrypoint, code, stdout) in [
             ("several words", Some("printf '%s|' one"), 0, "one|check|--config|/a b|"),
-            ("a failure", Some("sh -c 'exit 7'"), 7, ""),
+            ("a failed command", Some("sh -c 'exit 7'"), 7, ""),
             ("a variable before it", Some("X=1 sh -c 'echo $X'"), 0, "1\n"),
-            ("none", None, 127, ""),
+            ("no entrypoint", None, 127, ""),
         ] {
             let folder = tempfile::tempdir().expect("a folder");
             let mut child = source(&shell, entrypoint, folder.path()).spawn().expect("a shell");
             let status = child.wait().expect("it ends");
             assert_eq!(status.code(), Some(code), "{shell:?}: {label}");
-            assert_nobody_runs(child.id(), &(&shell, label));
+            wait_until_all_ended(child.id(), &(&shell, label));
             let file = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("a file");
             assert_eq!(file("stdout"), stdout, "{shell:?}: {label}");
             assert_eq!(file("exit_code").trim(), code.to_string(), "{shell:?}: {label}");
-            let said = file("stderr").contains("AIRBYTE_ENTRYPOINT is not set");
-            assert_eq!(said, entrypoint.is_none(), "{shell:?}: {label}");
+            let is_reported = file("stderr").contains("AIRBYTE_ENTRYPOINT is not set");
+            assert_eq!(is_reported, entrypoint.is_none(), "{shell:?}: {label}");
         }
     }
 }
 
 #[test]
-fn term_reaches_the_connector_which_may_take_its_time() {
+fn term_reaches_the_connector_and_waits_for_its_end() {
     for shell in shells() {
         let folder = tempfile::tempdir().expect("a folder");
         let connector = "trap 'sleep 0.3; echo bye; exit 3' TERM; echo hello; while :; do sleep 0.05; done";
@@ -115,22 +115,18 @@ fn term_reaches_the_connector_which_may_take_its_time() {
             let file = std::fs::File::open(folder.path().join("stdout"));
             file.and_then(|mut file| file.read_to_string(&mut text)).map_or(String::new(), |_| text)
         };
-        let begin = Instant::now();
-        while stdout().is_empty() && begin.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_for(&shell, || !stdout().is_empty());
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a process");
         let status = child.wait().expect("it ends");
-        // Its own code, 3, would be mistaken for an end of its own.
+        // The connector's own code, 3, would hide that it was terminated.
         assert_eq!((status.code(), stdout().as_str()), (Some(143), "hello\nbye\n"), "{shell:?}");
-        assert!(begin.elapsed() < Duration::from_secs(8), "{shell:?}");
-        assert_nobody_runs(child.id(), &shell);
+        wait_until_all_ended(child.id(), &shell);
     }
 }
 
 #[test]
-fn what_the_container_uses_is_noted_at_the_end_under_either_kind_of_control_groups_and_else_nothing_is_said() {
+fn the_last_usage_sample_is_written_if_the_control_group_is_readable() {
     for shell in shells() {
         for (label, group, sample) in [
             ("version 1", V1, Some(SAMPLE)),
@@ -140,10 +136,10 @@ fn what_the_container_uses_is_noted_at_the_end_under_either_kind_of_control_grou
             ("version 2 with a peak", V2_PEAK, Some(PEAK)),
             ("memory alone", &V1[1..], None),
             ("CPU alone", &V1[..1], None),
-            ("no control group to see", &[], None),
+            ("no control group", &[], None),
         ] {
             let folder = tempfile::tempdir().expect("a folder");
-            make(group, folder.path());
+            create(group, folder.path());
             let status = source(&shell, Some("sh -c 'exit 7'"), folder.path()).status().expect("a shell");
             assert_eq!(status.code(), Some(7), "{shell:?}: {label}");
             let file = |name: &str| std::fs::read_to_string(folder.path().join(name)).ok();
@@ -158,46 +154,58 @@ fn what_the_container_uses_is_noted_at_the_end_under_either_kind_of_control_grou
 }
 
 #[test]
-fn what_the_container_uses_is_noted_early_and_given_up_when_it_cannot_be_written() {
+fn usage_is_sampled_early_and_no_longer_after_a_failed_write() {
     let cases: Vec<_> = shells().into_iter().flat_map(|shell| [(shell.clone(), true), (shell, false)]).collect();
     let mut running_cases = Vec::new();
+    // All at the same time: the first sample comes two seconds after the start, the next one ten seconds later.
     for (shell, writable) in &cases {
         let folder = tempfile::tempdir().expect("a folder");
-        make(V2_PEAK, folder.path());
+        create(V2_PEAK, folder.path());
         for name in ["metrics.new", "metrics.last"].into_iter().filter(|_| !writable) {
-            std::fs::create_dir(folder.path().join(name)).expect("a folder in the way");
+            std::fs::create_dir(folder.path().join(name)).expect("a folder instead of the file");
         }
-        let child = source(shell, Some("sleep 4; :"), folder.path()).spawn().expect("a shell");
+        let connector = format!("while [ ! -e {}/stop ]; do sleep 0.1; done; :", folder.path().display());
+        let child = source(shell, Some(&connector), folder.path()).spawn().expect("a shell");
         running_cases.push((shell, *writable, folder, child));
     }
-    // All at a time: the first look is two seconds after the start, the next would be ten later.
-    std::thread::sleep(Duration::from_secs(3));
     let metrics = |folder: &tempfile::TempDir| std::fs::read_to_string(folder.path().join("metrics")).ok();
+    let sleepers = |group: u32, seconds: u32| {
+        let sleeper = format!("sleep {seconds}");
+        running(group).iter().filter(|command| command.ends_with(&sleeper)).count()
+    };
+    for (shell, _, _, child) in &running_cases {
+        wait_for(shell, || sleepers(child.id(), 2) == 1);
+    }
     for (shell, writable, folder, child) in &running_cases {
         let label = format!("{shell:?}, writable: {writable}");
-        assert_eq!(metrics(folder).as_deref(), writable.then_some(SAMPLE), "{label}");
-        let watching = running(child.id()).iter().filter(|command| command.ends_with("sleep 10")).count();
-        assert_eq!(watching, usize::from(*writable), "{label}");
+        if *writable {
+            wait_for(&label, || metrics(folder).as_deref() == Some(SAMPLE) && sleepers(child.id(), 10) == 1);
+        } else {
+            wait_for(&label, || sleepers(child.id(), 2) == 0);
+            std::thread::sleep(Duration::from_millis(200));
+            assert_eq!((metrics(folder), sleepers(child.id(), 10)), (None, 0), "{label}");
+        }
     }
     for (shell, writable, folder, child) in &mut running_cases {
         let label = format!("{shell:?}, writable: {writable}");
+        std::fs::write(folder.path().join("stop"), "").expect("a file");
         assert_eq!(child.wait().expect("it ends").code(), Some(0), "{label}");
         assert_eq!(metrics(folder).as_deref(), writable.then_some(PEAK), "{label}: at the end");
         let stderr = std::fs::read_to_string(folder.path().join("stderr")).expect("a file");
         assert_eq!(stderr, "", "{label}");
-        assert_nobody_runs(child.id(), &label);
+        wait_until_all_ended(child.id(), &label);
     }
 }
 
 #[test]
-fn the_kubelet_leaves_the_script_as_it_is() {
-    // In a command it makes `$` of `$$`, and a variable's value of `$(NAME)`. Arithmetic names no variable.
+fn the_kubelet_expands_nothing_in_the_script() {
+    // In a command the kubelet replaces `$$` by `$` and `$(NAME)` by a variable. Arithmetic names no variable.
     let script = SOURCE_SCRIPT.replace("$((", "");
     assert!(!script.contains("$$") && !script.contains("$("));
 }
 
 #[test]
-fn the_files_of_the_script_are_those_of_the_contract() {
+fn the_script_uses_the_file_names_of_the_contract() {
     for file in [READY_FILE, EXIT_CODE_FILE, METRICS_FILE] {
         assert!(SOURCE_SCRIPT.contains(&format!("$pipes/{file}")), "{file}");
     }

@@ -1,75 +1,75 @@
-# Runs the connector: waits for the pipes, redirects itself into them, forwards TERM, leaves the exit code behind, and
-# notes beside it what the container uses.
-# Arguments: the folder of the pipes, then the command word and its options. Must work in dash, busybox and bash.
+# Runs the connector: waits for the pipes, redirects its output into them, forwards TERM, writes the exit code next to
+# the pipes and samples the resource usage of the container.
+# Arguments: the folder of the pipes, then the Airbyte command and its options. Must run in dash, busybox and bash.
 pipes=$1
 shift
-# One line, nanoseconds of CPU and bytes of memory, of this container's own control group; nothing where it shows none.
-# The argument tells two writers apart. For the last one there is no connector left that uses any memory: it notes the
-# most there ever was, where the kernel knows.
-sample_use() {
+# Writes one line from the container's own control group: nanoseconds of CPU time and bytes of memory; nothing if there
+# is no control group to read. The argument names the temporary file, so that two writers do not mix. The last sample
+# holds the peak memory instead, where the kernel knows it: the connector has ended.
+sample_usage() {
   cpu= memory= groups=/sys/fs/cgroup
   if [ -r $groups/memory.current ]; then
-    now=$groups/memory.current most=$groups/memory.peak
+    now=$groups/memory.current peak=$groups/memory.peak
     while read -r key value; do
       [ "$key" != usage_usec ] || cpu=${value}000
     done <$groups/cpu.stat
   else
-    now=$groups/memory/memory.usage_in_bytes most=$groups/memory/memory.max_usage_in_bytes
+    now=$groups/memory/memory.usage_in_bytes peak=$groups/memory/memory.max_usage_in_bytes
     for file in $groups/cpuacct/cpuacct.usage $groups/cpu,cpuacct/cpuacct.usage; do
       [ ! -r $file ] || read -r cpu <$file
     done
   fi
-  [ $1 = new ] || [ ! -r $most ] || now=$most
+  [ $1 = new ] || [ ! -r $peak ] || now=$peak
   read -r memory <$now
   umask 022
   [ -n "$cpu" ] && [ -n "$memory" ] && echo "$cpu $memory" >$pipes/metrics.$1 && mv $pipes/metrics.$1 $pipes/metrics
 }
-# Early once, for a short task, then as often as somebody looks. Ends for good when it fails. A process that is just
-# being made can lose a signal: so TERM is sent to the sleeper until it is gone, and to this one twice; if it still
-# loses both, it sees that the connector has ended.
-watch_use() {
+# Samples early once, for short tasks, then as often as the sidecar reads. Stops for good when a sample fails. A process
+# that is just starting can lose a signal: TERM goes to the sleeper until it is gone, and to this process twice; if both
+# are lost, the loop still ends with the connector.
+watch_usage() {
   trap 'while kill $!; do sleep 0.05 || sleep 1; done; exit' TERM
-  pause=2
+  interval=2
   while [ ! -e $pipes/exit_code ]; do
-    sleep $pause &
-    wait $! && sample_use new || exit
-    pause=10
+    sleep $interval &
+    wait $! && sample_usage new || exit
+    interval=10
   done
 }
 finish() {
-  # Cut off is not complete, whatever the connector makes of it.
-  [ -z "$ended" ] || code=143
-  [ -z "$watcher" ] || { kill $watcher; sample_use last; } 2>/dev/null
+  # After TERM the output is incomplete, whatever exit code the connector chose.
+  [ -z "$terminated" ] || code=143
+  [ -z "$watcher" ] || { kill $watcher; sample_usage last; } 2>/dev/null
   echo "$code" >$pipes/exit_code.new && chmod 644 $pipes/exit_code.new && mv $pipes/exit_code.new $pipes/exit_code
   [ -z "$watcher" ] || kill $watcher 2>/dev/null
   exit "$code"
 }
-# As PID 1 a signal without a trap does nothing at all.
-ended=
+# PID 1 ignores a signal without a trap.
+terminated=
 watcher=
 trap 'exit 143' TERM
 tries=0
 while [ ! -e $pipes/ready ]; do
   tries=$((tries + 1))
-  if [ $tries -gt 6000 ]; then echo "the sidecar did not make the pipes" >&2; code=125; finish; fi
+  if [ $tries -gt 6000 ]; then echo "the sidecar did not create the pipes" >&2; code=125; finish; fi
   sleep 0.05 2>/dev/null || sleep 1
 done
-# The order matters to a reader that opens the pipes one after the other: stderr first.
+# stderr first: a reader may open the pipes in this order, one after the other.
 exec 2>$pipes/stderr >$pipes/stdout
 if [ -z "$AIRBYTE_ENTRYPOINT" ]; then
   echo "AIRBYTE_ENTRYPOINT is not set in this image" >&2
   code=127
   finish
 fi
-# Outside a container somebody else notes it: the control group there is that of the whole machine.
-if [ "$SYNCCTL_USE" != noted ]; then
-  # Before the connector, so that `$!` is never that one here. It holds no pipe: their end is the connector's end.
+# Outside a container the supervisor samples: the control group is that of the whole machine.
+if [ "$SYNCCTL_USAGE" != external ]; then
+  # Before the connector, so that `$!` is the connector later. It holds no pipe: the connector's end must close them.
   trap 'kill $! 2>/dev/null; exit 143' TERM
-  watch_use >/dev/null 2>&1 &
+  watch_usage >/dev/null 2>&1 &
   watcher=$!
 fi
-# A shell in the foreground would not pass the signal on: so a child, a trap, a wait.
-trap 'ended=1; trap "ended=1" TERM; kill -TERM 0' TERM
+# A shell does not forward signals to a foreground process: hence a background process, a trap and a wait.
+trap 'terminated=1; trap "terminated=1" TERM; kill -TERM 0' TERM
 (
   trap : TERM
   eval "$AIRBYTE_ENTRYPOINT \"\$@\""
@@ -77,7 +77,7 @@ trap 'ended=1; trap "ended=1" TERM; kill -TERM 0' TERM
 child=$!
 code=0
 wait $child || code=$?
-# A trapped signal ends the first wait; the connector may need a moment longer.
+# A trapped signal ends the first wait; the connector may need longer.
 while kill -0 $child 2>/dev/null; do
   code=0
   wait $child || code=$?

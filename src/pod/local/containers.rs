@@ -102,7 +102,7 @@ pub fn source(pod: &Pod, folder: &Folder, connector: &Connector, plan: &Plan) ->
             process.args(words.map(|word| if is_place(word) { folder.on_host(word) } else { word.clone() }));
             process.env_clear().envs(passed_on(plan.exec.is_some()));
             // The supervisor does.
-            process.env("SYNCCTL_USE", "noted").env("AIRBYTE_ENTRYPOINT", entrypoint);
+            process.env("SYNCCTL_USAGE", "external").env("AIRBYTE_ENTRYPOINT", entrypoint);
             process.envs(own).envs(environment.iter().map(|(name, value)| (name, value)));
             process.env("HOME", folder.join("home")).env("TMPDIR", folder.join("tmp"));
             process.current_dir(match &plan.exec {
