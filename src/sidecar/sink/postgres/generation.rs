@@ -11,24 +11,22 @@
 use postgres::Client;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Column, ExistingColumn, GENERATION, Layout, SEQUENCE};
+use super::layout::{Column, ExistingColumn, GENERATION, Layout, MergeKey, SEQUENCE};
 use super::names::{qualified, quote};
 use super::number::Fit;
 use super::session::{Session, SessionError};
 use super::table::{Table, run_id};
 use super::types::ColumnType;
 use super::value;
-use crate::sidecar::sink::SinkError;
 
 /// The committed contents of a generation table. Its comment holds it as JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Rows up to this sequence number were committed; rows after it came after the last state.
     pub rows: u64,
-    /// Columns of the key by which to merge the rows; empty: they are added.
-    pub key: Vec<String>,
-    /// The column of the cursor.
-    pub cursor: Option<String>,
+    /// How to merge the rows.
+    #[serde(flatten)]
+    pub merge_key: MergeKey,
     /// The generation of the run that wrote it.
     pub generation: i64,
 }
@@ -88,12 +86,12 @@ impl PartialGeneration {
         target: &Table,
         own_run_id: i64,
         minimum: i64,
-    ) -> Result<ResumedGeneration, SinkError> {
-        let subject = format!("table {}", qualified(&self.schema, &self.name));
+    ) -> Result<ResumedGeneration, SessionError> {
+        let table = qualified(&self.schema, &self.name);
         let Some(checkpoint) = &self.checkpoint else {
-            return Err(SinkError::permanent(format!(
-                "{subject}: the comment does not contain a checkpoint any more: \
-                 drop the table, and read the stream from scratch (without its state)"
+            return Err(SessionError::permanent(format!(
+                "the comment of table {table}, which holds the rows of an unfinished refresh, is not a checkpoint: \
+                 drop that table, and read the stream from scratch (without its state)"
             )));
         };
         if let Some(run_id) = self.run_id.filter(|run_id| *run_id != own_run_id) {
@@ -103,7 +101,7 @@ impl PartialGeneration {
         let rename = if own_name == self.name {
             String::new()
         } else {
-            format!("ALTER TABLE {} RENAME TO {};", qualified(&self.schema, &self.name), quote(&own_name))
+            format!("ALTER TABLE {table} RENAME TO {};", quote(&own_name))
         };
         let statements = format!(
             "{rename}DELETE FROM {} WHERE {} > {} OR {}",
@@ -112,7 +110,7 @@ impl PartialGeneration {
             checkpoint.rows,
             is_below(minimum)
         );
-        session.transaction(&subject, |client| {
+        session.transaction(|client| {
             client.batch_execute(&statements)?;
             let (table, columns) = Table::inspect_staging(client, &self.schema, &own_name)?;
             Ok(ResumedGeneration { table, columns, checkpoint: checkpoint.clone() })
@@ -120,28 +118,27 @@ impl PartialGeneration {
     }
 }
 
-/// Commits the staged rows: turns the staging table into the generation table, or updates its checkpoint. Drops the
-/// obsolete one. Without rows, too: then the checkpoint shows that the state belongs to this generation.
+/// Commits the staged rows: turns the staging table into the generation table, or updates its checkpoint, and executes
+/// `drop_obsolete`. Without rows, too: then the checkpoint shows that the state belongs to this generation.
 pub fn save_checkpoint(
     session: &mut Session,
     target: &Table,
     (staging, columns): (&mut Table, &[Column]),
     own_run_id: i64,
     checkpoint: &Checkpoint,
-    obsolete: Option<&PartialGeneration>,
-) -> Result<(), SinkError> {
-    let mut statements = obsolete.map(PartialGeneration::drop_statement).unwrap_or_default();
+    drop_obsolete: &str,
+) -> Result<(), SessionError> {
+    let mut statements = drop_obsolete.to_owned();
     statements.push_str(&staging.create_or_widen(columns).unwrap_or_default());
     let name = target.generation_table_name(own_run_id);
     if staging.name != name {
         statements.extend(["ALTER TABLE ", &staging.qualified_name(), " RENAME TO ", &quote(&name), ";"]);
     }
-    let comment = serde_json::to_string(checkpoint).map_err(|error| {
-        SinkError::permanent(format!("cannot serialize the checkpoint of {}: {error}", staging.subject()))
-    })?;
+    let comment = serde_json::to_string(checkpoint)
+        .map_err(|error| SessionError::permanent(format!("cannot serialize the checkpoint: {error}")))?;
     let (table, comment) = (qualified(&staging.schema, &name), comment.replace('\'', "''"));
     statements.extend(["COMMENT ON TABLE ", &table, " IS '", &comment, "';"]);
-    session.execute(&target.subject(), &statements)?;
+    session.execute(&statements)?;
     staging.record_columns(columns);
     staging.name = name;
     Ok(())
@@ -170,8 +167,8 @@ pub fn is_below(minimum: i64) -> String {
 }
 
 /// Checks that the table's generation column can hold this generation.
-pub fn check_column(layout: &Layout, target: &Table, generation: i64) -> Result<(), SinkError> {
-    let column = layout.generation().map(|column| &layout.columns()[column]);
+pub fn check_column(layout: &Layout, generation: i64) -> Result<(), SessionError> {
+    let column = layout.generation.map(|column| &layout.columns[column]);
     let can_hold = |column: &Column| {
         matches!(column.kind, ColumnType::Integer { .. } | ColumnType::Numeric { .. })
             && value::encode(column.kind, &generation.to_string(), &mut Vec::new()) == Fit::Exact
@@ -180,27 +177,25 @@ pub fn check_column(layout: &Layout, target: &Table, generation: i64) -> Result<
         return Ok(());
     }
     let kind = column.map_or("unsupported type or generated", |column| column.sql_type.as_str());
-    let subject = target.subject();
-    Err(SinkError::permanent(format!(
-        "{subject}: column {GENERATION:?} ({kind}) cannot hold generation {generation}: rename the column"
+    Err(SessionError::permanent(format!(
+        "column {GENERATION:?} ({kind}) cannot hold generation {generation}: rename the column"
     )))
 }
 
 /// Terminates the sessions of an earlier run: its server processes may still be working, and if its machine is gone, they
 /// stay until the server notices.
 fn terminate_sessions(session: &mut Session, run_id: i64) {
-    const SUBJECT: &str = "sessions of an earlier run";
     // Each of them holds an advisory lock whose key, the run id, is split into `classid` and `objid`.
     let query = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks
          WHERE locktype = 'advisory' AND objsubid = 1 AND pid <> pg_backend_pid()
            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
            AND (classid::bigint << 32 | objid::bigint) = $1";
-    let terminated = session.retry(SUBJECT, |session| Ok(session.client()?.query_one(query, &[&run_id])?));
+    let terminated = session.retry(|session| Ok(session.client()?.query_one(query, &[&run_id])?));
     match terminated.map(|row| row.get::<_, i64>(0)) {
         Ok(0) => {}
         Ok(count) => tracing::warn!(count, "terminated the connections of a killed run"),
         Err(error) => {
-            let error = session.sink_error(SUBJECT, &error);
+            let error = session.sink_error(&error);
             tracing::warn!(%error, "cannot terminate the connections of an earlier run, waiting for them");
         }
     }

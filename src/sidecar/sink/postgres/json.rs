@@ -78,27 +78,17 @@ fn push_tokens(raw: &[u8], out: &mut Vec<u8>) -> bool {
                 at = push_number(raw, at, out);
                 continue;
             }
-            b'{' | b'[' => {
-                depth += 1;
-                elements += 1;
-                if depth > MAX_DEPTH {
-                    return false;
-                }
-                out.push(byte);
-            }
-            b',' | b':' => {
-                elements += 1;
-                if elements > MAX_ELEMENTS {
-                    return false;
-                }
-                out.push(byte);
-            }
-            b'}' | b']' => {
-                depth = depth.saturating_sub(1);
-                out.push(byte);
-            }
             b' ' | b'\n' | b'\r' | b'\t' => {}
-            other => out.push(other),
+            _ => out.push(byte),
+        }
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        elements += usize::from(matches!(byte, b'{' | b'[' | b',' | b':'));
+        if depth > MAX_DEPTH || elements > MAX_ELEMENTS {
+            return false;
         }
         at += 1;
     }

@@ -6,6 +6,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::fields::{FieldId, FieldTree, Mapping, ROOT, SEPARATOR};
 use super::names::{self, Kind};
 use super::types::ColumnType;
@@ -50,6 +52,16 @@ pub struct ExistingColumn {
     pub sql_type: String,
 }
 
+/// The columns by which rows are merged.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeKey {
+    /// Columns of the key; empty: rows are added without merging.
+    #[serde(rename = "key")]
+    pub columns: Vec<String>,
+    /// Of two rows with the same key, the one with the higher value in this column wins.
+    pub cursor: Option<String>,
+}
+
 /// A field that the primary key or the cursor names.
 #[derive(Debug)]
 struct NamedField {
@@ -69,13 +81,17 @@ impl NamedField {
 pub struct Layout {
     /// The fields that map to the columns.
     pub fields: FieldTree,
-    columns: Vec<Column>,
+    /// In the order of a row's fields.
+    pub columns: Vec<Column>,
     existing: HashMap<String, ExistingColumn>,
     used_names: HashSet<String>,
     same_case: bool,
-    unmapped: Option<usize>,
-    timestamp: Option<usize>,
-    generation: Option<usize>,
+    /// The column of [`UNMAPPED`], once it was needed.
+    pub unmapped: Option<usize>,
+    /// The column of [`TIMESTAMP`], if requested.
+    pub timestamp: Option<usize>,
+    /// The column of [`GENERATION`], if rows have one and the table can hold it.
+    pub generation: Option<usize>,
     /// The number of columns that the table does not have yet.
     added: usize,
     key: Vec<NamedField>,
@@ -128,21 +144,6 @@ impl Layout {
         layout
     }
 
-    /// The columns, in the order of a row's fields.
-    pub fn columns(&self) -> &[Column] {
-        &self.columns
-    }
-
-    /// The column of [`TIMESTAMP`], if requested.
-    pub fn timestamp(&self) -> Option<usize> {
-        self.timestamp
-    }
-
-    /// The column of [`GENERATION`], if rows have one and the table can hold it.
-    pub fn generation(&self) -> Option<usize> {
-        self.generation
-    }
-
     /// Whether rows have a key.
     pub fn has_key(&self) -> bool {
         !self.key.is_empty()
@@ -153,16 +154,18 @@ impl Layout {
         self.key.iter().find(|field| matches(field.column)).map(|field| field.identity.replace(SEPARATOR, "."))
     }
 
-    /// Names of the key's columns; empty without a key or until all of them are known.
-    pub fn key_columns(&self) -> Vec<String> {
-        let columns: Option<Vec<usize>> = self.key.iter().map(|field| field.column).collect();
-        columns.unwrap_or_default().into_iter().map(|column| self.columns[column].name.clone()).collect()
-    }
-
-    /// Name of the cursor's column, if its values can be compared.
-    pub fn cursor_column(&self) -> Option<&str> {
-        let column = &self.columns[self.cursor.as_ref()?.column?];
-        (column.sql_type != "json").then_some(column.name.as_str())
+    /// The columns of the key and of the cursor. Uses those of an earlier run until all of the key, or the cursor, had a
+    /// value in this one.
+    pub fn merge_key(&self, earlier: &MergeKey) -> MergeKey {
+        let column = |field: &NamedField| field.column.map(|column| &self.columns[column]);
+        let columns: Option<Vec<String>> =
+            self.key.iter().map(|field| column(field).map(|column| column.name.clone())).collect();
+        // Values of type json cannot be compared.
+        let cursor = self.cursor.as_ref().and_then(column).filter(|column| column.sql_type != "json");
+        MergeKey {
+            columns: columns.filter(|columns| !columns.is_empty()).unwrap_or_else(|| earlier.columns.clone()),
+            cursor: cursor.map(|column| column.name.clone()).or_else(|| earlier.cursor.clone()),
+        }
     }
 
     /// Maps a field to the table's column of its name, or else to a new one of this type.
@@ -215,13 +218,8 @@ impl Layout {
         }
     }
 
-    /// The column of [`UNMAPPED`], if it was needed before.
-    pub fn known_unmapped(&self) -> Option<usize> {
-        self.unmapped
-    }
-
     /// The column of [`UNMAPPED`], added when it is first needed.
-    pub fn unmapped(&mut self) -> Option<usize> {
+    pub fn unmapped_or_add(&mut self) -> Option<usize> {
         if self.unmapped.is_none() {
             let stores_documents = |column: &ExistingColumn| {
                 matches!(column.kind, Some(ColumnType::Json { .. } | ColumnType::Text { max_chars: None }))

@@ -29,14 +29,11 @@ pub enum LoadMode {
     Staged,
 }
 
-/// The open transaction on the target.
+/// The chunks of the open transaction, to repeat it on a new connection.
 #[derive(Default)]
-struct OpenTransaction {
-    /// The server's id of it.
-    id: Option<i64>,
-    /// All chunks that were sent in it.
-    replay_buffer: Vec<Chunk>,
-    replay_bytes: usize,
+struct ReplayBuffer {
+    chunks: Vec<Chunk>,
+    bytes: usize,
     /// More was sent than the buffer may hold: the transaction cannot be repeated.
     overflowed: bool,
 }
@@ -53,25 +50,25 @@ pub struct TableLoader {
     pub columns: Vec<Column>,
     /// How rows are loaded until the next commit; `None` before the first row.
     pub mode: Option<LoadMode>,
-    open: OpenTransaction,
+    replay: ReplayBuffer,
     total_replay_bytes: Arc<AtomicUsize>,
 }
 
 impl TableLoader {
     /// A loader for these tables. All loaders of a sink share `total_replay_bytes`.
     pub fn new(target: Table, staging: Table, total_replay_bytes: Arc<AtomicUsize>) -> Self {
-        let open = OpenTransaction::default();
-        Self { session: None, target, staging, columns: Vec::new(), mode: None, open, total_replay_bytes }
+        let replay = ReplayBuffer::default();
+        Self { session: None, target, staging, columns: Vec::new(), mode: None, replay, total_replay_bytes }
     }
 
     /// Takes the session, unless a transaction is open. The next operation needs another one.
     pub fn take_session(&mut self) -> Option<Session> {
-        if self.open.id.is_some() { None } else { self.session.take() }
+        self.session.take_if(|session| !session.in_transaction())
     }
 
     /// Loads a chunk. Returns it if it is not buffered.
-    pub fn load(&mut self, chunk: Chunk) -> Result<Option<Chunk>, SinkError> {
-        let Some(mut session) = self.session.take() else { return Err(no_session()) };
+    pub fn load(&mut self, chunk: Chunk) -> Result<Option<Chunk>, SessionError> {
+        let mut session = self.session.take().ok_or_else(no_session)?;
         let loaded = match self.mode {
             Some(LoadMode::Staged) => self.load_staged(&mut session, chunk).map(Some),
             _ => self.load_direct(&mut session, chunk),
@@ -80,10 +77,10 @@ impl TableLoader {
         loaded
     }
 
-    fn load_staged(&mut self, session: &mut Session, chunk: Chunk) -> Result<Chunk, SinkError> {
+    fn load_staged(&mut self, session: &mut Session, chunk: Chunk) -> Result<Chunk, SessionError> {
         let columns = &self.columns[..chunk.columns];
         let (missing, copy) = (self.staging.create_or_widen(columns), self.staging.copy_statement(columns));
-        session.transaction(&self.target.subject(), |client| {
+        session.transaction(|client| {
             if let Some(missing) = &missing {
                 client.batch_execute(missing)?;
             }
@@ -93,56 +90,46 @@ impl TableLoader {
         Ok(chunk)
     }
 
-    fn load_direct(&mut self, session: &mut Session, chunk: Chunk) -> Result<Option<Chunk>, SinkError> {
-        let loaded = if self.open.overflowed {
+    fn load_direct(&mut self, session: &mut Session, chunk: Chunk) -> Result<Option<Chunk>, SessionError> {
+        let loaded = if self.replay.overflowed {
             self.send(session, &chunk)
         } else {
-            session.retry(&self.target.subject(), |session| {
-                let sent = self.ensure_transaction(session).and_then(|()| self.send(session, &chunk));
-                self.end_if_locked(sent)
+            session.retry(|session| {
+                self.ensure_transaction(session)?;
+                self.send(session, &chunk)
             })
         };
         if let Err(error) = loaded {
-            let error = self.sink_error(session, &error);
             session.rollback();
-            self.open.id = None;
-            return Err(error);
+            return Err(self.explain_if_not_repeatable(session, error));
         }
         Ok(self.buffer(chunk))
     }
 
-    /// After a lock timeout the session rolls back: the next attempt needs a new transaction.
-    fn end_if_locked(&mut self, result: Result<(), SessionError>) -> Result<(), SessionError> {
-        if result.as_ref().is_err_and(SessionError::is_lock_timeout) {
-            self.open.id = None;
-        }
-        result
-    }
-
-    /// Opens the transaction, and sends the buffered chunks again, unless it is still open.
+    /// Opens the transaction and sends the buffered chunks again, unless it is still open.
     fn ensure_transaction(&mut self, session: &mut Session) -> Result<(), SessionError> {
-        if self.open.id.is_some() && session.is_connected() {
+        if session.in_transaction() {
             return Ok(());
         }
-        self.open.id = None;
         // In a transaction of its own, because DDL would block readers until the commit.
         self.target.ensure_columns(session, &self.columns)?;
-        self.open.id = Some(session.begin()?);
-        for chunk in &self.open.replay_buffer {
-            copy_in(session.client()?, &self.target.copy_statement(&self.columns[..chunk.columns]), &chunk.bytes)?;
+        session.begin()?;
+        for chunk in &self.replay.chunks {
+            let copy = self.target.copy_statement(&self.columns[..chunk.columns]);
+            copy_in(session.connected_client()?, &copy, &chunk.bytes)?;
         }
         Ok(())
     }
 
     /// Sends a chunk in the open transaction.
     fn send(&self, session: &mut Session, chunk: &Chunk) -> Result<(), SessionError> {
-        if self.open.id.is_none() {
+        if !session.in_transaction() {
             return Err(SessionError::Disconnected);
         }
         let columns = &self.columns[..chunk.columns];
         // Columns that are new since the transaction began. A rollback removes them, so they are not recorded yet.
         if let Some(missing) = self.target.create_or_widen(columns) {
-            session.execute_in_open_transaction(&self.target.subject(), &missing)?;
+            session.execute_in_open_transaction(&missing)?;
         }
         Ok(copy_in(session.connected_client()?, &self.target.copy_statement(columns), &chunk.bytes)?)
     }
@@ -150,95 +137,75 @@ impl TableLoader {
     /// Adds a chunk to the replay buffer. If a limit is exceeded, clears the buffer, which is only of use if it is
     /// complete, and returns the chunk.
     fn buffer(&mut self, mut chunk: Chunk) -> Option<Chunk> {
-        if !self.open.overflowed {
-            chunk.bytes.shrink_to_fit();
+        if self.replay.overflowed {
+            return Some(chunk);
         }
+        chunk.bytes.shrink_to_fit();
         let size = chunk.bytes.capacity();
-        if !self.open.overflowed && self.open.replay_bytes + size <= MAX_REPLAY_BYTES {
+        if self.replay.bytes + size <= MAX_REPLAY_BYTES {
             let before = self.total_replay_bytes.fetch_add(size, Ordering::Relaxed);
             if before + size <= MAX_TOTAL_REPLAY_BYTES {
-                self.open.replay_bytes += size;
-                self.open.replay_buffer.push(chunk);
+                self.replay.bytes += size;
+                self.replay.chunks.push(chunk);
                 return None;
             }
             self.total_replay_bytes.fetch_sub(size, Ordering::Relaxed);
         }
         self.clear_replay_buffer();
-        self.open.overflowed = true;
+        self.replay.overflowed = true;
         Some(chunk)
     }
 
     fn clear_replay_buffer(&mut self) {
-        self.total_replay_bytes.fetch_sub(self.open.replay_bytes, Ordering::Relaxed);
-        self.open.replay_bytes = 0;
-        self.open.replay_buffer.clear();
-    }
-
-    fn close_transaction(&mut self) {
-        self.clear_replay_buffer();
-        self.open = OpenTransaction::default();
+        self.total_replay_bytes.fetch_sub(self.replay.bytes, Ordering::Relaxed);
+        self.replay = ReplayBuffer::default();
     }
 
     /// Commits the transaction on the target.
-    pub fn commit_direct(&mut self) -> Result<(), SinkError> {
-        let Some(mut session) = self.session.take() else { return Err(no_session()) };
-        let committed = if self.open.overflowed {
-            self.commit_once(&mut session)
+    pub fn commit_direct(&mut self) -> Result<(), SessionError> {
+        let mut session = self.session.take().ok_or_else(no_session)?;
+        let committed = if self.replay.overflowed {
+            session.commit()
         } else {
-            session.retry(&self.target.subject(), |session| {
-                let open = self.ensure_transaction(session);
-                self.end_if_locked(open)?;
-                self.commit_once(session)
+            session.retry(|session| {
+                self.ensure_transaction(session)?;
+                session.commit()
             })
         };
-        let committed = committed.map_err(|error| self.sink_error(&session, &error));
-        if committed.is_ok() {
-            self.target.record_columns(&self.columns);
-            self.close_transaction();
-            self.mode = None;
-        }
+        let committed = committed.map_err(|error| self.explain_if_not_repeatable(&session, error));
         self.session = Some(session);
-        committed
+        committed?;
+        self.target.record_columns(&self.columns);
+        self.clear_replay_buffer();
+        self.mode = None;
+        Ok(())
     }
 
-    fn commit_once(&mut self, session: &mut Session) -> Result<(), SessionError> {
-        // COMMIT without a transaction would succeed with a warning.
-        let Some(transaction) = self.open.id.take() else { return Err(SessionError::Disconnected) };
-        match session.commit() {
-            Err(error) if error.is_connection_lost() => {
-                session.disconnect();
-                if session.was_committed(transaction)? { Ok(()) } else { Err(error) }
-            }
-            committed => committed,
+    /// Explains a lost connection whose transaction cannot be repeated.
+    fn explain_if_not_repeatable(&self, session: &Session, error: SessionError) -> SessionError {
+        if !self.replay.overflowed || !error.is_connection_lost() {
+            return error;
         }
+        let reason = format!(
+            "{}; the transaction had more rows than are buffered for a retry: \
+             the next run resumes from the state that was saved last",
+            session.config.reason(&error)
+        );
+        SessionError::Final { reason, transient: true }
     }
 
-    fn sink_error(&self, session: &Session, error: &SessionError) -> SinkError {
-        let mut sink_error = session.sink_error(&self.target.subject(), error);
-        if self.open.overflowed && error.is_connection_lost() {
-            sink_error.text.push_str(
-                "; the transaction had more rows than are buffered for a retry: \
-                 the next run resumes from the state that was saved last",
-            );
-        }
-        sink_error
-    }
-
-    /// Runs an operation on both tables: `run(staging, target, columns, session)`.
-    pub fn with_tables<T>(
-        &mut self,
-        run: impl FnOnce(&mut Table, &mut Table, &[Column], &mut Session) -> Result<T, SinkError>,
-    ) -> Result<T, SinkError> {
-        let Some(session) = self.session.as_mut() else { return Err(no_session()) };
-        run(&mut self.staging, &mut self.target, &self.columns, session)
+    /// The staging table, the target, their columns and the session.
+    pub fn parts(&mut self) -> Result<(&mut Table, &mut Table, &[Column], &mut Session), SessionError> {
+        let session = self.session.as_mut().ok_or_else(no_session)?;
+        Ok((&mut self.staging, &mut self.target, &self.columns, session))
     }
 
     /// Rolls back an open transaction.
     pub fn rollback(&mut self) {
-        if let Some(session) = self.session.as_mut().filter(|_| self.open.id.is_some()) {
+        if let Some(session) = self.session.as_mut().filter(|session| session.in_transaction()) {
             session.rollback();
         }
-        self.close_transaction();
+        self.clear_replay_buffer();
     }
 
     /// Whether a staging table may exist.
@@ -261,12 +228,12 @@ impl Drop for TableLoader {
     }
 }
 
-fn no_session() -> SinkError {
-    SinkError::permanent("the stream's connection is missing")
+fn no_session() -> SessionError {
+    SessionError::permanent("the session is missing")
 }
 
 /// A loader that comes back from the loader thread, and its result.
-pub type JobResult = (Box<TableLoader>, Result<Option<Chunk>, SinkError>);
+pub type JobResult = (Box<TableLoader>, Result<Option<Chunk>, SessionError>);
 
 struct Job {
     loader: Box<TableLoader>,
@@ -301,7 +268,7 @@ impl LoaderThread {
     }
 
     /// Submits a chunk. Blocks while one job is running and another one is queued.
-    pub fn submit(&self, loader: Box<TableLoader>, chunk: Chunk) -> Result<Receiver<JobResult>, SinkError> {
+    pub fn submit(&self, loader: Box<TableLoader>, chunk: Chunk) -> Result<Receiver<JobResult>, SessionError> {
         let (done, result) = sync_channel(1);
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(Job { loader, chunk, done }).is_ok());
         if sent { Ok(result) } else { Err(loader_thread_ended()) }
@@ -323,6 +290,6 @@ impl Drop for LoaderThread {
 }
 
 /// The error after a panic of the loader thread.
-pub fn loader_thread_ended() -> SinkError {
-    SinkError::permanent("the loader thread ended unexpectedly")
+pub fn loader_thread_ended() -> SessionError {
+    SessionError::permanent("the loader thread ended unexpectedly")
 }

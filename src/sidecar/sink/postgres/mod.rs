@@ -101,7 +101,7 @@ impl PostgresSink {
         let mut retry = BACKOFF.within(retry_timeout.min(FIRST_RETRY_TIMEOUT));
         while let Err(error) = session.client().map(drop) {
             if !error.is_connection_lost() || !retry.wait() {
-                return Err(session.sink_error("new session", &error));
+                return Err(session.sink_error(&error));
             }
             tracing::warn!(destination = %config.target.address(), "cannot connect, retrying");
         }

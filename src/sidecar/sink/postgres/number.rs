@@ -34,83 +34,75 @@ const BIGINT_DIGITS: i64 = 19;
 /// The parts of a JSON number.
 struct Decimal<'a> {
     negative: bool,
-    /// The digits before and after the decimal point, with leading and trailing zeros.
+    /// The significant digits before and after the decimal point: from the first to the last that is not zero.
     before: &'a [u8],
     after: &'a [u8],
+    /// The position of the decimal point relative to the first significant digit: the number is `0.d₁d₂… × 10^magnitude`.
+    magnitude: i64,
+    /// Digits after the decimal point with the exponent applied; negative if zeros follow before the point.
+    scale: i64,
     /// Saturated at ± 10⁹.
     exponent: i64,
 }
 
 impl<'a> Decimal<'a> {
     fn parse(text: &'a str) -> Option<Self> {
-        let bytes = text.as_bytes();
-        let (negative, bytes) = match bytes.split_first()? {
-            (b'-', rest) => (true, rest),
-            _ => (false, bytes),
+        let (negative, number) = text.strip_prefix('-').map_or((false, text), |number| (true, number));
+        let (mantissa, exponent) = match number.split_once(['e', 'E']) {
+            Some((mantissa, exponent)) => (mantissa, parse_exponent(exponent)?),
+            None => (number, 0),
         };
-        let mantissa = bytes.iter().position(|byte| matches!(byte, b'e' | b'E')).unwrap_or(bytes.len());
-        let exponent = match bytes.get(mantissa + 1..) {
-            None => 0,
-            Some(digits) => exponent(digits)?,
-        };
-        let point = bytes[..mantissa].iter().position(|byte| *byte == b'.').unwrap_or(mantissa);
-        let (before, after) = (&bytes[..point], bytes.get(point + 1..mantissa).unwrap_or_default());
-        let digits = |part: &[u8]| part.iter().all(u8::is_ascii_digit);
-        (!before.is_empty() && digits(before) && digits(after)).then_some(Self { negative, before, after, exponent })
+        let (before, after) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        if before.is_empty() || !is_digits(before) || !is_digits(after) {
+            return None;
+        }
+        let scale = length(after) - exponent;
+        let mut before = before.trim_start_matches('0');
+        let mut magnitude = length(before) + exponent;
+        let mut after = after;
+        if before.is_empty() {
+            let without_zeros = after.trim_start_matches('0');
+            magnitude -= length(after) - length(without_zeros);
+            after = without_zeros;
+        }
+        after = after.trim_end_matches('0');
+        if after.is_empty() {
+            before = before.trim_end_matches('0');
+        }
+        Some(Self { negative, before: before.as_bytes(), after: after.as_bytes(), magnitude, scale, exponent })
     }
 
-    /// The digits from the first to the last that is not zero.
-    fn significant(&self) -> impl DoubleEndedIterator<Item = u8> + Clone + '_ {
-        let all = self.before.iter().chain(self.after).copied();
-        let leading = all.clone().take_while(|digit| *digit == b'0').count();
-        let trailing = all.clone().rev().take_while(|digit| *digit == b'0').count();
-        let length = (self.before.len() + self.after.len()).saturating_sub(trailing);
-        (0..length.saturating_sub(leading)).map(move |index| {
-            let at = leading + index;
-            if at < self.before.len() { self.before[at] } else { self.after[at - self.before.len()] }
-        })
+    fn digits(&self) -> impl Iterator<Item = u8> + '_ {
+        self.before.iter().chain(self.after).copied()
     }
 
-    /// The position of the decimal point relative to the first significant digit: the number is `0.d₁d₂… × 10^magnitude`.
-    fn magnitude(&self) -> i64 {
-        let leading = self.before.iter().chain(self.after).take_while(|digit| **digit == b'0').count();
-        length(self.before.len()).saturating_sub(length(leading)).saturating_add(self.exponent)
-    }
-
-    /// Digits after the decimal point with the exponent applied; negative if zeros follow before the point.
-    fn scale(&self) -> i64 {
-        length(self.after.len()).saturating_sub(self.exponent)
+    /// The number of significant digits.
+    fn precision(&self) -> i64 {
+        i64::try_from(self.before.len() + self.after.len()).unwrap_or(i64::MAX)
     }
 
     fn is_zero(&self) -> bool {
-        self.significant().next().is_none()
+        self.precision() == 0
     }
 }
 
-fn length(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
+fn length(text: &str) -> i64 {
+    i64::try_from(text.len()).unwrap_or(i64::MAX)
 }
 
-fn exponent(text: &[u8]) -> Option<i64> {
-    let (sign, digits) = match text.split_first()? {
-        (b'-', rest) => (-1, rest),
-        (b'+', rest) => (1, rest),
-        _ => (1, text),
-    };
-    let size = digits.iter().try_fold(0_i64, |sum, digit| {
-        digit.is_ascii_digit().then(|| (sum * 10 + i64::from(digit - b'0')).min(1_000_000_000))
-    })?;
-    (!digits.is_empty()).then_some(sign * size)
+fn is_digits(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn parse_exponent(text: &str) -> Option<i64> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let size = digits.parse().unwrap_or(i64::MAX).min(1_000_000_000);
+    (!digits.is_empty() && is_digits(digits)).then_some(if text.starts_with('-') { -size } else { size })
 }
 
 /// Whether the text is a JSON number.
 pub fn is_number(text: &str) -> bool {
     Decimal::parse(text).is_some()
-}
-
-/// Whether the text is an integer without decimal point and exponent, within the range of bigint.
-pub fn is_bigint(text: &str) -> bool {
-    text.parse::<i64>().is_ok()
 }
 
 /// The integer value of a number in any notation (`1`, `1.0`, `2e3`); `None` for fractions and beyond bigint.
@@ -122,11 +114,11 @@ pub fn integer(text: &str) -> Option<i64> {
     if decimal.is_zero() {
         return Some(0);
     }
-    let (count, magnitude) = (length(decimal.significant().count()), decimal.magnitude());
-    if magnitude < count || magnitude > BIGINT_DIGITS {
+    let (precision, magnitude) = (decimal.precision(), decimal.magnitude);
+    if magnitude < precision || magnitude > BIGINT_DIGITS {
         return None;
     }
-    let digits = decimal.significant().chain((count..magnitude).map(|_| b'0'));
+    let digits = decimal.digits().chain((precision..magnitude).map(|_| b'0'));
     // Negative, because the smallest bigint has no positive counterpart.
     let negated =
         digits.into_iter().try_fold(0_i64, |sum, digit| sum.checked_mul(10)?.checked_sub(i64::from(digit - b'0')))?;
@@ -168,13 +160,12 @@ fn compare(decimal: &Decimal<'_>, finite: bool, zero: bool, shortest: &[u8], max
     if !finite || zero {
         return Fit::Misfit;
     }
-    if decimal.significant().nth(max_digits).is_some() {
+    if decimal.digits().nth(max_digits).is_some() {
         return Fit::Rounded;
     }
     let shortest = str::from_utf8(shortest).ok().and_then(Decimal::parse);
-    let same = shortest.is_some_and(|shortest| {
-        shortest.magnitude() == decimal.magnitude() && shortest.significant().eq(decimal.significant())
-    });
+    let same = shortest
+        .is_some_and(|shortest| shortest.magnitude == decimal.magnitude && shortest.digits().eq(decimal.digits()));
     if same { Fit::Exact } else { Fit::Rounded }
 }
 
@@ -186,28 +177,24 @@ pub fn is_numeric(text: &str) -> bool {
 /// Whether `numeric` can hold the number exactly, with these limits of digits before and after the decimal point.
 fn fits_numeric(decimal: &Decimal<'_>, limits: Option<(i64, i64)>) -> bool {
     // The server's own limits also count zeros.
-    if decimal.magnitude() > NUMERIC_MAX_BEFORE
-        || decimal.exponent > NUMERIC_MAX_BEFORE
-        || decimal.scale() > NUMERIC_MAX_AFTER
-    {
+    if decimal.magnitude.max(decimal.exponent) > NUMERIC_MAX_BEFORE || decimal.scale > NUMERIC_MAX_AFTER {
         return false;
     }
     let Some((before, after)) = limits else { return true };
-    let digits = length(decimal.significant().count());
-    decimal.is_zero() || (decimal.magnitude() <= before && digits - decimal.magnitude() <= after)
+    decimal.is_zero() || (decimal.magnitude <= before && decimal.precision() - decimal.magnitude <= after)
 }
 
 /// Appends the binary form of a `numeric`: the number of base-10000 digits, the weight of the first one, the sign, the
 /// display scale, and the digits. Returns `false` and appends nothing if the number does not fit the limits.
 pub fn push_numeric(text: &str, limits: Option<(i64, i64)>, out: &mut Vec<u8>) -> bool {
     let Some(decimal) = Decimal::parse(text).filter(|decimal| fits_numeric(decimal, limits)) else { return false };
-    let first = decimal.magnitude() - 1;
+    let first = decimal.magnitude - 1;
     let weight = if decimal.is_zero() { 0 } else { first.div_euclid(NUMERIC_GROUP) };
     // Groups are aligned at the decimal point: zeros pad the first group on the left and the last one on the right.
     let padding = if decimal.is_zero() { 0 } else { NUMERIC_GROUP - 1 - first.rem_euclid(NUMERIC_GROUP) };
     let start = out.len();
     let (mut groups, mut places, mut group) = (0_i64, padding, 0_u16);
-    let mut digits = decimal.significant().peekable();
+    let mut digits = decimal.digits().peekable();
     while let Some(digit) = digits.next() {
         group = group * 10 + u16::from(digit - b'0');
         places += 1;
@@ -221,7 +208,7 @@ pub fn push_numeric(text: &str, limits: Option<(i64, i64)>, out: &mut Vec<u8>) -
         }
     }
     let sign = if decimal.negative && groups > 0 { NUMERIC_NEGATIVE } else { 0 };
-    let header = [groups, weight, sign, decimal.scale().max(0)];
+    let header = [groups, weight, sign, decimal.scale.max(0)];
     // Each of them fits into two bytes because of the limits above.
     let header = header.iter().flat_map(|part| part.to_be_bytes().into_iter().skip(6));
     out.splice(start..start, header);

@@ -4,11 +4,11 @@
 use postgres::Client;
 
 use super::generation::{self, Checkpoint, PartialGeneration, ResumedGeneration};
-use super::layout::{Column, ExistingColumn, Layout};
-use super::session::Session;
+use super::layout::{Column, ExistingColumn, Layout, MergeKey};
+use super::session::{Session, SessionError};
 use super::staged_rows::StagedRows;
 use super::table::Table;
-use crate::sidecar::sink::{SinkError, StreamSpec, WriteMode};
+use crate::sidecar::sink::{StreamSpec, WriteMode};
 
 /// When rows become visible in the target, and which rows they replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,18 @@ pub enum TargetUpdate {
     },
 }
 
+/// What the commits of a stream do.
+pub struct CommitPlan {
+    /// `Merge` without a usable key becomes `Append`.
+    pub mode: WriteMode,
+    /// When the target is updated.
+    pub update: TargetUpdate,
+    /// The last checkpoint of the generation table.
+    pub checkpoint: Checkpoint,
+    /// The statement of the first commit that drops an obsolete generation table; empty without one.
+    pub drop_obsolete: String,
+}
+
 /// A stream that is ready for its first row.
 pub struct PreparedStream {
     /// The table of the stream.
@@ -34,16 +46,10 @@ pub struct PreparedStream {
     pub staging: Table,
     /// The columns.
     pub layout: Layout,
-    /// `Merge` without a usable key becomes `Append`.
-    pub mode: WriteMode,
-    /// When the target is updated.
-    pub update: TargetUpdate,
-    /// The checkpoint of the resumed generation table.
-    pub checkpoint: Checkpoint,
     /// If staged rows are numbered: the number of the last row.
     pub sequence: Option<u64>,
-    /// The generation table to drop at the first commit.
-    pub obsolete: Option<PartialGeneration>,
+    /// What commits do.
+    pub plan: CommitPlan,
 }
 
 /// The table of a stream.
@@ -60,7 +66,7 @@ pub struct StreamTable<'s> {
 
 impl StreamTable<'_> {
     /// Prepares the stream.
-    pub fn prepare(&self, session: &mut Session) -> Result<PreparedStream, SinkError> {
+    pub fn prepare(&self, session: &mut Session) -> Result<PreparedStream, SessionError> {
         let generation = self.spec.generation;
         let (mut target, mut existing, mut partial) = self.inspect(session)?;
         if self.spec.mode != WriteMode::Replace
@@ -88,10 +94,10 @@ impl StreamTable<'_> {
             existing.append(columns);
         }
         let layout = Layout::new(self.spec, existing);
-        generation::check_column(&layout, &target, generation.id)?;
+        generation::check_column(&layout, generation.id)?;
         let mode = self.write_mode(&layout);
         if mode == WriteMode::Append && update == TargetUpdate::EachCommit {
-            self.drop_stale_key(session, &target)?;
+            drop_stale_key(session, &target)?;
         }
         let sequenced = resumable || (mode != WriteMode::Append && layout.has_key());
         let (staging, checkpoint) = match resumed {
@@ -99,18 +105,16 @@ impl StreamTable<'_> {
             None => (target.staging_table(self.run_id, sequenced), Checkpoint::default()),
         };
         let sequence = sequenced.then_some(checkpoint.rows);
-        Ok(PreparedStream { target, staging, layout, mode, update, checkpoint, sequence, obsolete: partial })
-    }
-
-    fn subject(&self) -> String {
-        format!("stream {:?}, table {:?}.{:?}", self.spec.name.key(), self.schema, self.table)
+        let drop_obsolete = partial.map(|partial| partial.drop_statement()).unwrap_or_default();
+        let plan = CommitPlan { mode, update, checkpoint, drop_obsolete };
+        Ok(PreparedStream { target, staging, layout, sequence, plan })
     }
 
     fn inspect(
         &self,
         session: &mut Session,
-    ) -> Result<(Table, Vec<ExistingColumn>, Option<PartialGeneration>), SinkError> {
-        session.transaction(&self.subject(), |client| {
+    ) -> Result<(Table, Vec<ExistingColumn>, Option<PartialGeneration>), SessionError> {
+        session.transaction(|client| {
             let (target, existing) = Table::inspect(client, self.schema, self.table)?;
             target.drop_orphaned_staging_tables(client, self.run_id)?;
             let partial = PartialGeneration::find(client, &target)?;
@@ -123,7 +127,7 @@ impl StreamTable<'_> {
         session: &mut Session,
         target: &Table,
         has_partial_generation: bool,
-    ) -> Result<TargetUpdate, SinkError> {
+    ) -> Result<TargetUpdate, SessionError> {
         let generation = self.spec.generation;
         if self.spec.mode == WriteMode::Replace {
             return Ok(TargetUpdate::ReplaceAll);
@@ -132,7 +136,7 @@ impl StreamTable<'_> {
             return Ok(TargetUpdate::EachCommit);
         }
         let has_rows_below = |client: &mut Client| generation::has_rows_below(client, target, generation.minimum);
-        let has_obsolete_rows = has_partial_generation || session.transaction(&self.subject(), has_rows_below)?;
+        let has_obsolete_rows = has_partial_generation || session.transaction(has_rows_below)?;
         Ok(if has_obsolete_rows {
             TargetUpdate::ReplaceGenerations { minimum: generation.minimum, resumable: generation.resumable }
         } else {
@@ -141,15 +145,14 @@ impl StreamTable<'_> {
     }
 
     /// Rejects a state of an earlier generation: the source would not send rows again that are then deleted.
-    fn check_state(&self, session: &mut Session, target: &Table) -> Result<(), SinkError> {
+    fn check_state(&self, session: &mut Session, target: &Table) -> Result<(), SessionError> {
         let minimum = self.spec.generation.minimum;
-        if session.transaction(&self.subject(), |client| generation::has_rows_from(client, target, minimum))? {
+        if session.transaction(|client| generation::has_rows_from(client, target, minimum))? {
             return Ok(());
         }
-        Err(SinkError::permanent(format!(
-            "{}: the source would resume from a saved state, but no rows of generation {minimum} or later were loaded, \
-             and earlier ones are to be deleted: read the stream from scratch (without its state)",
-            self.subject()
+        Err(SessionError::permanent(format!(
+            "the source would resume from a saved state, but no rows of generation {minimum} or later were loaded, and \
+             earlier ones are to be deleted: read the stream from scratch (without its state)"
         )))
     }
 
@@ -162,25 +165,27 @@ impl StreamTable<'_> {
         self.spec.mode
     }
 
-    /// Drops a primary key of ours, which could reject rows that are added.
-    fn drop_stale_key(&self, session: &mut Session, target: &Table) -> Result<(), SinkError> {
-        match target.drop_stale_key(&[]) {
-            Some(statement) => session.execute(&self.subject(), &statement),
-            None => Ok(()),
-        }
-    }
-
     /// Adds or merges the rows of a generation table to the target.
-    fn publish(&self, partial: &PartialGeneration, session: &mut Session, target: &mut Table) -> Result<(), SinkError> {
+    fn publish(
+        &self,
+        partial: &PartialGeneration,
+        session: &mut Session,
+        target: &mut Table,
+    ) -> Result<(), SessionError> {
         let ResumedGeneration { table, columns, checkpoint } = partial.take_over(session, target, self.run_id, 0)?;
-        let key = if self.spec.mode == WriteMode::Merge { checkpoint.key } else { Vec::new() };
-        if key.is_empty() {
-            self.drop_stale_key(session, target)?;
+        let merge_key = if self.spec.mode == WriteMode::Merge { checkpoint.merge_key } else { MergeKey::default() };
+        if merge_key.columns.is_empty() {
+            drop_stale_key(session, target)?;
         }
-        let (columns, cursor) = (loadable_columns(columns), checkpoint.cursor.as_deref());
-        StagedRows { table: &table, columns: &columns, key: &key, cursor }.merge(session, target)?;
-        session.execute(&self.subject(), &format!("DROP TABLE IF EXISTS {}", table.qualified_name()))
+        let columns = loadable_columns(columns);
+        StagedRows::new(&table, &columns, &merge_key).merge(session, target)?;
+        session.execute(&format!("DROP TABLE IF EXISTS {}", table.qualified_name()))
     }
+}
+
+/// Drops a primary key of ours, which could reject rows that are added.
+fn drop_stale_key(session: &mut Session, target: &Table) -> Result<(), SessionError> {
+    target.drop_stale_key(&[]).map_or(Ok(()), |statement| session.execute(&statement))
 }
 
 /// The columns that rows can be loaded into: all of them in a staging table.

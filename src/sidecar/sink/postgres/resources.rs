@@ -46,9 +46,11 @@ impl Resources {
         })
     }
 
-    /// An idle session, or a new one that is not connected yet.
-    pub fn acquire_session(&mut self) -> Session {
-        self.idle_sessions.pop().unwrap_or_else(|| Session::new(Arc::clone(&self.config)))
+    /// An idle session, or a new one that is not connected yet, for operations on `subject`.
+    pub fn acquire_session(&mut self, subject: &str) -> Session {
+        let mut session = self.idle_sessions.pop().unwrap_or_else(|| Session::new(Arc::clone(&self.config)));
+        subject.clone_into(&mut session.subject);
+        session
     }
 
     /// Returns a session for reuse.

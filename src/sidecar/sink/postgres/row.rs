@@ -26,11 +26,13 @@ const MAX_DEPTH: usize = 12;
 const LARGE_ROW: usize = 1 << 20;
 
 /// Why a row cannot be loaded.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub enum RowError {
     /// It is not JSON.
-    Invalid(String),
+    #[error("a row is not JSON: {0}")]
+    Invalid(#[from] serde_json::Error),
     /// This field of the key is missing, null, or does not fit its column.
+    #[error("a row has no usable value for {0:?}, which is part of the primary key")]
     MissingKey(String),
 }
 
@@ -56,8 +58,8 @@ impl Encoder {
     /// An encoder for this layout. Rows are numbered after `sequence`, if given, and carry this generation.
     pub fn new(layout: Layout, sequence: Option<u64>, generation: i64) -> Self {
         let mut generation_field = Vec::new();
-        if let Some(column) = layout.generation() {
-            value::encode(layout.columns()[column].kind, &generation.to_string(), &mut generation_field);
+        if let Some(column) = layout.generation {
+            value::encode(layout.columns[column].kind, &generation.to_string(), &mut generation_field);
         }
         Self {
             layout,
@@ -84,17 +86,17 @@ impl Encoder {
     /// Appends a row to a chunk. An error leaves the chunk unchanged, except for new columns with nulls.
     pub fn push(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
         self.values.clear();
-        self.values.resize(self.layout.columns().len(), 0..0);
+        self.values.resize(self.layout.columns.len(), 0..0);
         self.unmapped.clear();
         self.document.clear();
         if data.trim_start().starts_with('{') {
-            self.locate_values(data).map_err(|error| RowError::Invalid(error.to_string()))?;
+            self.locate_values(data)?;
         } else {
             // Without an object there are no fields: the row itself is the document.
-            let row: &RawValue = serde_json::from_str(data).map_err(|error| RowError::Invalid(error.to_string()))?;
+            let row: &RawValue = serde_json::from_str(data)?;
             self.document.push_str(row.get());
         }
-        chunk.widen(self.layout.columns().len());
+        chunk.widen(self.layout.columns.len());
         let start = chunk.bytes.len();
         let written = self.write(data, emitted_at, chunk);
         if written.is_err() {
@@ -107,10 +109,10 @@ impl Encoder {
 
     /// Gives all rows of the chunk all columns, and at least one.
     pub fn seal(&mut self, chunk: &mut Chunk) {
-        if chunk.rows > 0 && self.sequence.is_none() && self.layout.columns().is_empty() {
-            self.layout.unmapped();
+        if chunk.rows > 0 && self.sequence.is_none() && self.layout.columns.is_empty() {
+            self.layout.unmapped_or_add();
         }
-        chunk.widen(self.layout.columns().len());
+        chunk.widen(self.layout.columns.len());
     }
 
     fn locate_values(&mut self, data: &str) -> Result<(), serde_json::Error> {
@@ -133,7 +135,7 @@ impl Encoder {
         if mapping == Mapping::Undecided {
             let Some(kind) = ColumnType::of_value(raw) else { return Ok(()) };
             mapping = self.layout.assign_column(field, kind);
-            self.values.resize(self.layout.columns().len(), 0..0);
+            self.values.resize(self.layout.columns.len(), 0..0);
         }
         match mapping {
             Mapping::Column(column) => self.values[column] = range,
@@ -150,20 +152,20 @@ impl Encoder {
             // Growing in steps would copy the row, and hold both copies.
             out.reserve(data.len());
         }
-        copy::begin_row(self.layout.columns().len() + usize::from(self.sequence.is_some()), out);
+        copy::begin_row(self.layout.columns.len() + usize::from(self.sequence.is_some()), out);
         if let Some(sequence) = self.sequence.as_mut() {
             *sequence += 1;
             copy::push_bigint(sequence.cast_signed(), out);
         }
-        let unmapped = self.layout.known_unmapped();
+        let unmapped = self.layout.unmapped;
         let mut unmapped_start = None;
         let mut budget = self.layout.row_budget();
-        for (index, column) in self.layout.columns().iter().enumerate() {
-            if Some(index) == self.layout.timestamp() {
+        for (index, column) in self.layout.columns.iter().enumerate() {
+            if Some(index) == self.layout.timestamp {
                 out.extend_from_slice(self.timestamp.encode(emitted_at, column.kind));
                 continue;
             }
-            if Some(index) == self.layout.generation() {
+            if Some(index) == self.layout.generation {
                 out.extend_from_slice(&self.generation_field);
                 continue;
             }
@@ -202,8 +204,8 @@ impl Encoder {
 
     /// Inserts the unmapped values into the row that was written last. They are too rare to be collected beforehand.
     fn write_unmapped(&mut self, data: &str, row_start: usize, field_start: Option<usize>, chunk: &mut Chunk) {
-        let Some(column) = self.layout.unmapped() else { return };
-        let kind = self.layout.columns()[column].kind;
+        let Some(column) = self.layout.unmapped_or_add() else { return };
+        let kind = self.layout.columns[column].kind;
         if !self.unmapped.is_empty() {
             self.document = unmapped_document(&self.unmapped, data);
         }
@@ -215,7 +217,7 @@ impl Encoder {
         }
         // The column is new. The last row is not counted yet, so it is widened separately.
         let row = chunk.bytes.split_off(row_start);
-        chunk.widen(self.layout.columns().len());
+        chunk.widen(self.layout.columns.len());
         let mut row = copy::widen(&row, 1, 1);
         // The value replaces the null.
         row.truncate(row.len() - NULL.len());

@@ -33,6 +33,32 @@ pub struct SessionConfig {
     pub retry_timeout: Duration,
 }
 
+impl SessionConfig {
+    /// Converts an error for the user of the sink. `subject` is what the operation was on.
+    pub fn sink_error(&self, subject: &str, error: &SessionError) -> SinkError {
+        let reason = self.reason(error);
+        let text = match error {
+            // Its text names the database.
+            SessionError::Connect(_) => reason,
+            _ => format!("{subject} in {}: {reason}", self.target.address()),
+        };
+        SinkError { text, transient: error.is_transient() }
+    }
+
+    /// The text of an error, without its subject.
+    pub fn reason(&self, error: &SessionError) -> String {
+        match error {
+            SessionError::Connect(error) => error.to_string(),
+            SessionError::Postgres(_) if error.is_lock_timeout() => {
+                "another session has held a lock for too long".to_owned()
+            }
+            SessionError::Postgres(error) => self.target.describe(error),
+            SessionError::Disconnected => "the connection was lost".to_owned(),
+            SessionError::Final { reason, .. } => reason.clone(),
+        }
+    }
+}
+
 /// Why a statement failed.
 #[derive(Debug)]
 pub enum SessionError {
@@ -42,8 +68,13 @@ pub enum SessionError {
     Postgres(postgres::Error),
     /// The connection with the open transaction was lost.
     Disconnected,
-    /// An error that a retry cannot fix.
-    Permanent(String),
+    /// An error that no operation of the session retries.
+    Final {
+        /// A sentence fragment for the user.
+        reason: String,
+        /// The next run may succeed.
+        transient: bool,
+    },
 }
 
 impl From<postgres::Error> for SessionError {
@@ -53,11 +84,16 @@ impl From<postgres::Error> for SessionError {
 }
 
 impl SessionError {
+    /// An error that a retry cannot fix.
+    pub fn permanent(reason: impl Into<String>) -> Self {
+        Self::Final { reason: reason.into(), transient: false }
+    }
+
     /// The SQLSTATE that the server returned.
     pub fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Postgres(error) => error.code(),
-            Self::Connect(_) | Self::Disconnected | Self::Permanent(_) => None,
+            Self::Connect(_) | Self::Disconnected | Self::Final { .. } => None,
         }
     }
 
@@ -67,13 +103,22 @@ impl SessionError {
             Self::Connect(error) => error.is_transient(),
             Self::Postgres(error) => is_connection_lost(error),
             Self::Disconnected => true,
-            Self::Permanent(_) => false,
+            Self::Final { .. } => false,
         }
     }
 
     /// Whether another session holds a lock that the statement needs.
     pub fn is_lock_timeout(&self) -> bool {
         self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
+    /// Whether the next run may succeed.
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Final { transient: true, .. })
+            || self.is_connection_lost()
+            || self.is_conflict()
+            || self.is_lock_timeout()
+            || self.code().is_some_and(|code| code.code().starts_with("53") || *code == SqlState::QUERY_CANCELED)
     }
 
     /// Whether concurrent transactions conflicted, so that a retry on the same connection may succeed.
@@ -99,30 +144,27 @@ impl RetryBudget {
     }
 }
 
-/// Why an attempt at a transaction failed.
-enum TransactionError<T> {
-    /// Nothing was committed.
-    NotCommitted(SessionError),
-    /// COMMIT was sent but not answered.
-    CommitUnanswered { transaction: i64, value: T },
-}
-
 /// A connection to the destination, opened when needed and reopened when lost.
 pub struct Session {
-    config: Arc<SessionConfig>,
+    /// The table that the session is used for, in messages.
+    pub subject: String,
+    /// The settings of the run.
+    pub config: Arc<SessionConfig>,
     client: Option<Client>,
+    /// The id of the open transaction.
+    transaction: Option<i64>,
 }
 
 impl Session {
     /// A session that is not connected yet.
     pub fn new(config: Arc<SessionConfig>) -> Self {
-        Self { config, client: None }
+        Self { subject: "session".to_owned(), config, client: None, transaction: None }
     }
 
     /// The connection. Makes one attempt to connect if there is none.
     pub fn client(&mut self) -> Result<&mut Client, SessionError> {
         if !self.is_connected() {
-            self.client = None;
+            self.disconnect();
             let mut client = self.config.target.connect(APPLICATION).map_err(SessionError::Connect)?;
             client.batch_execute(&format!(
                 "SELECT pg_advisory_lock_shared({}); {ENABLE_SYNCHRONOUS_COMMIT}",
@@ -145,120 +187,138 @@ impl Session {
 
     /// Closes the connection; the server rolls back.
     pub fn disconnect(&mut self) {
-        self.client = None;
+        (self.client, self.transaction) = (None, None);
+    }
+
+    /// Opens a transaction.
+    pub fn begin(&mut self) -> Result<(), SessionError> {
+        let responses = self.client()?.simple_query("BEGIN; SELECT txid_current()")?;
+        self.transaction = first_value(&responses).and_then(|id| id.parse().ok());
+        match self.transaction {
+            Some(_) => Ok(()),
+            None => Err(SessionError::permanent("the server returned no transaction id")),
+        }
+    }
+
+    /// Whether a transaction is open, as far as its connection has not failed.
+    pub fn in_transaction(&self) -> bool {
+        self.transaction.is_some() && self.is_connected()
     }
 
     /// Rolls back the open transaction.
     pub fn rollback(&mut self) {
-        let failed = self.client.as_mut().is_some_and(|client| client.batch_execute("ROLLBACK").is_err());
-        if failed {
-            self.client = None;
+        self.transaction = None;
+        if self.client.as_mut().is_some_and(|client| client.batch_execute("ROLLBACK").is_err()) {
+            self.disconnect();
         }
     }
 
-    /// Opens a transaction and returns its id.
-    pub fn begin(&mut self) -> Result<i64, SessionError> {
-        let responses = self.client()?.simple_query("BEGIN; SELECT txid_current()")?;
-        first_value(&responses)
-            .and_then(|id| id.parse().ok())
-            .ok_or_else(|| SessionError::Permanent("the server returned no transaction id".to_owned()))
-    }
-
-    /// Commits the open transaction.
+    /// Commits the open transaction. If the connection is lost meanwhile, asks the server whether it was committed.
     pub fn commit(&mut self) -> Result<(), SessionError> {
-        Ok(self.connected_client()?.batch_execute("COMMIT")?)
+        // COMMIT without a transaction would succeed with a warning.
+        let transaction = self.transaction.take().ok_or(SessionError::Disconnected)?;
+        match self.connected_client()?.batch_execute("COMMIT").map_err(SessionError::from) {
+            Err(error) if error.is_connection_lost() => {
+                self.disconnect();
+                if self.was_committed(transaction)? { Ok(()) } else { Err(error) }
+            }
+            committed => committed,
+        }
     }
 
-    /// Runs statements as one transaction; see [`transaction`](Self::transaction).
-    pub fn execute(&mut self, subject: &str, statements: &str) -> Result<(), SinkError> {
-        self.transaction(subject, |client| Ok(client.batch_execute(statements)?))
-    }
-
-    /// Runs `body` in a transaction that is committed exactly once. Retries while the connection is lost, another
-    /// session holds a lock, or transactions conflict. `subject` is the table or stream for messages.
-    pub fn transaction<T>(
-        &mut self,
-        subject: &str,
-        body: impl FnMut(&mut Client) -> Result<T, SessionError>,
-    ) -> Result<T, SinkError> {
-        self.try_transaction(subject, body).map_err(|error| self.sink_error(subject, &error))
-    }
-
-    /// [`transaction`](Self::transaction) for callers that need the cause of a failure.
-    pub fn try_transaction<T>(
-        &mut self,
-        subject: &str,
-        mut body: impl FnMut(&mut Client) -> Result<T, SessionError>,
-    ) -> Result<T, SessionError> {
-        let mut budget = RetryBudget::new(&self.config);
+    fn was_committed(&mut self, transaction: i64) -> Result<bool, SessionError> {
+        let mut retry = BACKOFF.within(self.config.retry_timeout);
+        let unknown = format!("cannot determine whether transaction {transaction} was committed");
         loop {
-            match self.attempt(&mut body) {
-                Ok(value) => return Ok(value),
-                Err(TransactionError::CommitUnanswered { transaction, value }) => {
-                    self.client = None;
-                    if self.was_committed(transaction)? {
-                        return Ok(value);
-                    }
-                }
-                Err(TransactionError::NotCommitted(error)) => {
-                    if !self.wait_for_retry(subject, &error, &mut budget) {
-                        return Err(error);
-                    }
+            let responses = self
+                .retry(|session| Ok(session.client()?.simple_query(&format!("SELECT txid_status({transaction})"))?));
+            match responses {
+                Ok(responses) => match first_value(&responses) {
+                    Some("committed") => return Ok(true),
+                    Some("aborted") => return Ok(false),
+                    // The server process of the old connection is still working on it.
+                    Some(_) if retry.wait() => {}
+                    _ => return Err(SessionError::permanent(unknown)),
+                },
+                // After a crash the server does not know the id if nothing of the transaction was written to disk.
+                Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => return Ok(false),
+                // Final, because repeating the transaction could write its rows twice.
+                Err(error) => {
+                    let reason = format!("{unknown}: {}", self.config.reason(&error));
+                    return Err(SessionError::Final { reason, transient: error.is_transient() });
                 }
             }
         }
     }
 
-    fn attempt<T>(
-        &mut self,
-        body: &mut impl FnMut(&mut Client) -> Result<T, SessionError>,
-    ) -> Result<T, TransactionError<T>> {
-        let transaction = self.begin().map_err(TransactionError::NotCommitted)?;
-        let value = self.connected_client().and_then(body).map_err(TransactionError::NotCommitted)?;
-        match self.commit() {
-            Ok(()) => Ok(value),
-            Err(error) if error.is_connection_lost() => Err(TransactionError::CommitUnanswered { transaction, value }),
-            Err(error) => Err(TransactionError::NotCommitted(error)),
-        }
+    /// Runs statements as one [`transaction`](Self::transaction).
+    pub fn execute(&mut self, statements: &str) -> Result<(), SessionError> {
+        self.transaction(|client| Ok(client.batch_execute(statements)?))
     }
 
-    /// Cleans up after a failure and waits. Returns `false` if a retry is pointless or the time is over.
-    fn wait_for_retry(&mut self, subject: &str, error: &SessionError, budget: &mut RetryBudget) -> bool {
-        if error.is_connection_lost() {
-            self.client = None;
-            tracing::warn!(destination = %self.config.target.address(), "connection lost, retrying");
-            return budget.server.wait();
+    /// Runs `body` in a transaction that is committed exactly once. Retries while the connection is lost, another
+    /// session holds a lock, or transactions conflict.
+    pub fn transaction<T>(
+        &mut self,
+        mut body: impl FnMut(&mut Client) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let result = self.retry_if(
+            |_| true,
+            |session| {
+                session.begin()?;
+                let value = session.connected_client().and_then(&mut body)?;
+                session.commit()?;
+                Ok(value)
+            },
+        );
+        if result.is_err() {
+            self.rollback();
         }
-        self.rollback();
-        if error.is_lock_timeout() {
-            warn_of_lock(subject);
-            return budget.lock.wait();
-        }
-        error.is_conflict() && budget.server.wait()
+        result
     }
 
     /// Calls `body` again while the connection is lost or another session holds a lock. Each retry starts without an
     /// open transaction.
-    pub fn retry<T>(
+    pub fn retry<T>(&mut self, body: impl FnMut(&mut Self) -> Result<T, SessionError>) -> Result<T, SessionError> {
+        self.retry_if(|error| !error.is_conflict(), body)
+    }
+
+    fn retry_if<T>(
         &mut self,
-        subject: &str,
+        condition: impl Fn(&SessionError) -> bool,
         mut body: impl FnMut(&mut Self) -> Result<T, SessionError>,
     ) -> Result<T, SessionError> {
         let mut budget = RetryBudget::new(&self.config);
         loop {
             match body(self) {
-                Ok(value) => return Ok(value),
-                Err(error)
-                    if (error.is_connection_lost() || error.is_lock_timeout())
-                        && self.wait_for_retry(subject, &error, &mut budget) => {}
-                Err(error) => return Err(error),
+                Err(error) if condition(&error) && self.wait_for_retry(&error, &mut budget) => {}
+                result => return result,
             }
         }
     }
 
+    /// Cleans up and waits. Returns `false` if a retry is pointless or the time is over.
+    fn wait_for_retry(&mut self, error: &SessionError, budget: &mut RetryBudget) -> bool {
+        if error.is_connection_lost() {
+            self.disconnect();
+            tracing::warn!(destination = %self.config.target.address(), "connection lost, retrying");
+            return budget.server.wait();
+        }
+        let is_lock_timeout = error.is_lock_timeout();
+        if !is_lock_timeout && !error.is_conflict() {
+            return false;
+        }
+        self.rollback();
+        if is_lock_timeout {
+            self.warn_of_lock();
+            return budget.lock.wait();
+        }
+        budget.server.wait()
+    }
+
     /// Runs statements within the open transaction. Retries while another session holds a lock; a savepoint preserves
     /// the transaction meanwhile.
-    pub fn execute_in_open_transaction(&mut self, subject: &str, statements: &str) -> Result<(), SessionError> {
+    pub fn execute_in_open_transaction(&mut self, statements: &str) -> Result<(), SessionError> {
         let mut budget = RetryBudget::new(&self.config);
         loop {
             let client = self.connected_client()?;
@@ -266,7 +326,7 @@ impl Session {
             match executed.map_err(SessionError::from) {
                 Err(error) if error.is_lock_timeout() => {
                     client.batch_execute("ROLLBACK TO attempt; RELEASE attempt")?;
-                    warn_of_lock(subject);
+                    self.warn_of_lock();
                     if !budget.lock.wait() {
                         return Err(error);
                     }
@@ -276,55 +336,14 @@ impl Session {
         }
     }
 
-    /// Whether a transaction was committed whose COMMIT was not answered.
-    pub fn was_committed(&mut self, transaction: i64) -> Result<bool, SessionError> {
-        let mut retry = BACKOFF.within(self.config.retry_timeout);
-        loop {
-            let responses = self.retry("the last transaction", |session| {
-                Ok(session.client()?.simple_query(&format!("SELECT txid_status({transaction})"))?)
-            });
-            match responses {
-                Ok(responses) => match first_value(&responses) {
-                    Some("committed") => return Ok(true),
-                    Some("aborted") => return Ok(false),
-                    // The server process of the old connection is still working on it.
-                    Some(_) if retry.wait() => {}
-                    _ => {
-                        return Err(SessionError::Permanent(format!(
-                            "cannot determine whether transaction {transaction} was committed"
-                        )));
-                    }
-                },
-                // After a crash the server does not know the id if nothing of the transaction was written to disk.
-                Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
+    /// Converts an error for the user of the sink.
+    pub fn sink_error(&self, error: &SessionError) -> SinkError {
+        self.config.sink_error(&self.subject, error)
     }
 
-    /// Converts an error for the user of the sink. `subject` is the table or stream.
-    pub fn sink_error(&self, subject: &str, error: &SessionError) -> SinkError {
-        let reason = match error {
-            SessionError::Connect(error) => {
-                return SinkError { text: error.to_string(), transient: error.is_transient() };
-            }
-            SessionError::Postgres(_) if error.is_lock_timeout() => {
-                "another session has held a lock for too long".to_owned()
-            }
-            SessionError::Postgres(error) => self.config.target.describe(error),
-            SessionError::Disconnected => "the connection was lost".to_owned(),
-            SessionError::Permanent(reason) => reason.clone(),
-        };
-        let transient = error.is_connection_lost()
-            || error.is_conflict()
-            || error.is_lock_timeout()
-            || error.code().is_some_and(|code| code.code().starts_with("53") || *code == SqlState::QUERY_CANCELED);
-        SinkError { text: format!("{subject} in {}: {reason}", self.config.target.address()), transient }
+    fn warn_of_lock(&self) {
+        tracing::warn!(on = %self.subject, "waiting for a lock that another session holds");
     }
-}
-
-fn warn_of_lock(subject: &str) {
-    tracing::warn!(on = %subject, "waiting for a lock that another session holds");
 }
 
 /// The first column of the first row.

@@ -2,97 +2,77 @@
 //!
 //! Each operation is one transaction.
 
-use postgres::Client;
 use postgres::error::SqlState;
 
-use super::generation::{self, PartialGeneration};
-use super::layout::{Column, SEQUENCE};
+use super::generation;
+use super::layout::{Column, MergeKey, SEQUENCE};
 use super::names::{quote, quoted_list};
-use super::session::Session;
+use super::session::{Session, SessionError};
 use super::table::Table;
-use crate::sidecar::sink::SinkError;
 
 /// The rows of a staging table.
 #[derive(Clone, Copy)]
 pub struct StagedRows<'s> {
-    /// The staging table.
-    pub table: &'s Table,
-    /// All columns of the stream.
-    pub columns: &'s [Column],
-    /// Columns of the key; empty: rows are added without merging.
-    pub key: &'s [String],
-    /// Of two rows with the same key, the one with the higher value in this column wins.
-    pub cursor: Option<&'s str>,
+    table: &'s Table,
+    columns: &'s [Column],
+    key: &'s [String],
+    cursor: Option<&'s str>,
 }
 
-impl StagedRows<'_> {
-    /// Adds the rows to the target, or merges them by their key.
-    pub fn merge(&self, session: &mut Session, target: &mut Table) -> Result<(), SinkError> {
-        let subject = target.subject();
-        target.ensure_columns(session, self.columns).map_err(|error| session.sink_error(&subject, &error))?;
-        let mut statements = if self.key.is_empty() {
-            self.insert(target)
-        } else if self.ensure_key(session, target)? {
-            self.upsert(target)
-        } else {
-            self.delete_and_insert(target)
-        };
-        statements.extend(["TRUNCATE ", &self.table.qualified_name(), ";"]);
-        session.execute(&subject, &statements)
+impl<'s> StagedRows<'s> {
+    /// The rows of a staging table with these columns.
+    pub fn new(table: &'s Table, columns: &'s [Column], merge_key: &'s MergeKey) -> Self {
+        Self { table, columns, key: &merge_key.columns, cursor: merge_key.cursor.as_deref() }
     }
 
-    /// Replaces the rows of generations below `minimum`. Drops the staging table and the obsolete generation table.
+    /// Adds the rows to the target, or merges them by their key.
+    pub fn merge(&self, session: &mut Session, target: &mut Table) -> Result<(), SessionError> {
+        target.ensure_columns(session, self.columns)?;
+        let is_unique = !self.key.is_empty() && self.ensure_key(session, target)?;
+        let mut statements = self.insert_or_merge(target, is_unique);
+        statements.extend(["TRUNCATE ", &self.table.qualified_name(), ";"]);
+        session.execute(&statements)
+    }
+
+    /// Replaces the rows of generations below `minimum`. Drops the staging table, and executes `drop_obsolete`.
     pub fn replace_generations(
         &self,
         session: &mut Session,
         target: &mut Table,
         minimum: i64,
-        obsolete: Option<&PartialGeneration>,
-    ) -> Result<(), SinkError> {
-        let subject = target.subject();
-        if !session.transaction(&subject, |client| generation::has_rows_from(client, target, minimum))? {
-            return self.replace_all(session, target, obsolete);
+        drop_obsolete: &str,
+    ) -> Result<(), SessionError> {
+        if !session.transaction(|client| generation::has_rows_from(client, target, minimum))? {
+            return self.replace_all(session, target, drop_obsolete);
         }
-        let keyed = !self.key.is_empty();
-        let unique =
-            keyed && self.key.iter().all(|name| target.has_column(name)) && self.ensure_key(session, target)?;
+        let is_unique = !self.key.is_empty()
+            && self.key.iter().all(|name| target.has_column(name))
+            && self.ensure_key(session, target)?;
         let mut statements = target.create_or_widen(self.columns).unwrap_or_default();
         let condition = generation::is_below(minimum);
         statements.extend(["DELETE FROM ", &target.qualified_name(), " WHERE ", &condition, ";"]);
-        if !unique {
+        if !is_unique {
             statements.push_str(&target.drop_stale_key(self.key).unwrap_or_default());
         }
         if self.table.exists() {
-            statements.push_str(&match (keyed, unique) {
-                (false, _) => self.insert(target),
-                (true, true) => self.upsert(target),
-                (true, false) => self.delete_and_insert(target),
-            });
+            statements.push_str(&self.insert_or_merge(target, is_unique));
             statements.extend(["DROP TABLE ", &self.table.qualified_name(), ";"]);
         }
-        statements.push_str(&obsolete.map(PartialGeneration::drop_statement).unwrap_or_default());
-        session.execute(&subject, &statements)
+        session.execute(&(statements + drop_obsolete))
     }
 
-    /// Replaces all rows of the target; its grants, views and indexes stay. Drops the staging table and the obsolete
-    /// generation table.
-    pub fn replace_all(
-        &self,
-        session: &mut Session,
-        target: &mut Table,
-        obsolete: Option<&PartialGeneration>,
-    ) -> Result<(), SinkError> {
-        let mut statements = self.fill(target, &format!("TRUNCATE {};", target.qualified_name()));
-        statements.push_str(&obsolete.map(PartialGeneration::drop_statement).unwrap_or_default());
-        session.execute(&target.subject(), &statements)
+    /// Replaces all rows of the target; its grants, views and indexes stay. Drops the staging table, and executes
+    /// `drop_obsolete`.
+    pub fn replace_all(&self, session: &mut Session, target: &Table, drop_obsolete: &str) -> Result<(), SessionError> {
+        session.execute(&(self.fill(target, &format!("TRUNCATE {};", target.qualified_name())) + drop_obsolete))
     }
 
     /// Moves the rows into the target and drops the staging table, unless the target has rows. Returns whether it did.
-    pub fn fill_if_empty(&self, session: &mut Session, target: &Table) -> Result<bool, SinkError> {
+    pub fn fill_if_empty(&self, session: &mut Session, target: &Table) -> Result<bool, SessionError> {
         let statements = self.fill(target, "");
         // No other session can add rows between the check and the commit.
         let lock = format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", target.qualified_name());
-        session.transaction(&target.subject(), |client| {
+        session.transaction(|client| {
             if target.exists() {
                 client.batch_execute(&lock)?;
                 if target.has_rows(client, "true")? {
@@ -132,6 +112,15 @@ impl StagedRows<'_> {
         let key = quoted_list(self.key);
         let cursor = self.cursor.map(|cursor| format!("{} DESC NULLS LAST, ", quote(cursor))).unwrap_or_default();
         format!("SELECT DISTINCT ON ({key}) {columns} FROM {staging} ORDER BY {key}, {cursor}{} DESC", quote(SEQUENCE))
+    }
+
+    /// The statements that add the rows to the target, or merge them.
+    fn insert_or_merge(&self, target: &Table, is_unique: bool) -> String {
+        match is_unique {
+            true => self.upsert(target),
+            false if self.key.is_empty() => self.insert(target),
+            false => self.delete_and_insert(target),
+        }
     }
 
     fn insert(&self, target: &Table) -> String {
@@ -185,28 +174,24 @@ impl StagedRows<'_> {
     /// and INSERT.
     ///
     /// A table with a primary key on other columns that is not ours gets no key.
-    fn ensure_key(&self, session: &mut Session, target: &mut Table) -> Result<bool, SinkError> {
+    fn ensure_key(&self, session: &mut Session, target: &mut Table) -> Result<bool, SessionError> {
         if target.has_key(self.key) {
             return Ok(true);
         }
-        if target.key_failed() {
+        if target.key_failed {
             return Ok(false);
         }
-        let subject = target.subject();
         if target.has_other_primary_key() {
-            target.record_key_failed();
-            tracing::warn!(table = %subject, "the primary key differs from the stream's: merging with DELETE and INSERT");
+            target.key_failed = true;
+            tracing::warn!(table = %session.subject, "the primary key differs from the stream's: merging with DELETE and INSERT");
             return Ok(false);
         }
-        let execute = |session: &mut Session, statements: String| {
-            session.try_transaction(&subject, |client: &mut Client| Ok(client.batch_execute(&statements)?))
-        };
         let drop_stale = target.drop_stale_key(self.key).unwrap_or_default();
         let mut primary = true;
-        let mut added = execute(session, format!("{drop_stale}{}", target.add_primary_key(self.key)));
+        let mut added = session.execute(&format!("{drop_stale}{}", target.add_primary_key(self.key)));
         if added.as_ref().is_err_and(|error| error.code() == Some(&SqlState::NOT_NULL_VIOLATION)) {
             primary = false;
-            added = execute(session, format!("{drop_stale}{}", target.add_unique_index(self.key)));
+            added = session.execute(&format!("{drop_stale}{}", target.add_unique_index(self.key)));
         }
         match added {
             Ok(()) => {
@@ -214,12 +199,12 @@ impl StagedRows<'_> {
                 Ok(true)
             }
             Err(error) if error.code().is_some() && !error.is_connection_lost() && !error.is_lock_timeout() => {
-                let error = session.sink_error(&subject, &error);
-                target.record_key_failed();
+                let error = session.sink_error(&error);
+                target.key_failed = true;
                 tracing::warn!(%error, "cannot create the primary key: merging with DELETE and INSERT");
                 Ok(false)
             }
-            Err(error) => Err(session.sink_error(&subject, &error)),
+            Err(error) => Err(error),
         }
     }
 }

@@ -55,12 +55,25 @@ pub struct Table {
     existence: Existence,
     columns: HashSet<String>,
     keys: Vec<UniqueKey>,
-    key_failed: bool,
+    /// A key could not be added, so that further commits do not try again.
+    pub key_failed: bool,
     /// A staging table with the column [`SEQUENCE`].
     sequenced: bool,
 }
 
 impl Table {
+    fn new(schema: &str, name: &str, existence: Existence) -> Self {
+        Self {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+            existence,
+            columns: HashSet::new(),
+            keys: Vec::new(),
+            key_failed: false,
+            sequenced: false,
+        }
+    }
+
     /// Reads the definition of a table, and its columns.
     pub fn inspect(client: &mut Client, schema: &str, name: &str) -> Result<(Self, Vec<ExistingColumn>), SessionError> {
         let schema_exists = client.query_opt("SELECT 1 FROM pg_namespace WHERE nspname = $1", &[&schema])?.is_some();
@@ -69,23 +82,16 @@ impl Table {
              WHERE n.nspname = $1 AND c.relname = $2",
             &[&schema, &name],
         )?;
-        let mut table = Self {
-            schema: schema.to_owned(),
-            name: name.to_owned(),
-            existence: match (&found, schema_exists) {
-                (Some(_), _) => Existence::Exists,
-                (None, true) => Existence::NoTable,
-                (None, false) => Existence::NoSchema,
-            },
-            columns: HashSet::new(),
-            keys: Vec::new(),
-            key_failed: false,
-            sequenced: false,
+        let existence = match (&found, schema_exists) {
+            (Some(_), _) => Existence::Exists,
+            (None, true) => Existence::NoTable,
+            (None, false) => Existence::NoSchema,
         };
+        let mut table = Self::new(schema, name, existence);
         let Some(found) = found else { return Ok((table, Vec::new())) };
         let (oid, kind): (u32, String) = (found.get(0), found.get(1));
         if !matches!(kind.as_str(), "r" | "p") {
-            return Err(SessionError::Permanent("a relation of this name exists and is not a table".to_owned()));
+            return Err(SessionError::permanent("a relation of this name exists and is not a table"));
         }
         let columns = existing_columns(client, oid)?;
         table.columns = columns.iter().map(|column| column.name.clone()).collect();
@@ -106,15 +112,9 @@ impl Table {
 
     /// A new staging table for this table.
     pub fn staging_table(&self, run_id: i64, sequenced: bool) -> Self {
-        Self {
-            schema: self.schema.clone(),
-            name: self.name_for_run(&self.staging_prefix(), run_id),
-            existence: if self.existence == Existence::NoSchema { Existence::NoSchema } else { Existence::NoTable },
-            columns: HashSet::new(),
-            keys: Vec::new(),
-            key_failed: false,
-            sequenced,
-        }
+        let existence = if self.existence == Existence::NoSchema { Existence::NoSchema } else { Existence::NoTable };
+        let name = self.name_for_run(&self.staging_prefix(), run_id);
+        Self { sequenced, ..Self::new(&self.schema, &name, existence) }
     }
 
     /// The name of the generation table for this table. No run takes it for an orphaned staging table, because the part
@@ -141,11 +141,6 @@ impl Table {
     /// Its name in SQL.
     pub fn qualified_name(&self) -> String {
         qualified(&self.schema, &self.name)
-    }
-
-    /// Its description in messages.
-    pub fn subject(&self) -> String {
-        format!("table {}", self.qualified_name())
     }
 
     /// Whether it exists.
@@ -193,7 +188,7 @@ impl Table {
     /// Creates the table or adds missing columns, in a transaction of its own.
     pub fn ensure_columns(&mut self, session: &mut Session, columns: &[Column]) -> Result<(), SessionError> {
         if let Some(statements) = self.create_or_widen(columns) {
-            session.try_transaction(&self.subject(), |client| Ok(client.batch_execute(&statements)?))?;
+            session.execute(&statements)?;
             self.record_columns(columns);
         }
         Ok(())
@@ -248,16 +243,6 @@ impl Table {
         self.keys.retain(|key| !key.is_own_primary());
         let name = self.key_name(columns);
         self.keys.push(UniqueKey { name, primary, is_arbiter: true, columns: columns.iter().cloned().collect() });
-    }
-
-    /// Whether an attempt to add the key failed in this run.
-    pub fn key_failed(&self) -> bool {
-        self.key_failed
-    }
-
-    /// Records that the key cannot be added, so that not every commit tries again.
-    pub fn record_key_failed(&mut self) {
-        self.key_failed = true;
     }
 
     /// Contains a hash of the table's name, because names of indexes must be unique in the schema.

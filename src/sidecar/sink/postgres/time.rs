@@ -10,6 +10,10 @@ const DAYS_OF_MONTH: [u8; 12] = [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
 
 /// Days from 0001-01-01 to 2000-01-01.
 const EPOCH_DAYS: i32 = 730_119;
+/// Seconds from 1970-01-01 to 2000-01-01.
+const UNIX_SECONDS_OF_2000: i128 = 946_684_800;
+const SECONDS_PER_DAY: i128 = 86_400;
+const NANOS_PER_SECOND: i128 = 1_000_000_000;
 const MICROS_PER_SECOND: i64 = 1_000_000;
 
 /// Whether the text is an instant in the format of RFC 3339: date, `T` or a space, time, offset.
@@ -25,22 +29,16 @@ pub fn timestamptz(text: &str) -> Option<i64> {
 
 /// The microseconds of a `timestamp`, in UTC.
 pub fn timestamp(text: &str) -> Option<i64> {
-    let at = lenient(text)?;
-    let part = |part: i8| u16::try_from(part).ok();
-    let seconds = seconds(part(at.hour())?, part(at.minute())?, part(at.second())?);
-    let fraction = fraction(u32::try_from(at.subsec_nanosecond()).ok()?, 9);
-    Some(micros(days_of(at.date())?, seconds) + fraction)
+    let nanos = lenient(text)?;
+    let seconds = i64::try_from(nanos.div_euclid(NANOS_PER_SECOND)).ok()?;
+    Some(seconds * MICROS_PER_SECOND + fraction(u32::try_from(nanos.rem_euclid(NANOS_PER_SECOND)).ok()?, 9))
 }
 
 /// The days of a `date`, from a date or a time that is midnight in UTC.
 pub fn date(text: &str) -> Option<i32> {
-    let at = lenient(text)?;
-    if at.time() == jiff::civil::Time::midnight() { days_of(at.date()) } else { None }
-}
-
-fn days_of(date: Date) -> Option<i32> {
-    let part = |part: i8| u16::try_from(part).ok();
-    Some(days(u16::try_from(date.year()).ok()?, part(date.month())?, part(date.day())?))
+    let nanos = lenient(text)?;
+    let day = SECONDS_PER_DAY * NANOS_PER_SECOND;
+    if nanos % day == 0 { i32::try_from(nanos / day).ok() } else { None }
 }
 
 fn is_leap(year: u16) -> bool {
@@ -118,8 +116,9 @@ fn strict(text: &[u8]) -> Option<(i64, bool)> {
     Some((micros(days(year, month, day), seconds(hour, minute, second) - offset) + fraction_micros, zoned))
 }
 
-/// Parses other formats, to UTC: offsets without a colon, dates without a time, lower case, ISO weeks.
-fn lenient(text: &str) -> Option<DateTime> {
+/// Parses other formats: offsets without a colon, dates without a time, lower case, ISO weeks. Returns nanoseconds since
+/// 2000-01-01 UTC.
+fn lenient(text: &str) -> Option<i128> {
     let text = text.trim();
     let at = if let Ok(at) = text.parse::<Timestamp>() {
         at
@@ -136,7 +135,8 @@ fn lenient(text: &str) -> Option<DateTime> {
         }
         at.to_zoned(TimeZone::UTC).ok()?.timestamp()
     };
-    Some(TimeZone::UTC.to_datetime(at)).filter(|at| at.year() >= 1)
+    let nanos = at.as_nanosecond() - UNIX_SECONDS_OF_2000 * NANOS_PER_SECOND;
+    (nanos >= -i128::from(EPOCH_DAYS) * SECONDS_PER_DAY * NANOS_PER_SECOND).then_some(nanos)
 }
 
 #[cfg(test)]

@@ -80,13 +80,8 @@ impl ColumnType {
         match kind {
             Some("string") if matches!(text("format"), Some("date-time" | "date")) => Self::TimestampTz,
             Some("integer") => Self::BIGINT,
-            Some("number") => {
-                if text("airbyte_type") == Some("integer") {
-                    Self::BIGINT
-                } else {
-                    Self::Double
-                }
-            }
+            Some("number") if text("airbyte_type") == Some("integer") => Self::BIGINT,
+            Some("number") => Self::Double,
             Some("boolean") => Self::Boolean,
             Some("array" | "object") => Self::JSONB,
             _ => Self::TEXT,
@@ -98,30 +93,14 @@ impl ColumnType {
         Some(match raw.as_bytes().first()? {
             b'n' => return None,
             b't' | b'f' => Self::Boolean,
-            b'[' => Self::TEXT,
             // Objects below the depth limit are not flattened.
             b'{' => Self::JSONB,
-            b'"' => {
-                if time::is_instant(raw.trim_matches('"')) {
-                    Self::TimestampTz
-                } else {
-                    Self::TEXT
-                }
-            }
-            _ if raw.contains(['.', 'e', 'E']) => {
-                if number::double(raw).is_none() {
-                    Self::TEXT
-                } else {
-                    Self::Double
-                }
-            }
-            _ => {
-                if number::is_bigint(raw) {
-                    Self::BIGINT
-                } else {
-                    Self::TEXT
-                }
-            }
+            b'"' if time::is_instant(raw.trim_matches('"')) => Self::TimestampTz,
+            b'"' | b'[' => Self::TEXT,
+            _ if raw.parse::<i64>().is_ok() => Self::BIGINT,
+            _ if raw.contains(['.', 'e', 'E']) && number::double(raw).is_some() => Self::Double,
+            // Numbers beyond the range of both types.
+            _ => Self::TEXT,
         })
     }
 

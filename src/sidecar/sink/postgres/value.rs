@@ -59,9 +59,8 @@ fn text(max_chars: Option<usize>, raw: &str, out: &mut Vec<u8>) -> Fit {
         out.extend_from_slice(raw.as_bytes());
     }
     if memchr(0, &out[start..]).is_some() {
-        let without_nul: Vec<u8> = out[start..].iter().copied().filter(|byte| *byte != 0).collect();
-        out.truncate(start);
-        out.extend_from_slice(&without_nul);
+        let text = out.split_off(start);
+        out.extend(text.into_iter().filter(|byte| *byte != 0));
     }
     let text = &out[start..];
     // A text has at most as many characters as bytes; characters are only counted if that bound is not enough.
