@@ -1,4 +1,4 @@
-//! `syncctl db`: what a person does with the embedded database, and the keeper that runs beside it.
+//! `syncctl db`: a shell in the embedded database, its URL and its end; and the hidden command of its holder.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::output::{Format, Output};
 
 /// Use the embedded database: a private PostgreSQL server in the state directory
 ///
-/// It runs while somebody uses it. These commands are about this one also where SYNCCTL_DATABASE_URL names another.
+/// It runs while a command uses it. These commands use it even if SYNCCTL_DATABASE_URL names another database.
 #[derive(Debug, clap::Args)]
 pub struct DbArgs {
     #[command(subcommand)]
@@ -25,10 +25,11 @@ enum DbCommand {
     Psql(PsqlArgs),
     Url(UrlArgs),
     Stop(StopArgs),
-    Keep(KeepArgs),
+    #[command(hide = true)]
+    Hold(HoldArgs),
 }
 
-/// Open a shell in it: psql, with the arguments that follow
+/// Open a shell in it: psql with these arguments
 ///
 /// The server runs as long as psql does.
 #[derive(Debug, clap::Args)]
@@ -42,7 +43,7 @@ pub struct PsqlArgs {
 
 /// Print its URL, for other programs
 ///
-/// The server then stays for a minute, and after that as long as somebody is connected.
+/// The server then runs for a minute, and after that as long as a client is connected.
 #[derive(Debug, clap::Args)]
 pub struct UrlArgs {
     /// Print the result (and a failure) in this form [default: text]
@@ -52,7 +53,7 @@ pub struct UrlArgs {
     directories: DirectoryArgs,
 }
 
-/// Stop it now, if nobody uses it
+/// Stop it now, unless it is in use
 #[derive(Debug, clap::Args)]
 pub struct StopArgs {
     /// Print the result (and a failure) in this form [default: text]
@@ -62,18 +63,17 @@ pub struct StopArgs {
     directories: DirectoryArgs,
 }
 
-/// Keep the server for those who use it
+/// Stop the server after its last user
 #[derive(Debug, clap::Args)]
-#[command(name = local_server::HOLD_COMMAND[1], hide = true)]
-pub struct KeepArgs {
+pub struct HoldArgs {
     /// The state directory
     state: PathBuf,
-    /// The folder of the programs of PostgreSQL
-    binaries: PathBuf,
+    /// The directory of the programs of PostgreSQL
+    programs: PathBuf,
 }
 
-/// What libpq would take from the environment instead of what it is told here, or besides.
-const FOREIGN_VARIABLES: [&str; 13] = [
+/// Variables of libpq that could contradict the connection to the embedded database.
+const CONFLICTING_VARIABLES: [&str; 13] = [
     "PGHOSTADDR",
     "PGPASSWORD",
     "PGPASSFILE",
@@ -94,8 +94,7 @@ pub(super) fn run(args: DbArgs) -> u8 {
     match command {
         DbCommand::Psql(PsqlArgs { arguments, directories }) => {
             let Err(failure) = psql(&arguments, directories);
-            Output::new(None, false).explain(&failure);
-            failure.class.exit_code()
+            explain(&failure)
         }
         DbCommand::Url(UrlArgs { output, directories }) => {
             let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
@@ -106,15 +105,16 @@ pub(super) fn run(args: DbArgs) -> u8 {
             let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
             finish(&output, stop(directories))
         }
-        DbCommand::Keep(KeepArgs { state, binaries }) => match local_server::hold(&state, binaries) {
+        DbCommand::Hold(HoldArgs { state, programs }) => match local_server::hold(&state, &programs) {
             Ok(()) => 0,
-            Err(failure) => {
-                // Whoever waits for the server reads it from the lock; this is for who tries the command.
-                Output::new(None, false).explain(&failure);
-                failure.class.exit_code()
-            }
+            Err(failure) => explain(&failure),
         },
     }
+}
+
+fn explain(failure: &Failure) -> u8 {
+    Output::new(None, false).explain(failure);
+    failure.class.exit_code()
 }
 
 fn finish(output: &Output, result: Result<(String, serde_json::Value), Failure>) -> u8 {
@@ -131,20 +131,20 @@ fn finish(output: &Output, result: Result<(String, serde_json::Value), Failure>)
     }
 }
 
-/// Becomes psql, which is then what the server runs for, what a terminal talks to, and what tells the exit code.
-fn psql(arguments: &[OsString], directories: DirectoryArgs) -> Result<std::convert::Infallible, Failure> {
+/// Becomes psql, which then uses the server and the terminal, and sets the exit code.
+fn psql(arguments: &[OsString], directories: PlacesArgs) -> Result<std::convert::Infallible, Failure> {
     let database = LocalServer::start(&directories.resolve()?.database())?;
     let program = database.program("psql").unwrap_or_else(|| "psql".into());
     let mut command = Command::new(&program);
     command.args(arguments);
-    for name in FOREIGN_VARIABLES {
+    for name in CONFLICTING_VARIABLES {
         command.env_remove(name);
     }
-    command.env("PGHOST", database.socket_folder()).env("PGPORT", PORT.to_string());
+    command.env("PGHOST", database.socket_directory()).env("PGPORT", PORT.to_string());
     command.env("PGUSER", USER).env("PGDATABASE", DATABASE);
     let error = database.become_program(&mut command);
-    let text = format!("running {}: {error}", program.display());
-    Err(Failure::new(Class::StartError, text).with_hint("install the client of PostgreSQL"))
+    let text = format!("cannot run {}: {error}", program.display());
+    Err(Failure::new(Class::StartError, text).with_hint("install the client programs of PostgreSQL"))
 }
 
 fn url(directories: DirectoryArgs) -> Result<String, Failure> {
@@ -159,8 +159,7 @@ fn stop(directories: DirectoryArgs) -> Result<(String, serde_json::Value), Failu
         StopOutcome::NotRunning => ("the embedded database was not running", false),
         StopOutcome::InUse => {
             let text = "the embedded database is in use: it stops by itself after its last user";
-            let hint =
-                "end the commands and the clients that are connected: `syncctl db psql -c 'TABLE pg_stat_activity'`";
+            let hint = "end the commands and clients that use it: `syncctl db psql -c 'TABLE pg_stat_activity'`";
             return Err(Failure::new(Class::DatabaseError, text).with_hint(hint));
         }
     };

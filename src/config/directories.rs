@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::describe;
-use crate::db::local_server::{Search, ServerDirectory};
+use crate::db::local_server::{ProgramSearch, ServerDirectory};
 use crate::env::{self, Variable};
 use crate::failure::{Class, Failure};
 
@@ -32,7 +32,7 @@ pub struct Directories {
     /// What can be fetched again.
     pub cache: PathBuf,
     /// Where the programs of PostgreSQL may be.
-    pub postgres: Search,
+    pub postgres: ProgramSearch,
 }
 
 /// What the defaults depend on.
@@ -85,7 +85,7 @@ impl DirectoryArgs {
         Ok(Directories {
             state: directory(state_dir, state_home, "/var/lib", ".local/state", &env::STATE_DIR)?,
             cache: directory(cache_dir, cache_home, "/var/cache", ".cache", &env::CACHE_DIR)?,
-            postgres: Search {
+            postgres: ProgramSearch {
                 only: only.as_deref().map(absolute).transpose()?,
                 path: path.iter().flat_map(std::env::split_paths).collect(),
             },

@@ -3,15 +3,12 @@
 use serde_json::json;
 
 use crate::config::{Engine, Settings};
-use crate::db::local_server::{DATABASE, LocalServer, PORT, USER};
+use crate::db::local_server::{DATABASE, LocalServer, PORT, SCHEMA, USER};
 use crate::failure::Failure;
 use crate::pod::Backend;
 use crate::pod::kubernetes::Cluster;
 use crate::pod::local::Machine;
 use crate::secret::Secret;
-
-/// The schema of the embedded database, for results as for rows.
-const SCHEMA: &str = "syncctl";
 
 /// Connects to the cluster, or makes this machine ready.
 pub fn open(settings: &Settings) -> Result<Backend, Failure> {
@@ -29,7 +26,7 @@ pub fn database(mut settings: Settings) -> Result<(Settings, Option<LocalServer>
     settings.pod.sidecar_database_url = settings.database_url.clone();
     let warehouse = json!({
         "destinationType": "postgres",
-        "host": database.socket_folder(),
+        "host": database.socket_directory(),
         "port": PORT,
         "database": DATABASE,
         "username": USER,

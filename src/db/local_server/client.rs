@@ -1,0 +1,72 @@
+//! How clients reach the server, and the statements that this layer itself sends.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use postgres::Client;
+use postgres::error::SqlState;
+
+use super::directory::ServerDirectory;
+use crate::db::{DbError, Target};
+use crate::failure::Failure;
+
+/// The user, who owns everything in the server.
+pub const USER: &str = "syncctl";
+/// The database.
+pub const DATABASE: &str = "syncctl";
+/// The schema that unqualified names refer to.
+pub const SCHEMA: &str = "syncctl";
+/// The port: only a part of the socket's name, because nothing listens on the network.
+pub const PORT: u16 = 5432;
+
+/// What needs no encoding in the host of a URL.
+const HOST: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+pub(super) fn url(directory: &ServerDirectory, database: &str) -> String {
+    let host = directory.socket_directory().display().to_string();
+    format!("postgresql://{USER}@{}:{PORT}/{database}", utf8_percent_encode(&host, HOST))
+}
+
+fn connect(directory: &ServerDirectory, database: &str) -> Result<Client, DbError> {
+    Target::parse(&url(directory, database).into(), "the URL of the embedded database")?.connect("syncctl db")
+}
+
+/// Creates the database and its schema where they are missing.
+pub(super) fn prepare(directory: &ServerDirectory) -> Result<(), Failure> {
+    let failure = |reason: String| directory.failure(format!("cannot prepare the embedded database: {reason}"));
+    let refused = |error: postgres::Error| {
+        failure(error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()))
+    };
+    let client = |database| connect(directory, database).map_err(|error| failure(error.to_string()));
+    let mut database = client(DATABASE).or_else(|_| {
+        match client("postgres")?.batch_execute(&format!("CREATE DATABASE {DATABASE}")) {
+            Err(error) if error.code() != Some(&SqlState::DUPLICATE_DATABASE) => Err(refused(error)),
+            _ => client(DATABASE),
+        }
+    })?;
+    database.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA}")).map_err(refused)
+}
+
+/// Whether clients are connected, which may be other programs that hold no lock: psql with the URL. False if the server
+/// does not answer.
+pub(super) fn has_clients(directory: &ServerDirectory) -> bool {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    let count = || connect(directory, DATABASE).ok()?.query_one(sql, &[]).ok()?.try_get::<_, i64>(0).ok();
+    count().is_some_and(|count| count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DATABASE, ServerDirectory, Target, url};
+    use crate::db::local_server::ProgramSearch;
+    use std::path::Path;
+
+    #[test]
+    fn url_names_the_socket_whatever_its_path() {
+        for state in ["/var/lib/syncctl", "/home/ä b/50%/it's \"x\":5/@"] {
+            let directory = ServerDirectory::new(Path::new(state), ProgramSearch::default());
+            let url = url(&directory, DATABASE);
+            let target =
+                Target::parse(&url.as_str().into(), "the URL").unwrap_or_else(|error| panic!("{url}: {error}"));
+            assert_eq!(target.place(), format!("database \"syncctl\" at {state}/postgres/socket:5432"));
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The programs of PostgreSQL on this machine: where they are, which major version they have, how to install them.
+//!
+//! Debian and others install them outside of PATH, several versions next to each other. A data directory works with one
+//! major version alone, which is then looked for in all places.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::account::Account;
+use super::directory::{ServerDirectory, unavailable};
+use crate::failure::Failure;
+
+/// Where to look for the programs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProgramSearch {
+    /// The only directory, if there is one.
+    pub only: Option<PathBuf>,
+    /// The directories of PATH.
+    pub path: Vec<PathBuf>,
+}
+
+/// Servers before it write no status to their pid file.
+const MIN_VERSION: u32 = 10;
+
+/// Where packages install them: the parent, the prefix of a name with a version in it, and the directory below that.
+const PLACES: [(&str, &str, &str); 9] = [
+    // Debian, Ubuntu
+    ("/usr/lib/postgresql", "", "bin"),
+    // Fedora and others with the packages of the PostgreSQL project
+    ("/usr", "pgsql-", "bin"),
+    // openSUSE
+    ("/usr/lib", "postgresql", "bin"),
+    // Alpine
+    ("/usr/libexec", "postgresql", ""),
+    // Homebrew on its three kinds of machines
+    ("/opt/homebrew/opt", "postgresql@", "bin"),
+    ("/usr/local/opt", "postgresql@", "bin"),
+    ("/home/linuxbrew/.linuxbrew/opt", "postgresql@", "bin"),
+    // Postgres.app
+    ("/Applications/Postgres.app/Contents/Versions", "", "bin"),
+    // FreeBSD, and built from source
+    ("/usr/local", "pgsql", "bin"),
+];
+
+/// The directory of the programs that fit the data directory, or of the preferred ones if there is no data directory.
+/// Checks that the user of the server can run them. Creates nothing.
+pub(super) fn programs(directory: &ServerDirectory) -> Result<PathBuf, Failure> {
+    let wanted = data_version(directory)?;
+    let versions = candidates(&directory.search).into_iter().filter_map(|path| Some((version(&path)?, path)));
+    let programs = choose(versions, wanted).map_err(|others| missing(directory, wanted, &others))?;
+    if let Some(account) = Account::of(&directory.data()) {
+        account.check_access(directory.nearest_existing(), &programs.join("postgres"))?;
+    }
+    Ok(programs)
+}
+
+/// The major version of the data directory; `None` if there is none.
+pub(super) fn data_version(directory: &ServerDirectory) -> Result<Option<u32>, Failure> {
+    let data = directory.data();
+    match fs::read_to_string(data.join("PG_VERSION")) {
+        Ok(version) => Ok(version.trim().parse().ok()),
+        Err(_) if data.exists() => {
+            let text = format!("{} is not a data directory of PostgreSQL", data.display());
+            Err(unavailable(text, "move the directory away"))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// The first program of the wanted version; without one, of any supported version. The error lists the other versions.
+/// Lazy, because finding out a version starts a process.
+fn choose(versions: impl Iterator<Item = (u32, PathBuf)>, wanted: Option<u32>) -> Result<PathBuf, BTreeSet<u32>> {
+    let mut others = BTreeSet::new();
+    for (version, path) in versions {
+        if version >= MIN_VERSION && wanted.is_none_or(|wanted| wanted == version) {
+            return Ok(path);
+        }
+        others.insert(version);
+    }
+    Err(others)
+}
+
+fn missing(directory: &ServerDirectory, wanted: Option<u32>, others: &BTreeSet<u32>) -> Failure {
+    let install = install_command(wanted);
+    let only = directory.search.only.as_ref().map(|only| only.display().to_string());
+    if let Some(wanted) = wanted.filter(|_| !others.is_empty()) {
+        let data = directory.data();
+        let list = others.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let place = only.map(|only| format!(" in {only}")).unwrap_or_default();
+        let text = format!(
+            "the data directory {} was created by PostgreSQL {wanted}, and only {list} is installed{place}",
+            data.display()
+        );
+        return unavailable(text, format!("install that version ({install}), or move the directory away"));
+    }
+    let (text, alternative) = match only {
+        Some(only) => (
+            format!(
+                "SYNCCTL_POSTGRES_BIN is {only}, which has no postgres (version {MIN_VERSION} or later) and initdb"
+            ),
+            "name the directory that has both: SYNCCTL_POSTGRES_BIN",
+        ),
+        None => (
+            "the embedded database needs the server of PostgreSQL, which is not installed".to_owned(),
+            "name another database: SYNCCTL_DATABASE_URL",
+        ),
+    };
+    unavailable(text, format!("{install}, or {alternative}"))
+}
+
+/// Directories that hold both programs, in order of preference.
+fn candidates(search: &ProgramSearch) -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    if let Some(only) = &search.only {
+        places.push(only.clone());
+    } else {
+        places.extend(search.path.iter().cloned());
+        for (parent, prefix, below) in PLACES {
+            let names = fs::read_dir(parent).into_iter().flatten().flatten();
+            let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+            places.extend(newest_first(names, prefix).iter().map(|name| Path::new(parent).join(name).join(below)));
+        }
+    }
+    let mut found = Vec::new();
+    for place in places {
+        // A link in PATH leads to the directory of all programs.
+        let postgres = fs::canonicalize(place.join("postgres")).ok();
+        if let Some(path) = postgres.as_deref().and_then(Path::parent).map(Path::to_owned)
+            && path.join("initdb").exists()
+            && !found.contains(&path)
+        {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Names that consist of the prefix and a version, or of a prefix alone.
+fn newest_first(names: impl Iterator<Item = String>, prefix: &str) -> Vec<String> {
+    let version = |name: &str| match name.strip_prefix(prefix)? {
+        "" if !prefix.is_empty() => Some(0.0),
+        version => version.parse::<f32>().ok(),
+    };
+    let mut versions: Vec<_> = names.filter_map(|name| Some((version(&name)?, name))).collect();
+    versions.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    versions.into_iter().map(|(_, name)| name).collect()
+}
+
+/// The major version of the server in this directory.
+fn version(programs: &Path) -> Option<u32> {
+    let output = Command::new(programs.join("postgres")).arg("-V").stdin(Stdio::null()).output().ok()?;
+    version_in(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// Of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
+fn version_in(text: &str) -> Option<u32> {
+    let (_, version) = text.split_once("(PostgreSQL) ")?;
+    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+/// The command that installs the server on this machine, of this major version if there is one.
+pub(super) fn install_command(major: Option<u32>) -> String {
+    let os_release = fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
+    let os_release = os_release.unwrap_or_default();
+    let system = if cfg!(target_os = "macos") { "ID=macos" } else { os_release.as_str() };
+    install_command_of(system, rustix::process::geteuid().is_root(), major)
+}
+
+fn install_command_of(os_release: &str, root: bool, major: Option<u32>) -> String {
+    let field = |name: &str| {
+        let value = os_release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or_default().trim_matches(['"', '\''])
+    };
+    let mut systems = field("ID").split_whitespace().chain(field("ID_LIKE").split_whitespace());
+    let command = systems.find_map(|system| {
+        Some(match system {
+            "debian" | "ubuntu" => "sudo apt-get install postgresql-VERSION",
+            "fedora" | "rhel" | "centos" => "sudo dnf install postgresqlVERSION-server",
+            "alpine" => "sudo apk add postgresqlVERSION",
+            "arch" => "sudo pacman -S postgresql",
+            "suse" | "opensuse" => "sudo zypper install postgresqlVERSION-server",
+            // Refuses to run as root.
+            "macos" => "brew install postgresql@VERSION",
+            _ => return None,
+        })
+    });
+    let command = command.unwrap_or("install the package of the server of PostgreSQL VERSION");
+    let command = if root { command.trim_start_matches("sudo ") } else { command };
+    match major {
+        Some(major) => command.replace("VERSION", &major.to_string()),
+        None => ["-VERSION", "@VERSION", " VERSION", "VERSION"]
+            .iter()
+            .fold(command.to_owned(), |command, part| command.replace(part, "")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{choose, install_command_of, newest_first, version_in};
+    use std::path::PathBuf;
+
+    #[test]
+    fn choose_prefers_the_version_of_the_data_then_the_first() {
+        for (label, installed, wanted, expected) in [
+            ("any will do", &[15, 17][..], None, Ok(15)),
+            ("one is wanted", &[17, 15], Some(15), Ok(15)),
+            ("too old for us", &[9, 13], None, Ok(13)),
+            ("none", &[], None, Err(vec![])),
+            ("others alone", &[17, 16, 17], Some(15), Err(vec![16, 17])),
+        ] {
+            let all = installed.iter().map(|version| (*version, PathBuf::from(version.to_string())));
+            let expected = expected.map(|version: u32| PathBuf::from(version.to_string()));
+            assert_eq!(choose(all, wanted).map_err(Vec::from_iter), expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn newest_first_sorts_versions_as_numbers() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>().into_iter();
+        assert_eq!(newest_first(names(&["9.6", "15", "8", "lib", "100"]), ""), ["100", "15", "9.6", "8"]);
+        assert_eq!(
+            newest_first(names(&["pgsql-13", "pgsql-x", "bin", "pgsql-17"]), "pgsql-"),
+            ["pgsql-17", "pgsql-13"]
+        );
+        assert_eq!(newest_first(names(&["pgsql", "share"]), "pgsql"), ["pgsql"]);
+    }
+
+    #[test]
+    fn version_in_reads_the_major_version() {
+        for (text, expected) in [
+            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", Some(15)),
+            ("postgres (PostgreSQL) 18beta1\n", Some(18)),
+            ("postgres (PostgreSQL) 9.6.24\n", Some(9)),
+            ("nginx version: 1.2", None),
+            ("", None),
+        ] {
+            assert_eq!(version_in(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn install_command_is_that_of_the_platform() {
+        for (os_release, root, major, expected) in [
+            ("NAME=\"Debian GNU/Linux\"\nID=debian\n", true, None, "apt-get install postgresql"),
+            ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", false, None, "sudo apt-get install postgresql"),
+            ("ID=debian\n", false, Some(13), "sudo apt-get install postgresql-13"),
+            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", true, None, "dnf install postgresql-server"),
+            ("ID=fedora\n", true, Some(16), "dnf install postgresql16-server"),
+            ("ID=alpine\n", false, None, "sudo apk add postgresql"),
+            ("ID=manjaro\nID_LIKE=arch\n", false, None, "sudo pacman -S postgresql"),
+            ("ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\n", true, None, "zypper install postgresql-server"),
+            ("ID=macos", false, None, "brew install postgresql"),
+            ("ID=macos", false, Some(16), "brew install postgresql@16"),
+            ("ID=plan9\n", false, None, "install the package of the server of PostgreSQL"),
+            ("", true, Some(13), "install the package of the server of PostgreSQL 13"),
+        ] {
+            assert_eq!(install_command_of(os_release, root, major), expected, "{os_release}");
+        }
+    }
+}

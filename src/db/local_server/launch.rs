@@ -1,0 +1,163 @@
+//! Running initdb and postgres: their settings, their environment, and why they have failed.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use super::account::Account;
+use super::client::{PORT, SCHEMA, USER};
+use super::directory::{ServerDirectory, reason, storage_failure, unavailable};
+use super::{installation, log};
+use crate::failure::Failure;
+
+/// Settings that are the same for every server, and win over its files.
+///
+/// The log has few lines, without the values in statements and rows. A private server has no replicas and needs less of a
+/// write-ahead log.
+const SETTINGS: &str = "
+    --listen_addresses= --unix_socket_permissions=0700 --max_connections=200 --shared_buffers=64MB
+    --wal_level=minimal --max_wal_senders=0 --max_logical_replication_workers=0 --fsync=on --jit=off
+    --timezone=UTC --log_timezone=UTC --logging_collector=off --log_min_error_statement=panic
+    --log_error_verbosity=terse --log_checkpoints=off
+";
+
+/// Ends the statements of killed clients within this time; since this major version, and on Linux.
+const CLIENT_CHECK: (u32, &str) = (14, "--client_connection_check_interval=1s");
+
+/// Variables with which programs find their libraries and temporary files.
+const PASSED_VARIABLES: [&str; 4] = ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "TMPDIR"];
+
+/// With less space than this the server may be unable to write why it has failed.
+const MIN_FREE_BYTES: u64 = 1024 * 1024;
+const NO_SPACE: &str = "No space left on device";
+
+/// A server that was started and may not take connections yet.
+pub(super) struct Launched {
+    pub(super) child: Child,
+    /// Positioned where its lines begin.
+    log: File,
+}
+
+impl Launched {
+    /// Fails if it has ended.
+    pub(super) fn check(&mut self, directory: &ServerDirectory) -> Result<(), Failure> {
+        let Ok(Some(status)) = self.child.try_wait() else { return Ok(()) };
+        let mut output = Vec::new();
+        self.log.read_to_end(&mut output).ok();
+        Err(failure(directory, "start", &output, status))
+    }
+}
+
+/// Starts the server without waiting for it; creates the data directory first if it is missing. All processes inherit
+/// the lock of the server.
+pub(super) fn launch(directory: &ServerDirectory, programs: &Path, lock: &File) -> Result<Launched, Failure> {
+    let log_failure = |error: io::Error| storage_failure("open", &directory.log(), &error);
+    rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty()).map_err(|error| log_failure(error.into()))?;
+    let launcher = Launcher { directory, programs, account: Account::of(&directory.data()) };
+    if !directory.data().exists() {
+        launcher.create_data()?;
+    }
+    launcher.create_empty(&directory.socket_directory())?;
+    let mut log = log::open(&directory.log()).map_err(log_failure)?;
+    log.seek(SeekFrom::End(0)).map_err(log_failure)?;
+    let child = launcher.server()?.stderr(log::open(&directory.log()).map_err(log_failure)?).spawn();
+    Ok(Launched { child: child.map_err(|error| launcher.cannot_run(&error))?, log })
+}
+
+/// What all programs of PostgreSQL need.
+struct Launcher<'a> {
+    directory: &'a ServerDirectory,
+    programs: &'a Path,
+    account: Option<Account>,
+}
+
+impl Launcher<'_> {
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.programs.join(program));
+        // The current directory of this process may be closed to the user of the server.
+        command.current_dir(&self.directory.path).stdin(Stdio::null()).stdout(Stdio::null());
+        detach(&mut command);
+        if let Some(account) = &self.account {
+            account.run_as(&mut command);
+        }
+        command
+    }
+
+    fn server(&self) -> Result<Command, Failure> {
+        let mut command = self.command("postgres");
+        command.arg("-D").arg(self.directory.data()).args(["-p", &PORT.to_string()]);
+        command.args(SETTINGS.split_whitespace());
+        command.arg(format!("--search_path={SCHEMA}, public"));
+        // The setting is a list of quoted names.
+        let socket_directory = self.directory.socket_directory().display().to_string().replace('"', "\"\"");
+        command.arg(format!("--unix_socket_directories=\"{socket_directory}\""));
+        if cfg!(target_os = "linux") && installation::data_version(self.directory)? >= Some(CLIENT_CHECK.0) {
+            command.arg(CLIENT_CHECK.1);
+        }
+        Ok(command)
+    }
+
+    /// Creates the data directory under another name first: one that exists is complete.
+    fn create_data(&self) -> Result<(), Failure> {
+        let (data, new_data) = (&self.directory.data(), &self.directory.path.join("data.new"));
+        self.create_empty(new_data)?;
+        let mut initdb = self.command("initdb");
+        initdb.arg("-D").arg(new_data).args(["-U", USER, "-E", "UTF8", "--locale=C", "--auth=trust"]);
+        // Its messages do not go to the log at once: on a full disk they would be lost.
+        let output = initdb.output().map_err(|error| self.cannot_run(&error))?;
+        log::open(&self.directory.log()).and_then(|mut log| log.write_all(&output.stderr)).ok();
+        let created = if output.status.success() {
+            let renamed = fs::rename(new_data, data).and_then(|()| File::open(&self.directory.path)?.sync_all());
+            renamed.map_err(|error| storage_failure("create", data, &error))
+        } else {
+            Err(failure(self.directory, "create", &output.stderr, output.status))
+        };
+        created.inspect_err(|_| _ = fs::remove_dir_all(new_data))
+    }
+
+    /// Creates an empty directory of the server's user, in place of what a killed process has left.
+    fn create_empty(&self, path: &Path) -> Result<(), Failure> {
+        let removed = match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        removed
+            .and_then(|()| DirBuilder::new().mode(0o700).create(path))
+            .and_then(|()| self.account.as_ref().map_or(Ok(()), |account| account.take_ownership(path)))
+            .map_err(|error| storage_failure("create", path, &error))
+    }
+
+    fn cannot_run(&self, error: &io::Error) -> Failure {
+        let text = format!("cannot run the programs of PostgreSQL in {}: {}", self.programs.display(), reason(error));
+        unavailable(text, "check that this user can run them, or choose others: SYNCCTL_POSTGRES_BIN")
+    }
+}
+
+/// Why a program has ended; `action` is a verb.
+fn failure(directory: &ServerDirectory, action: &str, output: &[u8], status: ExitStatus) -> Failure {
+    let path = &directory.path;
+    let is_full = rustix::fs::statvfs(path)
+        .is_ok_and(|disk| disk.f_blocks > 0 && disk.f_bavail.saturating_mul(disk.f_frsize) < MIN_FREE_BYTES);
+    let output = String::from_utf8_lossy(output);
+    let reason = match log::reason(&output).filter(|_| status.signal().is_none()) {
+        _ if is_full => NO_SPACE.to_owned(),
+        Some(reason) => reason.to_owned(),
+        None => status.to_string(),
+    };
+    let text = format!("cannot {action} the embedded database in {}: {reason}", path.display());
+    if reason.contains(NO_SPACE) || reason.contains("Disk quota exceeded") {
+        return unavailable(text, "free space there, or choose another directory: SYNCCTL_STATE_DIR");
+    }
+    directory.failure(text)
+}
+
+/// Makes a command independent of this process: of the Ctrl-C of its terminal, and of its environment, which may hold
+/// secrets.
+pub(super) fn detach(command: &mut Command) {
+    command.process_group(0).env_clear();
+    command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
+    command.envs(PASSED_VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+}
