@@ -55,8 +55,8 @@ _syncctl() {
             syncctl__subcmd__db,help)
                 cmd="syncctl__subcmd__db__subcmd__help"
                 ;;
-            syncctl__subcmd__db,keep)
-                cmd="syncctl__subcmd__db__subcmd__keep"
+            syncctl__subcmd__db,hold)
+                cmd="syncctl__subcmd__db__subcmd__hold"
                 ;;
             syncctl__subcmd__db,psql)
                 cmd="syncctl__subcmd__db__subcmd__psql"
@@ -70,8 +70,8 @@ _syncctl() {
             syncctl__subcmd__db__subcmd__help,help)
                 cmd="syncctl__subcmd__db__subcmd__help__subcmd__help"
                 ;;
-            syncctl__subcmd__db__subcmd__help,keep)
-                cmd="syncctl__subcmd__db__subcmd__help__subcmd__keep"
+            syncctl__subcmd__db__subcmd__help,hold)
+                cmd="syncctl__subcmd__db__subcmd__help__subcmd__hold"
                 ;;
             syncctl__subcmd__db__subcmd__help,psql)
                 cmd="syncctl__subcmd__db__subcmd__help__subcmd__psql"
@@ -118,8 +118,8 @@ _syncctl() {
             syncctl__subcmd__help,token)
                 cmd="syncctl__subcmd__help__subcmd__token"
                 ;;
-            syncctl__subcmd__help__subcmd__db,keep)
-                cmd="syncctl__subcmd__help__subcmd__db__subcmd__keep"
+            syncctl__subcmd__help__subcmd__db,hold)
+                cmd="syncctl__subcmd__help__subcmd__db__subcmd__hold"
                 ;;
             syncctl__subcmd__help__subcmd__db,psql)
                 cmd="syncctl__subcmd__help__subcmd__db__subcmd__psql"
@@ -329,7 +329,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__db)
-            opts="-h --help psql url stop keep help"
+            opts="-h --help psql url stop hold help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -343,7 +343,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__db__subcmd__help)
-            opts="psql url stop keep help"
+            opts="psql url stop hold help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -370,7 +370,7 @@ _syncctl() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        syncctl__subcmd__db__subcmd__help__subcmd__keep)
+        syncctl__subcmd__db__subcmd__help__subcmd__hold)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -426,7 +426,7 @@ _syncctl() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        syncctl__subcmd__db__subcmd__keep)
+        syncctl__subcmd__db__subcmd__hold)
             opts="-h --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -759,7 +759,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__help__subcmd__db)
-            opts="psql url stop keep"
+            opts="psql url stop hold"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -772,7 +772,7 @@ _syncctl() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        syncctl__subcmd__help__subcmd__db__subcmd__keep)
+        syncctl__subcmd__help__subcmd__db__subcmd__hold)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

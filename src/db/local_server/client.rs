@@ -66,7 +66,7 @@ mod tests {
             let url = url(&directory, DATABASE);
             let target =
                 Target::parse(&url.as_str().into(), "the URL").unwrap_or_else(|error| panic!("{url}: {error}"));
-            assert_eq!(target.place(), format!("database \"syncctl\" at {state}/postgres/socket:5432"));
+            assert_eq!(target.address(), format!("database \"syncctl\" at {state}/postgres/socket:5432"));
         }
     }
 }
