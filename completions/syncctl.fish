@@ -289,12 +289,12 @@ json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
 complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token-secret -d 'Secret that is hashed with the token; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "url" -d 'Print its URL, for other programs'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "stop" -d 'Stop it now, if nobody uses it'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "keep" -d 'Keep the server for those who use it'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop keep help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop hold help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop hold help" -f -a "psql" -d 'Open a shell in it: psql with these arguments'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop hold help" -f -a "url" -d 'Print its URL, for other programs'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop hold help" -f -a "stop" -d 'Stop it now, unless it is in use'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop hold help" -f -a "hold" -d 'Stop the server after its last user'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop hold help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from psql" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
@@ -313,11 +313,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subc
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from keep" -s h -l help -d 'Print help'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from hold" -s h -l help -d 'Print help'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "psql" -d 'Open a shell in it: psql with these arguments'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "url" -d 'Print its URL, for other programs'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "stop" -d 'Stop it now, if nobody uses it'
-complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "keep" -d 'Keep the server for those who use it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "stop" -d 'Stop it now, unless it is in use'
+complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "hold" -d 'Stop the server after its last user'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -l into -d 'Folder to write the files into [default: stdout, for man with the first page alone]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -368,7 +368,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_see
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "supervise" -d 'Look after a task that runs on this machine'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "psql" -d 'Open a shell in it: psql, with the arguments that follow'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "psql" -d 'Open a shell in it: psql with these arguments'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "url" -d 'Print its URL, for other programs'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "stop" -d 'Stop it now, if nobody uses it'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "keep" -d 'Keep the server for those who use it'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "stop" -d 'Stop it now, unless it is in use'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "hold" -d 'Stop the server after its last user'

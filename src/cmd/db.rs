@@ -132,7 +132,7 @@ fn finish(output: &Output, result: Result<(String, serde_json::Value), Failure>)
 }
 
 /// Becomes psql, which then uses the server and the terminal, and sets the exit code.
-fn psql(arguments: &[OsString], directories: PlacesArgs) -> Result<std::convert::Infallible, Failure> {
+fn psql(arguments: &[OsString], directories: DirectoryArgs) -> Result<std::convert::Infallible, Failure> {
     let database = LocalServer::start(&directories.resolve()?.database())?;
     let program = database.program("psql").unwrap_or_else(|| "psql".into());
     let mut command = Command::new(&program);
