@@ -5,9 +5,18 @@
 /// Raised when one side can no longer work with an older version of the other.
 pub const VERSION: &str = "1";
 
-/// Exit code of a sidecar whose connector was killed from outside: only the container's status shows why, so the
-/// controller decides the outcome.
+/// Exit code for [`SidecarExit::OutcomeUnknown`].
 pub const EXIT_OUTCOME_UNKNOWN: u8 = 75;
+
+/// How a sidecar ends that has stored all it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SidecarExit {
+    /// The outcome is stored.
+    Finished,
+    /// The connector was killed from outside: only the container's status shows why, so the controller decides the
+    /// outcome.
+    OutcomeUnknown,
+}
 
 /// Where the documents of the task are mounted into the sidecar, compressed: `config.json.gz.000`, ….
 pub const SECRETS_DIR: &str = "/secrets";

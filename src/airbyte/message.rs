@@ -160,24 +160,28 @@ struct RawConnectorConfig<'a> {
 
 impl<'a> Message<'a> {
     /// Parses one line without its newline. Never fails: a line that is not a message is [`Message::Text`].
-    pub fn parse(line: &'a str) -> Self {
-        // Sources may write millions of lines of text: skip the three parsing attempts.
-        if !line.trim_start().starts_with('{') {
+    pub fn parse(line: &'a [u8]) -> Self {
+        // Sources may write millions of lines of text: skip the parsing attempts.
+        if !line.trim_ascii_start().starts_with(b"{") {
             return Self::Text;
         }
-        if let Some(record) = parse_record(line) {
-            return Self::Record(record);
-        }
-        if let Some(message) = parse_other(line) {
-            return message;
-        }
-        // Python writes NaN and Infinity, which are not JSON: replacing them saves the row.
-        let Some(repaired) = null_non_finite(line) else { return Self::Text };
-        match parse_record(&repaired) {
-            Some(record) => Self::Record(record.into_owned()),
-            None => parse_other(&repaired).unwrap_or(Self::Text),
-        }
+        let Ok(line) = str::from_utf8(line) else {
+            let line = String::from_utf8_lossy(line);
+            return parse_owned(&line).unwrap_or_else(|| parse_other(&line));
+        };
+        parse_record(line).map_or_else(|| parse_other(line), Self::Record)
     }
+}
+
+/// Parses a line that is not a well-formed RECORD.
+fn parse_other(line: &str) -> Message<'static> {
+    // Python writes NaN and Infinity, which are not JSON: replacing them saves the row.
+    parse_value(line).or_else(|| parse_owned(&null_non_finite(line)?)).unwrap_or(Message::Text)
+}
+
+/// Parses a line that does not outlive the message; `None` when it is not JSON.
+fn parse_owned(line: &str) -> Option<Message<'static>> {
+    parse_record(line).map(|record| Message::Record(record.into_owned())).or_else(|| parse_value(line))
 }
 
 /// Parses a well-formed RECORD.
@@ -193,7 +197,7 @@ fn parse_record(line: &str) -> Option<Record<'_>> {
 }
 
 /// Parses any message, tolerating wrong types; `None` when the line is not JSON.
-fn parse_other(line: &str) -> Option<Message<'static>> {
+fn parse_value(line: &str) -> Option<Message<'static>> {
     let value: Value = serde_json::from_str(line).ok()?;
     let Some(kind) = value.get("type").and_then(Value::as_str) else { return Some(Message::Text) };
     // Fails on duplicate keys: then the last value is printed instead.
@@ -337,7 +341,7 @@ mod tests {
     #[test]
     fn records_keep_the_text_of_their_data() {
         let line = r#"{"type":"RECORD","record":{"stream":"u","data":{"n": 9007199254740993, "b":1e400},"emitted_at":1.5e3,"x":[1]},"y":{}}"#;
-        let Message::Record(record) = Message::parse(line) else { panic!("not a record") };
+        let Message::Record(record) = Message::parse(line.as_bytes()) else { panic!("not a record") };
         assert_eq!(record.data, r#"{"n": 9007199254740993, "b":1e400}"#);
         assert_eq!((record.stream.as_ref(), record.emitted_at), ("u", Some(1500)));
     }
@@ -392,28 +396,28 @@ mod tests {
                 Message::Other("TRACE ANALYTICS".to_owned()),
             ),
         ] {
-            assert_eq!(Message::parse(line), expected, "{label}");
+            assert_eq!(Message::parse(line.as_bytes()), expected, "{label}");
         }
     }
 
     #[test]
     fn records_with_wrong_types_are_parsed() {
         let line = r#"{"type":"RECORD","record":{"stream":7,"namespace":null,"data":[1],"emitted_at":"x"}}"#;
-        let Message::Record(record) = Message::parse(line) else { panic!("not a record") };
+        let Message::Record(record) = Message::parse(line.as_bytes()) else { panic!("not a record") };
         assert_eq!((record.stream.as_ref(), record.data.as_ref(), record.emitted_at), ("7", "[1]", None));
     }
 
     #[test]
     fn non_finite_numbers_become_null() {
         let line = r#"{"type":"RECORD","record":{"stream":"s","data":{"a":NaN,"b":[-Infinity,Infinity],"c":"NaN \"Infinity"}}}"#;
-        let Message::Record(record) = Message::parse(line) else { panic!("not a record") };
+        let Message::Record(record) = Message::parse(line.as_bytes()) else { panic!("not a record") };
         assert_eq!(record.data, r#"{"a":null,"b":[null,null],"c":"NaN \"Infinity"}"#);
-        assert_eq!(Message::parse(r#"{"type":NaN"#), Message::Text);
+        assert_eq!(Message::parse(br#"{"type":NaN"#), Message::Text);
         let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
         let line = format!(
             r#"{{"type":"RECORD","record":{{"stream":"s","data":{{"a":NaN,"n":12345678901234567890.10,"e":1e400,"e":2,"d":{deep}}}}}}}"#
         );
-        let Message::Record(record) = Message::parse(&line) else { panic!("not a record") };
+        let Message::Record(record) = Message::parse(line.as_bytes()) else { panic!("not a record") };
         let expected = format!(r#"{{"a":null,"n":12345678901234567890.10,"e":1e400,"e":2,"d":{deep}}}"#);
         assert_eq!(record.data, expected, "the rest of the row is unchanged");
     }
@@ -421,6 +425,9 @@ mod tests {
     #[test]
     fn internal_messages_replace_generic_ones() {
         let line = r#"{"type":"TRACE","trace":{"type":"ERROR","error":{"message":"Something went wrong in the connector. See the logs for more details.","internal_message":"KeyError: 'x'"}}}"#;
-        assert_eq!(Message::parse(line), Message::TraceError { text: "KeyError: 'x'".to_owned(), stream: None });
+        assert_eq!(
+            Message::parse(line.as_bytes()),
+            Message::TraceError { text: "KeyError: 'x'".to_owned(), stream: None }
+        );
     }
 }

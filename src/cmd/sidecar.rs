@@ -8,11 +8,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::contract::{self, variable};
+use crate::contract::{self, SidecarExit, variable};
 use crate::env;
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
-use crate::sidecar::{CommitLimits, End, Sidecar};
+use crate::sidecar::{CommitLimits, Sidecar, SourceSettings};
 use crate::task::{self, Image, ReadOptions, Task};
 
 /// Capture a connector's output; runs next to the connector
@@ -126,10 +126,10 @@ pub(super) fn run(args: SidecarArgs) -> u8 {
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).ok();
     }
     let (terminated, termination_log) = (Arc::new(AtomicBool::new(false)), args.termination_log.clone());
-    let result = handle_signals(&terminated).and_then(|()| args.sidecar()).and_then(|sidecar| sidecar.run(&terminated));
+    let result = handle_signals(&terminated).and_then(|()| args.sidecar()).and_then(|sidecar| sidecar.run(terminated));
     match result {
-        Ok(End::Done) => 0,
-        Ok(End::LeavesVerdict) => contract::EXIT_OUTCOME_UNKNOWN,
+        Ok(SidecarExit::Finished) => 0,
+        Ok(SidecarExit::OutcomeUnknown) => contract::EXIT_OUTCOME_UNKNOWN,
         Err(failure) => {
             tracing::error!("{failure}");
             // Outside of a task the file cannot be written, and is not needed.
@@ -197,13 +197,15 @@ impl SidecarArgs {
         Ok(Sidecar {
             task,
             database_url: Secret::from(required(self.database_url, variable::DATABASE_URL)?),
-            stdout: self.stdout_pipe_file,
-            stderr: self.stderr_pipe_file,
+            source: SourceSettings {
+                stdout: self.stdout_pipe_file,
+                stderr: self.stderr_pipe_file,
+                config: self.config_dir,
+                init_timeout: Duration::from_secs(init_timeout),
+                silence: Duration::from_secs(silence),
+            },
             secrets: self.secrets_dir,
-            config: self.config_dir,
             db_log_level: self.db_log_level,
-            init_timeout: Duration::from_secs(init_timeout),
-            silence: Duration::from_secs(silence),
             commit: commit_limits(&self.commit_seconds, &self.commit_mi)?,
             contract: Some(self.contract).filter(|contract| !contract.is_empty()),
         })

@@ -1,4 +1,4 @@
-//! The documents of the task, as they are mounted into the sidecar alone.
+//! The task's documents, which only the sidecar mounts, and the configuration that a connector has renewed.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -6,9 +6,26 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
+use super::log::{Level, Maskers, TaskLog};
+use crate::db::Db;
 use crate::failure::{Class, Failure};
 use crate::secret::Masker;
+use crate::task::Task;
+
+/// The connector's configuration.
+pub const CONFIG: &str = "config.json";
+/// The configured catalog of a read.
+pub const CATALOG: &str = "catalog.json";
+/// The input state of a read.
+pub const STATE: &str = "state.json";
+/// The destination's configuration; hidden from the connector.
+pub const DESTINATION: &str = "destinationConfig.json";
+
+/// Fields of the destination's configuration that identify it. An error of the task may show them.
+const DESTINATION_IDENTITY: [&str; 9] =
+    ["destinationType", "host", "port", "database", "username", "defaultSchema", "sslMode", "url", "destinationId"];
 
 /// File name → content. Deliberately without `Debug`.
 #[derive(Default)]
@@ -16,113 +33,142 @@ pub struct Documents {
     files: BTreeMap<String, String>,
 }
 
-/// The connector's configuration.
-pub const CONFIG: &str = "config.json";
-
-/// What the connector may see: not the destination's credentials.
-const CONNECTORS: [&str; 3] = [CONFIG, "catalog.json", "state.json"];
-
-/// The destination's configuration; the connector never sees it.
-const DESTINATION: &str = "destinationConfig.json";
-
-/// Its fields that only say where and as whom.
-const PLACES: [&str; 9] =
-    ["destinationType", "host", "port", "database", "username", "defaultSchema", "sslMode", "url", "destinationId"];
-
 impl Documents {
-    /// Reads `NAME.gz.000`, `NAME.gz.001`, … and joins them. A folder that is not there holds nothing.
+    /// Joins and unpacks `NAME.gz.000`, `NAME.gz.001`, …. A missing folder holds no documents.
     pub fn read(folder: &Path) -> Result<Self, Failure> {
-        let fail = |error: &dyn std::fmt::Display| {
-            Failure::new(Class::SidecarFailed, format!("reading the task's documents: {error}"))
-        };
+        Self::unpack(folder)
+            .map_err(|error| Failure::new(Class::SidecarFailed, format!("cannot read the task's documents: {error}")))
+    }
+
+    fn unpack(folder: &Path) -> std::io::Result<Self> {
         let entries = match std::fs::read_dir(folder) {
-            Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(fail(&error)),
+            entries => entries?,
         };
-        let mut pieces = BTreeMap::new();
+        // Sorted, so that the parts of a document are in order.
+        let mut parts = BTreeMap::new();
         for entry in entries {
-            let entry = entry.map_err(|error| fail(&error))?;
+            let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            // The kubelet keeps its own links beside the files.
-            if let Some((document, piece)) = name.rsplit_once(".gz.") {
-                pieces.insert((document.to_owned(), piece.to_owned()), entry.path());
+            // The kubelet's own links have other names.
+            if let Some((document, part)) = name.rsplit_once(".gz.") {
+                parts.insert((document.to_owned(), part.to_owned()), entry.path());
             }
         }
         let mut compressed: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        for ((document, _), path) in pieces {
-            let bytes = std::fs::read(&path).map_err(|error| fail(&error))?;
-            compressed.entry(document).or_default().extend(bytes);
+        for ((document, _), path) in parts {
+            compressed.entry(document).or_default().extend(std::fs::read(path)?);
         }
         let mut files = BTreeMap::new();
         for (document, bytes) in compressed {
             let mut text = String::new();
-            MultiGzDecoder::new(bytes.as_slice()).read_to_string(&mut text).map_err(|error| fail(&error))?;
+            MultiGzDecoder::new(bytes.as_slice()).read_to_string(&mut text)?;
             files.insert(document, text);
         }
         Ok(Self { files })
     }
 
-    /// One document's text.
+    /// The text of a document.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.files.get(name).map(String::as_str)
     }
 
-    /// Puts another document into the place of one.
-    pub fn put(&mut self, name: &str, content: String) {
-        self.files.insert(name.to_owned(), content);
-    }
-
-    /// One document, parsed.
-    pub fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
+    /// A required document, parsed.
+    pub fn parse<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
         let text = self.get(name).ok_or_else(|| {
             Failure::new(Class::SidecarFailed, format!("{name} is missing from the task's documents"))
         })?;
         serde_json::from_str(text).map_err(|error| {
-            Failure::new(Class::InvalidInput, format!("{name}: line {}: not what was expected", error.line()))
+            // Without serde's message, which may quote a secret.
+            Failure::new(Class::InvalidInput, format!("{name}: line {}: unexpected content", error.line()))
         })
     }
 
-    /// What the connector may see.
+    /// The documents that the connector may see: name and content.
     pub fn for_connector(&self) -> impl Iterator<Item = (&str, &str)> {
-        CONNECTORS.into_iter().filter_map(|name| Some((name, self.get(name)?)))
+        [CONFIG, CATALOG, STATE].into_iter().filter_map(|name| Some((name, self.get(name)?)))
     }
 
-    /// What is masked of them. A catalog is not secret, and it holds every column's name.
+    /// Maskers for the content of the documents, except the catalog: it is not secret, and it holds all column names.
     pub fn maskers(&self) -> Maskers {
         let value = |name: &str| serde_json::from_str::<Value>(self.get(name)?).ok();
+        let (config, state) = (value(CONFIG), value(STATE));
         let mut destination = value(DESTINATION);
-        // The state comes last: it may be longer than all that can be masked.
-        let state = value("state.json");
-        let config = value(CONFIG);
+        // The state last: it may exceed the size that a masker takes.
         let logs = Masker::of(config.iter().chain(&destination).chain(&state));
         if let Some(fields) = destination.as_mut().and_then(Value::as_object_mut) {
-            fields.retain(|field, _| !PLACES.contains(&field.as_str()));
+            fields.retain(|field, _| !DESTINATION_IDENTITY.contains(&field.as_str()));
         }
         let errors = Masker::of(config.iter().chain(&destination).chain(&state));
         Maskers { logs, errors }
     }
 }
 
-/// What masks a task's texts. Clones share what they know.
-#[derive(Clone)]
-pub struct Maskers {
-    /// For rows of the log: every string of the documents.
-    pub logs: Masker,
-    /// For the error of the task. It tells where the destination is: one that does not name it helps nobody.
-    pub errors: Masker,
+/// The connector's configuration as the connector renews it: a single-use refresh token makes the configuration that the
+/// caller sends worthless after the first run.
+///
+/// A renewed configuration is used as long as the caller sends the one that it replaced. A caller that changes anything
+/// takes precedence.
+pub struct StoredConfig<'a> {
+    db: &'a Db,
+    task: &'a Task,
+    /// Identifies the configuration that the caller sent.
+    fingerprint: String,
 }
 
-impl Maskers {
-    /// Masks what is in this document, too.
-    pub fn learn(&self, document: &Value) {
-        self.logs.add([document]);
-        self.errors.add([document]);
+impl<'a> StoredConfig<'a> {
+    /// Replaces the caller's configuration with the renewed one, if there is one.
+    pub fn restore(db: &'a Db, task: &'a Task, documents: &mut Documents, log: &TaskLog) -> Result<Self, Failure> {
+        let fingerprint = fingerprint(documents.get(CONFIG).unwrap_or_default());
+        if let Some(stored) = db.stored_config(&task.sync_id, &task.image.package, &fingerprint)? {
+            if let Ok(config) = serde_json::from_str::<Value>(&stored.config) {
+                log.mask_document(&config);
+            }
+            documents.files.insert(CONFIG.to_owned(), stored.config);
+            let text = format!("using the configuration that the connector renewed at {}", stored.timestamp);
+            log.write(Level::Info, "syncctl", &text);
+        }
+        Ok(Self { db, task, fingerprint })
     }
 
-    /// Masks what a JSON Schema marks as secret in a configuration.
-    pub fn learn_marked(&self, config: &Value, schema: &Value) {
-        self.logs.add_marked(config, schema);
-        self.errors.add_marked(config, schema);
+    /// Stores a configuration that the connector asks to persist.
+    pub fn save(&self, config: &str, log: &TaskLog) -> Result<(), Failure> {
+        let Ok(value @ Value::Object(_)) = serde_json::from_str(config) else {
+            log.write(Level::Warn, "syncctl", "ignoring a renewed configuration that is not a JSON object");
+            return Ok(());
+        };
+        log.mask_document(&value);
+        let saved = self.db.save_config(&self.task.sync_id, &self.task.image.package, &self.fingerprint, config)?;
+        let (level, text) = if saved {
+            (Level::Info, "stored the configuration that the connector renewed, for the next run of this sync")
+        } else {
+            (Level::Warn, "cannot store the configuration that the connector renewed: there is no table source_config")
+        };
+        log.write(level, "syncctl", text);
+        Ok(())
+    }
+}
+
+/// A hash that ignores whitespace and the order of keys.
+fn fingerprint(document: &str) -> String {
+    let canonical = match serde_json::from_str::<Value>(document) {
+        Ok(mut value) => {
+            value.sort_all_objects();
+            value.to_string()
+        }
+        Err(_) => document.to_owned(),
+    };
+    hex::encode(Sha256::digest(canonical))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fingerprint;
+
+    #[test]
+    fn fingerprints_ignore_whitespace_and_key_order() {
+        let one = fingerprint(r#"{"a": {"x": 1, "y": [{"p": 1, "q": 2}]}, "b": "t"}"#);
+        assert_eq!(one, fingerprint(r#"{"b":"t","a":{"y":[{"q":2,"p":1}],"x":1}}"#));
+        assert_ne!(one, fingerprint(r#"{"b":"t","a":{"y":[{"q":2,"p":1}],"x":2}}"#));
     }
 }

@@ -1,5 +1,5 @@
-//! `task_log`: batched, capped, masked. Never stops a sync: what the database does not take in time is dropped, and the
-//! last row says how much that was. What goes there also goes to the sidecar's own log, each by a level of its own.
+//! `task_log`: batched, capped and masked. Never delays a sync: rows that the database does not take in time are dropped,
+//! and the last row states their number. Messages also go to the sidecar's own log, which has a level of its own.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,70 +10,60 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::Value;
-use uuid::Uuid;
 
-use super::documents::Maskers;
-use crate::db::{Db, LogIds, LogRow};
+use crate::db::{DbError, LogIds, LogRow};
+use crate::secret::Masker;
 use crate::task::{Task, TaskKind};
 
-/// Rows of one task. The existing implementation keeps as many per sync.
-const MOST_ROWS: u64 = 3000;
-/// On top of them, for what is WARN or worse: a chatty connector must not hide its own failure.
-const MOST_SEVERE_ROWS: u64 = 500;
-/// The longest message; the rest of it is cut.
-const LONGEST_MESSAGE: usize = 16 * 1024;
+/// Rows of one task: the limit that the existing implementation has for a sync.
+const MAX_ROWS: u64 = 3000;
+/// Additional rows for WARN and above: a verbose connector must not hide its own failure.
+const MAX_SEVERE_ROWS: u64 = 500;
+/// Longer messages are truncated, in bytes.
+const MAX_MESSAGE: usize = 16 * 1024;
 /// Rows that wait for the database.
 const QUEUE: usize = 4000;
 /// Rows in one statement.
 const BATCH: usize = 200;
-/// How long a row waits for company.
-const LINGER: Duration = Duration::from_millis(500);
-/// How long the last rows may take. A longer outage of the database costs logs, and not the outcome.
-const FINISH: Duration = Duration::from_secs(30);
+/// How long a row waits for others to form a batch.
+const BATCH_DELAY: Duration = Duration::from_millis(500);
+/// How long the last rows may take. A longer outage of the database costs log rows, not the outcome.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How severe a message is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// How severe a message is. Parsed case-insensitively.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, strum::EnumString, strum::Display)]
+#[strum(ascii_case_insensitive, serialize_all = "UPPERCASE")]
 pub enum Level {
-    /// The finest.
     Trace,
-    /// For developers.
     Debug,
-    /// The course of things.
     Info,
-    /// Something to look at.
+    #[strum(to_string = "WARN", serialize = "WARNING")]
     Warn,
-    /// Something failed.
     Error,
-    /// Everything failed.
+    #[strum(to_string = "FATAL", serialize = "CRITICAL")]
     Fatal,
 }
 
 impl Level {
     /// The level of that name; unknown names are INFO.
     pub fn parse(text: &str) -> Self {
-        match text.to_ascii_uppercase().as_str() {
-            "TRACE" => Self::Trace,
-            "DEBUG" => Self::Debug,
-            "WARN" | "WARNING" => Self::Warn,
-            "ERROR" => Self::Error,
-            "FATAL" | "CRITICAL" => Self::Fatal,
-            _ => Self::Info,
-        }
+        text.parse().unwrap_or(Self::Info)
     }
 
-    /// Whether the sidecar's own log takes it.
-    fn is_told(self) -> bool {
-        match self {
-            Self::Trace => tracing::enabled!(tracing::Level::TRACE),
-            Self::Debug => tracing::enabled!(tracing::Level::DEBUG),
-            Self::Info => tracing::enabled!(tracing::Level::INFO),
-            Self::Warn => tracing::enabled!(tracing::Level::WARN),
-            Self::Error | Self::Fatal => tracing::enabled!(tracing::Level::ERROR),
-        }
+    /// Whether the sidecar's own log has this level.
+    fn is_enabled(self) -> bool {
+        let level = match self {
+            Self::Trace => tracing::Level::TRACE,
+            Self::Debug => tracing::Level::DEBUG,
+            Self::Info => tracing::Level::INFO,
+            Self::Warn => tracing::Level::WARN,
+            Self::Error | Self::Fatal => tracing::Level::ERROR,
+        };
+        level <= tracing::level_filters::LevelFilter::current()
     }
 
     /// Writes to the sidecar's own log.
-    fn tell(self, logger: &str, message: &str) {
+    fn emit(self, logger: &str, message: &str) {
         match self {
             Self::Trace => tracing::trace!(logger, "{message}"),
             Self::Debug => tracing::debug!(logger, "{message}"),
@@ -82,46 +72,48 @@ impl Level {
             Self::Error | Self::Fatal => tracing::error!(logger, "{message}"),
         }
     }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Trace => "TRACE",
-            Self::Debug => "DEBUG",
-            Self::Info => "INFO",
-            Self::Warn => "WARN",
-            Self::Error => "ERROR",
-            Self::Fatal => "FATAL",
-        }
-    }
 }
 
-/// Writes to `task_log` from a thread of its own. Clones write to the same.
+/// Mask the secrets of a task in text. Clones share their secrets.
+#[derive(Clone, Default)]
+pub struct Maskers {
+    /// For log rows: masks every string of the documents.
+    pub logs: Masker,
+    /// For errors of the task: keeps what identifies the destination, because an error that hides it is of no use.
+    pub errors: Masker,
+}
+
+/// Writes to `task_log` from its own thread. Clones share the thread.
 #[derive(Clone)]
 pub struct TaskLog {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    /// Taken away at the end: then the thread ends.
+    /// `None` after the end, which ends the thread.
     queue: Mutex<Option<SyncSender<LogRow>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     ids: Mutex<LogIds>,
     maskers: Maskers,
-    least: Level,
+    min_level: Level,
     sync_id: String,
     task_id: String,
     rows: AtomicU64,
     severe_rows: AtomicU64,
     dropped: AtomicU64,
-    /// Messages that only the sidecar's own log takes.
-    told: AtomicU64,
+    /// Messages that only the sidecar's own log has.
+    unstored: AtomicU64,
 }
 
 impl TaskLog {
-    /// Begins to write. Spec, check and discover have empty ids in their rows, as the contract wants it.
-    pub fn start(db: Db, task: &Task, maskers: Maskers, least: &str) -> Self {
+    /// Starts the thread, which stores rows with `insert`. The contract wants empty ids in rows of spec, check and
+    /// discover.
+    pub fn start<F>(task: &Task, maskers: Maskers, min_level: &str, insert: F) -> Self
+    where
+        F: Fn(&[LogRow]) -> Result<(), DbError> + Send + 'static,
+    {
         let (queue, rows) = mpsc::sync_channel(QUEUE);
-        let thread = std::thread::spawn(move || write_batches(&db, &rows));
+        let thread = std::thread::spawn(move || insert_batches(&rows, insert));
         let is_read = task.kind == TaskKind::Read;
         let id = |id: &str| if is_read { id.to_owned() } else { String::new() };
         Self {
@@ -130,68 +122,69 @@ impl TaskLog {
                 thread: Mutex::new(Some(thread)),
                 ids: Mutex::default(),
                 maskers,
-                least: Level::parse(least),
+                min_level: Level::parse(min_level),
                 sync_id: id(&task.sync_id),
                 task_id: id(&task.task_id),
                 rows: AtomicU64::new(0),
                 severe_rows: AtomicU64::new(0),
                 dropped: AtomicU64::new(0),
-                told: AtomicU64::new(0),
+                unstored: AtomicU64::new(0),
             }),
         }
     }
 
-    /// Masks what is in this document, too.
-    pub fn learn(&self, document: &Value) {
-        self.shared.maskers.learn(document);
+    /// Masks the strings of another document from now on.
+    pub fn mask_document(&self, document: &Value) {
+        self.shared.maskers.logs.add([document]);
+        self.shared.maskers.errors.add([document]);
     }
 
-    /// The text without what is secret, for the error of the task.
+    /// The text without secrets, for the error of the task.
     pub fn mask(&self, text: &str) -> String {
         self.shared.maskers.errors.mask(text)
     }
 
-    /// Logs a message. Does not wait.
+    /// Logs a message. Never blocks.
     pub fn write(&self, level: Level, logger: &str, message: &str) {
         let shared = &self.shared;
-        let stored = level >= shared.least;
-        if !(stored || level.is_told()) || message.trim().is_empty() {
+        let stored = level >= shared.min_level;
+        if !(stored || level.is_enabled()) || message.trim().is_empty() {
             return;
         }
-        // What is stored nowhere takes no row from what is.
         if !stored {
-            if shared.told.fetch_add(1, Ordering::Relaxed) < MOST_ROWS {
-                level.tell(logger, &shared.row(level, logger, message).message);
+            // Has its own limit, so that it takes no row from messages that are stored.
+            if shared.unstored.fetch_add(1, Ordering::Relaxed) < MAX_ROWS {
+                level.emit(logger, &shared.row(level, logger, message).message);
             }
             return;
         }
-        let severe = level >= Level::Warn && shared.severe_rows.fetch_add(1, Ordering::Relaxed) < MOST_SEVERE_ROWS;
-        if !severe && shared.rows.fetch_add(1, Ordering::Relaxed) >= MOST_ROWS {
+        let severe = level >= Level::Warn && shared.severe_rows.fetch_add(1, Ordering::Relaxed) < MAX_SEVERE_ROWS;
+        if !severe && shared.rows.fetch_add(1, Ordering::Relaxed) >= MAX_ROWS {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let row = shared.row(level, logger, message);
-        level.tell(logger, &row.message);
+        level.emit(logger, &row.message);
         let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.as_ref().is_none_or(|queue| queue.try_send(row).is_err()) {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Writes what is left, and how much was dropped.
+    /// Writes the remaining rows, and the number of dropped ones. Gives up after [`FINISH_TIMEOUT`].
     pub fn finish(&self) {
         let shared = &self.shared;
-        let deadline = Instant::now() + FINISH;
+        let deadline = Instant::now() + FINISH_TIMEOUT;
         let dropped = shared.dropped.load(Ordering::Relaxed);
         let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Some(queue), true) = (&queue, dropped > 0) {
-            let text = format!("{dropped} lines dropped: a task keeps {MOST_ROWS} rows of log");
+            let text = format!("{dropped} lines dropped: the log of a task is limited to {MAX_ROWS} rows");
             let mut row = shared.row(Level::Warn, "syncctl", &text);
-            while let Err(TrySendError::Full(back)) = queue.try_send(row) {
+            while let Err(TrySendError::Full(rejected)) = queue.try_send(row) {
                 if Instant::now() >= deadline {
                     break;
                 }
-                row = back;
+                row = rejected;
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
@@ -205,19 +198,18 @@ impl TaskLog {
 
 impl Shared {
     fn row(&self, level: Level, logger: &str, message: &str) -> LogRow {
-        // Masked before it is cut: half a secret is one, too.
+        // Masked before it is truncated: half of a secret would not be recognized.
         let mut message = self.maskers.logs.mask(message);
-        if message.len() > LONGEST_MESSAGE {
+        if message.len() > MAX_MESSAGE {
             let length = message.len();
-            message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
+            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
             // Writing to a String cannot fail.
             let _ = write!(message, "… ({length} bytes)");
         }
-        let (id, timestamp): (Uuid, Timestamp) =
-            self.ids.lock().unwrap_or_else(PoisonError::into_inner).next(Timestamp::now());
+        let (id, timestamp) = self.ids.lock().unwrap_or_else(PoisonError::into_inner).next(Timestamp::now());
         LogRow {
             id,
-            level: level.as_str().to_owned(),
+            level: level.to_string(),
             logger: logger.to_owned(),
             message,
             sync_id: self.sync_id.clone(),
@@ -227,27 +219,21 @@ impl Shared {
     }
 }
 
-fn write_batches(db: &Db, rows: &Receiver<LogRow>) {
-    loop {
+fn insert_batches(rows: &Receiver<LogRow>, insert: impl Fn(&[LogRow]) -> Result<(), DbError>) {
+    let mut open = true;
+    while open {
         let Ok(first) = rows.recv() else { return };
         let mut batch = vec![first];
-        let deadline = Instant::now() + LINGER;
-        let mut open = true;
-        while batch.len() < BATCH {
+        let deadline = Instant::now() + BATCH_DELAY;
+        while open && batch.len() < BATCH {
             match rows.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(row) => batch.push(row),
                 Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => {
-                    open = false;
-                    break;
-                }
+                Err(RecvTimeoutError::Disconnected) => open = false,
             }
         }
-        if let Err(error) = db.insert_logs(&batch) {
-            tracing::warn!(%error, rows = batch.len(), "rows of the log are lost");
-        }
-        if !open {
-            return;
+        if let Err(error) = insert(&batch) {
+            tracing::warn!(%error, rows = batch.len(), "log rows are lost");
         }
     }
 }

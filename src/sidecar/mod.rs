@@ -1,18 +1,13 @@
-//! What runs beside the connector: it captures what the connector prints and writes it where it belongs.
+//! What runs next to the connector: captures the connector's output and stores it.
 //!
-//! The environment and the files are the wire contract's. Knows nothing of Kubernetes: the same program runs wherever
-//! the pipes and the documents are.
+//! Its environment and files are those of the wire contract. Knows nothing of Kubernetes: it runs wherever the pipes and
+//! the documents are.
 
-#[cfg(test)]
-mod checkpoint_tests;
 mod documents;
-mod kept;
+mod lines;
 mod log;
-mod metrics;
-pub mod pipes;
-mod plan;
+mod progress;
 mod read;
-mod reporter;
 mod result;
 pub mod sink;
 mod source;
@@ -22,156 +17,112 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use documents::{CONFIG, Documents, Maskers};
-use kept::Kept;
-use log::TaskLog;
+use documents::{CONFIG, Documents, StoredConfig};
+use log::{Maskers, TaskLog};
+use read::Read;
 use serde_json::Value;
-use source::Source;
-pub use streams::CommitLimits;
+use source::{Pipes, Source, Stop};
 
-use crate::contract;
+pub use self::source::Settings as SourceSettings;
+pub use self::streams::CommitLimits;
+use crate::contract::{self, SidecarExit, variable};
 use crate::db::{Db, Options, SpecKey, Target};
 use crate::failure::{Class, Failure};
 use crate::retry::Backoff;
 use crate::secret::Secret;
 use crate::task::{Task, TaskKind};
 
-/// How long the database may be away in the middle of a task. Meanwhile the connector waits at a full pipe.
-const PATIENCE: Duration = Duration::from_mins(15);
-/// How long it may be away before anything has begun: then a wrong address is more likely than an outage.
-const FIRST_PATIENCE: Duration = Duration::from_secs(20);
+/// How long the database may be unavailable during a task. Meanwhile the connector blocks on a full pipe.
+const RETRY_TIMEOUT: Duration = Duration::from_mins(15);
+/// How long the database may be unavailable at the start: then a wrong address is more likely than an outage.
+const FIRST_RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The sidecar's side of the contract.
+/// A task as the sidecar sees it.
 pub struct Sidecar {
-    /// The task, as the environment tells it.
+    /// The task.
     pub task: Task,
     /// The database of results.
     pub database_url: Secret,
-    /// The FIFO of the connector's stdout.
-    pub stdout: PathBuf,
-    /// The FIFO of its stderr.
-    pub stderr: PathBuf,
-    /// Where the documents are mounted.
+    /// The connector.
+    pub source: SourceSettings,
+    /// The folder of the compressed documents.
     pub secrets: PathBuf,
-    /// Where the connector looks for what it may see.
-    pub config: PathBuf,
     /// The least level in `task_log`.
     pub db_log_level: String,
-    /// How long to wait for a connector that does not start.
-    pub init_timeout: Duration,
-    /// How long the connector may be silent.
-    pub silence: Duration,
-    /// When rows are committed though the connector has sent no state.
+    /// When to commit rows without a state.
     pub commit: CommitLimits,
-    /// The controller's version of the contract; absent when the controller is not ours.
+    /// The contract version of the controller; `None` if the controller is a foreign one.
     pub contract: Option<String>,
 }
 
-/// How the sidecar ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// The rows tell everything.
-    Done,
-    /// The connector was killed from outside: the controller knows more.
-    LeavesVerdict,
-}
-
-/// Says whether to stop, and why.
-pub struct Stop {
-    terminated: Arc<AtomicBool>,
-    deadline: Instant,
-}
-
-/// Why a task stops before the connector has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stopped {
-    /// TERM: somebody cancels, or deletes the Pod.
-    Cancelled,
-    /// The task ran longer than it may.
-    TimeExceeded,
-}
-
-impl Stop {
-    /// `terminated` is set by the signal handler.
-    pub fn new(terminated: Arc<AtomicBool>, timeout: Duration) -> Self {
-        let now = Instant::now();
-        // A timeout beyond what the clock can hold is none.
-        let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_hours(10 * 365 * 24));
-        Self { terminated, deadline }
-    }
-
-    /// Whether to stop now. In the middle of a run of lines (`busy`) the clock is not asked.
-    pub fn reason(&self, busy: bool) -> Option<Stopped> {
-        if self.terminated.load(Ordering::Relaxed) {
-            return Some(Stopped::Cancelled);
-        }
-        (!busy && Instant::now() >= self.deadline).then_some(Stopped::TimeExceeded)
-    }
-}
-
 impl Sidecar {
-    /// Runs beside the connector until the task has ended. An error is what could not be written into any row.
-    pub fn run(self, terminated: &Arc<AtomicBool>) -> Result<End, Failure> {
-        if let Some(theirs) = self.contract.as_deref().filter(|theirs| *theirs != contract::VERSION) {
-            let text = format!("the controller speaks contract {theirs}, this sidecar {}", contract::VERSION);
+    /// Runs until the task has ended. `terminated` is set by the signal handler. An error is a failure that could not be
+    /// stored.
+    pub fn run(self, terminated: Arc<AtomicBool>) -> Result<SidecarExit, Failure> {
+        if let Some(version) = self.contract.as_deref().filter(|version| *version != contract::VERSION) {
+            let text = format!("the controller implements contract {version}, the sidecar {}", contract::VERSION);
             return Err(Failure::new(Class::VersionMismatch, text));
         }
         let mut documents = Documents::read(&self.secrets)?;
         let maskers = documents.maskers();
-        let stop = Stop::new(Arc::clone(terminated), self.task.timeout);
-        let (end, db, log) = if self.task.kind == TaskKind::Read {
-            // The connector may have to start with another configuration than the caller's: so the database comes first.
-            let (db, log) = self.connect(&documents, &maskers)?;
-            let kept = Kept::restore(&db, &self.task, &mut documents, &log)?;
-            let source = Source::prepare(&self, &documents, &maskers.errors)?;
-            let read = read::Read { task: &self.task, limits: self.commit, kept: &kept, db: &db, log: &log };
-            (read::run(read, source, &documents, &stop), db, log)
+        let stop = Stop::new(terminated, self.task.timeout);
+        let (exit, db, log);
+        if self.task.kind == TaskKind::Read {
+            // The database first: it may hold a renewed configuration for the connector.
+            (db, log) = self.connect(&documents, maskers)?;
+            let stored_config = StoredConfig::restore(&db, &self.task, &mut documents, &log)?;
+            let source = Source::start(Pipes::create(&self.source, &documents)?, &log, stop);
+            let read =
+                Read { task: &self.task, limits: self.commit, stored_config: &stored_config, db: &db, log: &log };
+            exit = read.run(source, &documents);
         } else {
-            // The pipes come first: the connector starts while we connect.
-            let source = Source::prepare(&self, &documents, &maskers.errors)?;
-            let (db, log) = self.connect(&documents, &maskers)?;
-            (result::run(&self.task, source, &db, &log, &stop), db, log)
-        };
-        log.finish();
-        if end.is_ok() {
-            // Only a hint to whoever waits: the rows are the truth.
-            if let Err(error) = db.notify(&self.task.task_id) {
-                tracing::debug!(%error, "nobody is told that the task has ended");
-            }
+            // The pipes first: the connector starts while the sidecar connects.
+            let pipes = Pipes::create(&self.source, &documents)?;
+            (db, log) = self.connect(&documents, maskers)?;
+            exit = result::run(&self.task, Source::start(pipes, &log, stop), &db, &log);
         }
-        end
+        log.finish();
+        if exit.is_ok()
+            && let Err(error) = db.notify(&self.task.task_id)
+        {
+            // Clients that wait for the outcome also poll.
+            tracing::debug!(%error, "cannot notify clients of the task's end");
+        }
+        exit
     }
 
-    fn connect(&self, documents: &Documents, maskers: &Maskers) -> Result<(Db, TaskLog), Failure> {
-        let target = Target::parse(&self.database_url, "DATABASE_URL")?;
-        let name = format!("syncctl {}", self.task.kind);
-        let db = open(&target, &Options { application_name: name, pool_size: 3, retry_timeout: PATIENCE })?;
+    fn connect(&self, documents: &Documents, maskers: Maskers) -> Result<(Db, TaskLog), Failure> {
+        let target = Target::parse(&self.database_url, variable::DATABASE_URL)?;
+        let application_name = format!("syncctl {}", self.task.kind);
+        let db = open(&target, &Options { application_name, pool_size: 3, retry_timeout: RETRY_TIMEOUT })?;
         if let Some(config) = documents.get(CONFIG).and_then(|config| serde_json::from_str(config).ok())
             && let Some(schema) = stored_schema(&db, &self.task)
         {
-            maskers.learn_marked(&config, &schema);
+            maskers.logs.add_marked(&config, &schema);
+            maskers.errors.add_marked(&config, &schema);
         }
-        let log = TaskLog::start(db.clone(), &self.task, maskers.clone(), &self.db_log_level);
+        let log_db = db.clone();
+        let log = TaskLog::start(&self.task, maskers, &self.db_log_level, move |rows| log_db.insert_logs(rows));
         Ok((db, log))
     }
 }
 
-/// The JSON Schema of the connector's configuration, if its specification was ever asked for.
+/// The JSON Schema of the connector's configuration, if its specification is stored.
 fn stored_schema(db: &Db, task: &Task) -> Option<Value> {
     let stored = db.spec(&SpecKey::of(task)).unwrap_or_else(|error| {
-        tracing::warn!(%error, "what the specification marks as secret is not known");
+        tracing::warn!(%error, "cannot read which fields the specification marks as secret");
         None
     });
     let mut spec: Value = serde_json::from_str(&stored?.specs?).ok()?;
     spec.get_mut("connectionSpecification").map(Value::take)
 }
 
-/// Opens the database; one that is just starting has a moment.
+/// Opens the database, which may still be starting.
 fn open(target: &Target, options: &Options) -> Result<Db, Failure> {
-    let mut retry = Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).within(FIRST_PATIENCE);
+    let mut retry = Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).within(FIRST_RETRY_TIMEOUT);
     loop {
         match Db::open(target.clone(), options.clone()) {
             Ok(db) => return Ok(db),

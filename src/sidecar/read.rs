@@ -1,404 +1,100 @@
-//! read: rows to the sink, states to the database, and how far it is.
+//! read: sends rows to the sink, stores states and the outcome, and reports progress.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::documents::Documents;
-use super::kept::Kept;
+use super::documents::{CATALOG, DESTINATION, Documents, STATE, StoredConfig};
 use super::log::{Level, TaskLog};
-use super::metrics::Metrics;
-use super::reporter::Reporter;
+use super::progress::ProgressReporter;
 use super::sink::Destination;
-use super::source::{Input, Source};
+use super::source::{Input, Source, Stopped};
 use super::streams::{CommitLimits, Storable, Streams};
-use super::{End, PATIENCE, Stop, Stopped};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::{Message, StreamName};
 use crate::airbyte::state::{Progress, State};
+use crate::contract::SidecarExit;
 use crate::db::{Db, Writer};
 use crate::failure::{Class, Failure};
 use crate::task::{Estimate, StreamReports, StreamStatus, Task, TaskStatus};
 
-/// How often counts are shown while records come.
+/// How often to report counts.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
-/// How soon a change of a status is shown, at least, and how often it is looked what time asks for: with thousands of
-/// streams each look at all of them costs.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// How long the database may be away when only what the connector has used would be lost.
-const LAST_REPORT_PATIENCE: Duration = Duration::from_secs(2);
-/// A commit that takes longer is a sign of life: meanwhile nobody listens to the connector.
+/// How often to do work that depends on time, such as reporting a changed status: with thousands of streams, looking at
+/// all of them is expensive.
+const TICK_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the database may be unavailable when only the connector's resource usage would be lost.
+const LAST_REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A commit that takes longer counts as activity: meanwhile the connector's output is not read.
 const LONG_COMMIT: Duration = Duration::from_secs(1);
+/// How many unmapped stream names to log.
+const MAX_UNMAPPED: usize = 100;
 
-/// A read: what it is, and where it is written down.
+/// A read and where its results go.
 #[derive(Clone, Copy)]
 pub struct Read<'a> {
     /// The task.
     pub task: &'a Task,
-    /// When rows are committed though no state has come.
+    /// When to commit rows without a state.
     pub limits: CommitLimits,
-    /// The connector's configuration, as it renews it.
-    pub kept: &'a Kept<'a>,
+    /// The connector's configuration.
+    pub stored_config: &'a StoredConfig<'a>,
     /// The database of results.
     pub db: &'a Db,
     /// The task's log.
     pub log: &'a TaskLog,
 }
 
-/// Reads until the source has ended, and stores the outcome.
-pub fn run(read: Read<'_>, mut source: Source, documents: &Documents, stop: &Stop) -> Result<End, Failure> {
-    source.log_stderr(read.log);
-    let mut session = match Session::open(read, source.metrics(), documents) {
-        Ok(session) => session,
-        Err(failure) => {
-            read.finish(TaskStatus::Failed, None, Some(failure))?;
-            return Ok(End::Done);
-        }
-    };
-    let ended = session.read(&mut source, stop)?;
-    session.close(&mut source, ended)
-}
-
-/// Why there is nothing more to read.
-enum Ended {
-    /// The source has closed its stdout.
-    Source,
+/// Why a session ends.
+#[derive(Clone, Copy)]
+enum End {
+    /// The connector has ended with this exit code.
+    Exited(i32),
+    /// The connector was killed.
+    Killed,
+    /// The task must stop.
     Stopped(Stopped),
-    Silent(Failure),
-    /// The destination took no more, and nothing that is left to read could go anywhere.
-    Destination,
-    /// As many records were read as were asked for.
-    Enough,
+    /// The destination refuses all streams that are left.
+    Refused,
+    /// The record limit is reached.
+    LimitReached,
 }
 
 struct Session<'a> {
-    to: Read<'a>,
+    read: Read<'a>,
     streams: Streams,
-    reporter: Reporter,
-    /// The source's own words for its failure.
-    reported: Option<String>,
-    /// Rows that were too long to be understood: data is missing then.
-    lost: Option<String>,
-    /// Names that were told once.
-    unknown: Vec<StreamName>,
+    reporter: ProgressReporter,
+    /// The first error that the connector reported.
+    reported_error: Option<String>,
+    /// Why rows may be missing: a line was dropped.
+    data_loss: Option<String>,
+    /// Streams of dropped records, each logged once.
+    unmapped: Vec<StreamName>,
     last_states: Storable,
     /// The streams of which a full sync has stored a state.
-    stored: HashSet<String>,
-    /// Something else than a count has changed since the reports were shown.
-    changed: bool,
-    /// Rows have come since the reports were shown.
-    counted: bool,
-    shown: Instant,
-    /// When it was looked what time asks for.
-    looked: Instant,
-}
-
-impl<'a> Session<'a> {
-    fn open(read: Read<'a>, metrics: Metrics, documents: &Documents) -> Result<Self, Failure> {
-        let Read { task, limits, db, .. } = read;
-        let catalog: ConfiguredCatalog = documents.json("catalog.json")?;
-        catalog.validate().map_err(|why| Failure::new(Class::InvalidInput, format!("catalog.json: {why}")))?;
-        let progress = Progress::of(documents.get("state.json"));
-        let destination: serde_json::Value = documents.json("destinationConfig.json")?;
-        let sink = Destination::parse(&destination)?
-            .connect(task)
-            .map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
-        let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
-        let reporter = Reporter::start(db.clone(), task.task_id.clone(), metrics, streams.reports());
-        Ok(Self {
-            to: read,
-            streams,
-            reporter,
-            reported: None,
-            lost: None,
-            unknown: Vec::new(),
-            last_states: Vec::new(),
-            stored: HashSet::new(),
-            changed: false,
-            counted: false,
-            shown: Instant::now(),
-            looked: Instant::now(),
-        })
-    }
-
-    fn read(&mut self, source: &mut Source, stop: &Stop) -> Result<Ended, Failure> {
-        loop {
-            match source.next(stop)? {
-                Input::Line(line) => {
-                    let message = Message::parse(&line);
-                    if message == Message::Text {
-                        self.to.log.write(Level::Info, "source", &line);
-                        let line = line.into_owned();
-                        source.remember(&line);
-                    } else if self.message(message)? {
-                        source.alive();
-                    }
-                }
-                Input::Lost(head, length) => {
-                    let text = format!("a line of {length} bytes is too long to be understood; it began: {head}");
-                    self.to.log.write(Level::Error, "syncctl", &text);
-                    if !head.contains(r#""LOG""#) {
-                        let reason = format!("a line of {length} bytes was dropped, and rows may be missing");
-                        self.streams.lost(&head, &reason);
-                        self.lost.get_or_insert(reason);
-                    }
-                }
-                Input::Quiet => {}
-                Input::End => {
-                    let with_us = source.was_ended_with_us(stop);
-                    return Ok(if with_us { Ended::Stopped(Stopped::Cancelled) } else { Ended::Source });
-                }
-                Input::Stopped(stopped) => return Ok(Ended::Stopped(stopped)),
-                Input::Silent(failure) => return Ok(Ended::Silent(failure)),
-            }
-            if self.streams.is_refused() {
-                return Ok(Ended::Destination);
-            }
-            if self.streams.is_enough() {
-                return Ok(Ended::Enough);
-            }
-            // Never only when nothing comes: a source may write a line each moment, and rows seldom.
-            if source.time_passed() {
-                self.look_after(source)?;
-            }
-        }
-    }
-
-    /// Handles a message; returns whether it may have taken long.
-    fn message(&mut self, message: Message<'_>) -> Result<bool, Failure> {
-        match message {
-            Message::Record(record) => {
-                match self.streams.record(&record) {
-                    Ok(changed) => self.changed |= changed,
-                    Err(name) => self.unknown(name),
-                }
-                self.counted = true;
-                return Ok(false);
-            }
-            Message::State(state) => {
-                let storable = match State::parse(&state) {
-                    Some(State::Stream { stream, state }) => self.streams.state(&stream, state),
-                    Some(whole) => {
-                        let (key, state) = whole.row();
-                        self.streams.global_state(key, state)
-                    }
-                    None => {
-                        self.to.log.write(Level::Warn, "syncctl", "a STATE message holds no state");
-                        Vec::new()
-                    }
-                };
-                self.store(storable)?;
-            }
-            Message::StreamStatus { stream, status } => {
-                self.to.log.write(Level::Info, "source", &format!("stream {} is {status}", stream.key()));
-                let storable = self.streams.status(&stream, &status);
-                self.store(storable)?;
-                self.changed = true;
-            }
-            Message::TraceError { text, stream } => {
-                let text = self.to.log.mask(&text);
-                self.to.log.write(Level::Error, "source", &text);
-                if let Some(stream) = &stream {
-                    self.streams.error(stream, &text);
-                }
-                self.reported.get_or_insert(text);
-            }
-            Message::Log { level, text } => self.to.log.write(Level::parse(&level), "source", &text),
-            Message::ControlConfig(config) => self.to.kept.keep(&config, self.to.log)?,
-            Message::Estimate { stream: Some(stream), rows, bytes } => {
-                self.changed |= self.streams.estimate(&stream, Estimate { rows, bytes });
-            }
-            Message::Estimate { stream: None, rows: Some(rows), .. } => {
-                self.to.log.write(Level::Info, "source", &format!("about {rows} records are expected in all"));
-            }
-            Message::Other(kind) => {
-                self.to.log.write(Level::Debug, "syncctl", &format!("a {kind} message was ignored"));
-            }
-            Message::Spec(_)
-            | Message::ConnectionStatus { .. }
-            | Message::Catalog(_)
-            | Message::Estimate { .. }
-            | Message::Text => {}
-        }
-        Ok(true)
-    }
-
-    /// Does what time asks for: commits, what the destination has to do meanwhile, and telling how far it is.
-    fn look_after(&mut self, source: &mut Source) -> Result<(), Failure> {
-        let began = Instant::now();
-        if began.duration_since(self.looked) < LOOK_INTERVAL {
-            return Ok(());
-        }
-        let storable = self.streams.commit_overdue();
-        self.store(storable)?;
-        self.streams.tend();
-        self.tell_warnings();
-        self.looked = Instant::now();
-        if self.looked.duration_since(began) >= LONG_COMMIT {
-            source.alive();
-        }
-        let counts = self.counted && self.looked.duration_since(self.shown) >= COUNT_INTERVAL;
-        if self.changed || counts {
-            self.reporter.publish(self.reports());
-            (self.shown, self.changed, self.counted) = (self.looked, false, false);
-        }
-        Ok(())
-    }
-
-    fn tell_warnings(&mut self) {
-        for text in self.streams.warnings() {
-            self.to.log.write(Level::Warn, "syncctl", &text);
-        }
-    }
-
-    /// The per-stream map, without what is secret.
-    fn reports(&self) -> StreamReports {
-        let mut reports = self.streams.reports();
-        for error in reports.values_mut().filter_map(|report| report.error.as_mut()) {
-            *error = self.to.log.mask(error);
-        }
-        reports
-    }
-
-    /// Rows are in: now the states that stand for them. Equal states repeat, and are stored once.
-    fn store(&mut self, storable: Storable) -> Result<(), Failure> {
-        if storable.is_empty() || storable == self.last_states {
-            return Ok(());
-        }
-        self.to.db.save_states(&self.to.task.sync_id, &storable)?;
-        if self.to.task.options.full_sync {
-            self.stored.extend(storable.iter().map(|(stream, _)| stream.clone()));
-        }
-        self.last_states = storable;
-        Ok(())
-    }
-
-    /// A full sync forgets the states of streams that something else has taken the place of. The others go on with the
-    /// next run where the last good one stopped.
-    fn forget(&self) -> Result<(), Failure> {
-        if !self.to.task.options.full_sync {
-            return Ok(());
-        }
-        let done = self.streams.done();
-        let of = (done.len() < self.streams.tally().2).then_some(done.as_slice());
-        let stored: Vec<&str> = self.stored.iter().map(String::as_str).collect();
-        Ok(self.to.db.clear_states(&self.to.task.sync_id, of, &stored)?)
-    }
-
-    fn unknown(&mut self, name: StreamName) {
-        /// Enough to tell what is wrong.
-        const MOST: usize = 100;
-        if self.unknown.len() < MOST && !self.unknown.contains(&name) {
-            let why = if self.streams.is_ambiguous(&name) {
-                self.changed = true;
-                "they name no namespace, and the catalog selects it in several"
-            } else {
-                "the catalog does not select it"
-            };
-            let text = format!("records of stream {} are dropped: {why}", name.key());
-            self.to.log.write(Level::Warn, "syncctl", &text);
-            self.unknown.push(name);
-        }
-    }
-
-    fn close(mut self, source: &mut Source, ended: Ended) -> Result<End, Failure> {
-        let (status, failure) = match ended {
-            Ended::Stopped(Stopped::Cancelled) => {
-                self.streams.stop(StreamStatus::Cancelled);
-                (TaskStatus::Cancelled, Some(Failure::new(Class::Cancelled, "the task was cancelled")))
-            }
-            Ended::Stopped(Stopped::TimeExceeded) => {
-                self.streams.stop(StreamStatus::TimeExceeded);
-                (TaskStatus::TimeExceeded, Some(Failure::new(Class::TimeExceeded, "the task ran longer than it may")))
-            }
-            Ended::Silent(failure) => {
-                self.streams.end(false, &failure.text);
-                (self.verdict(), Some(failure))
-            }
-            Ended::Destination => (self.verdict(), self.destination_failure()),
-            Ended::Enough => self.enough()?,
-            Ended::Source => {
-                let code = source.exit_code();
-                if matches!(code, None | Some(137)) {
-                    self.streams.end(false, "the connector was killed");
-                    self.reporter.finish();
-                    self.reporter.report(&self.reports(), PATIENCE);
-                    return Ok(End::LeavesVerdict);
-                }
-                self.by_exit_code(source, code)?
-            }
-        };
-        self.tell_warnings();
-        self.forget()?;
-        let reports = self.reports();
-        self.reporter.finish();
-        // The outcome tells all but this.
-        if source.metrics().latest().is_some() {
-            self.reporter.report(&reports, LAST_REPORT_PATIENCE);
-        }
-        self.to.finish(status, Some(&reports), failure)?;
-        Ok(End::Done)
-    }
-
-    /// The connector ends with its Pod, and with our end of its pipes: whatever it makes of that tells nothing.
-    fn enough(&mut self) -> Result<(TaskStatus, Option<Failure>), Failure> {
-        let reason = format!("stopped by --max-records {}", self.to.task.options.max_records.unwrap_or_default());
-        self.to.log.write(Level::Info, "syncctl", &reason);
-        let (storable, failed) = self.streams.cut(&reason);
-        self.store(storable)?;
-        if let Some(failure) = self.destination_failure() {
-            return Ok((self.verdict(), Some(failure)));
-        }
-        let why = self.lost.clone().or_else(|| failed.map(|text| self.reported.clone().unwrap_or(text)));
-        match why {
-            None => Ok((TaskStatus::Success, None)),
-            Some(why) => Ok((self.verdict(), Some(Failure::new(Class::ConnectorFailed, why)))),
-        }
-    }
-
-    fn by_exit_code(&mut self, source: &Source, code: Option<i32>) -> Result<(TaskStatus, Option<Failure>), Failure> {
-        let clean = code == Some(0) && self.lost.is_none();
-        let reported = self.reported.clone();
-        let reason = match (&self.lost, &reported) {
-            (Some(lost), _) => lost.clone(),
-            (None, Some(reported)) => reported.clone(),
-            (None, None) if code == Some(0) => "the source ended without completing the stream".to_owned(),
-            (None, None) => source.failure(code, "").text,
-        };
-        let storable = self.streams.end(clean, &reason);
-        self.store(storable)?;
-        let (success, _, all) = self.streams.tally();
-        if clean && success == all {
-            return Ok((TaskStatus::Success, None));
-        }
-        if let Some(failure) = self.destination_failure() {
-            return Ok((self.verdict(), Some(failure)));
-        }
-        let failure = match (&self.lost, reported, code) {
-            (Some(lost), _, _) => Failure::new(Class::ConnectorFailed, lost),
-            (None, Some(reported), _) => Failure::new(Class::ConnectorFailed, reported),
-            (None, None, Some(0)) => {
-                let text = self.streams.first_error().unwrap_or(reason);
-                Failure::new(Class::ConnectorFailed, text)
-            }
-            (None, None, code) => source.failure(code, ""),
-        };
-        Ok((self.verdict(), Some(failure)))
-    }
-
-    /// What the destination did to the first stream that it refused.
-    fn destination_failure(&self) -> Option<Failure> {
-        let refusal = self.streams.refusal()?;
-        Some(Failure::new(Class::DestinationFailed, refusal))
-    }
-
-    /// PARTIAL when anything arrived for good.
-    fn verdict(&self) -> TaskStatus {
-        let (success, partial, _) = self.streams.tally();
-        if success + partial > 0 { TaskStatus::Partial } else { TaskStatus::Failed }
-    }
+    with_state: HashSet<String>,
+    /// Something other than a count has changed since the last report.
+    has_changed: bool,
+    /// Rows have arrived since the last report.
+    has_new_rows: bool,
+    last_report: Instant,
+    last_tick: Instant,
 }
 
 impl Read<'_> {
+    /// Reads until the connector has ended, and stores the outcome.
+    pub fn run(self, mut source: Source, documents: &Documents) -> Result<SidecarExit, Failure> {
+        match Session::open(self, &source, documents) {
+            Ok(mut session) => {
+                let end = session.run(&mut source)?;
+                session.close(&source, end)
+            }
+            Err(failure) => {
+                self.finish(TaskStatus::Failed, None, Some(failure))?;
+                Ok(SidecarExit::Finished)
+            }
+        }
+    }
+
     /// Stores the outcome.
     fn finish(
         &self,
@@ -406,12 +102,293 @@ impl Read<'_> {
         reports: Option<&StreamReports>,
         failure: Option<Failure>,
     ) -> Result<(), Failure> {
-        // The class is a word of ours, and stays whatever the configuration holds.
+        // Only the text is masked: a configuration may contain the name of a class.
         let error = failure.map(|failure| Failure::new(failure.class, self.log.mask(&failure.text)).to_string());
         if let Some(error) = &error {
             self.log.write(Level::Error, "syncctl", error);
         }
         self.db.finish_task(self.task, Writer::Sidecar, status, reports, error.as_deref())?;
         Ok(())
+    }
+}
+
+impl<'a> Session<'a> {
+    fn open(read: Read<'a>, source: &Source, documents: &Documents) -> Result<Self, Failure> {
+        let Read { task, limits, db, .. } = read;
+        let catalog: ConfiguredCatalog = documents.parse(CATALOG)?;
+        catalog.validate().map_err(|why| Failure::new(Class::InvalidInput, format!("{CATALOG}: {why}")))?;
+        let progress = Progress::of(documents.get(STATE));
+        let destination: serde_json::Value = documents.parse(DESTINATION)?;
+        let sink = Destination::parse(&destination)?
+            .connect(task)
+            .map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
+        let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
+        let reporter =
+            ProgressReporter::start(db.clone(), task.task_id.clone(), source.metrics_file(), streams.reports());
+        let now = Instant::now();
+        Ok(Self {
+            read,
+            streams,
+            reporter,
+            reported_error: None,
+            data_loss: None,
+            unmapped: Vec::new(),
+            last_states: Vec::new(),
+            with_state: HashSet::new(),
+            has_changed: false,
+            has_new_rows: false,
+            last_report: now,
+            last_tick: now,
+        })
+    }
+
+    fn run(&mut self, source: &mut Source) -> Result<End, Failure> {
+        loop {
+            match source.next()? {
+                Input::Message(Message::Record(record)) => {
+                    self.has_new_rows = true;
+                    match self.streams.record(&record) {
+                        Ok(changed) => self.has_changed |= changed,
+                        Err(name) => self.log_unmapped(name),
+                    }
+                }
+                Input::Message(message) => {
+                    self.handle(message)?;
+                    source.note_activity();
+                }
+                Input::TooLong(head, length) => self.handle_too_long(&head, length),
+                Input::Idle => {}
+                Input::Stopped(stopped) => return Ok(End::Stopped(stopped)),
+                Input::Exited(code) => return Ok(End::Exited(code)),
+                Input::Killed => return Ok(End::Killed),
+            }
+            if self.streams.is_refused() {
+                return Ok(End::Refused);
+            }
+            if self.streams.is_limit_reached() {
+                return Ok(End::LimitReached);
+            }
+            // Not only when idle: a source may write a line every moment, but rows rarely.
+            if source.time_passed() {
+                self.tick(source)?;
+            }
+        }
+    }
+
+    /// Handles a message other than a record.
+    fn handle(&mut self, message: Message<'_>) -> Result<(), Failure> {
+        let log = self.read.log;
+        match message {
+            Message::State(state) => {
+                let storable = match State::parse(&state) {
+                    Some(State::Stream { stream, state }) => self.streams.state(&stream, state),
+                    Some(global) => {
+                        let (key, state) = global.row();
+                        self.streams.global_state(key, state)
+                    }
+                    None => {
+                        log.write(Level::Warn, "syncctl", "ignoring a STATE message without a state");
+                        Vec::new()
+                    }
+                };
+                self.store(storable)?;
+            }
+            Message::StreamStatus { stream, status } => {
+                log.write(Level::Info, "source", &format!("stream {} is {status}", stream.key()));
+                let storable = self.streams.status(&stream, &status);
+                self.store(storable)?;
+                self.has_changed = true;
+            }
+            Message::TraceError { text, stream } => {
+                let text = log.mask(&text);
+                log.write(Level::Error, "source", &text);
+                if let Some(stream) = &stream {
+                    self.streams.error(stream, &text);
+                }
+                self.reported_error.get_or_insert(text);
+            }
+            Message::ControlConfig(config) => self.read.stored_config.save(&config, log)?,
+            Message::Estimate { stream: Some(stream), rows, bytes } => {
+                self.has_changed |= self.streams.estimate(&stream, Estimate { rows, bytes });
+            }
+            Message::Estimate { stream: None, rows: Some(rows), .. } => {
+                log.write(Level::Info, "source", &format!("about {rows} records are expected in total"));
+            }
+            Message::Other(kind) => log.write(Level::Debug, "syncctl", &format!("ignoring a {kind} message")),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn handle_too_long(&mut self, head: &str, length: u64) {
+        let text = format!("dropped a line of {length} bytes, which exceeds the limit; it begins with: {head}");
+        self.read.log.write(Level::Error, "syncctl", &text);
+        if !head.contains(r#""LOG""#) {
+            let reason = format!("a line of {length} bytes was dropped, and rows may be missing");
+            self.streams.line_dropped(head, &reason);
+            self.data_loss.get_or_insert(reason);
+        }
+    }
+
+    fn log_unmapped(&mut self, name: StreamName) {
+        if self.unmapped.len() < MAX_UNMAPPED && !self.unmapped.contains(&name) {
+            let why = if self.streams.is_ambiguous(&name) {
+                self.has_changed = true;
+                "they name no namespace, and the catalog selects several streams of this name"
+            } else {
+                "the catalog does not select it"
+            };
+            let text = format!("dropping records of stream {}: {why}", name.key());
+            self.read.log.write(Level::Warn, "syncctl", &text);
+            self.unmapped.push(name);
+        }
+    }
+
+    /// Does work that depends on time: overdue commits, maintenance of the destination, progress reports.
+    fn tick(&mut self, source: &mut Source) -> Result<(), Failure> {
+        let start = Instant::now();
+        if start.duration_since(self.last_tick) < TICK_INTERVAL {
+            return Ok(());
+        }
+        let storable = self.streams.tick();
+        self.store(storable)?;
+        self.log_warnings();
+        let now = Instant::now();
+        self.last_tick = now;
+        if now.duration_since(start) >= LONG_COMMIT {
+            source.note_activity();
+        }
+        let counts_due = self.has_new_rows && now.duration_since(self.last_report) >= COUNT_INTERVAL;
+        if self.has_changed || counts_due {
+            self.reporter.publish(self.reports());
+            (self.last_report, self.has_changed, self.has_new_rows) = (now, false, false);
+        }
+        Ok(())
+    }
+
+    fn log_warnings(&mut self) {
+        for text in self.streams.warnings() {
+            self.read.log.write(Level::Warn, "syncctl", &text);
+        }
+    }
+
+    /// The per-stream map without secrets.
+    fn reports(&self) -> StreamReports {
+        let mut reports = self.streams.reports();
+        for error in reports.values_mut().filter_map(|report| report.error.as_mut()) {
+            *error = self.read.log.mask(error);
+        }
+        reports
+    }
+
+    /// Stores the states of committed rows. A repeated state is stored once.
+    fn store(&mut self, storable: Storable) -> Result<(), Failure> {
+        if storable.is_empty() || storable == self.last_states {
+            return Ok(());
+        }
+        self.read.db.save_states(&self.read.task.sync_id, &storable)?;
+        if self.read.task.options.full_sync {
+            self.with_state.extend(storable.iter().map(|(stream, _)| stream.clone()));
+        }
+        self.last_states = storable;
+        Ok(())
+    }
+
+    /// After a full sync: deletes the states of the streams that it has replaced. The next run resumes the others from
+    /// their last good state.
+    fn clear_replaced_states(&self) -> Result<(), Failure> {
+        if !self.read.task.options.full_sync {
+            return Ok(());
+        }
+        let succeeded = self.streams.succeeded();
+        let streams = (!self.streams.all_succeeded()).then_some(succeeded.as_slice());
+        let with_state: Vec<&str> = self.with_state.iter().map(String::as_str).collect();
+        Ok(self.read.db.clear_states(&self.read.task.sync_id, streams, &with_state)?)
+    }
+
+    fn close(mut self, source: &Source, end: End) -> Result<SidecarExit, Failure> {
+        let (status, failure) = match end {
+            End::Killed => {
+                self.streams.source_ended(false, "the connector was killed");
+                self.reporter.finish();
+                self.reporter.write_last(&self.reports(), super::RETRY_TIMEOUT);
+                return Ok(SidecarExit::OutcomeUnknown);
+            }
+            End::Exited(code) => self.outcome_of_exit(source, code)?,
+            End::Stopped(stopped) => {
+                let failure = stopped.failure();
+                let status = match stopped {
+                    Stopped::Cancelled => {
+                        self.streams.stop(StreamStatus::Cancelled);
+                        TaskStatus::Cancelled
+                    }
+                    Stopped::TimeExceeded => {
+                        self.streams.stop(StreamStatus::TimeExceeded);
+                        TaskStatus::TimeExceeded
+                    }
+                    Stopped::Silent(_) => {
+                        self.streams.source_ended(false, &failure.text);
+                        self.failed_status()
+                    }
+                };
+                (status, Some(failure))
+            }
+            End::Refused => self.failed(None),
+            End::LimitReached => self.outcome_at_limit()?,
+        };
+        self.log_warnings();
+        self.clear_replaced_states()?;
+        let reports = self.reports();
+        self.reporter.finish();
+        // The outcome does not include the resource usage.
+        if self.reporter.has_metrics() {
+            self.reporter.write_last(&reports, LAST_REPORT_TIMEOUT);
+        }
+        self.read.finish(status, Some(&reports), failure)?;
+        Ok(SidecarExit::Finished)
+    }
+
+    /// The outcome at the record limit. The connector ends with its pipes, so its exit code does not matter.
+    fn outcome_at_limit(&mut self) -> Result<(TaskStatus, Option<Failure>), Failure> {
+        let reason = format!("stopped by --max-records {}", self.read.task.options.max_records.unwrap_or_default());
+        self.read.log.write(Level::Info, "syncctl", &reason);
+        let (storable, stream_error) = self.streams.finish_early(&reason);
+        self.store(storable)?;
+        let reported = self.reported_error.clone();
+        let error = self.data_loss.clone().or_else(|| stream_error.map(|error| reported.unwrap_or(error)));
+        if error.is_none() && self.streams.refusal().is_none() {
+            return Ok((TaskStatus::Success, None));
+        }
+        Ok(self.failed(error.map(|error| Failure::new(Class::ConnectorFailed, error))))
+    }
+
+    fn outcome_of_exit(&mut self, source: &Source, code: i32) -> Result<(TaskStatus, Option<Failure>), Failure> {
+        let is_success = code == 0 && self.data_loss.is_none();
+        let known = self.data_loss.clone().or_else(|| self.reported_error.clone());
+        let failure = match known {
+            Some(text) => Some(Failure::new(Class::ConnectorFailed, text)),
+            None if code == 0 => None,
+            None => Some(source.failure(code, "")),
+        };
+        let reason = failure.as_ref().map_or("the source ended without completing the stream", |failure| &failure.text);
+        let storable = self.streams.source_ended(is_success, reason);
+        self.store(storable)?;
+        if is_success && self.streams.all_succeeded() {
+            return Ok((TaskStatus::Success, None));
+        }
+        let failure = failure
+            .or_else(|| Some(Failure::new(Class::ConnectorFailed, self.streams.first_error().unwrap_or_default())));
+        Ok(self.failed(failure))
+    }
+
+    /// The outcome of a read that failed. The destination's failure takes precedence over the connector's.
+    fn failed(&self, connector: Option<Failure>) -> (TaskStatus, Option<Failure>) {
+        let refusal = self.streams.refusal().map(|refusal| Failure::new(Class::DestinationFailed, refusal));
+        (self.failed_status(), refusal.or(connector))
+    }
+
+    /// PARTIAL if some rows are in their tables.
+    fn failed_status(&self) -> TaskStatus {
+        if self.streams.any_committed() { TaskStatus::Partial } else { TaskStatus::Failed }
     }
 }

@@ -1,28 +1,30 @@
-//! The streams of a read: which there are, how far each is, which states wait for which rows.
+//! The streams of a read: their statuses, their counts, and which states may be stored.
 //!
-//! The rules: rows first, then the state that stands for them; never the state of a failed stream; a stream is a
-//! success when the source says COMPLETE and its rows are committed. Only where no more records are wanted than some, a
-//! stream may end without the source's word, and is none then.
+//! * Rows are committed before the state that follows them is stored.
+//! * The state of a failed stream is never stored.
+//! * A stream succeeds when the source reports COMPLETE and its rows are committed.
 
-mod ending;
+mod end;
+mod spec;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::plan;
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
 use crate::airbyte::message::{Record, StreamName};
 use crate::airbyte::state::Progress;
 use crate::sidecar::sink::{Committed, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
 use crate::task::{Estimate, ReadOptions, StreamReport, StreamReports, StreamStatus};
 
-/// When rows are committed though the source has sent no state: a database that holds a transaction open for long
-/// cannot clean up behind anybody, and what is not committed has to come again after an interruption.
+/// When to commit rows of a stream whose source sends no state: a long transaction keeps a database from cleaning up,
+/// and uncommitted rows must be sent again after an interruption.
 #[derive(Debug, Clone, Copy)]
 pub struct CommitLimits {
-    /// So much row JSON was not committed, in bytes.
+    /// Maximum size of uncommitted row JSON, in bytes.
     pub bytes: u64,
-    /// So long ago the first row came that is not committed.
+    /// Maximum age of an uncommitted row.
     pub interval: Duration,
 }
 
@@ -32,59 +34,58 @@ impl Default for CommitLimits {
     }
 }
 
-/// How often the streams are looked through within an interval.
-const LOOKS_PER_INTERVAL: u32 = 20;
+/// How often the age of uncommitted rows is checked within the interval.
+const CHECKS_PER_INTERVAL: u32 = 20;
 
 /// One selected stream.
 struct Stream {
     key: String,
     spec: StreamSpec,
-    /// `None` when the destination refused it.
-    open: Option<StreamIndex>,
+    /// `None` if the destination refused the stream.
+    sink_index: Option<StreamIndex>,
     events: u64,
     bytes: u64,
-    /// Of `events`, those that are in the table for good.
+    /// How many of `events` are durable in the destination.
     committed: u64,
-    /// Of `bytes`, those that no commit has seen.
-    pending_bytes: u64,
-    /// When the first of them came.
-    pending_since: Option<Instant>,
+    /// How many of `bytes` arrived after the last commit.
+    uncommitted_bytes: u64,
+    /// When the first of them arrived.
+    uncommitted_since: Option<Instant>,
     status: StreamStatus,
     error: Option<String>,
     estimate: Option<Estimate>,
-    /// The state that waits for the stream's end, when rows only count then.
-    waiting: Option<String>,
+    /// A state to be stored when the stream is complete.
+    pending_state: Option<String>,
 }
 
 /// All streams of a read, over one sink.
 pub struct Streams {
     sink: Box<dyn Sink>,
     all: Vec<Stream>,
-    index: HashMap<StreamName, usize>,
-    /// Names that several of them share, in different namespaces: alone they do not tell which stream is meant.
-    shared: HashMap<String, Vec<usize>>,
-    /// Records come in runs of one stream: the one of the last record.
+    by_name: HashMap<StreamName, usize>,
+    /// Streams that share a name in different namespaces.
+    namesakes: HashMap<String, Vec<usize>>,
+    /// The stream of the last record: sources usually send many records of a stream in a row.
     last: Option<(StreamName, usize)>,
-    /// The state of all streams together that waits for the end of some.
-    waiting_global: Option<(String, String)>,
-    /// Set once the source has sent any stream status: from then on only COMPLETE counts.
+    /// A state of all streams, with its key, to be stored when all rows before it are durable.
+    pending_global_state: Option<(String, String)>,
+    /// The source has sent a stream status: from then on only COMPLETE completes a stream.
     has_statuses: bool,
-    /// Rows of streams that the catalog does not select were dropped.
-    has_unknown: bool,
+    /// Records of streams that are not in the catalog were dropped.
+    has_unmapped: bool,
     /// Why the destination refused the first stream that it refused.
     refusal: Option<String>,
-    /// How many records are still wanted.
-    wanted: u64,
+    /// How many records to take before the read ends.
+    remaining: u64,
     limits: CommitLimits,
-    /// When to look for streams that have not committed for long.
-    next_look: Instant,
+    next_check: Instant,
 }
 
 /// States that may be stored now: (key, document).
 pub type Storable = Vec<(String, String)>;
 
 impl Streams {
-    /// Prepares for the catalog's streams.
+    /// Opens the streams of the catalog in the sink.
     pub fn new(
         catalog: &ConfiguredCatalog,
         options: &ReadOptions,
@@ -92,56 +93,50 @@ impl Streams {
         limits: CommitLimits,
         mut sink: Box<dyn Sink>,
     ) -> Self {
-        let stream = |stream| Stream::new(stream, options, progress);
-        let mut streams: Vec<Stream> = catalog.streams.iter().map(stream).collect();
+        let mut all: Vec<Stream> =
+            catalog.streams.iter().map(|stream| Stream::new(stream, options, progress)).collect();
         let mut refusal = None;
-        // In the catalog's order, not that of arrival: of two streams with one table name the same one always has it.
-        for stream in &mut streams {
+        for stream in &mut all {
             match sink.open(stream.spec.clone()) {
-                Ok(index) => stream.open = Some(index),
+                Ok(index) => stream.sink_index = Some(index),
                 Err(error) => {
                     refusal.get_or_insert_with(|| error.text.clone());
                     (stream.status, stream.error) = (StreamStatus::Failed, Some(error.text));
                 }
             }
         }
-        let mut index: HashMap<_, _> =
-            streams.iter().enumerate().map(|(at, stream)| (stream.spec.name.clone(), at)).collect();
-        // Some sources leave the namespace out of their records: the bare name finds the stream if it is the only one.
-        let mut shared: HashMap<String, Vec<usize>> = HashMap::new();
-        for (at, stream) in streams.iter().enumerate() {
-            shared.entry(stream.spec.name.name.clone()).or_default().push(at);
+        let mut by_name: HashMap<_, _> =
+            all.iter().enumerate().map(|(at, stream)| (stream.spec.name.clone(), at)).collect();
+        let mut namesakes: HashMap<String, Vec<usize>> = HashMap::new();
+        for (at, stream) in all.iter().enumerate() {
+            namesakes.entry(stream.spec.name.name.clone()).or_default().push(at);
         }
-        shared.retain(|name, namesakes| {
-            if let [at] = namesakes[..] {
-                index.entry(StreamName::new(None, name)).or_insert(at);
+        // Some sources omit the namespace in their records: a unique name identifies the stream.
+        namesakes.retain(|name, streams| {
+            if let [at] = streams[..] {
+                by_name.entry(StreamName::new(None, name)).or_insert(at);
             }
-            namesakes.len() > 1
+            streams.len() > 1
         });
         Self {
             sink,
-            all: streams,
-            index,
-            shared,
+            all,
+            by_name,
+            namesakes,
             last: None,
-            waiting_global: None,
+            pending_global_state: None,
             has_statuses: false,
-            has_unknown: false,
+            has_unmapped: false,
             refusal,
-            wanted: options.max_records.unwrap_or(u64::MAX),
+            remaining: options.max_records.unwrap_or(u64::MAX),
             limits,
-            next_look: Instant::now(),
+            next_check: Instant::now(),
         }
     }
 
-    /// What the destination wants to have told.
+    /// New warnings of the destination.
     pub fn warnings(&mut self) -> Vec<String> {
         self.sink.warnings()
-    }
-
-    /// Lets the destination look after what is open.
-    pub fn tend(&mut self) {
-        self.sink.tick();
     }
 
     /// The per-stream map.
@@ -156,29 +151,29 @@ impl Streams {
         self.all.iter().map(|stream| (stream.key.clone(), report(stream))).collect()
     }
 
-    /// Takes a row. Returns whether the stream's status has changed; `Err` when no such stream is selected.
+    /// Takes a row. Returns whether a status has changed; the name if the catalog does not select the stream.
     pub fn record(&mut self, record: &Record<'_>) -> Result<bool, StreamName> {
         let at = self.find(record)?;
         let stream = &mut self.all[at];
         if stream.status == StreamStatus::Success {
-            // They cannot be taken back into a finished table, and their state must not be stored.
+            // The table is finished, and a state after these rows must not be stored.
             stream.status = StreamStatus::Partial;
-            stream.error = Some("the source sent rows after it had called the stream complete".to_owned());
+            stream.error = Some("the source sent rows after it had completed the stream".to_owned());
             return Ok(true);
         }
         if !stream.is_open() {
             return Ok(false);
         }
         stream.events += 1;
-        self.wanted = self.wanted.saturating_sub(1);
+        self.remaining = self.remaining.saturating_sub(1);
         stream.bytes += record.data.len() as u64;
-        stream.pending_bytes += record.data.len() as u64;
-        stream.pending_since.get_or_insert_with(Instant::now);
-        let full = stream.pending_bytes >= self.limits.bytes && stream.spec.mode != WriteMode::Replace;
+        stream.uncommitted_bytes += record.data.len() as u64;
+        stream.uncommitted_since.get_or_insert_with(Instant::now);
+        let is_full = stream.uncommitted_bytes >= self.limits.bytes && stream.spec.mode != WriteMode::Replace;
         let changed = self.start(at);
-        let Some(index) = self.all[at].open else { return Ok(changed) };
+        let Some(index) = self.all[at].sink_index else { return Ok(changed) };
         let mut written = self.sink.write(index, record);
-        if full && written.is_ok() {
+        if is_full && written.is_ok() {
             written = self.commit(at).map(|_| ());
         }
         if let Err(error) = written {
@@ -188,27 +183,24 @@ impl Streams {
         Ok(changed)
     }
 
-    /// Commits the streams whose source has sent rows for long and no state. No state is stored for them: after an
-    /// interruption these rows come again. Returns what has waited for them alone.
-    pub fn commit_overdue(&mut self) -> Storable {
+    /// Does work that depends on time. Commits the streams that exceed [`CommitLimits::interval`]: no state is stored for
+    /// them, so after an interruption their rows are sent again. Returns a global state that has waited for these rows.
+    pub fn tick(&mut self) -> Storable {
+        self.sink.tick();
         let now = Instant::now();
-        if now < self.next_look {
+        if now < self.next_check {
             return Vec::new();
         }
-        self.next_look = now + self.limits.interval / LOOKS_PER_INTERVAL;
         let limit = self.limits.interval;
+        self.next_check = now + limit / CHECKS_PER_INTERVAL;
         for at in 0..self.all.len() {
             let stream = &self.all[at];
-            let overdue = stream.pending_since.is_some_and(|since| now.duration_since(since) >= limit);
-            if overdue
-                && stream.spec.mode != WriteMode::Replace
-                && stream.is_open()
-                && let Err(error) = self.commit(at)
-            {
-                self.refuse(at, &error);
+            let is_overdue = stream.uncommitted_since.is_some_and(|since| now.duration_since(since) >= limit);
+            if is_overdue && stream.spec.mode != WriteMode::Replace && stream.is_open() {
+                self.commit_or_refuse(at);
             }
         }
-        self.global_if_ready()
+        self.global_state_if_durable()
     }
 
     fn find(&mut self, record: &Record<'_>) -> Result<usize, StreamName> {
@@ -220,101 +212,43 @@ impl Streams {
         }
         let name = StreamName::new(record.namespace.as_deref(), &record.stream);
         let Some(at) = self.position(&name) else {
-            self.has_unknown = true;
-            self.lose_ambiguous(&name);
+            self.has_unmapped = true;
+            self.fail_namesakes(&name);
             return Err(name);
         };
         self.last = Some((name, at));
         Ok(at)
     }
 
-    /// Whether the catalog selects streams of this name, and nothing says which of them is meant.
-    pub fn is_ambiguous(&self, name: &StreamName) -> bool {
-        name.namespace.is_none() && self.shared.contains_key(&name.name)
-    }
-
-    /// A row of one of several streams is lost: none of them must count as complete, or be replaced by the rest.
-    fn lose_ambiguous(&mut self, name: &StreamName) {
-        let namesakes = self.shared.get(&name.name).filter(|_| name.namespace.is_none()).cloned();
-        for at in namesakes.into_iter().flatten() {
-            if self.all[at].is_open() {
-                self.fail(at, "the source names no namespace in its records, and several streams have this name");
-            }
-        }
-    }
-
-    /// Also when only one side of source and catalog names the namespace, as long as it is clear which stream is meant.
+    /// Matches also if only the source or only the catalog names the namespace, as long as the stream is unambiguous.
     fn position(&self, name: &StreamName) -> Option<usize> {
-        self.index.get(name).copied().or_else(|| {
-            let at = *self.index.get(&StreamName::new(None, &name.name))?;
+        self.by_name.get(name).copied().or_else(|| {
+            let at = *self.by_name.get(&StreamName::new(None, &name.name))?;
             self.all[at].spec.name.namespace.is_none().then_some(at)
         })
     }
 
-    /// Notes the first sign of a stream; returns whether that changed anything.
+    /// Whether several selected streams have this name, and the namespace is missing.
+    pub fn is_ambiguous(&self, name: &StreamName) -> bool {
+        name.namespace.is_none() && self.namesakes.contains_key(&name.name)
+    }
+
+    /// Notes that the source has started a stream. Returns whether its status has changed.
     fn start(&mut self, at: usize) -> bool {
-        let pending = self.all[at].status == StreamStatus::Pending;
-        if pending {
+        let is_pending = self.all[at].status == StreamStatus::Pending;
+        if is_pending {
             self.all[at].status = StreamStatus::Running;
         }
-        pending
+        is_pending
     }
 
-    /// Data of the source was lost: of the stream that its beginning names, or else of any that is not complete.
-    pub fn lost(&mut self, head: &str, reason: &str) {
-        let named = |stream: &Stream| {
-            let name = serde_json::Value::from(stream.spec.name.name.as_str());
-            [format!("\"stream\":{name}"), format!("\"stream\": {name}")].iter().any(|text| head.contains(text))
-        };
-        let open: Vec<usize> = (0..self.all.len()).filter(|at| self.all[*at].is_open()).collect();
-        let hit: Vec<usize> = open.iter().copied().filter(|at| named(&self.all[*at])).collect();
-        for at in if hit.is_empty() { open } else { hit } {
-            self.fail(at, reason);
-        }
-    }
-
-    /// Gives a stream up: its rows since the last commit go, and so does its waiting state.
-    fn fail(&mut self, at: usize, error: &str) {
-        let stream = &mut self.all[at];
-        if let Some(index) = stream.open {
-            self.sink.abort(index);
-        }
-        stream.status = if stream.committed > 0 { StreamStatus::Partial } else { StreamStatus::Failed };
-        stream.error.get_or_insert_with(|| error.to_owned());
-        stream.waiting = None;
-    }
-
-    /// The destination refuses a stream. One that is away after all its patience will not take the others either: each
-    /// of them would only wait for it again.
-    fn refuse(&mut self, at: usize, error: &SinkError) {
-        self.refusal.get_or_insert_with(|| error.text.clone());
-        self.fail(at, &error.text);
-        if error.transient {
-            for at in 0..self.all.len() {
-                if self.all[at].is_open() {
-                    self.fail(at, &error.text);
-                }
-            }
-        }
-    }
-
-    /// Why the destination refused a stream, the first one.
-    pub fn refusal(&self) -> Option<&str> {
-        self.refusal.as_deref()
-    }
-
-    /// Whether nothing that may still come has a place to go to, because of the destination.
-    pub fn is_refused(&self) -> bool {
-        self.refusal.is_some() && !self.all.iter().any(Stream::is_open)
-    }
-
-    /// What the source expects a stream to be. Returns whether that is news.
+    /// Sets the expected size of a stream. Returns whether it has changed.
     pub fn estimate(&mut self, name: &StreamName, estimate: Estimate) -> bool {
         let Some(at) = self.position(name) else { return false };
         self.all[at].estimate.replace(estimate) != Some(estimate)
     }
 
-    /// The source speaks of a stream: STARTED, RUNNING, COMPLETE or INCOMPLETE.
+    /// Handles a stream status of the source: STARTED, RUNNING, COMPLETE or INCOMPLETE.
     pub fn status(&mut self, name: &StreamName, status: &str) -> Storable {
         self.has_statuses = true;
         let Some(at) = self.position(name) else { return Vec::new() };
@@ -323,7 +257,7 @@ impl Streams {
         }
         match status {
             "COMPLETE" => return self.complete(at),
-            "INCOMPLETE" => self.fail(at, "the source gave the stream up"),
+            "INCOMPLETE" => self.fail(at, "the source reported the stream as incomplete"),
             _ => {
                 self.start(at);
             }
@@ -331,31 +265,14 @@ impl Streams {
         Vec::new()
     }
 
-    /// The source's error for one stream: kept as its reason.
+    /// Sets the source's error for one stream as the reason of its failure.
     pub fn error(&mut self, name: &StreamName, text: &str) {
         if let Some(at) = self.position(name) {
             self.all[at].error = Some(text.to_owned());
         }
     }
 
-    fn complete(&mut self, at: usize) -> Storable {
-        self.start(at);
-        let Some(index) = self.all[at].open else { return Vec::new() };
-        if let Err(error) = self.sink.finish(index) {
-            self.refuse(at, &error);
-            return Vec::new();
-        }
-        let stream = &mut self.all[at];
-        stream.status = StreamStatus::Success;
-        stream.committed = stream.events;
-        stream.error = None;
-        let mut storable: Storable =
-            stream.waiting.take().map(|state| (stream.key.clone(), state)).into_iter().collect();
-        storable.extend(self.global_if_ready());
-        storable
-    }
-
-    /// A stream's state: commits its rows, and returns the state when they are in for good.
+    /// Handles a stream's state: commits its rows. Returns the state if the rows are durable.
     pub fn state(&mut self, name: &StreamName, state: String) -> Storable {
         let Some(at) = self.position(name) else { return Vec::new() };
         let key = self.all[at].key.clone();
@@ -364,73 +281,72 @@ impl Streams {
             StreamStatus::Pending | StreamStatus::Running => {}
             _ => return Vec::new(),
         }
-        match self.commit(at) {
-            Ok(Committed::Durable) => vec![(key, state)],
-            Ok(Committed::Deferred) => {
-                self.all[at].waiting = Some(state);
+        match self.commit_or_refuse(at) {
+            Some(Committed::Durable) => vec![(key, state)],
+            Some(Committed::Deferred) => {
+                self.all[at].pending_state = Some(state);
                 Vec::new()
             }
-            Err(error) => {
-                self.refuse(at, &error);
-                Vec::new()
-            }
+            None => Vec::new(),
         }
     }
 
-    /// The state of all streams together: only when none of them has failed.
+    /// Handles a state of all streams: commits their rows. Returns the state if all rows are durable.
     pub fn global_state(&mut self, key: String, state: String) -> Storable {
         for at in 0..self.all.len() {
             let stream = &self.all[at];
-            if (stream.status == StreamStatus::Running || (stream.is_open() && stream.is_refreshed()))
-                && let Err(error) = self.commit(at)
-            {
-                self.refuse(at, &error);
+            if stream.status == StreamStatus::Running || (stream.is_open() && stream.deletes_generations()) {
+                self.commit_or_refuse(at);
             }
         }
-        self.waiting_global = Some((key, state));
-        self.global_if_ready()
+        self.pending_global_state = Some((key, state));
+        self.global_state_if_durable()
     }
 
-    fn global_if_ready(&mut self) -> Storable {
-        if self.waiting_global.is_none() {
+    fn global_state_if_durable(&mut self) -> Storable {
+        if self.pending_global_state.is_none() {
             return Vec::new();
         }
-        let failed = |stream: &Stream| {
-            !matches!(stream.status, StreamStatus::Pending | StreamStatus::Running | StreamStatus::Success)
-        };
-        if self.all.iter().any(failed) {
-            self.waiting_global = None;
+        let has_failed = |stream: &Stream| !stream.is_open() && stream.status != StreamStatus::Success;
+        if self.all.iter().any(has_failed) {
+            self.pending_global_state = None;
         }
-        let waits = |stream: &Stream| stream.spec.mode == WriteMode::Replace || stream.committed < stream.events;
-        let deferred = self.all.iter().any(|stream| stream.is_open() && waits(stream));
-        if deferred { Vec::new() } else { self.waiting_global.take().into_iter().collect() }
+        let is_durable = |stream: &Stream| stream.spec.mode != WriteMode::Replace && stream.committed == stream.events;
+        let waits = self.all.iter().any(|stream| stream.is_open() && !is_durable(stream));
+        if waits { Vec::new() } else { self.pending_global_state.take().into_iter().collect() }
+    }
+
+    /// Commits a stream. Returns `None` if the destination refuses it.
+    fn commit_or_refuse(&mut self, at: usize) -> Option<Committed> {
+        self.commit(at).map_err(|error| self.refuse(at, &error)).ok()
     }
 
     fn commit(&mut self, at: usize) -> Result<Committed, SinkError> {
         let stream = &self.all[at];
-        let Some(index) = stream.open else { return Ok(Committed::Durable) };
-        // A stream of which nothing came leaves no trace, but where a state has to be told from one of earlier days.
-        let quiet = stream.status == StreamStatus::Pending && stream.spec.mode != WriteMode::Replace;
-        if quiet && !stream.is_refreshed() {
+        let Some(index) = stream.sink_index else { return Ok(Committed::Durable) };
+        // A stream without rows leaves no trace, unless its generation must be recorded.
+        let is_unused = stream.status == StreamStatus::Pending && stream.spec.mode != WriteMode::Replace;
+        if is_unused && !stream.deletes_generations() {
             return Ok(Committed::Durable);
         }
         let committed = self.sink.commit(index)?;
-        (self.all[at].pending_bytes, self.all[at].pending_since) = (0, None);
+        let stream = &mut self.all[at];
+        (stream.uncommitted_bytes, stream.uncommitted_since) = (0, None);
         if committed == Committed::Durable {
-            self.all[at].committed = self.all[at].events;
+            stream.committed = stream.events;
         }
         Ok(committed)
     }
 }
 
 impl Stream {
-    /// Neither complete nor given up.
+    /// Neither complete nor failed.
     fn is_open(&self) -> bool {
         matches!(self.status, StreamStatus::Pending | StreamStatus::Running)
     }
 
-    /// Rows of earlier generations go when it is complete.
-    fn is_refreshed(&self) -> bool {
+    /// Rows of earlier generations are deleted when the stream is complete.
+    fn deletes_generations(&self) -> bool {
         self.spec.generation.minimum > 0 && self.spec.mode != WriteMode::Replace
     }
 
@@ -438,17 +354,17 @@ impl Stream {
         let name = configured.name();
         Self {
             key: name.key(),
-            spec: plan::spec(configured, options, progress),
-            open: None,
+            spec: spec::stream_spec(configured, options, progress),
+            sink_index: None,
             events: 0,
             bytes: 0,
             committed: 0,
-            pending_bytes: 0,
-            pending_since: None,
+            uncommitted_bytes: 0,
+            uncommitted_since: None,
             status: StreamStatus::Pending,
             error: None,
             estimate: None,
-            waiting: None,
+            pending_state: None,
         }
     }
 }

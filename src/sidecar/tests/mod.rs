@@ -1,4 +1,4 @@
-//! The sidecar as a whole, beside a connector that is a thread: against the Postgres of `SYNCCTL_TEST_DATABASE_URL`.
+//! The whole sidecar with a connector in a thread, against the Postgres of `SYNCCTL_TEST_DATABASE_URL`.
 
-mod enough;
+mod record_limit;
 mod support;

@@ -1,4 +1,4 @@
-//! A schema, a folder with the pipes, and a connector that writes what a test says.
+//! A schema, a folder with the pipes, and a scripted connector.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,13 +11,16 @@ use flate2::write::GzEncoder;
 use postgres::{Client, NoTls};
 use serde_json::{Value, json};
 
-use crate::contract::{EXIT_CODE_FILE, READY_FILE};
+use crate::contract::{EXIT_CODE_FILE, READY_FILE, SidecarExit};
 use crate::db::{Db, Options, StoredTask, Target};
 use crate::secret::Secret;
-use crate::sidecar::{CommitLimits, End, Sidecar};
+use crate::sidecar::{CommitLimits, Sidecar, SourceSettings};
 use crate::task::{CONNECTOR_TYPE_AIRBYTE, Image, ReadOptions, Task, TaskKind};
 
-/// A schema for results and rows; it is dropped at the end.
+/// Only reached when a test hangs.
+const DEADLINE: Duration = Duration::from_mins(2);
+
+/// A schema for results and rows, dropped at the end.
 pub struct World {
     pub schema: String,
     pub admin: Client,
@@ -27,7 +30,7 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let text = std::env::var("SYNCCTL_TEST_DATABASE_URL")
-            .expect("SYNCCTL_TEST_DATABASE_URL has to hold the URL of a PostgreSQL superuser");
+            .expect("SYNCCTL_TEST_DATABASE_URL must be the URL of a PostgreSQL superuser");
         let mut admin = Client::connect(&text, NoTls).expect("a connection");
         let schema = format!("sidecar_{}", uuid::Uuid::new_v4().simple());
         admin.batch_execute(&format!("CREATE SCHEMA {schema}; SET search_path TO {schema}")).expect("a schema");
@@ -50,7 +53,7 @@ impl World {
         Secret::from(url.as_str())
     }
 
-    /// A destination in the same schema.
+    /// A destination configuration for the same schema.
     pub fn postgres(&self) -> Value {
         json!({
             "destinationType": "postgres", "host": self.url.host_str(), "port": self.url.port().unwrap_or(5432),
@@ -64,8 +67,8 @@ impl World {
         self.admin.query(query, &[]).expect(query).iter().map(|row| row.get(0)).collect()
     }
 
-    /// Reads from a connector that writes until nobody listens or it is done. It keeps its pipes open until the sidecar has
-    /// ended, as one that is silent does, unless it says that it ends. Returns the row of the task.
+    /// Runs a read with a connector that writes until it is done or its pipes are closed. Unless it ends explicitly, it
+    /// keeps its pipes open until the sidecar has ended. Returns the row of the task.
     pub fn read(
         &self,
         options: ReadOptions,
@@ -86,22 +89,24 @@ impl World {
         let sidecar = Sidecar {
             task,
             database_url: self.database_url(),
-            stdout: folder.path().join("stdout"),
-            stderr: folder.path().join("stderr"),
+            source: SourceSettings {
+                stdout: folder.path().join("stdout"),
+                stderr: folder.path().join("stderr"),
+                config: folder.path().to_owned(),
+                init_timeout: DEADLINE,
+                silence: DEADLINE,
+            },
             secrets: documents,
-            config: folder.path().to_owned(),
             db_log_level: "INFO".to_owned(),
-            init_timeout: Duration::from_mins(1),
-            silence: Duration::from_mins(1),
             commit: CommitLimits::default(),
             contract: None,
         };
         std::thread::scope(|scope| {
-            let running = scope.spawn(|| sidecar.run(&Arc::default()));
+            let running = scope.spawn(|| sidecar.run(Arc::default()));
             let mut connector = Connector::start(folder.path());
-            // Whether it was heard to its end is what the test looks at.
+            // Fails when the sidecar closes the pipes, which the outcome shows.
             let _ = write(&mut connector);
-            assert_eq!(running.join().expect("no panic"), Ok(End::Done));
+            assert_eq!(running.join().expect("no panic"), Ok(SidecarExit::Finished));
         });
         self.db().task(&id).expect("an answer").expect("a row")
     }
@@ -124,35 +129,35 @@ fn task(options: ReadOptions) -> Task {
         started_at: jiff::Timestamp::now(),
         started_by: None,
         options,
-        timeout: Duration::from_mins(1),
+        timeout: DEADLINE,
     }
 }
 
-/// A connector, as the sidecar hears it.
+/// The connector's end of the pipes.
 pub struct Connector {
     folder: PathBuf,
     pipes: Option<[File; 2]>,
 }
 
 impl Connector {
-    /// Opens the pipes, once they are there.
+    /// Opens the pipes once they exist.
     fn start(folder: &Path) -> Self {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + DEADLINE;
         while !folder.join(READY_FILE).exists() {
-            assert!(Instant::now() < deadline, "the pipes are not made");
+            assert!(Instant::now() < deadline, "no pipes");
             std::thread::sleep(Duration::from_millis(5));
         }
         let open = |name| OpenOptions::new().write(true).open(folder.join(name)).expect("a reader");
         Self { folder: folder.to_owned(), pipes: Some(["stderr", "stdout"].map(open)) }
     }
 
-    /// Writes lines to stdout. An error when nobody listens any more.
-    pub fn say(&mut self, lines: &str) -> std::io::Result<()> {
-        let [_, stdout] = self.pipes.as_mut().expect("it has not ended");
+    /// Writes lines to stdout. Fails when the sidecar has closed the pipe.
+    pub fn write(&mut self, lines: &str) -> std::io::Result<()> {
+        let [_, stdout] = self.pipes.as_mut().expect("open pipes");
         stdout.write_all(lines.as_bytes())
     }
 
-    /// Ends with this exit code, as the wrapper of the container does it.
+    /// Ends with this exit code, like the wrapper in the connector's container.
     pub fn end(&mut self, code: u8) -> std::io::Result<()> {
         std::fs::write(self.folder.join(EXIT_CODE_FILE), code.to_string())?;
         self.pipes = None;

@@ -1,31 +1,30 @@
-//! Commits that no state asks for: by size, by time, because there is enough, and what they mean for states that wait. And
-//! rows that nobody can tell the stream of.
+//! Commits without a state (by size, by age, at the record limit), states that wait for them, and ambiguous records.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::sink::{Committed, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
-use super::streams::{CommitLimits, Streams};
+use super::{CommitLimits, Storable, Streams};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::{Record, StreamName};
 use crate::airbyte::state::Progress;
+use crate::sidecar::sink::{Committed, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
 use crate::task::{ReadOptions, StreamReports, StreamStatus};
 
-/// Notes what it is asked for, and refuses to commit the stream called `bad`. At the one called `gone` it is away.
+/// Records its calls. Commits of stream `bad` fail, those of stream `gone` with a transient error.
 #[derive(Default)]
-struct Notes {
+struct RecordingSink {
     calls: Arc<Mutex<Vec<String>>>,
     streams: Vec<StreamSpec>,
 }
 
-impl Notes {
-    fn note(&self, what: &str, stream: StreamIndex) {
+impl RecordingSink {
+    fn call(&self, what: &str, stream: StreamIndex) {
         self.calls.lock().expect("no panic").push(format!("{what} {}", self.streams[stream].name.name));
     }
 }
 
-impl Sink for Notes {
+impl Sink for RecordingSink {
     fn open(&mut self, stream: StreamSpec) -> Result<StreamIndex, SinkError> {
         self.streams.push(stream);
         Ok(self.streams.len() - 1)
@@ -36,7 +35,7 @@ impl Sink for Notes {
     }
 
     fn commit(&mut self, stream: StreamIndex) -> Result<Committed, SinkError> {
-        self.note("commit", stream);
+        self.call("commit", stream);
         match self.streams[stream].name.name.as_str() {
             "bad" => return Err(SinkError { text: "no such right".to_owned(), transient: false }),
             "gone" => return Err(SinkError { text: "no answer".to_owned(), transient: true }),
@@ -47,12 +46,12 @@ impl Sink for Notes {
     }
 
     fn finish(&mut self, stream: StreamIndex) -> Result<(), SinkError> {
-        self.note("finish", stream);
+        self.call("finish", stream);
         Ok(())
     }
 
     fn finish_early(&mut self, stream: StreamIndex) -> Result<bool, SinkError> {
-        self.note("cut", stream);
+        self.call("finish_early", stream);
         match self.streams[stream].name.name.as_str() {
             "bad" => Err(SinkError { text: "no such right".to_owned(), transient: false }),
             _ => Ok(self.streams[stream].mode != WriteMode::Replace),
@@ -60,22 +59,22 @@ impl Sink for Notes {
     }
 
     fn abort(&mut self, stream: StreamIndex) {
-        self.note("abort", stream);
+        self.call("abort", stream);
     }
 }
 
-/// Streams of these names: `full` is replaced, the others are added to.
-fn streams(names: &[&str], bytes: u64, interval: Duration) -> (Streams, Arc<Mutex<Vec<String>>>) {
-    streams_with(names, CommitLimits { bytes, interval }, &ReadOptions::default())
+/// Streams of these names: `full` replaces its table, the others append.
+fn streams(names: &[&str], bytes: u64) -> (Streams, Arc<Mutex<Vec<String>>>) {
+    streams_with(names, bytes, &ReadOptions::default())
 }
 
-/// The same, of which so many records are enough.
+/// Streams with a record limit.
 fn limited(names: &[&str], records: u64) -> (Streams, Arc<Mutex<Vec<String>>>) {
     let options = ReadOptions { max_records: Some(records), ..ReadOptions::default() };
-    streams_with(names, CommitLimits { bytes: 1 << 20, interval: NEVER }, &options)
+    streams_with(names, 1 << 20, &options)
 }
 
-fn streams_with(names: &[&str], limits: CommitLimits, options: &ReadOptions) -> (Streams, Arc<Mutex<Vec<String>>>) {
+fn streams_with(names: &[&str], bytes: u64, options: &ReadOptions) -> (Streams, Arc<Mutex<Vec<String>>>) {
     let configured = names.iter().map(|name| {
         let mode = if *name == "full" { ["full_refresh", "overwrite"] } else { ["incremental", "append"] };
         // As `namespace.name`.
@@ -85,9 +84,24 @@ fn streams_with(names: &[&str], limits: CommitLimits, options: &ReadOptions) -> 
     });
     let catalog = serde_json::json!({"streams": configured.collect::<Vec<_>>()});
     let catalog: ConfiguredCatalog = serde_json::from_value(catalog).expect("a catalog");
-    let sink = Notes::default();
+    let sink = RecordingSink::default();
     let calls = sink.calls.clone();
+    let limits = CommitLimits { bytes, interval: Duration::from_hours(1) };
     (Streams::new(&catalog, options, &Progress::default(), limits, Box::new(sink)), calls)
+}
+
+/// Ticks, with a check of the age of uncommitted rows.
+fn tick(streams: &mut Streams) -> Storable {
+    streams.next_check = Instant::now();
+    streams.tick()
+}
+
+/// Ticks as if the interval was over.
+fn tick_overdue(streams: &mut Streams) -> Storable {
+    let interval = std::mem::take(&mut streams.limits.interval);
+    let storable = tick(streams);
+    streams.limits.interval = interval;
+    storable
 }
 
 fn row(streams: &mut Streams, stream: &str) {
@@ -96,108 +110,102 @@ fn row(streams: &mut Streams, stream: &str) {
     streams.record(&record).expect("a selected stream");
 }
 
-fn taken(calls: &Mutex<Vec<String>>) -> Vec<String> {
+fn take(calls: &Mutex<Vec<String>>) -> Vec<String> {
     std::mem::take(&mut *calls.lock().expect("no panic"))
 }
 
-const NEVER: Duration = Duration::from_hours(1);
-const SOON: Duration = Duration::from_millis(20);
-
 #[test]
 fn rows_are_committed_by_size() {
-    let (mut streams, calls) = streams(&["a", "b", "full"], 30, NEVER);
+    let (mut streams, calls) = streams(&["a", "b", "full"], 30);
     for _ in 0..7 {
         row(&mut streams, "a");
         row(&mut streams, "full");
     }
     row(&mut streams, "b");
-    assert_eq!(taken(&calls), ["commit a", "commit a"]);
-    assert!(streams.state(&StreamName::new(None, "a"), "{}".to_owned()).len() == 1, "a state stands for the seventh");
+    assert_eq!(take(&calls), ["commit a", "commit a"]);
+    assert!(
+        streams.state(&StreamName::new(None, "a"), "{}".to_owned()).len() == 1,
+        "the state commits the seventh row"
+    );
     for _ in 0..2 {
         row(&mut streams, "a");
     }
-    assert_eq!(taken(&calls), ["commit a"], "the state's commit counts");
-    streams.end(false, "it broke");
+    assert_eq!(take(&calls), ["commit a"], "the size is counted from the commit of the state");
+    streams.source_ended(false, "it broke");
     let status = |name: &str| streams.reports()[name].status;
     assert_eq!((status("a"), status("b")), (StreamStatus::Partial, StreamStatus::Failed));
-    assert_eq!(taken(&calls), ["abort a", "abort b", "abort full"]);
+    assert_eq!(take(&calls), ["abort a", "abort b", "abort full"]);
 }
 
 #[test]
-fn rows_are_committed_when_they_have_waited_long() {
-    let (mut streams, calls) = streams(&["a", "b", "idle", "full"], 1 << 20, SOON);
+fn rows_are_committed_by_age() {
+    let (mut streams, calls) = streams(&["a", "b", "idle", "full"], 1 << 20);
     row(&mut streams, "a");
     row(&mut streams, "full");
     row(&mut streams, "b");
     streams.state(&StreamName::new(None, "b"), "{}".to_owned());
-    assert_eq!(taken(&calls), ["commit b"]);
-    assert_eq!(streams.commit_overdue(), Vec::new());
-    assert_eq!(taken(&calls), Vec::<String>::new(), "it is too early");
-    std::thread::sleep(SOON * 2);
-    assert_eq!(streams.commit_overdue(), Vec::new(), "no state comes of it");
-    assert_eq!(taken(&calls), ["commit a"], "only what has waiting rows");
-    std::thread::sleep(SOON * 2);
-    streams.commit_overdue();
-    assert_eq!(taken(&calls), Vec::<String>::new(), "nothing has come since");
+    assert_eq!(take(&calls), ["commit b"]);
+    assert_eq!(tick(&mut streams), []);
+    assert_eq!(take(&calls), [""; 0], "not overdue");
+    assert_eq!(tick_overdue(&mut streams), [], "no state");
+    assert_eq!(take(&calls), ["commit a"], "only streams with uncommitted rows");
+    tick_overdue(&mut streams);
+    assert_eq!(take(&calls), [""; 0], "no new rows");
 }
 
 #[test]
-fn a_commit_that_fails_fails_its_stream() {
-    for (label, bytes, interval) in [("by size", 10, NEVER), ("by time", 1 << 20, SOON)] {
-        let (mut streams, calls) = streams(&["a", "bad"], bytes, interval);
+fn failed_commits_fail_their_stream() {
+    for (label, bytes) in [("by size", 10), ("by age", 1 << 20)] {
+        let (mut streams, calls) = streams(&["a", "bad"], bytes);
         row(&mut streams, "bad");
-        std::thread::sleep(if label == "by time" { SOON * 2 } else { Duration::ZERO });
-        streams.commit_overdue();
-        assert_eq!(taken(&calls), ["commit bad", "abort bad"], "{label}");
+        tick_overdue(&mut streams);
+        assert_eq!(take(&calls), ["commit bad", "abort bad"], "{label}");
         let report = &streams.reports()["bad"];
         assert_eq!((report.status, report.error.as_deref()), (StreamStatus::Failed, Some("no such right")), "{label}");
     }
 }
 
 #[test]
-fn a_destination_that_is_away_takes_no_other_stream_either() {
-    let (mut streams, calls) = streams(&["a", "gone", "done"], 10, NEVER);
+fn transient_errors_fail_all_open_streams() {
+    let (mut streams, calls) = streams(&["a", "gone", "done"], 10);
     let done = StreamName::new(None, "done");
     streams.status(&done, "COMPLETE");
     row(&mut streams, "gone");
-    assert_eq!(taken(&calls), ["finish done", "commit gone", "abort gone", "abort a"], "nobody waits for it again");
+    assert_eq!(take(&calls), ["finish done", "commit gone", "abort gone", "abort a"], "no further attempts");
     let reports = streams.reports();
     let statuses = ["a", "gone", "done"].map(|name| reports[name].status);
     assert_eq!(statuses, [StreamStatus::Failed, StreamStatus::Failed, StreamStatus::Success]);
-    assert!(streams.is_refused(), "nothing is left to read");
+    assert!(streams.is_refused(), "no open streams");
     assert_eq!(streams.refusal(), Some("no answer"));
 }
 
 #[test]
-fn a_global_state_waits_for_whom_it_has_to_and_no_longer() {
-    let (mut streams, calls) = streams(&["full", "a"], 1 << 20, SOON);
+fn global_states_wait_until_all_rows_are_durable() {
+    let (mut streams, calls) = streams(&["full", "a"], 1 << 20);
     row(&mut streams, "full");
     row(&mut streams, "a");
     assert_eq!(streams.global_state("_GLOBAL_STATE".to_owned(), "{}".to_owned()), []);
     row(&mut streams, "a");
-    std::thread::sleep(SOON * 2);
-    assert_eq!(streams.commit_overdue(), [], "the replaced stream is not complete");
+    assert_eq!(tick_overdue(&mut streams), [], "the replaced stream is incomplete");
     row(&mut streams, "a");
-    assert_eq!(streams.status(&StreamName::new(None, "full"), "COMPLETE"), [], "rows of the other are under way");
-    std::thread::sleep(SOON * 2);
-    assert_eq!(streams.commit_overdue(), [("_GLOBAL_STATE".to_owned(), "{}".to_owned())]);
-    assert_eq!(taken(&calls), ["commit full", "commit a", "commit a", "finish full", "commit a"].map(str::to_owned));
+    assert_eq!(streams.status(&StreamName::new(None, "full"), "COMPLETE"), [], "the other stream has uncommitted rows");
+    assert_eq!(tick_overdue(&mut streams), [("_GLOBAL_STATE".to_owned(), "{}".to_owned())]);
+    assert_eq!(take(&calls), ["commit full", "commit a", "commit a", "finish full", "commit a"].map(str::to_owned));
 }
 
 #[test]
-fn a_global_state_of_a_failed_stream_is_never_released() {
-    let (mut streams, _calls) = streams(&["full", "bad"], 1 << 20, SOON);
+fn global_states_of_failed_streams_are_dropped() {
+    let (mut streams, _calls) = streams(&["full", "bad"], 1 << 20);
     row(&mut streams, "full");
     assert_eq!(streams.global_state("_GLOBAL_STATE".to_owned(), "{}".to_owned()), []);
     row(&mut streams, "bad");
-    std::thread::sleep(SOON * 2);
-    assert_eq!(streams.commit_overdue(), []);
+    assert_eq!(tick_overdue(&mut streams), []);
     assert_eq!(streams.status(&StreamName::new(None, "full"), "COMPLETE"), []);
 }
 
 #[test]
-fn a_row_of_one_of_several_streams_lets_none_of_them_succeed() {
-    let (mut streams, calls) = streams(&["one.users", "two.users", "one.orders"], 1 << 20, NEVER);
+fn ambiguous_records_fail_all_streams_of_their_name() {
+    let (mut streams, calls) = streams(&["one.users", "two.users", "one.orders"], 1 << 20);
     let users = ["one", "two"].map(|namespace| StreamName::new(Some(namespace), "users"));
     row(&mut streams, "orders");
     assert_eq!(streams.status(&users[0], "STARTED"), []);
@@ -208,7 +216,7 @@ fn a_row_of_one_of_several_streams_lets_none_of_them_succeed() {
         emitted_at: None,
     };
     assert_eq!(streams.record(&record(Some("three"))), Err(StreamName::new(Some("three"), "users")));
-    assert_eq!(taken(&calls), Vec::<String>::new(), "a namespace that is not selected is no doubt");
+    assert_eq!(take(&calls), [""; 0], "an unselected namespace is not ambiguous");
     let bare = StreamName::new(None, "users");
     assert_eq!(streams.record(&record(None)), Err(bare.clone()));
     assert!(streams.is_ambiguous(&bare));
@@ -216,19 +224,19 @@ fn a_row_of_one_of_several_streams_lets_none_of_them_succeed() {
         assert_eq!(streams.status(name, "COMPLETE"), []);
     }
     streams.status(&StreamName::new(Some("one"), "orders"), "COMPLETE");
-    assert_eq!(taken(&calls), ["abort users", "abort users", "finish orders"]);
+    assert_eq!(take(&calls), ["abort users", "abort users", "finish orders"]);
     let reports = streams.reports();
     let statuses = ["one.users", "two.users", "one.orders"].map(|key| reports[key].status);
     assert_eq!(statuses, [StreamStatus::Failed, StreamStatus::Failed, StreamStatus::Success]);
 }
 
-/// Each stream's status and error.
-fn ends<'r>(reports: &'r StreamReports, names: &[&str]) -> Vec<(StreamStatus, Option<&'r str>)> {
+/// Status and error of each stream.
+fn outcomes<'r>(reports: &'r StreamReports, names: &[&str]) -> Vec<(StreamStatus, Option<&'r str>)> {
     names.iter().map(|name| (reports[*name].status, reports[*name].error.as_deref())).collect()
 }
 
 #[test]
-fn enough_records_are_committed_and_the_rest_is_left_alone() {
+fn open_streams_finish_early_at_the_record_limit() {
     let names = ["done", "a", "full", "idle"];
     let (mut streams, calls) = limited(&names, 6);
     let name = |name: &str| StreamName::new(None, name);
@@ -243,53 +251,56 @@ fn enough_records_are_committed_and_the_rest_is_left_alone() {
     assert!(streams.record(&unknown).is_err());
     row(&mut streams, "full");
     row(&mut streams, "a");
-    assert!(!streams.is_enough(), "what nobody has selected does not count");
+    assert!(!streams.is_limit_reached(), "unmapped records do not count");
     row(&mut streams, "a");
-    assert!(streams.is_enough());
-    taken(&calls);
-    assert_eq!(streams.cut("enough"), (vec![], None), "a state of rows that are not in is dropped");
-    assert_eq!(taken(&calls), ["cut a", "cut full", "abort a", "abort full", "abort idle"]);
+    assert!(streams.is_limit_reached());
+    take(&calls);
+    assert_eq!(streams.finish_early("limit"), (vec![], None), "the pending state is dropped");
+    assert_eq!(take(&calls), ["finish_early a", "finish_early full", "abort a", "abort full", "abort idle"]);
     let reports = streams.reports();
-    let dropped = "enough: its rows are dropped, for only a complete stream may replace what is in its table";
+    let dropped = "limit: its rows are dropped, because only a complete stream may replace the rows in its table";
     let expected = [
         (StreamStatus::Success, None),
-        (StreamStatus::Partial, Some("enough")),
+        (StreamStatus::Partial, Some("limit")),
         (StreamStatus::Cancelled, Some(dropped)),
-        (StreamStatus::Pending, Some("enough")),
+        (StreamStatus::Pending, Some("limit")),
     ];
-    assert_eq!(ends(&reports, &names), expected);
+    assert_eq!(outcomes(&reports, &names), expected);
     assert_eq!(names.map(|name| reports[name].events), [1, 3, 2, 0]);
 }
 
 #[test]
-fn a_stream_that_failed_before_there_was_enough_is_told() {
-    let (mut streams, _calls) = limited(&["a", "given_up", "troubled", "bad", "done"], 6);
-    for name in ["given_up", "troubled", "bad", "done", "a"] {
+fn streams_that_failed_before_the_record_limit_are_reported() {
+    let (mut streams, _calls) = limited(&["a", "incomplete", "erroneous", "bad", "done"], 6);
+    for name in ["incomplete", "erroneous", "bad", "done", "a"] {
         row(&mut streams, name);
     }
-    streams.status(&StreamName::new(None, "given_up"), "INCOMPLETE");
-    row(&mut streams, "given_up");
-    assert!(!streams.is_enough(), "a row that goes nowhere does not count");
+    streams.status(&StreamName::new(None, "incomplete"), "INCOMPLETE");
+    row(&mut streams, "incomplete");
+    assert!(!streams.is_limit_reached(), "rows of failed streams do not count");
     streams.status(&StreamName::new(None, "done"), "COMPLETE");
-    streams.error(&StreamName::new(None, "troubled"), "the API said 500");
+    streams.error(&StreamName::new(None, "erroneous"), "the API returned 500");
     row(&mut streams, "a");
-    assert!(streams.is_enough());
-    let (storable, failure) = streams.cut("enough");
-    assert_eq!((storable, failure.as_deref()), (vec![], Some("given_up: the source gave the stream up")));
+    assert!(streams.is_limit_reached());
+    let (storable, failure) = streams.finish_early("limit");
+    assert_eq!(
+        (storable, failure.as_deref()),
+        (vec![], Some("incomplete: the source reported the stream as incomplete"))
+    );
     let expected = [
-        (StreamStatus::Partial, Some("enough")),
-        (StreamStatus::Failed, Some("the source gave the stream up")),
-        (StreamStatus::Failed, Some("the API said 500")),
+        (StreamStatus::Partial, Some("limit")),
+        (StreamStatus::Failed, Some("the source reported the stream as incomplete")),
+        (StreamStatus::Failed, Some("the API returned 500")),
         (StreamStatus::Failed, Some("no such right")),
         (StreamStatus::Success, None),
     ];
-    assert_eq!(ends(&streams.reports(), &["a", "given_up", "troubled", "bad", "done"]), expected);
+    assert_eq!(outcomes(&streams.reports(), &["a", "incomplete", "erroneous", "bad", "done"]), expected);
     assert_eq!(streams.refusal(), Some("no such right"));
 }
 
 #[test]
-fn a_global_state_is_stored_when_there_is_enough_only_if_all_of_its_rows_are_in() {
-    for (label, finished, expected) in [("complete", true, 1), ("cut off", false, 0)] {
+fn global_states_are_stored_at_the_record_limit_if_all_rows_are_durable() {
+    for (label, finished, expected) in [("complete", true, 1), ("incomplete", false, 0)] {
         let (mut streams, _calls) = limited(&["full", "a"], 3);
         row(&mut streams, "full");
         row(&mut streams, "a");
@@ -298,7 +309,7 @@ fn a_global_state_is_stored_when_there_is_enough_only_if_all_of_its_rows_are_in(
         if finished {
             assert_eq!(streams.status(&StreamName::new(None, "full"), "COMPLETE"), [], "{label}");
         }
-        let (storable, failure) = streams.cut("enough");
+        let (storable, failure) = streams.finish_early("limit");
         assert_eq!((storable.len(), failure), (expected, None), "{label}");
     }
 }
