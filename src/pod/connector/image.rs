@@ -10,8 +10,6 @@ use crate::failure::{Class, Failure};
 use crate::pod::image_errors::is_image_missing;
 use crate::task::Image;
 
-/// A daemon that does not answer within this time counts as not running.
-const VERSION_TIMEOUT: Duration = Duration::from_secs(3);
 /// Only the user decides that a pull takes too long.
 const PULL_TIMEOUT: Duration = Duration::from_hours(24);
 
@@ -85,7 +83,7 @@ fn detect(kind: EngineKind, process: ProcessEnvironment<'_>) -> Result<(Containe
     let path = subprocess::find_program(program, process)
         .ok_or_else(|| failure(format!("{name} is not installed"), "install"))?;
     let engine = ContainerEngine { kind, path, environment: process.variables.to_vec() };
-    match engine.run(&arguments, VERSION_TIMEOUT, process.is_cancelled, &mut |_| ()) {
+    match engine.run(&arguments, process.timeout, process.is_cancelled, &mut |_| ()) {
         Ok(output) if output.is_success() && output.last_line().starts_with(|c: char| c.is_ascii_digit()) => {
             Ok((engine, output.last_line().to_owned()))
         }

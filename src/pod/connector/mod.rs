@@ -82,7 +82,7 @@ pub struct ResolvedConnector {
     pub summary: String,
 }
 
-/// Time limit for a program's answer to a question about itself or this machine.
+/// The time limit of a program that reports about itself. An engine that takes longer counts as not running.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Resolves the connector, which may take minutes: pulls its image or installs its package if necessary. Calls
