@@ -30,7 +30,7 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "spec" -d 'Print a c
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "check" -d 'Test a connector\'s configuration'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "discover" -d 'List the streams that a configuration gives access to'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "read" -d 'Read rows from a connector and load them into the destination'
-complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "serve" -d 'Serve HTTP: the same tasks, for other programs'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "serve" -d 'Serve the same tasks over HTTP'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "image" -d 'Write this program as a container image to stdout'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
@@ -39,12 +39,12 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Captur
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "supervise" -d 'Look after a task that runs on this machine'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l package -d 'Connector image without its version' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l version -d 'The version of --package' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l version -d 'Version of --package' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s o -l output -d 'Format of the result; json and yaml print failures, too [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
@@ -78,19 +78,19 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l local-runtime -
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s q -l quiet -d 'No progress on stderr'
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s q -l quiet -d 'Show no progress'
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s v -l verbose -d 'Log more; up to -vvv, which includes the logs of libraries'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l package -d 'Connector image without its version' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l version -d 'The version of --package' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l config -d 'The connector\'s configuration: a JSON or YAML file, or - for stdin' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l storage-key -d 'Key under which the result is stored [default: a key made of the connector and the configuration]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l version -d 'Version of --package' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l config -d 'Configuration of the connector: a JSON or YAML file, or - for stdin' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l storage-key -d 'Key under which the result is stored [default: a hash of the image and the configuration]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s o -l output -d 'Format of the result; json and yaml print failures, too [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
@@ -124,19 +124,19 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l local-runtime 
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s q -l quiet -d 'No progress on stderr'
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s q -l quiet -d 'Show no progress'
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s v -l verbose -d 'Log more; up to -vvv, which includes the logs of libraries'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l package -d 'Connector image without its version' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l version -d 'The version of --package' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l config -d 'The connector\'s configuration: a JSON or YAML file, or - for stdin' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l storage-key -d 'Key under which the result is stored [default: a key made of the connector and the configuration]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l version -d 'Version of --package' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l config -d 'Configuration of the connector: a JSON or YAML file, or - for stdin' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l storage-key -d 'Key under which the result is stored [default: a hash of the image and the configuration]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s o -l output -d 'Format of the result; json and yaml print failures, too [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
@@ -170,26 +170,26 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l local-runti
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s q -l quiet -d 'No progress on stderr'
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s q -l quiet -d 'Show no progress'
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s v -l verbose -d 'Log more; up to -vvv, which includes the logs of libraries'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l package -d 'Connector image without its version' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l version -d 'The version of --package' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l config -d 'The connector\'s configuration: a JSON or YAML file, or - for stdin' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l catalog -d 'The configured catalog: the streams to read, and how; of a catalog as `discover` prints it every stream is read' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-config -d 'Where the rows go: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL, else the embedded database where it is used]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sync-id -d 'The sync that this task belongs to: states are kept under it' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state -d 'Where to resume: a file with Airbyte state messages, or `db` for the state stored for the sync [default: from scratch]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-id -d 'Id of this task, unique among all tasks [default: a new UUID]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l target-namespace -d 'Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream\'s own, and with ${LEGACY} everything goes into the default schema, and the namespace into the tables\' names' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l table-name-prefix -d 'Put this before every table name; ${SOURCE_NAMESPACE} stands for the stream\'s namespace. A "table_name" in the catalog is taken as it is' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l max-records -d 'End as a success once this many records, of all streams together, are loaded. A stream that is cut off then replaces no rows: where its table has some, its own are dropped' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l version -d 'Version of --package' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l config -d 'Configuration of the connector: a JSON or YAML file, or - for stdin' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l catalog -d 'Configured catalog: which streams to read, and how. A catalog from `discover` reads every stream' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-config -d 'Destination of the rows: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL, else the embedded database if it is in use]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sync-id -d 'Id of the sync: states are stored under it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state -d 'State to resume from: a file with Airbyte state messages, or `db` for the state stored for the sync [default: read from scratch]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-id -d 'Id of the task, unique among all tasks [default: a new UUID]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l target-namespace -d 'Schema of the tables; ${SOURCE_NAMESPACE} is the stream\'s namespace. ${LEGACY} uses the default schema and puts the namespace into the table names' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l table-name-prefix -d 'Prefix of all table names; ${SOURCE_NAMESPACE} is the stream\'s namespace. Not added to a "table_name" in the catalog' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l max-records -d 'Stop with success after this many records of all streams together. A stream that is cut off replaces no rows: if its table has rows, the new ones are dropped' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s o -l output -d 'Format of the result; json and yaml print failures, too [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l timeout -d 'How long the task may take, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l exec -d 'With --local: run this command and not the image, e.g. \'python main.py\': a connector under development' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
@@ -225,11 +225,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l cache-dir -d 'F
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l to-same-case -d 'Lower-case table and column names'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l add-meta -d 'Add a column _jitsu_timestamp'
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l no-deduplicate -d 'Append rows where the catalog asks for a merge by primary key'
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l full-sync -d 'Start from scratch and replace the tables'
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l debug -d 'Ask the connector for debug messages'
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s q -l quiet -d 'No progress on stderr'
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l no-deduplicate -d 'Append rows of streams that the catalog merges by primary key'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l full-sync -d 'Read from scratch and replace the tables'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l debug -d 'Run the connector with debug messages'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s q -l quiet -d 'Show no progress'
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s v -l verbose -d 'Log more; up to -vvv, which includes the logs of libraries'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-port -d 'Port that `serve` listens on [default: 3043]' -r
@@ -278,10 +278,10 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local-runtime 
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s v -l verbose -d 'More on stderr; up to -vvv for what the libraries say, too'
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s v -l verbose -d 'Log more; up to -vvv, which includes the logs of libraries'
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local -d 'Run tasks on this machine, without a cluster: the same as SYNCCTL_ENGINE=local'
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand image" -l name -d 'The image\'s name and tag' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand image" -l name -d 'Name and tag of the image' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token -d 'Hash a token that exists: - reads it from stdin, where other users do not see it [default: make one]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
@@ -360,7 +360,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_see
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "check" -d 'Test a connector\'s configuration'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "discover" -d 'List the streams that a configuration gives access to'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "serve" -d 'Serve HTTP: the same tasks, for other programs'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "serve" -d 'Serve the same tasks over HTTP'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "image" -d 'Write this program as a container image to stdout'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'

@@ -1,4 +1,4 @@
-//! syncctl runs Airbyte source connectors as tasks in Kubernetes Pods.
+//! syncctl runs Airbyte source connectors as tasks in Kubernetes Pods, or in processes of this machine.
 
 mod airbyte;
 #[cfg(test)]
@@ -10,6 +10,7 @@ mod controller;
 mod db;
 mod env;
 mod failure;
+mod logging;
 mod output;
 mod pod;
 mod process;
@@ -23,14 +24,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Gives memory back that is not used any more: a service that runs for months has its peaks.
+/// Returns unused memory to the system: a service runs for months and has peaks.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    // Before anything speaks TLS: more than one provider may be compiled in, and then rustls does not choose.
+    // With several providers compiled in, rustls does not choose one by itself.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
-        unreachable!("nothing else installs a provider");
+        unreachable!("no other provider is installed");
     }
     ExitCode::from(cmd::Cli::parse().run())
 }

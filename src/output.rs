@@ -1,14 +1,14 @@
-//! stdout = the result and nothing else; stderr = progress and errors. A broken pipe is no error.
+//! stdout carries the result and nothing else; stderr carries progress and errors. A broken pipe is not an error.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 
-/// How the result is printed.
+/// The format of the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Indented JSON, for reading
@@ -19,7 +19,7 @@ pub enum Format {
     Yaml,
 }
 
-/// What is printed, and where.
+/// How a command prints.
 #[derive(Debug, Clone)]
 pub struct Output {
     format: Option<Format>,
@@ -27,49 +27,44 @@ pub struct Output {
 }
 
 impl Output {
-    /// `format` is what the user asked for; without it a terminal gets text and a pipe gets JSON.
+    /// Without a `format`, a terminal gets text and a pipe gets JSON.
     pub fn new(format: Option<Format>, quiet: bool) -> Self {
         Self { format, quiet }
     }
 
-    /// Prints a result.
-    pub fn result(&self, document: &Value) -> std::io::Result<()> {
-        let default = if std::io::stdout().is_terminal() { Format::Text } else { Format::Json };
-        print(self.format.unwrap_or(default), document)
+    /// Prints a result. Returns `code`, or the exit code of a stdout that cannot be written.
+    pub fn result(&self, document: &Value, code: u8) -> u8 {
+        exit_code(print(self.result_format(), document), code)
     }
 
-    /// Prints a result that has words of its own for people.
-    pub fn worded(&self, text: &str, document: &Value) -> std::io::Result<()> {
+    /// Prints a result that has a text form of its own; returns the exit code.
+    pub fn result_with_text(&self, text: &str, document: &Value) -> u8 {
+        match self.result_format() {
+            Format::Text => exit_code(print_line(text), 0),
+            format => exit_code(print(format, document), 0),
+        }
+    }
+
+    fn result_format(&self) -> Format {
+        let default = if io::stdout().is_terminal() { Format::Text } else { Format::Json };
+        self.format.unwrap_or(default)
+    }
+
+    /// Prints a failure on stderr, and as a document on stdout if a format for programs was asked for; returns the exit
+    /// code.
+    pub fn failure(&self, failure: &Failure) -> u8 {
+        let code = explain(failure);
         match self.format {
-            Some(Format::Text) => print_line(text),
-            None if std::io::stdout().is_terminal() => print_line(text),
-            _ => self.result(document),
+            Some(format @ (Format::Json | Format::Yaml)) => {
+                exit_code(print(format, &failure.document(json!({"status": "FAILED"}))), code)
+            }
+            Some(Format::Text) | None => code,
         }
     }
 
-    /// Prints a failure: one sentence and what to change on stderr, and on stdout a document if one was asked for.
-    pub fn failure(&self, failure: &Failure) -> std::io::Result<()> {
-        self.explain(failure);
-        match self.format {
-            Some(format @ (Format::Json | Format::Yaml)) => print(format, &failure_document(failure)),
-            Some(Format::Text) | None => Ok(()),
-        }
-    }
-
-    /// Only the part on stderr.
-    #[expect(clippy::unused_self, reason = "all output goes through this type")]
-    pub fn explain(&self, failure: &Failure) {
-        // Nobody is told when stderr is closed.
-        let mut stderr = std::io::stderr().lock();
-        writeln!(stderr, "error: {failure}").ok();
-        if let Some(hint) = failure.hint() {
-            writeln!(stderr, "hint: {hint}").ok();
-        }
-    }
-
-    /// A line about what is going on.
+    /// Shows progress on stderr.
     pub fn progress(&self) -> Progress {
-        let bar = if self.quiet || !std::io::stderr().is_terminal() {
+        let bar = if self.quiet || !io::stderr().is_terminal() {
             ProgressBar::hidden()
         } else {
             let bar = ProgressBar::new_spinner();
@@ -77,92 +72,92 @@ impl Output {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         };
-        Progress { bar, quiet: self.quiet, last: String::new(), told: None, line: None }
+        Progress { bar, quiet: self.quiet, status: String::new(), notice: None, line: None }
     }
 }
 
-/// What a failure looks like to a program.
-pub fn failure_document(failure: &Failure) -> Value {
-    failure.document(json!({"status": "FAILED"}))
+/// Prints a failure and its hint on stderr; returns the exit code.
+pub fn explain(failure: &Failure) -> u8 {
+    // Nothing can be reported when stderr is closed.
+    let mut stderr = io::stderr().lock();
+    writeln!(stderr, "error: {failure}").ok();
+    if let Some(hint) = failure.hint() {
+        writeln!(stderr, "hint: {hint}").ok();
+    }
+    failure.class.exit_code()
 }
 
-fn print(format: Format, document: &Value) -> std::io::Result<()> {
+fn exit_code(printed: io::Result<()>, code: u8) -> u8 {
+    match printed {
+        Ok(()) => code,
+        Err(error) => explain(&Failure::new(Class::Internal, format!("cannot write the result to stdout: {error}"))),
+    }
+}
+
+fn print(format: Format, document: &Value) -> io::Result<()> {
     let text = match format {
-        Format::Text => serde_json::to_string_pretty(document).map_err(std::io::Error::other)?,
+        Format::Text => serde_json::to_string_pretty(document).map_err(io::Error::other)?,
         Format::Json => document.to_string(),
-        Format::Yaml => serde_yaml::to_string(document).map_err(std::io::Error::other)?.trim_end().to_owned(),
+        Format::Yaml => serde_yaml::to_string(document).map_err(io::Error::other)?.trim_end().to_owned(),
     };
     print_line(&text)
 }
 
-fn print_line(text: &str) -> std::io::Result<()> {
-    let mut stdout = std::io::stdout().lock();
+fn print_line(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
 }
 
-/// A spinner on a terminal, plain lines elsewhere.
+/// The interval between lines about the same subject where progress is not a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// The interval between updates of a count, on a terminal and as lines.
+const COUNT_INTERVALS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+
+/// A spinner on a terminal, lines elsewhere.
 pub struct Progress {
     bar: ProgressBar,
     quiet: bool,
-    last: String,
-    told: Option<String>,
-    /// What the last plain line was about, and when it was written.
+    status: String,
+    notice: Option<String>,
+    /// The subject of the last status that was written as a line, and when.
     line: Option<(String, Instant)>,
 }
 
 impl Progress {
-    /// A line that stays; told once.
-    pub fn tell(&mut self, text: &str) {
-        if self.quiet || self.told.as_deref() == Some(text) {
+    /// Writes a line that stays. Repeating the last notice does nothing.
+    pub fn notice(&mut self, text: &str) {
+        if self.quiet || self.notice.as_deref() == Some(text) {
             return;
         }
-        self.told = Some(text.to_owned());
-        self.bar.suspend(|| writeln!(std::io::stderr(), "{text}").ok());
+        self.notice = Some(text.to_owned());
+        self.bar.suspend(|| writeln!(io::stderr(), "{text}").ok());
     }
 
-    /// What is going on now; the same text again is not repeated.
-    pub fn say(&mut self, text: &str) {
-        if text == self.last {
+    /// Shows the current status. Repeating the last one does nothing.
+    pub fn status(&mut self, text: &str) {
+        if text == self.status {
             return;
         }
-        text.clone_into(&mut self.last);
+        text.clone_into(&mut self.status);
         if !self.bar.is_hidden() {
             self.bar.set_message(text.to_owned());
-        } else if !self.quiet && self.is_worth_a_line(text) {
-            writeln!(std::io::stderr(), "{text}").ok();
-            self.line = Some((subject(text).to_owned(), Instant::now()));
+        } else if !self.quiet {
+            let subject = text.split([':', '[']).next().unwrap_or_default().trim_end();
+            let is_new = |(last, at): &(String, Instant)| last != subject || at.elapsed() >= LINE_INTERVAL;
+            if self.line.as_ref().is_none_or(is_new) {
+                writeln!(io::stderr(), "{text}").ok();
+                self.line = Some((subject.to_owned(), Instant::now()));
+            }
         }
     }
-}
 
-/// How often something that goes on is told where each word of it is a line.
-const LINES: Duration = Duration::from_secs(5);
-
-/// What a text is about: it goes on until another one is.
-fn subject(text: &str) -> &str {
-    text.split([':', '[']).next().unwrap_or_default().trim_end()
-}
-
-impl Progress {
-    fn is_worth_a_line(&self, text: &str) -> bool {
-        self.line.as_ref().is_none_or(|(last, at)| last != subject(text) || at.elapsed() >= LINES)
-    }
-}
-
-/// How often a count is worth looking at: on a terminal it moves, elsewhere each look is a line.
-const LOOKS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
-
-impl Progress {
-    /// How often to say how far something is; `None` when nobody listens.
-    pub fn interval(&self) -> Option<Duration> {
-        match (self.quiet, self.bar.is_hidden()) {
-            (true, _) => None,
-            (false, false) => Some(LOOKS.0),
-            (false, true) => Some(LOOKS.1),
-        }
+    /// How often to update a count; `None` if progress is not shown.
+    pub fn count_interval(&self) -> Option<Duration> {
+        let (terminal, lines) = COUNT_INTERVALS;
+        (!self.quiet).then_some(if self.bar.is_hidden() { lines } else { terminal })
     }
 }
 

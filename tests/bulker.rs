@@ -52,7 +52,7 @@ fn a_full_refresh_is_one_request_and_the_next_run_replaces_it() {
     for _ in 0..2 {
         let options = ["--table-name-prefix", "Pre_", "--to-same-case", "--add-meta"];
         let done = read(&world, &bulker, INSTANT, &json!({}), &catalog).with(&options).run();
-        assert_eq!(done.code(0).keeps(TOKEN).json()["status"], "SUCCESS", "{done}");
+        assert_eq!(done.code(0).hides(TOKEN).json()["status"], "SUCCESS", "{done}");
         assert_eq!(bulker.ids("pre_items"), Some(all(1000)));
     }
     let calls = bulker.calls();
@@ -106,7 +106,7 @@ fn a_wrong_token_fails_the_read_and_is_told_nowhere() {
     let destination = world.json("destination.json", &destination);
     let catalog = streams(&["items"], "full_refresh", "overwrite");
     let done = read(&world, &bulker, INSTANT, &json!({}), &catalog).with(&["--destination-config", &destination]).run();
-    let document = done.code(3).keeps(wrong).json();
+    let document = done.code(3).hides(wrong).json();
     assert_eq!(document["status"], "FAILED", "{done}");
     let expected = format!(r#"Bulker at {}: stream "items", table "items": authToken was refused (401)"#, bulker.url);
     assert_eq!(document["streams"]["items"]["error"], expected, "{done}");

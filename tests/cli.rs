@@ -1,4 +1,4 @@
-//! The command line as far as it needs no cluster.
+//! The command line, without a cluster.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 
 use super::support::{Program, catalog, cluster, root};
 
-/// Stands where a secret would be.
+/// The value of secrets.
 const MARKER: &str = "hunter2-hunter2";
 
-/// Every command, as the program itself lists them: the words that lead to it.
+/// All commands that the help lists, each as its words.
 fn commands() -> Vec<Vec<String>> {
     let mut found = vec![vec![]];
     let mut at = 0;
@@ -30,7 +30,7 @@ fn commands() -> Vec<Vec<String>> {
     found
 }
 
-/// Every variable that a help text names.
+/// All variables that help texts name.
 fn variables() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for words in commands() {
@@ -44,7 +44,7 @@ fn variables() -> BTreeSet<String> {
 }
 
 #[test]
-fn no_help_shows_what_is_in_a_secret_variable() {
+fn help_hides_the_values_of_secret_variables() {
     let secret =
         |name: &&String| ["URL", "TOKEN", "SECRET", "PASSWORD", "CONFIG", "KEY"].iter().any(|word| name.contains(word));
     let variables = variables();
@@ -53,24 +53,24 @@ fn no_help_shows_what_is_in_a_secret_variable() {
             let program = Program::new(&words).with(&[flag]);
             let program = variables.iter().filter(secret).fold(program, |program, name| program.env(name, MARKER));
             let help = program.run();
-            help.code(0).keeps(MARKER);
+            help.code(0).hides(MARKER);
         }
     }
 }
 
 #[test]
-fn no_message_about_wrong_usage_shows_what_is_in_a_variable() {
+fn usage_errors_hide_the_values_of_variables() {
     let program = cluster::nowhere(&["spec", "airbyte/source-faker:1", "--nonsense"]);
-    program.env("SYNCCTL_DATABASE_URL", MARKER).run().code(2).keeps(MARKER);
+    program.env("SYNCCTL_DATABASE_URL", MARKER).run().code(2).hides(MARKER);
     let malformed = cluster::nowhere(&["spec", "airbyte/source-faker:1", "-o", "json"]);
     let done = malformed.env("SYNCCTL_DATABASE_URL", &format!("postgresql://a:{MARKER}@[broken")).run();
-    done.keeps(MARKER);
+    done.hides(MARKER);
     assert!(matches!(done.code, Some(2 | 3)), "{done}");
 }
 
-/// `--help` of every command is kept in `tests/golden`, so that a change of the command line is seen in a review.
+/// `tests/golden` holds the `--help` of each command, so that a review shows changes.
 #[test]
-fn the_help_of_every_command_is_as_it_was() {
+fn help_matches_the_golden_files() {
     let folder = root().join("tests/golden");
     let update = std::env::var("SYNCCTL_TEST_UPDATE").is_ok_and(|value| value == "1");
     let mut expected = BTreeSet::new();
@@ -85,19 +85,19 @@ fn the_help_of_every_command_is_as_it_was() {
         let golden = std::fs::read_to_string(&file).unwrap_or_default();
         assert!(
             golden == help,
-            "{} differs: if that is right, run `make generate`\n--- kept\n{golden}\n--- now\n{help}",
+            "{} differs: run `make generate` if that is intended\n--- golden\n{golden}\n--- actual\n{help}",
             file.display()
         );
         expected.insert(file);
     }
     for entry in std::fs::read_dir(&folder).expect("tests/golden") {
         let path = entry.expect("an entry").path();
-        assert!(expected.contains(&path), "{} is of no command any more", path.display());
+        assert!(expected.contains(&path), "{} belongs to no command", path.display());
     }
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_closed_stdout_is_not_an_error() {
     for arguments in [&["image"][..], &["generate", "bash"], &["--help"], &["read", "--help"]] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_syncctl"))
             .args(arguments)
@@ -114,7 +114,7 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
-fn wrong_usage_ends_with_code_2() {
+fn invalid_usage_exits_with_2() {
     for (label, arguments) in [
         ("nothing", &[][..]),
         ("no such command", &["fetch"]),
@@ -124,10 +124,10 @@ fn wrong_usage_ends_with_code_2() {
         ("no configuration", &["check", "a/b:1"]),
         ("no such format", &["spec", "a/b:1", "-o", "xml"]),
         ("no duration", &["spec", "a/b:1", "--timeout", "soon"]),
-        ("no time at all", &["spec", "a/b:1", "--timeout", "0"]),
+        ("a timeout of zero", &["spec", "a/b:1", "--timeout", "0"]),
         ("no sync", &["read", "a/b:1", "--config", "a", "--catalog", "b", "--destination-config", "c"]),
         (
-            "no records at all",
+            "max records of zero",
             &["read", "a/b:1", "--config", "a", "--catalog", "b", "--sync-id", "s", "--max-records", "0"],
         ),
         ("no name of an image", &["image", "--name", "a b"]),
@@ -140,7 +140,7 @@ fn wrong_usage_ends_with_code_2() {
 }
 
 #[test]
-fn an_empty_id_is_refused() {
+fn empty_ids_are_rejected() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("f"), "{}").expect("a file");
     let files = ["--config", "f", "--catalog", "f", "--destination-config", "f", "-o", "json"];
@@ -152,7 +152,7 @@ fn an_empty_id_is_refused() {
 }
 
 #[test]
-fn a_read_needs_a_destination_of_its_own_or_one_of_the_settings() {
+fn a_read_needs_a_destination_or_a_default_in_the_settings() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("config"), "{}").expect("a file");
     std::fs::write(folder.path().join("catalog"), catalog(&["s"]).to_string()).expect("a file");
@@ -162,23 +162,23 @@ fn a_read_needs_a_destination_of_its_own_or_one_of_the_settings() {
     read().run().fails(2, "USAGE", &["--destination-config", "SYNCCTL_BULKER_URL"]);
     let url = "https://bulker.example.com";
     let done = read().env("SYNCCTL_BULKER_URL", url).run();
-    done.fails(2, "USAGE", &["the destination of SYNCCTL_BULKER_URL", "authToken: is required"]);
+    done.fails(2, "USAGE", &["invalid destination of SYNCCTL_BULKER_URL", "authToken: is required"]);
     let (url_variable, token_variable) = ("SYNCCTL_BULKER_URL", "SYNCCTL_BULKER_AUTH_TOKEN");
     let done = read().env(token_variable, "t0ken-t0ken").run();
-    done.fails(2, "USAGE", &["SYNCCTL_BULKER_AUTH_TOKEN is set without SYNCCTL_BULKER_URL"]).keeps("t0ken");
+    done.fails(2, "USAGE", &["SYNCCTL_BULKER_AUTH_TOKEN is set without SYNCCTL_BULKER_URL"]).hides("t0ken");
     let done = read().env(url_variable, "s3cret.example.com").env(token_variable, "t0ken-t0ken").run();
-    done.fails(2, "USAGE", &["SYNCCTL_BULKER_URL is not a URL"]).keeps("s3cret");
-    // The token of the settings is for their URL alone.
+    done.fails(2, "USAGE", &["SYNCCTL_BULKER_URL is not a URL"]).hides("s3cret");
+    // The token of the settings belongs to their URL.
     let foreign =
         read().with(&["--destination-config", "foreign"]).env(url_variable, url).env(token_variable, "t0ken-t0ken");
-    foreign.run().fails(2, "INVALID_INPUT", &["foreign: ", "authToken: is required"]).keeps("t0ken");
-    // With both it goes on to the database, which is not there.
+    foreign.run().fails(2, "INVALID_INPUT", &["foreign: ", "authToken: is required"]).hides("t0ken");
+    // With both it continues to the database, which is unreachable.
     let done = read().env(url_variable, url).env(token_variable, "t0ken-t0ken").run();
-    done.fails(3, "DATABASE_UNREACHABLE", &[]).keeps("t0ken");
+    done.fails(3, "DATABASE_UNREACHABLE", &[]).hides("t0ken");
 }
 
 #[test]
-fn a_number_of_records_is_at_least_one_and_for_our_own_sidecar() {
+fn max_records_is_positive_and_needs_our_own_sidecar() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("f"), "{}").expect("a file");
     std::fs::write(folder.path().join("catalog"), catalog(&["s"]).to_string()).expect("a file");
@@ -195,7 +195,7 @@ fn a_number_of_records_is_at_least_one_and_for_our_own_sidecar() {
     }
     let foreign = read("10").env("SYNCCTL_INIT_IMAGE", "alpine:3").run();
     foreign.fails(2, "USAGE", &["--max-records", "SYNCCTL_INIT_IMAGE"]);
-    // It goes on to the database, which is not there.
+    // It continues to the database, which is unreachable.
     read("10").run().fails(3, "DATABASE_UNREACHABLE", &[]);
 }
 
@@ -204,18 +204,18 @@ fn version_and_help_go_to_stdout() {
     let version = Program::new(&["--version"]).run();
     assert_eq!(version.code(0).stdout.trim(), concat!("syncctl ", env!("CARGO_PKG_VERSION")));
     let help = Program::new(&["--help"]).run();
-    assert!(help.code(0).stdout.contains("Exit codes: 0 done; 1 the connector said no"), "{help}");
+    assert!(help.code(0).stdout.contains("Exit codes: 0 success; 1 the connector failed"), "{help}");
 }
 
 #[test]
-fn a_flag_wins_over_its_variable() {
+fn a_flag_overrides_its_variable() {
     let program = cluster::nowhere(&["spec", "a/b:1", "-o", "json", "--container-init-timeout-seconds", "never"]);
     let done = program.env("SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", "8").run();
     done.fails(2, "USAGE", &["never"]);
 }
 
 #[test]
-fn failures_come_as_json_or_yaml_only_when_asked_for() {
+fn failures_are_printed_as_json_or_yaml_only_on_request() {
     let arguments = ["spec", "not-an-image"];
     let json = cluster::nowhere(&arguments).with(&["-o", "json"]).run();
     let document = json.fails(2, "USAGE", &[]).json();
@@ -229,7 +229,7 @@ fn failures_come_as_json_or_yaml_only_when_asked_for() {
 }
 
 #[test]
-fn the_image_is_the_same_each_time() {
+fn the_image_is_reproducible() {
     let image = || {
         let output = Command::new(env!("CARGO_BIN_EXE_syncctl")).arg("image").output().expect("the program runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -1,4 +1,4 @@
-//! spec, check and discover: what is printed, the exit code, and what is in the tables.
+//! spec, check and discover: output, exit code and stored rows.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn spec_prints_the_specification_and_stores_it() {
 }
 
 #[test]
-fn results_come_as_json_yaml_or_text() {
+fn results_are_printed_as_json_yaml_or_text() {
     let Some(world) = World::new() else { return };
     let spec = |more: &[&str]| {
         let done = world.syncctl(&["spec", "--package", "syncctl-test/instant", "--version", "1"]).with(more).run();
@@ -35,42 +35,42 @@ fn results_come_as_json_yaml_or_text() {
         done.stdout
     };
     let (json, yaml, text) = (spec(&["-o", "json"]), spec(&["-o", "yaml"]), spec(&["--output", "text"]));
-    assert_eq!(json.trim_end().lines().count(), 1, "JSON is one line");
-    assert!(text.lines().count() > 5 && text.contains("\n  "), "text is for reading: {text}");
+    assert_eq!(json.trim_end().lines().count(), 1, "JSON has one line");
+    assert!(text.lines().count() > 5 && text.contains("\n  "), "text is indented: {text}");
     let value: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(serde_json::from_str::<Value>(&text).expect("text is JSON, too"), value);
     assert_eq!(serde_yaml::from_str::<Value>(&yaml).expect("YAML"), value);
 }
 
 #[test]
-fn quiet_says_nothing_on_stderr_and_progress_is_told_otherwise() {
+fn progress_goes_to_stderr_unless_quiet() {
     let Some(world) = World::new() else { return };
     let quiet = world.syncctl(&["spec", INSTANT, "-q"]).run();
     assert_eq!(quiet.code(0).stderr, "");
-    let told = world.syncctl(&["spec", INSTANT]).run();
-    assert!(told.code(0).stderr.contains(world.place.name()), "{told}");
+    let done = world.syncctl(&["spec", INSTANT]).run();
+    assert!(done.code(0).stderr.contains(world.place.name()), "{done}");
 }
 
 #[test]
-fn check_succeeds_and_its_row_says_success() {
+fn check_succeeds_and_stores_success() {
     let Some(world) = World::new() else { return };
     let config = world.json("config.json", &json!({"user": "ann", "password": "right-one"}));
     let done = world.syncctl(&["check", INSTANT, "--config", &config, "--storage-key", "key/1", "-o", "json"]).run();
     assert_eq!(done.code(0).json(), json!({"status": "SUCCEEDED", "message": null}));
-    done.keeps("right-one");
+    done.hides("right-one");
     let query = "SELECT concat_ws('|', package, version, key, status, description) FROM source_check";
     assert_eq!(world.schema.texts(query), ["syncctl-test/instant|1|key/1|SUCCESS"]);
 }
 
 #[test]
-fn check_fails_with_exit_code_1_and_the_connectors_reason() {
+fn a_failed_check_exits_with_1_and_the_reason_of_the_connector() {
     let Some(world) = World::new() else { return };
     let done = world
         .syncctl(&["check", INSTANT, "--config", "-", "--storage-key", "k", "-o", "json"])
         .stdin(r#"{"password": "wrong"}"#)
         .run();
     let expected = json!({"status": "FAILED", "message": "the password is wrong"});
-    // The word that is the password is masked in what the connector says.
+    // The message contains the password as a word, which is masked.
     let masked = json!({"status": "FAILED", "message": "the password is ***"});
     let document = done.code(1).json();
     assert!(document == masked || document == expected, "{done}");
@@ -78,11 +78,11 @@ fn check_fails_with_exit_code_1_and_the_connectors_reason() {
 }
 
 #[test]
-fn the_first_verdict_of_a_check_counts_and_holds_no_secret() {
+fn the_first_connection_status_counts_and_contains_no_secret() {
     let Some(world) = World::new() else { return };
     let config = world.json("config.json", &json!({"mode": "any", "password": "hunter2-hunter2"}));
     let done = world.syncctl(&["check", "syncctl-test/odd:1", "--config", &config, "-o", "json"]).run();
-    let document = done.code(1).keeps("hunter2-hunter2").json();
+    let document = done.code(1).hides("hunter2-hunter2").json();
     assert_eq!(document, json!({"status": "FAILED", "message": "cannot log in with ***"}));
     let described = world.schema.text("SELECT description FROM source_check");
     assert_eq!(described, "cannot log in with ***");
@@ -121,7 +121,7 @@ fn a_connector_message_that_begins_like_a_class_is_a_failure_of_the_connector() 
 }
 
 #[test]
-fn a_check_without_a_key_finds_its_row_again_and_another_configuration_has_another() {
+fn the_default_storage_key_depends_on_the_configuration() {
     let Some(world) = World::new() else { return };
     let check = |password: &str| {
         let config = world.json("config.json", &json!({"password": password}));
@@ -173,14 +173,14 @@ fn spec_check_and_discover_of_a_real_connector() {
     let catalog = catalog.code(0).json();
     let names: Vec<&str> =
         catalog["streams"].as_array().expect("a list").iter().filter_map(|s| s["name"].as_str()).collect();
-    assert_eq!(names, ["products", "users", "purchases"], "in the source's own order");
+    assert_eq!(names, ["products", "users", "purchases"], "in the order of the source");
     assert_eq!(world.schema.text("SELECT version FROM source_spec"), "7.2.1");
     assert_eq!(world.schema.text("SELECT status FROM source_check"), "SUCCESS");
     assert_eq!(world.schema.text("SELECT status FROM source_catalog"), "SUCCESS");
 }
 
 #[test]
-fn a_real_connector_says_no_to_a_bad_configuration() {
+fn a_real_connector_rejects_an_invalid_configuration() {
     let Some(world) = World::new() else { return };
     let config = world.json("config.json", &json!({"count": "many"}));
     let check = world.syncctl(&["check", FAKER, "--config", &config, "-o", "json"]).run();
@@ -189,7 +189,7 @@ fn a_real_connector_says_no_to_a_bad_configuration() {
 }
 
 #[test]
-fn a_pod_ran_the_image_that_the_program_wrote() {
+fn pods_run_the_image_that_the_program_writes() {
     let Some(world) = World::in_cluster() else { return };
     let task = unique("image-");
     let read = world.read("syncctl-test/slow:1", "s", &task, &["ticks"]).start();
@@ -200,7 +200,7 @@ fn a_pod_ran_the_image_that_the_program_wrote() {
     let containers = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
     let sidecar = containers.iter().find(|container| container["name"] == "sidecar").expect("a sidecar");
     let id = sidecar["imageID"].as_str().unwrap_or_default();
-    // Runtimes spell it `sha256:…` or `docker.io/…@sha256:…`; the hash is that of the image's configuration.
+    // `sha256:…` or `docker.io/…@sha256:…`, depending on the runtime; the hash is that of the image's configuration.
     assert!(id.ends_with(&image.config_digest), "{id} is not {}", image.config_digest);
     read.signal(rustix::process::Signal::INT);
     read.wait().code(130);

@@ -42,7 +42,7 @@ impl Database {
             || std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
                 .any(|directory| directory.join("postgres").exists());
         if skip && !is_installed {
-            program::tell("a test of the embedded database SKIPPED: there is no PostgreSQL server here");
+            program::print_line("a test of the embedded database SKIPPED: there is no PostgreSQL server here");
             return None;
         }
         Some(Self::without_server())
@@ -440,7 +440,7 @@ fn full_disk_is_reported_until_there_is_space() {
     let state = database.state();
     fs::create_dir(&state).expect("a directory");
     let Some(disk) = Disk::mount(&state, "24m") else {
-        program::tell("the test of a full disk SKIPPED: nothing can be mounted here");
+        program::print_line("the test of a full disk SKIPPED: nothing can be mounted here");
         return;
     };
     let url = || database.syncctl(&["db", "url"]).run();

@@ -141,7 +141,7 @@ fn a_cancelled_task_ends_with_all_that_it_has_started() {
         let running = bench.read(&task).env("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "1").start();
         stubborn(&bench);
         running.signal(signal);
-        running.wait().code(130).within(START);
+        running.wait().code(130);
         bench.world.place.assert_empty();
         assert_eq!(bench.world.schema.task(&task).expect("a row").0, "CANCELLED");
     }
@@ -163,7 +163,7 @@ printf '{"type":"TRACE","trace":{"type":"STREAM_STATUS","emitted_at":1,"stream_s
 "#;
     let Some(bench) = Bench::new(script) else { return };
     let task = unique("places-");
-    bench.read(&task).env("USER_VARIABLE", "passed-on").run().code(0).keeps("hunter2-hunter2");
+    bench.read(&task).env("USER_VARIABLE", "passed-on").run().code(0).hides("hunter2-hunter2");
     let said = bench.world.schema.text("SELECT message FROM task_log WHERE message LIKE 'home %'");
     let tasks = bench.machine().tasks().display().to_string();
     assert!(said.starts_with(&format!("home {tasks}/")), "{said}");
@@ -227,7 +227,7 @@ fn a_full_disk_ends_the_task_and_leaves_nothing() {
         .check(&json!({"password": "hunter2-hunter2", "noise": noise}))
         .env("SYNCCTL_STATE_DIR", &disk.path().join("state").display().to_string())
         .run();
-    done.fails(3, "LOCAL_ERROR", &["No space left"]).keeps("hunter2-hunter2");
+    done.fails(3, "LOCAL_ERROR", &["No space left"]).hides("hunter2-hunter2");
     assert!(done.json()["hint"].as_str().is_some_and(|hint| hint.contains("SYNCCTL_STATE_DIR")), "{done}");
     let left =
         Command::new("find").arg(disk.path().join("state/tasks")).args(["-mindepth", "1"]).output().expect("find");
@@ -346,7 +346,7 @@ fn an_image_in_podman_is_read_limited_cancelled_and_removed_whoever_is_killed() 
     let running = read("syncctl-test/slow:1", &files[1], &task).start();
     wait_for_ticks(&world, &task);
     running.signal(Signal::INT);
-    running.wait().code(130).within(START);
+    running.wait().code(130);
     assert_eq!(containers(), [""; 0]);
 
     let task = unique("podman-");

@@ -160,9 +160,9 @@ fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
                 "package or version",
                 "taskId is missing",
                 "addMeta must be true or false",
-                "config in the body is not a JSON object",
+                "invalid config in the body: expected a JSON object",
                 "catalog is missing from the body",
-                "destinationConfig is missing from the body",
+                "there is no destination: set destinationConfig or SYNCCTL_BULKER_URL",
             ],
         ),
         (

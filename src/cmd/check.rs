@@ -1,10 +1,9 @@
 //! `syncctl check`.
 
 use super::{ConnectorArgs, TaskArgs, run_task};
-use crate::controller::document::{self, Document};
-use crate::controller::request::{Request, new_task};
+use crate::controller::document::Document;
+use crate::controller::request::Request;
 use crate::failure::Failure;
-use crate::pod::payload::Payload;
 use crate::task::{Task, TaskKind};
 
 /// Test a connector's configuration
@@ -21,29 +20,22 @@ pub struct CheckArgs {
 /// A configuration and the key of its result.
 #[derive(Debug, clap::Args)]
 pub struct ConfigArgs {
-    /// The connector's configuration: a JSON or YAML file, or - for stdin
+    /// Configuration of the connector: a JSON or YAML file, or - for stdin
     #[arg(long, value_name = "FILE")]
     config: String,
-    /// Key under which the result is stored [default: a key made of the connector and the configuration]
+    /// Key under which the result is stored [default: a hash of the image and the configuration]
     #[arg(long, value_name = "KEY")]
     storage_key: Option<String>,
 }
 
 impl ConfigArgs {
-    /// Reads the configuration and completes the task.
-    pub fn apply(self, task: &mut Task) -> Result<Payload, Failure> {
+    pub(super) fn request(self, task: Task) -> Result<Request, Failure> {
         let Self { config, storage_key } = self;
-        let config = Document::read(&config, "the configuration")?.object("the connector's configuration")?;
-        task.storage_key = storage_key.unwrap_or_else(|| document::storage_key(&task.image, &config));
-        Ok(Payload { config: Some(config), ..Payload::default() })
+        Request::configured(task, storage_key, &Document::read_file(&config, "the configuration")?)
     }
 }
 
 pub(super) fn run(args: CheckArgs) -> u8 {
     let CheckArgs { connector, config, task } = args;
-    run_task(task, |_, timeout| {
-        let mut task = new_task(TaskKind::Check, connector.image()?, timeout);
-        let payload = config.apply(&mut task)?;
-        Ok(Request { task, payload })
-    })
+    run_task(task, |_, timeout| config.request(connector.task(TaskKind::Check, timeout)?))
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::config::DirectoryArgs;
 use crate::db::local_server::{self, DATABASE, LocalServer, PORT, StopOutcome, USER};
 use crate::failure::{Class, Failure};
-use crate::output::{Format, Output};
+use crate::output::{self, Format, Output};
 
 /// Use the embedded database: a private PostgreSQL server in the state directory
 ///
@@ -94,7 +94,7 @@ pub(super) fn run(args: DbArgs) -> u8 {
     match command {
         DbCommand::Psql(PsqlArgs { arguments, directories }) => {
             let Err(failure) = psql(&arguments, directories);
-            explain(&failure)
+            output::explain(&failure)
         }
         DbCommand::Url(UrlArgs { output, directories }) => {
             let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
@@ -107,27 +107,15 @@ pub(super) fn run(args: DbArgs) -> u8 {
         }
         DbCommand::Hold(HoldArgs { state, programs }) => match local_server::hold(&state, &programs) {
             Ok(()) => 0,
-            Err(failure) => explain(&failure),
+            Err(failure) => output::explain(&failure),
         },
     }
 }
 
-fn explain(failure: &Failure) -> u8 {
-    Output::new(None, false).explain(failure);
-    failure.class.exit_code()
-}
-
 fn finish(output: &Output, result: Result<(String, serde_json::Value), Failure>) -> u8 {
-    let (printed, code) = match result {
-        Ok((text, document)) => (output.worded(&text, &document), 0),
-        Err(failure) => (output.failure(&failure), failure.class.exit_code()),
-    };
-    match printed {
-        Ok(()) => code,
-        Err(error) => {
-            output.explain(&Failure::new(Class::Internal, format!("writing the result to stdout: {error}")));
-            3
-        }
+    match result {
+        Ok((text, document)) => output.result_with_text(&text, &document),
+        Err(failure) => output.failure(&failure),
     }
 }
 

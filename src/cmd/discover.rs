@@ -2,7 +2,6 @@
 
 use super::check::ConfigArgs;
 use super::{ConnectorArgs, TaskArgs, run_task};
-use crate::controller::request::{Request, new_task};
 use crate::task::TaskKind;
 
 /// List the streams that a configuration gives access to
@@ -18,9 +17,5 @@ pub struct DiscoverArgs {
 
 pub(super) fn run(args: DiscoverArgs) -> u8 {
     let DiscoverArgs { connector, config, task } = args;
-    run_task(task, |_, timeout| {
-        let mut task = new_task(TaskKind::Discover, connector.image()?, timeout);
-        let payload = config.apply(&mut task)?;
-        Ok(Request { task, payload })
-    })
+    run_task(task, |_, timeout| config.request(connector.task(TaskKind::Discover, timeout)?))
 }

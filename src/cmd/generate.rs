@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use super::Cli;
 use crate::env;
 use crate::failure::{Class, Failure};
-use crate::output::Output;
+use crate::output;
 
 /// Write shell completions, man pages or the table of settings
 #[derive(Debug, clap::Args)]
@@ -99,11 +99,7 @@ fn flag_of<'a>(command: &'a Command, variable: &str) -> Option<&'a str> {
 pub(super) fn run(args: &GenerateArgs) -> u8 {
     match write(args.artifact, args.into.as_deref()) {
         Ok(()) => 0,
-        Err(error) => {
-            let failure = Failure::new(Class::Usage, format!("cannot write the files: {error}"));
-            Output::new(None, false).explain(&failure);
-            failure.class.exit_code()
-        }
+        Err(error) => output::explain(&Failure::new(Class::Usage, format!("cannot write the files: {error}"))),
     }
 }
 
@@ -123,7 +119,7 @@ mod tests {
     use super::{Artifact, Cli, CommandFactory, env, flag_of};
 
     #[test]
-    fn the_generated_files_in_the_repository_are_those_of_this_program() {
+    fn the_generated_files_in_the_repository_are_up_to_date() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         for (artifact, folder) in [
             (Artifact::Bash, "completions"),

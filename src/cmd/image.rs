@@ -1,6 +1,6 @@
-//! `syncctl image`: this very program as a container image, without Docker.
+//! `syncctl image`: this program as a container image, without Docker.
 //!
-//! The archive is what `docker save` writes: `manifest.json`, the image's configuration, one layer. Docker, containerd,
+//! The archive has the format of `docker save`: `manifest.json`, the image's configuration, one layer. Docker, containerd,
 //! Podman and kind load it.
 
 use std::io::{IsTerminal, Write};
@@ -9,33 +9,26 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::failure::{Class, Failure};
-use crate::output::Output;
+use crate::output;
 
 /// Write this program as a container image to stdout
 ///
-/// Load it with `docker load`, `ctr -n k8s.io images import` or `kind load image-archive`, push it where the cluster
-/// pulls from, and name it in SYNCCTL_SIDECAR_IMAGE.
+/// Load it with `docker load`, `ctr -n k8s.io images import` or `kind load image-archive`, or push it to a registry of
+/// the cluster, and set SYNCCTL_SIDECAR_IMAGE to its name.
 #[derive(Debug, clap::Args)]
 pub struct ImageFileArgs {
-    /// The image's name and tag
+    /// Name and tag of the image
     #[arg(long, value_name = "NAME:TAG", default_value = concat!("syncctl:", env!("CARGO_PKG_VERSION")))]
     name: String,
 }
 
-/// Where the program is in the image; the Pod's command names it.
+/// The path of the program in the image; the Pod's command contains it.
 const PATH: &str = "syncctl";
-/// Kubernetes' name for our architecture.
+/// The architecture in the terms of container images.
 const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
 
 pub(super) fn run(args: &ImageFileArgs) -> u8 {
-    let output = Output::new(None, false);
-    match write(&args.name) {
-        Ok(()) => 0,
-        Err(failure) => {
-            output.explain(&failure);
-            failure.class.exit_code()
-        }
-    }
+    write(&args.name).map_or_else(|failure| output::explain(&failure), |()| 0)
 }
 
 fn write(name: &str) -> Result<(), Failure> {
@@ -44,24 +37,24 @@ fn write(name: &str) -> Result<(), Failure> {
     if stdout.is_terminal() {
         return Err(Failure::new(
             Class::Usage,
-            "an image archive is no text: redirect stdout, e.g. syncctl image > syncctl.tar",
+            "cannot write an image archive to a terminal: redirect stdout, e.g. syncctl image > syncctl.tar",
         ));
     }
     let internal =
         |what: &str, error: &dyn std::fmt::Display| Failure::new(Class::Internal, format!("{what}: {error}"));
     let program = std::env::current_exe()
         .and_then(std::fs::read)
-        .map_err(|error| internal("reading this program's own file", &error))?;
+        .map_err(|error| internal("cannot read the file of this program", &error))?;
     if needs_loader(&program) {
-        let text = "this syncctl is linked dynamically and cannot run from an image that holds nothing else";
+        let text = "this syncctl is linked dynamically and cannot run in an image without libraries";
         return Err(
             Failure::new(Class::Usage, text).with_hint("build it with the settings of .cargo/config.toml: make build")
         );
     }
-    let archive = archive(name, &program).map_err(|error| internal("making the archive", &error))?;
+    let archive = archive(name, &program).map_err(|error| internal("cannot create the archive", &error))?;
     match stdout.write_all(&archive).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(internal("writing the archive to stdout", &error))
+            Err(internal("cannot write the archive to stdout", &error))
         }
         _ => Ok(()),
     }
@@ -87,7 +80,7 @@ fn archive(name: &str, program: &[u8]) -> std::io::Result<Vec<u8>> {
     ])
 }
 
-/// No times and no owners, so that the same program gives the same image.
+/// Without times and owners, so that the same program results in the same image.
 fn tar_of(files: &[(&str, &[u8], u32)]) -> std::io::Result<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, bytes, mode) in files {
@@ -106,7 +99,7 @@ fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// Whether an ELF file names a dynamic loader (a program header of type `PT_INTERP`), 64 bit little endian.
+/// Whether an ELF file (64 bit, little endian) names a dynamic loader in a program header of type `PT_INTERP`.
 fn needs_loader(program: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
     let u16_at = |at: usize| program.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]]));
@@ -135,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_archive_holds_one_layer_with_one_file_and_is_the_same_each_time() {
+    fn the_archive_is_reproducible_and_has_one_layer_with_one_file() {
         let bytes = archive("syncctl:1", b"program").expect("an archive");
         assert_eq!(bytes, archive("syncctl:1", b"program").expect("an archive"));
         let files = unpack(&bytes);
@@ -148,9 +141,9 @@ mod tests {
     }
 
     #[test]
-    fn this_program_needs_no_loader_and_a_system_shell_does() {
-        let me = std::fs::read(std::env::current_exe().expect("a path")).expect("a file");
-        assert!(!needs_loader(&me));
+    fn this_program_needs_no_loader_and_system_programs_do() {
+        let own = std::fs::read(std::env::current_exe().expect("a path")).expect("a file");
+        assert!(!needs_loader(&own));
         assert!(needs_loader(&std::fs::read("/bin/ls").expect("a dynamic program")));
     }
 }

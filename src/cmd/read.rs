@@ -1,17 +1,11 @@
 //! `syncctl read`.
 
 use super::{ConnectorArgs, TaskArgs, run_task};
-use crate::airbyte::catalog::{self, ConfiguredCatalog};
-use crate::airbyte::state;
-use crate::config::Settings;
-use crate::controller::document::{self, Document};
-use crate::controller::request::{Request, new_task};
-use crate::controller::{destination, one_shot};
-use crate::db::{Db, Options, Target};
+use crate::airbyte::catalog;
+use crate::controller::document::Document;
+use crate::controller::request::{OptionNames, ReadDocuments, Request, StateSource, check_id};
 use crate::failure::{Class, Failure};
-use crate::pod::payload::Payload;
-use crate::sidecar::sink::Destination;
-use crate::task::{ReadOptions, Task, TaskKind};
+use crate::task::{ReadOptions, TaskKind};
 
 /// Read rows from a connector and load them into the destination
 #[derive(Debug, clap::Args)]
@@ -19,32 +13,32 @@ use crate::task::{ReadOptions, Task, TaskKind};
 pub struct ReadArgs {
     #[command(flatten)]
     connector: ConnectorArgs,
-    /// The connector's configuration: a JSON or YAML file, or - for stdin
+    /// Configuration of the connector: a JSON or YAML file, or - for stdin
     #[arg(long, value_name = "FILE")]
     config: String,
-    /// The configured catalog: the streams to read, and how; of a catalog as `discover` prints it every stream is read
+    /// Configured catalog: which streams to read, and how. A catalog from `discover` reads every stream
     #[arg(long, value_name = "FILE")]
     catalog: String,
-    /// Where the rows go: a file with "destinationType" and its credentials [default: the Bulker of SYNCCTL_BULKER_URL,
-    /// else the embedded database where it is used]
+    /// Destination of the rows: a file with "destinationType" and its credentials [default: the Bulker of
+    /// SYNCCTL_BULKER_URL, else the embedded database if it is in use]
     #[arg(long, value_name = "FILE")]
     destination_config: Option<String>,
-    /// The sync that this task belongs to: states are kept under it
+    /// Id of the sync: states are stored under it
     #[arg(long, value_name = "ID")]
     sync_id: String,
-    /// Where to resume: a file with Airbyte state messages, or `db` for the state stored for the sync [default: from
-    /// scratch]
+    /// State to resume from: a file with Airbyte state messages, or `db` for the state stored for the sync [default: read
+    /// from scratch]
     #[arg(long, value_name = "FILE|db")]
     state: Option<String>,
-    /// Id of this task, unique among all tasks [default: a new UUID]
+    /// Id of the task, unique among all tasks [default: a new UUID]
     #[arg(long, value_name = "ID")]
     task_id: Option<String>,
-    /// Schema for the tables; ${SOURCE_NAMESPACE} stands for the stream's own, and with ${LEGACY} everything goes into
-    /// the default schema, and the namespace into the tables' names
+    /// Schema of the tables; ${SOURCE_NAMESPACE} is the stream's namespace. ${LEGACY} uses the default schema and puts the
+    /// namespace into the table names
     #[arg(long, value_name = "NAMESPACE")]
     target_namespace: Option<String>,
-    /// Put this before every table name; ${SOURCE_NAMESPACE} stands for the stream's namespace. A "table_name" in the
-    /// catalog is taken as it is
+    /// Prefix of all table names; ${SOURCE_NAMESPACE} is the stream's namespace. Not added to a "table_name" in the
+    /// catalog
     #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
     table_name_prefix: String,
     /// Lower-case table and column names
@@ -53,17 +47,17 @@ pub struct ReadArgs {
     /// Add a column _jitsu_timestamp
     #[arg(long)]
     add_meta: bool,
-    /// Append rows where the catalog asks for a merge by primary key
+    /// Append rows of streams that the catalog merges by primary key
     #[arg(long)]
     no_deduplicate: bool,
-    /// Start from scratch and replace the tables
+    /// Read from scratch and replace the tables
     #[arg(long)]
     full_sync: bool,
-    /// Ask the connector for debug messages
+    /// Run the connector with debug messages
     #[arg(long)]
     debug: bool,
-    /// End as a success once this many records, of all streams together, are loaded. A stream that is cut off then replaces
-    /// no rows: where its table has some, its own are dropped
+    /// Stop with success after this many records of all streams together. A stream that is cut off replaces no rows: if its
+    /// table has rows, the new ones are dropped
     #[arg(long, value_name = "N", value_parser = ReadOptions::parse_max_records)]
     max_records: Option<u64>,
     #[command(flatten)]
@@ -97,108 +91,41 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         deduplicate: !no_deduplicate,
         full_sync,
         debug,
-        // The settings of this very command say it.
+        // The settings of this process apply.
         silence_seconds: None,
         max_records,
     };
     run_task(task_args, |settings, timeout| {
-        let mut task = new_task(TaskKind::Read, connector.image()?, Some(timeout.unwrap_or(settings.task_timeout)));
-        task.sync_id = identifier(sync_id, "--sync-id")?;
+        let mut task = connector.task(TaskKind::Read, Some(timeout.unwrap_or(settings.task_timeout)))?;
+        task.sync_id = checked_id(sync_id, "--sync-id")?;
         if let Some(id) = task_id {
-            task.task_id = identifier(id, "--task-id")?;
-        }
-        if max_records.is_some() && settings.pod.init_image.is_some() {
-            let text = "--max-records needs syncctl's own sidecar, and SYNCCTL_INIT_IMAGE asks for another one";
-            return Err(Failure::new(Class::Usage, text));
+            task.task_id = checked_id(id, "--task-id")?;
         }
         task.options = options;
-        let config = Document::read(&config, "the configuration")?.object("the connector's configuration")?;
-        let catalog_file = Document::read(&catalog, "the catalog")?;
-        let (catalog, catalog_text) = configured(&catalog_file)?;
-        let destination = load_destination(destination_config.as_deref(), settings)?;
-        if settings.warehouse.as_ref() == Some(&destination)
-            && let Some(taken) = destination::among_ours(&catalog, &task.options.table_name_prefix)
-        {
-            return Err(catalog_file.error(&taken));
-        }
-        let state = load_state(state.as_deref(), settings, &task, &catalog)?;
-        let payload = Payload {
-            config: Some(config),
-            catalog: Some(catalog_text),
+        let state = match state.as_deref() {
+            None => StateSource::None,
+            // Not used: the file may be missing.
+            Some(_) if full_sync => StateSource::None,
+            Some("db") => StateSource::Stored,
+            Some(path) => StateSource::Given(Document::read_file(path, "the state")?),
+        };
+        let destination = destination_config.map(|path| Document::read_file(&path, "the destination's configuration"));
+        let documents = ReadDocuments {
+            config: Document::read_file(&config, "the configuration")?,
+            catalog: Document::read_file(&catalog, "the catalog")?.converted(catalog::from_discovered),
             state,
-            destination_config: Some(destination),
+            destination: destination.transpose()?,
             functions_env: None,
         };
-        Ok(Request { task, payload })
+        Request::read(task, documents, settings, &OPTION_NAMES).map_err(|mut problems| problems.swap_remove(0))
     })
 }
 
-/// The configured catalog of a file and its text, also where the file is what `discover` has printed.
-fn configured(file: &Document) -> Result<(ConfiguredCatalog, String), Failure> {
-    let expected = r#"a configured catalog such as {"streams":[{"stream":{…},"sync_mode":"full_refresh"}]}"#;
-    let (value, _): (serde_json::Value, _) = file.typed(expected)?;
-    let (catalog, text): (ConfiguredCatalog, String) = match catalog::from_discovered(&value) {
-        Some(configured) => {
-            let text = configured.to_string();
-            let catalog = serde_json::from_value(configured)
-                .map_err(|error| file.error(&document::without_values(&error.to_string())))?;
-            (catalog, text)
-        }
-        None => file.typed(expected)?,
-    };
-    catalog.validate().map_err(|error| file.error(&error))?;
-    Ok((catalog, text))
-}
+const OPTION_NAMES: OptionNames = OptionNames { destination: "--destination-config", max_records: "--max-records" };
 
-/// Ids end up in rows and annotations; nothing but an empty one is refused.
-fn identifier(id: String, flag: &str) -> Result<String, Failure> {
-    if id.trim().is_empty() || id.contains('\0') {
-        return Err(Failure::new(Class::Usage, format!("{flag} is empty: expected an id such as orders-to-warehouse")));
-    }
-    Ok(id)
-}
-
-/// The destination's configuration, complete and checked.
-fn load_destination(path: Option<&str>, settings: &Settings) -> Result<String, Failure> {
-    let file = path.map(|path| Document::read(path, "the destination's configuration")).transpose()?;
-    let given = file.as_ref().map(|file| file.object("the destination's credentials")).transpose()?;
-    let completed = destination::completed(given.as_deref(), &settings.bulker);
-    let Some(completed) = completed.or_else(|| settings.warehouse.clone()) else {
-        let text = "there is no destination: give --destination-config, or set SYNCCTL_BULKER_URL";
-        return Err(Failure::new(Class::Usage, text));
-    };
-    let invalid = |text: &str| match &file {
-        Some(file) => file.error(text),
-        None => Failure::new(Class::Usage, format!("the destination of SYNCCTL_BULKER_URL: {text}")),
-    };
-    let value = serde_json::from_str(&completed).map_err(|error| invalid(&error.to_string()))?;
-    Destination::parse(&value).map_err(|error| invalid(&error.text))?;
-    Ok(completed)
-}
-
-fn load_state(
-    source: Option<&str>,
-    settings: &Settings,
-    task: &Task,
-    catalog: &ConfiguredCatalog,
-) -> Result<Option<String>, Failure> {
-    match source {
-        None => Ok(None),
-        // A full sync is from scratch, whatever is stored or given.
-        Some(_) if task.options.full_sync => Ok(None),
-        Some("db") => {
-            let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
-            let options =
-                Options { application_name: "syncctl".to_owned(), pool_size: 1, retry_timeout: one_shot::PATIENCE };
-            let db = Db::open(target, options)?;
-            db.ensure_schema()?;
-            let rows = db.states(&task.sync_id)?;
-            state::from_rows(&rows, catalog).map_err(|error| Failure::new(Class::DatabaseError, error))
-        }
-        Some(path) => {
-            let file = Document::read(path, "the state")?;
-            let (_, text): (serde_json::Value, _) = file.typed("a list of Airbyte state messages")?;
-            state::for_connector(&text, catalog).map_err(|error| file.error(&error))
-        }
+fn checked_id(id: String, flag: &str) -> Result<String, Failure> {
+    match check_id(&id) {
+        Ok(()) => Ok(id),
+        Err(problem) => Err(Failure::new(Class::Usage, format!("{flag} {problem}"))),
     }
 }

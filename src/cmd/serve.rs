@@ -1,19 +1,16 @@
-//! `syncctl serve`: the documented HTTP service.
+//! `syncctl serve`.
 
-use super::start_service_log;
 use crate::config::{ServeSettings, ServeSettingsArgs, Settings, SettingsArgs};
-use crate::controller::engine;
 use crate::failure::Failure;
-use crate::output::Output;
-use crate::server;
+use crate::{controller, logging, output, server};
 
-/// Serve HTTP: the same tasks, for other programs
+/// Serve the same tasks over HTTP
 ///
-/// GET /openapi.json tells all that it takes and answers. The first TERM ends it in order: running tasks go on and are
-/// taken over by the next process.
+/// GET /openapi.json describes the API. The first TERM shuts it down: running tasks continue, and another process takes
+/// them over.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
-    /// More on stderr; up to -vvv for what the libraries say, too
+    /// Log more; up to -vvv, which includes the logs of libraries
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
     #[command(flatten)]
@@ -24,26 +21,19 @@ pub struct ServeArgs {
 
 pub(super) fn run(args: ServeArgs) -> u8 {
     let ServeArgs { verbose, serve, settings } = args;
-    let output = Output::new(None, false);
     let result = resolve(serve, settings).and_then(|(settings, serve)| {
-        start_service_log(&settings.pod.log_level, verbose, serve.log_json);
+        logging::start_service(&settings.pod.log_level, verbose, serve.log_json);
         if serve.enabled {
-            let (settings, _database) = engine::database(settings)?;
+            let (settings, _database) = controller::start_database(settings)?;
             return server::serve(settings, serve);
         }
-        tracing::info!("SYNCCTL_SYNCS_ENABLED says that there is nothing to do");
+        tracing::info!("disabled by SYNCCTL_SYNCS_ENABLED");
         Ok(())
     });
-    match result {
-        Ok(()) => 0,
-        Err(failure) => {
-            output.explain(&failure);
-            failure.class.exit_code()
-        }
-    }
+    result.map_or_else(|failure| output::explain(&failure), |()| 0)
 }
 
-/// Both kinds of settings, or all that is wrong with either.
+/// Both kinds of settings, or the problems of both.
 fn resolve(serve: ServeSettingsArgs, settings: SettingsArgs) -> Result<(Settings, ServeSettings), Failure> {
     match (settings.resolve(), serve.resolve()) {
         (Ok(settings), Ok(serve)) => Ok((settings, serve)),

@@ -120,7 +120,7 @@ pub struct SidecarArgs {
 }
 
 pub(super) fn run(args: SidecarArgs) -> u8 {
-    super::init_log(&args.log_level.to_ascii_lowercase(), 0, false);
+    crate::logging::start(&args.log_level, 0, false);
     if args.mark.is_some() {
         // The connector runs as the same user: it must not be able to read this process.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).ok();

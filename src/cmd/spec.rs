@@ -1,8 +1,7 @@
 //! `syncctl spec`.
 
 use super::{ConnectorArgs, TaskArgs, run_task};
-use crate::controller::request::{Request, new_task};
-use crate::pod::payload::Payload;
+use crate::controller::request::Request;
 use crate::task::TaskKind;
 
 /// Print a connector's specification
@@ -16,8 +15,5 @@ pub struct SpecArgs {
 
 pub(super) fn run(args: SpecArgs) -> u8 {
     let SpecArgs { connector, task } = args;
-    run_task(task, |_, timeout| {
-        let task = new_task(TaskKind::Spec, connector.image()?, timeout);
-        Ok(Request { task, payload: Payload::default() })
-    })
+    run_task(task, |_, timeout| Ok(Request::spec(connector.task(TaskKind::Spec, timeout)?)))
 }

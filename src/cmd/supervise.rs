@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::init_log;
+use crate::logging;
 
 /// Look after a task that runs on this machine
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ pub struct SuperviseArgs {
 
 pub(super) fn run(args: &SuperviseArgs) -> u8 {
     let SuperviseArgs { folder, mark: _ } = args;
-    init_log("warn", 0, false);
+    logging::start("warn", 0, false);
     match crate::pod::local::supervise(folder) {
         Ok(()) => 0,
         Err(failure) => {

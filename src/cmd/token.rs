@@ -36,22 +36,15 @@ pub struct TokenArgs {
 pub(super) fn run(args: TokenArgs) -> u8 {
     let TokenArgs { token, output: format, token_secret } = args;
     let output = Output::new(format, false);
-    let (printed, code) = match make(token.as_deref(), token_secret.map(Secret::from).as_ref()) {
+    match make(token.as_deref(), token_secret.map(Secret::from).as_ref()) {
         Ok((token, hashed)) => {
             let text = format!(
                 "Token, for the client's header \"Authorization: Bearer TOKEN\":\n  {token}\n\
                  Its salted hash, for the service's SYNCCTL_AUTH_TOKENS:\n  {hashed}"
             );
-            (output.worded(&text, &json!({"token": token, "hashed": hashed})), 0)
+            output.result_with_text(&text, &json!({"token": token, "hashed": hashed}))
         }
-        Err(failure) => (output.failure(&failure), failure.class.exit_code()),
-    };
-    match printed {
-        Ok(()) => code,
-        Err(error) => {
-            output.explain(&Failure::new(Class::Internal, format!("writing the token to stdout: {error}")));
-            3
-        }
+        Err(failure) => output.failure(&failure),
     }
 }
 

@@ -1,90 +1,141 @@
-//! Files that a user gives: JSON or YAML, with errors that say where, and what was expected.
+//! A document that a caller gives: a JSON or YAML file, or a field of a request body. Errors name the place.
 //!
-//! JSON is kept as the text that it was, so that no number passes through `f64` and keys keep their order. No message
-//! quotes the contents: they hold secrets.
+//! JSON keeps its original text, so that no number passes through `f64` and keys keep their order. No message quotes the
+//! content: it holds credentials.
 
+use std::borrow::Cow;
 use std::io::Read;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::failure::{Class, Failure};
-use crate::task::Image;
 
-/// A file that was read.
-pub struct Document {
-    /// For messages.
-    path: String,
-    text: String,
-    yaml: bool,
+/// A document and where it came from.
+pub struct Document<'a> {
+    origin: Origin,
+    text: Cow<'a, str>,
+    is_yaml: bool,
 }
 
-impl Document {
-    /// Reads a file, or stdin for `-`. `what` is what the user calls it ("the configuration").
-    pub fn read(path: &str, what: &str) -> Result<Self, Failure> {
-        let mut text = String::new();
-        let read = if path == "-" {
-            std::io::stdin().read_to_string(&mut text).map(|_| ())
+enum Origin {
+    /// A path, or `stdin`.
+    File(String),
+    /// A field of a request body, which was parsed as JSON.
+    Field(&'static str),
+}
+
+impl<'a> Document<'a> {
+    /// Reads a file, or stdin for `-`. `what` is the document's role in error messages, such as "the configuration".
+    pub fn read_file(path: &str, what: &str) -> Result<Self, Failure> {
+        let (path, read) = if path == "-" {
+            let mut text = String::new();
+            ("stdin", std::io::stdin().read_to_string(&mut text).map(|_| text))
         } else {
-            std::fs::read_to_string(path).map(|content| text = content)
+            (path, std::fs::read_to_string(path))
         };
-        let path = if path == "-" { "stdin".to_owned() } else { path.to_owned() };
-        read.map_err(|error| invalid(format!("reading {what} from {path}: {error}")))?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned();
-        let is_yaml_name = [".yaml", ".yml"].iter().any(|ending| path.to_ascii_lowercase().ends_with(ending));
-        let yaml = is_yaml_name || !text.trim_start().starts_with(['{', '[']);
-        Ok(Self { path, text, yaml })
+        let text = read
+            .map_err(|error| Failure::new(Class::InvalidInput, format!("cannot read {what} from {path}: {error}")))?;
+        let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
+        let has_yaml_name = [".yaml", ".yml"].iter().any(|suffix| path.to_ascii_lowercase().ends_with(suffix));
+        let is_yaml = has_yaml_name || !text.trim_start().starts_with(['{', '[']);
+        Ok(Self { origin: Origin::File(path.to_owned()), text: text.into(), is_yaml })
     }
 
-    /// The document as one JSON object; returns its text.
-    pub fn object(&self, expected: &str) -> Result<String, Failure> {
-        let expected = format!("expected a JSON or YAML object with {expected}");
-        let value: Value = self.parse(&expected)?;
-        if !value.is_object() {
-            return Err(invalid(format!("{}: line 1: {expected}, found {}", self.path, kind_of(&value))));
-        }
-        Ok(self.json(&value))
+    /// A field of a request body by its name and JSON text; the text is empty if the field is missing.
+    pub fn of_field(name: &'static str, json: &'a str) -> Self {
+        Self { origin: Origin::Field(name), text: json.into(), is_yaml: false }
     }
 
-    /// The document as a type of ours; returns it and its JSON text.
+    /// The JSON text of a document that must be an object. `content` describes it in error messages.
+    pub fn object(&self, content: &str) -> Result<String, Failure> {
+        let formats = if matches!(self.origin, Origin::File(_)) { "JSON or YAML" } else { "JSON" };
+        let expected = format!("expected a {formats} object with {content}");
+        let value = self.syntax(&expected)?;
+        let json = self.json(value.as_ref());
+        let kind = match json.as_bytes().first() {
+            Some(b'{') => return Ok(json),
+            Some(b'[') => "a list",
+            Some(b'"') => "a string",
+            Some(b't' | b'f') => "a boolean",
+            Some(b'n') => "null",
+            _ => "a number",
+        };
+        Err(self.invalid_at("line 1", &format!("{expected}, found {kind}")))
+    }
+
+    /// Parses the document; returns its value and its JSON text.
     pub fn typed<T: DeserializeOwned>(&self, expected: &str) -> Result<(T, String), Failure> {
         let expected = format!("expected {expected}");
-        let value: Value = self.parse(&expected)?;
-        Ok((self.parse(&expected)?, self.json(&value)))
+        let value = self.syntax(&expected)?;
+        Ok((self.parse(&expected)?, self.json(value.as_ref())))
     }
 
-    /// An error about this document as a whole.
-    pub fn error(&self, text: &str) -> Failure {
-        invalid(format!("{}: {text}", self.path))
+    /// Replaces the content with what `convert` makes of it; invalid content is left for the parser to report.
+    #[must_use]
+    pub fn converted(self, convert: impl FnOnce(&Value) -> Option<Value>) -> Self {
+        match self.parse::<Value>("").ok().as_ref().and_then(convert) {
+            Some(value) => Self { text: value.to_string().into(), is_yaml: false, ..self },
+            None => self,
+        }
+    }
+
+    /// An error about the whole document.
+    pub fn invalid(&self, text: &str) -> Failure {
+        let text = match &self.origin {
+            Origin::File(path) => format!("{path}: {text}"),
+            Origin::Field(name) => format!("invalid {name} in the body: {text}"),
+        };
+        Failure::new(Class::InvalidInput, text)
+    }
+
+    fn invalid_at(&self, place: &str, text: &str) -> Failure {
+        match self.origin {
+            Origin::File(_) => self.invalid(&format!("{place}: {text}")),
+            // Lines of the field are not lines of the body.
+            Origin::Field(_) => self.invalid(text),
+        }
+    }
+
+    /// Checks the syntax of a file. The parser of the body has checked that of a field.
+    fn syntax(&self, expected: &str) -> Result<Option<Value>, Failure> {
+        match self.origin {
+            Origin::File(_) => self.parse(expected).map(Some),
+            Origin::Field(name) if matches!(&*self.text, "" | "null") => {
+                Err(Failure::new(Class::InvalidInput, format!("{name} is missing from the body")))
+            }
+            Origin::Field(_) => Ok(None),
+        }
     }
 
     fn parse<T: DeserializeOwned>(&self, expected: &str) -> Result<T, Failure> {
         if self.text.trim().is_empty() {
-            return Err(self.error(&format!("line 1: the file is empty: {expected}")));
+            return Err(self.invalid_at("line 1", &format!("the file is empty: {expected}")));
         }
-        if self.yaml {
+        if self.is_yaml {
             serde_yaml::from_str(&self.text).map_err(|error| {
                 let line = error.location().map_or(1, |location| location.line());
-                let message = error.to_string();
-                self.error(&format!("line {line}: {}: {expected}", without_values(&message)))
+                self.invalid_at(&format!("line {line}"), &format!("{}: {expected}", without_values(&error.to_string())))
             })
         } else {
             serde_json::from_str(&self.text).map_err(|error| {
                 let message = error.to_string();
-                let message = message.split(" at line ").next().unwrap_or_default();
+                let message = without_values(message.split(" at line ").next().unwrap_or_default());
                 let place = format!("line {}, column {}", error.line(), error.column());
-                self.error(&format!("{place}: {}: {expected}", without_values(message)))
+                self.invalid_at(&place, &format!("{message}: {expected}"))
             })
         }
     }
 
-    fn json(&self, value: &Value) -> String {
-        if self.yaml { value.to_string() } else { self.text.trim().to_owned() }
+    fn json(&self, value: Option<&Value>) -> String {
+        match value {
+            Some(value) if self.is_yaml => value.to_string(),
+            _ => self.text.trim().to_owned(),
+        }
     }
 }
 
-/// serde quotes a value of the wrong type (`invalid type: string "hunter2"`), and that may be a secret.
+/// Removes the value that serde quotes in an error (`invalid type: string "hunter2"`): it may be a secret.
 pub fn without_values(message: &str) -> String {
     for kind in ["string", "integer", "floating point", "boolean"] {
         let Some((before, quoted)) = message.split_once(&format!("{kind} ")) else { continue };
@@ -96,39 +147,17 @@ pub fn without_values(message: &str) -> String {
     message.to_owned()
 }
 
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "nothing",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-fn invalid(text: String) -> Failure {
-    Failure::new(Class::InvalidInput, text)
-}
-
-/// The key of a result when the user names none: the same for the same connector and configuration, and telling
-/// nothing about it.
-pub fn storage_key(image: &Image, config: &str) -> String {
-    let digest = Sha256::digest(format!("{image}\n{config}").as_bytes());
-    format!("cli-{}", hex::encode(&digest[..16]))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::Document;
+    use super::{Document, Origin};
     use crate::airbyte::catalog::ConfiguredCatalog;
 
-    fn document(text: &str, yaml: bool) -> Document {
-        Document { path: "f".to_owned(), text: text.to_owned(), yaml }
+    fn document(text: &str, is_yaml: bool) -> Document<'_> {
+        Document { origin: Origin::File("f".to_owned()), text: text.into(), is_yaml }
     }
 
     #[test]
-    fn errors_say_where_and_what_and_never_quote_values() {
+    fn errors_name_the_place_and_what_was_expected_without_values() {
         for (label, text, yaml, expected) in [
             ("empty", "", false, "f: line 1: the file is empty"),
             ("cut off", "{\n \"a\": 1,\n", false, "f: line 3, column 0: EOF while parsing"),
@@ -143,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_is_told_without_the_value() {
+    fn a_wrong_type_is_reported_without_the_value() {
         let text = r#"{"streams": "hunter2"}"#;
         let error = document(text, false).typed::<ConfiguredCatalog>("a catalog").expect_err("not a list").text;
         assert!(error.contains("line 1") && error.contains("expected a sequence"), "{error}");
@@ -151,8 +180,8 @@ mod tests {
     }
 
     #[test]
-    fn json_stays_the_text_that_it_was_and_yaml_becomes_json() {
-        assert_eq!(document("{\"n\": 1e400}", false).object("x").ok(), None, "out of every range");
+    fn json_keeps_its_text_and_yaml_becomes_json() {
+        assert_eq!(document("{\"n\": 1e400}", false).object("x").ok(), None, "outside the range of f64");
         let exact = "{\"b\": 9007199254740993,\n \"a\": 1.10}";
         assert_eq!(document(exact, false).object("x").ok().as_deref(), Some(exact));
         assert_eq!(document("b: 1\na: [x]", true).object("x").ok().as_deref(), Some(r#"{"b":1,"a":["x"]}"#));

@@ -1,13 +1,93 @@
-//! What the command line and the HTTP service share: a request, the lifecycle of its task, the outcome, the cleanup.
+//! What command line and HTTP service share: the request, the lifecycle of its task, the outcome, the cleanup.
 
-pub mod cancel;
 pub mod cleanup;
-pub mod destination;
 pub mod document;
-pub mod engine;
 pub mod lifecycle;
 pub mod one_shot;
 pub mod outcome;
-pub mod owner;
 pub mod reconciler;
 pub mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+
+use crate::config::{Engine, Settings};
+use crate::db::local_server::{DATABASE, LocalServer, PORT, SCHEMA, USER};
+use crate::failure::{Class, Failure};
+use crate::pod::Backend;
+use crate::pod::kubernetes::Cluster;
+use crate::pod::local::Machine;
+use crate::secret::Secret;
+
+/// Opens the place where tasks run: a cluster, or this machine.
+pub fn open_backend(settings: &Settings) -> Result<Backend, Failure> {
+    Ok(match &settings.engine {
+        Engine::Kubernetes(client) => Cluster::connect(client)?.into(),
+        Engine::Local(local) => Machine::open(local.clone())?.into(),
+    })
+}
+
+/// Starts the embedded database if the settings select it, and completes the settings with its URL. It runs at least as
+/// long as the returned server is held.
+pub fn start_database(mut settings: Settings) -> Result<(Settings, Option<LocalServer>), Failure> {
+    let Some(directory) = &settings.embedded else { return Ok((settings, None)) };
+    let database = LocalServer::start(directory)?;
+    settings.database_url = Secret::from(database.url());
+    settings.pod.sidecar_database_url = settings.database_url.clone();
+    let warehouse = json!({
+        "destinationType": "postgres",
+        "host": database.socket_directory(),
+        "port": PORT,
+        "database": DATABASE,
+        "username": USER,
+        "password": "",
+        "defaultSchema": SCHEMA,
+        "sslMode": "disable",
+    });
+    settings.warehouse = Some(warehouse.to_string());
+    Ok((settings, Some(database)))
+}
+
+/// The exit code of a program that a user interrupted.
+const INTERRUPTED: i32 = 130;
+
+/// Handles INT, TERM and HUP until it is dropped: the first signal cancels, the second ends the process at once.
+pub struct Cancellation {
+    is_requested: Arc<AtomicBool>,
+    handle: Handle,
+}
+
+impl Cancellation {
+    /// Calls `on_signal` at the first signal.
+    pub fn install(on_signal: impl Fn() + Send + 'static) -> Result<Self, Failure> {
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+            .map_err(|error| Failure::new(Class::Internal, format!("cannot install signal handlers: {error}")))?;
+        let is_requested = Arc::new(AtomicBool::new(false));
+        let handle = signals.handle();
+        let flag = Arc::clone(&is_requested);
+        std::thread::spawn(move || {
+            for _ in signals.forever() {
+                if flag.swap(true, Ordering::SeqCst) {
+                    std::process::exit(INTERRUPTED);
+                }
+                on_signal();
+            }
+        });
+        Ok(Self { is_requested, handle })
+    }
+
+    /// Whether a signal has arrived.
+    pub fn is_requested(&self) -> bool {
+        self.is_requested.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Cancellation {
+    fn drop(&mut self) {
+        self.handle.close();
+    }
+}

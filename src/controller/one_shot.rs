@@ -1,85 +1,95 @@
-//! The shared way of one task: record, launch, follow, record the outcome, clean up.
+//! Runs the task of a one-off command: record its start, launch, follow, record the outcome, clean up.
 //!
-//! Everything that can happen arrives as an [`Event`] in one channel: the Pod has changed, the sidecar has written a
-//! row, the user has cancelled. The outcome goes to the database first, then the Pod and its Secrets go.
+//! Everything that happens arrives as an [`Event`] in one channel: the Pod has changed, the sidecar has stored a result,
+//! the user has cancelled. The outcome is recorded before the Pod and its Secrets are deleted.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use indicatif::{DecimalBytes, HumanCount};
-
 use uuid::Uuid;
 
-use super::cancel::Cancel;
-use super::cleanup;
-use super::engine;
 use super::lifecycle::{TaskLifecycle, Termination, Transition};
-use super::outcome::{self, Outcome, Verdict};
-use super::owner::Owner;
+use super::outcome::{self, Outcome, TaskResult};
 use super::request::Request;
-use crate::config::Settings;
+use super::{Cancellation, cleanup, open_backend};
+use crate::airbyte::state;
+use crate::config::{Engine, Settings};
 use crate::db::{ConcurrencyPolicy, Db, Options, StartOutcome, Target};
 use crate::failure::{Class, Failure};
 use crate::output::{Output, Progress};
 use crate::pod::manifest::Launch;
-
+use crate::pod::payload::Payload;
 use crate::pod::status::Observation;
 use crate::pod::{Backend, Ownership, PodError, PodEvent, PodRef, Scope};
-use crate::task::{StreamReports, StreamStatus, TaskKind, TaskStatus};
+use crate::process::ProcessId;
+use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
 /// What can happen while a task runs.
 enum Event {
     Pod(PodEvent),
-    /// The sidecar has written a final row.
-    Row,
+    /// The sidecar has stored a result.
+    ResultStored,
     Cancelled,
 }
 
-/// How long an outage of the database may last before a one-off command gives up.
-pub const PATIENCE: Duration = Duration::from_mins(1);
-/// Beyond the Pod's own grace period, at whose end the kubelet has killed everything; then the object is removed without
-/// the node's word, which some kubelets give a minute late.
-const GONE_SLACK: Duration = Duration::from_secs(10);
-/// Between two tries to remove a Pod while the API server does not answer.
-const RETRY: Duration = Duration::from_secs(1);
+/// How long operations of the database are retried.
+const DATABASE_RETRY_TIMEOUT: Duration = Duration::from_mins(1);
+/// Added to the grace period of a Pod, at whose end the kubelet has killed its containers. Afterwards the object is deleted
+/// without waiting for the node: some kubelets confirm the deletion a minute late.
+const DELETION_SLACK: Duration = Duration::from_secs(10);
+/// The delay between attempts to delete a Pod while the API server does not answer.
+const DELETION_RETRY: Duration = Duration::from_secs(1);
 
-/// Runs one task from its record to its last trace.
-pub fn run(settings: &Settings, output: &Output, request: &Request) -> Result<Outcome, Failure> {
+/// Runs a task and removes everything that it created.
+pub fn run(settings: &Settings, output: &Output, request: Request) -> TaskResult {
     let (events, inbox) = mpsc::channel();
-    let cancel = Cancel::install({
+    let cancellation = Cancellation::install({
         let events = events.clone();
         move || drop(events.send(Event::Cancelled))
     })?;
     let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
-    let options = Options { application_name: "syncctl".to_owned(), pool_size: 2, retry_timeout: PATIENCE };
+    let options =
+        Options { application_name: "syncctl".to_owned(), pool_size: 2, retry_timeout: DATABASE_RETRY_TIMEOUT };
     let db = Db::open(target, options)?;
     db.ensure_schema()?;
-    let backend = engine::open(settings)?;
-    let run = Run { settings, db: &db, backend: &backend, request, progress: output.progress(), counts: false };
-    let outcome = run.whole_way(&events, &inbox, &cancel);
-    drop(cancel);
-    outcome
+    let Request { task, mut payload, stored_state } = request;
+    if let Some(catalog) = stored_state {
+        payload.state = state::from_rows(&db.states(&task.sync_id)?, &catalog)
+            .map_err(|error| Failure::new(Class::DatabaseError, error))?;
+    }
+    let backend = open_backend(settings)?;
+    let progress = output.progress();
+    Run { settings, db: &db, backend: &backend, task: &task, progress, shows_counts: false }.run(
+        &payload,
+        &events,
+        &inbox,
+        &cancellation,
+    )
 }
 
 struct Run<'a> {
     settings: &'a Settings,
     db: &'a Db,
     backend: &'a Backend,
-    request: &'a Request,
+    task: &'a Task,
     progress: Progress,
-    /// The last thing said was how far it is.
-    counts: bool,
+    /// The progress shows the number of records.
+    shows_counts: bool,
 }
 
 impl Run<'_> {
-    fn whole_way(
+    fn run(
         mut self,
+        payload: &Payload,
         events: &Sender<Event>,
         inbox: &Receiver<Event>,
-        cancel: &Cancel,
-    ) -> Result<Outcome, Failure> {
-        let task = &self.request.task;
-        match outcome::begin(self.db, task, ConcurrencyPolicy::Allow)? {
+        cancellation: &Cancellation,
+    ) -> TaskResult {
+        let task = self.task;
+        match outcome::record_start(self.db, task, ConcurrencyPolicy::Allow)? {
             StartOutcome::Started => {}
             StartOutcome::Exists(row) => {
                 let text = format!("task {} was started before and is {}", task.task_id, row.status_text);
@@ -90,146 +100,149 @@ impl Run<'_> {
                 return Err(Failure::new(Class::TaskExists, text));
             }
         }
-        let (swept, pod) = match self.start(cancel) {
-            Ok(started) => started,
-            Err(failure) => return self.close(failure, None),
+        let (abandoned, pod) = match self.launch(payload, cancellation) {
+            Ok(launched) => launched,
+            Err(failure) => return self.fail(failure, None),
         };
         let subscription = {
             let events = events.clone();
             let on_event = Box::new(move |event| drop(events.send(Event::Pod(event))));
             self.backend.watcher.watch(Scope::Pod(&pod), self.settings.status_check, on_event)
         };
-        let listener = outcome::Listener::start(self.db, &task.task_id, {
-            let events = events.clone();
-            move || drop(events.send(Event::Row))
-        });
+        let listener = ResultListener::start(self.db, &task.task_id, events.clone());
         let end = self.follow(inbox, &pod);
         drop(listener);
-        // From here on the deletion is ours.
+        // This process deletes the Pod from here on, which must not be reported as a deletion by another client.
         drop(subscription);
-        let outcome = match end {
-            Ok(End::Result(outcome)) => {
-                self.clean_up(&pod.name, Some(Duration::ZERO));
-                outcome
+        let result = match end {
+            Ok(End::Result(result)) => {
+                self.delete(&pod.name, Some(Duration::ZERO));
+                result
             }
-            Ok(End::Failed { failure, grace }) => self.close(failure, Some((&pod.name, grace))),
+            Ok(End::Failed { failure, grace }) => self.fail(failure, Some((&pod.name, grace))),
             Err(failure) => {
-                self.clean_up(&pod.name, None);
+                self.delete(&pod.name, None);
                 Err(failure)
             }
         };
-        cleanup::wait(self.backend, &swept);
-        outcome
+        cleanup::wait_deleted(self.backend, &abandoned);
+        result
     }
 
-    /// Sweeps what killed commands left, then launches. Returns the swept Pods and the launched one.
-    fn start(&mut self, cancel: &Cancel) -> Result<(Vec<String>, PodRef), Failure> {
-        let swept = cleanup::sweep(self.backend, self.db)?;
-        if cancel.is_set() {
-            return Err(Failure::new(Class::Cancelled, "cancelled before the pod was created"));
+    /// Cleans up after killed commands, then launches. Returns the abandoned Pods that are being deleted, and the new one.
+    fn launch(&mut self, payload: &Payload, cancellation: &Cancellation) -> Result<(Vec<String>, PodRef), Failure> {
+        let abandoned = cleanup::clean_up(self.backend, self.db)?;
+        if cancellation.is_requested() {
+            return Err(Failure::new(Class::Cancelled, "the task was cancelled before it started"));
         }
-        let Request { task, payload } = self.request;
-        self.progress.say(&format!("creating pod {} {}", task.pod_name(), self.backend.launcher.location()));
-        let owner = Owner::me().map(|owner| owner.to_string());
-        let attempt = Uuid::new_v4().to_string();
-        let launch = Launch { task, payload, settings: &self.settings.pod, attempt: &attempt, owner: owner.as_deref() };
-        let pod = self.backend.launcher.launch(&launch, Ownership::Now)?;
-        Ok((swept, pod))
+        let verb = if self.is_local() { "Starting task" } else { "Creating pod" };
+        let launcher = &self.backend.launcher;
+        self.progress.status(&format!("{verb} {} {}", self.task.pod_name(), launcher.location()));
+        let owner = ProcessId::current().map(|process| process.to_string());
+        let launch = Launch {
+            task: self.task,
+            payload,
+            settings: &self.settings.pod,
+            attempt: &Uuid::new_v4().to_string(),
+            owner: owner.as_deref(),
+        };
+        let pod = launcher.launch(&launch, Ownership::Now)?;
+        Ok((abandoned, pod))
     }
 
-    /// Waits until the task has ended, one way or another.
+    fn is_local(&self) -> bool {
+        matches!(self.settings.engine, Engine::Local(_))
+    }
+
+    /// Waits for the end of the task.
     fn follow(&mut self, inbox: &Receiver<Event>, pod: &PodRef) -> Result<End, Failure> {
-        let task = &self.request.task;
+        let task = self.task;
         let mut lifecycle = TaskLifecycle::new(Instant::now(), task.timeout, self.settings.init_timeout);
-        let looks = self.progress.interval().filter(|_| task.kind == TaskKind::Read);
-        let mut looked = Instant::now();
+        let count_interval = self.progress.count_interval().filter(|_| task.kind == TaskKind::Read);
+        let mut counted_at = Instant::now();
         loop {
             let wait = lifecycle.next_deadline().saturating_duration_since(Instant::now());
-            let wait = looks.map_or(wait, |pause| wait.min(pause));
-            if looks.is_some_and(|pause| lifecycle.has_started() && looked.elapsed() >= pause) {
-                looked = Instant::now();
-                self.count();
+            let wait = count_interval.map_or(wait, |interval| wait.min(interval));
+            if count_interval.is_some_and(|interval| lifecycle.has_started() && counted_at.elapsed() >= interval) {
+                counted_at = Instant::now();
+                self.show_counts();
             }
             match inbox.recv_timeout(wait) {
                 Ok(Event::Cancelled) => {
-                    self.progress.say("cancelling");
-                    return Ok(End::Failed {
-                        failure: Failure::new(Class::Cancelled, "the task was cancelled"),
-                        grace: None,
-                    });
+                    self.progress.status("Cancelling task");
+                    let failure = Failure::new(Class::Cancelled, "the task was cancelled");
+                    return Ok(End::Failed { failure, grace: None });
                 }
-                Ok(Event::Row) => match outcome::outcome(self.db, task) {
-                    Ok(Some(outcome)) => return Ok(End::Result(outcome)),
+                Ok(Event::ResultStored) => match outcome::load(self.db, task) {
+                    Ok(Some(result)) => return Ok(End::Result(result)),
                     Ok(None) => {}
-                    // The task goes on without the database; its end will be looked for again.
-                    Err(error) if error.is_transient() => tracing::warn!(%error, "the result will be read later"),
+                    // The task continues without the database; its result is read again when it ends.
+                    Err(error) if error.is_transient() => tracing::warn!(%error, "cannot read the result yet"),
                     Err(error) => return Err(error.into()),
                 },
                 Ok(Event::Pod(PodEvent::Deleted { uid, .. })) if uid == pod.uid => {
                     return self.settle(Termination::deleted());
                 }
-                Ok(Event::Pod(PodEvent::Updated(seen))) if seen.id.uid == pod.uid => {
-                    if let Some(termination) = self.seen(&seen.observation, &mut lifecycle) {
+                Ok(Event::Pod(PodEvent::Updated(current))) if current.id.uid == pod.uid => {
+                    if let Some(termination) = self.observe(&current.observation, &mut lifecycle) {
                         return self.settle(termination);
                     }
                 }
-                Ok(Event::Pod(PodEvent::Synced)) if !lifecycle.has_started() => self.heartbeat(),
-                Ok(Event::Pod(PodEvent::Failed(error))) => tracing::warn!(%error, "the pod will be read again"),
-                // What else is reported is a later Pod of the same name.
+                Ok(Event::Pod(PodEvent::Synced)) if !lifecycle.has_started() => self.send_heartbeat(),
+                Ok(Event::Pod(PodEvent::Failed(error))) => tracing::warn!(%error, "cannot watch the task; retrying"),
+                // Other events are about a later Pod of the same name.
                 Ok(Event::Pod(_)) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Failure::new(Class::Internal, "nobody watches the pod any more"));
+                    return Err(Failure::new(Class::Internal, "the watch of the task has stopped"));
                 }
             }
             if let Some(mut termination) = lifecycle.deadline_exceeded(Instant::now()) {
-                termination.explain(|| self.backend.warnings(&task.pod_name()));
+                termination.explain(|| self.backend.warnings(&pod.name));
                 return self.settle(termination);
             }
         }
     }
 
-    fn seen(&mut self, observation: &Observation, lifecycle: &mut TaskLifecycle) -> Option<Termination> {
+    fn observe(&mut self, observation: &Observation, lifecycle: &mut TaskLifecycle) -> Option<Termination> {
         if let Some(notice) = &observation.notice {
-            self.progress.tell(notice);
+            self.progress.notice(notice);
         }
         match lifecycle.observe(observation, Instant::now()) {
             Transition::Terminate(termination) => return Some(termination),
-            // Once records come, their number is what people want to see.
-            Transition::Continue(_) if self.counts => {}
-            Transition::Continue(what) => self.progress.say(&what),
+            Transition::Continue(progress) if !self.shows_counts => self.progress.status(&progress),
+            Transition::Continue(_) => {}
         }
         if !lifecycle.has_started() {
-            self.heartbeat();
+            self.send_heartbeat();
         }
         None
     }
 
-    /// A task that waits for its Pod lives, too: the stale sweep must not take it. Afterwards the sidecar says so.
-    fn heartbeat(&self) {
-        if self.request.task.kind == TaskKind::Read
-            && let Err(error) = self.db.heartbeat(&self.request.task.task_id)
+    /// Keeps the row of a read from becoming stale while its Pod starts. Later the sidecar does.
+    fn send_heartbeat(&self) {
+        if self.task.kind == TaskKind::Read
+            && let Err(error) = self.db.heartbeat(&self.task.task_id)
         {
-            tracing::warn!(%error, "the task's row was not refreshed");
+            tracing::warn!(%error, "cannot store the heartbeat of the task");
         }
     }
 
-    /// Says how far a read is, as its row tells it.
-    fn count(&mut self) {
-        // Nothing depends on it; whoever needs the database will say that it is away.
-        let Ok(Some(row)) = self.db.task(&self.request.task.task_id) else { return };
+    fn show_counts(&mut self) {
+        // The next operation that needs the database reports an error.
+        let Ok(Some(row)) = self.db.task(&self.task.task_id) else { return };
         if row.streams.values().any(|stream| stream.status != StreamStatus::Pending) {
-            self.counts = true;
-            self.progress.say(&counts(&row.streams));
+            self.shows_counts = true;
+            self.progress.status(&read_progress(&row.streams));
         }
     }
 
-    /// The task is over: what the sidecar wrote counts, else the failure. A sidecar that still runs has a moment.
+    /// The end of a task that has terminated: the result that the sidecar stores within the settle time, else the failure.
     fn settle(&self, termination: Termination) -> Result<End, Failure> {
         let Termination { failure, grace, settle_time, .. } = termination;
         let deadline = Instant::now() + settle_time;
         loop {
-            if let Some(verdict) = outcome::outcome(self.db, &self.request.task)? {
-                return Ok(End::Result(not_cancelled_by_us(verdict, &failure)));
+            if let Some(result) = outcome::load(self.db, self.task)? {
+                return Ok(End::Result(with_cause(result, &failure)));
             }
             if Instant::now() >= deadline {
                 return Ok(End::Failed { failure, grace });
@@ -238,36 +251,37 @@ impl Run<'_> {
         }
     }
 
-    /// Records a failure, then removes the Pod.
-    fn close(&mut self, failure: Failure, pod: Option<(&str, Option<Duration>)>) -> Result<Outcome, Failure> {
-        let recorded = outcome::failure(self.db, &self.request.task, &failure);
+    /// Records a failure, then deletes the Pod with this grace period.
+    fn fail(&mut self, failure: Failure, pod: Option<(&str, Option<Duration>)>) -> TaskResult {
+        let recorded = outcome::record_failure(self.db, self.task, &failure);
         if let Some((pod, grace)) = pod {
-            self.clean_up(pod, grace);
+            self.delete(pod, grace);
         }
         if let Err(error) = recorded {
-            // The user is told what happened all the same: the first cause is the one to act on.
-            tracing::error!(%error, "the outcome could not be recorded");
+            // The user gets the first cause, which is the one to act on.
+            tracing::error!(%error, "cannot record the outcome of the task");
         }
-        if self.request.task.kind == TaskKind::Read
-            && let Ok(Some(verdict)) = outcome::outcome(self.db, &self.request.task)
+        if self.task.kind == TaskKind::Read
+            && let Ok(Some(result)) = outcome::load(self.db, self.task)
         {
-            return verdict;
+            return result;
         }
         Err(failure)
     }
 
-    fn clean_up(&mut self, pod: &str, grace: Option<Duration>) {
-        self.progress.say("removing the pod");
-        let patience = grace.unwrap_or(Duration::from_secs(u64::from(self.settings.pod.grace_seconds))) + GONE_SLACK;
-        let deadline = Instant::now() + patience;
+    fn delete(&mut self, pod: &str, grace: Option<Duration>) {
+        self.progress.status(if self.is_local() { "Removing task" } else { "Removing pod" });
+        let grace_or_default = grace.unwrap_or(Duration::from_secs(u64::from(self.settings.pod.grace_seconds)));
+        let limit = grace_or_default + DELETION_SLACK;
+        let deadline = Instant::now() + limit;
+        let launcher = &self.backend.launcher;
         loop {
-            let launcher = &self.backend.launcher;
-            match launcher.delete(pod, grace).and_then(|()| launcher.wait_deleted(pod, patience)) {
+            match launcher.delete(pod, grace).and_then(|()| launcher.wait_deleted(pod, limit)) {
                 Ok(()) => return,
-                // An API server that is away for a moment is no reason to leave credentials behind.
-                Err(PodError::Unreachable { .. }) if Instant::now() < deadline => std::thread::sleep(RETRY),
+                // A short outage of the API server is no reason to leave credentials behind.
+                Err(PodError::Unreachable { .. }) if Instant::now() < deadline => std::thread::sleep(DELETION_RETRY),
                 Err(error) => {
-                    tracing::error!(%error, "the pod could not be removed; the next command will try again");
+                    tracing::error!(%error, "cannot remove the task; the next command tries again");
                     return;
                 }
             }
@@ -275,37 +289,36 @@ impl Run<'_> {
     }
 }
 
-/// How far the streams of a read are, in one line.
-fn counts(streams: &StreamReports) -> String {
+/// The progress of a read in one line.
+fn read_progress(streams: &StreamReports) -> String {
     let events: u64 = streams.values().map(|stream| stream.events).sum();
     let bytes: u64 = streams.values().map(|stream| stream.bytes).sum();
-    let open = |status| matches!(status, StreamStatus::Pending | StreamStatus::Running);
-    let done = streams.values().filter(|stream| !open(stream.status)).count();
-    // An estimate of some streams alone would be one that is too low.
+    let is_open = |status| matches!(status, StreamStatus::Pending | StreamStatus::Running);
+    let done = streams.values().filter(|stream| !is_open(stream.status)).count();
+    // A sum of the estimates of some streams would be too low.
     let rows: Option<u64> = streams.values().map(|stream| stream.estimate?.rows).sum();
     let of = rows.map(|rows| format!(" of about {}", HumanCount(rows))).unwrap_or_default();
     let (events, bytes) = (HumanCount(events), DecimalBytes(bytes));
-    format!("{events}{of} records, {bytes}; {done} of {} streams have ended", streams.len())
+    format!("{events}{of} records, {bytes}; {done} of {} streams done", streams.len())
 }
 
-/// How following ended.
+/// How the task ended.
 enum End {
-    /// The rows tell what became of it.
-    Result(Verdict),
-    /// We found a failure, and have to record it.
+    /// A result is stored.
+    Result(TaskResult),
+    /// This process found a failure, which is not recorded yet.
     Failed {
-        /// What will be recorded.
+        /// The failure.
         failure: Failure,
-        /// `None`: containers may still run, and get their time to end.
+        /// Grace period for deleting the Pod; `None` is the Pod's own.
         grace: Option<Duration>,
     },
 }
 
-/// A sidecar cannot know who ended it and says CANCELLED; who followed the Pod and did not cancel knows better. The row
-/// stays as it is, but the caller is told the cause.
-fn not_cancelled_by_us(verdict: Verdict, failure: &Failure) -> Verdict {
-    match verdict {
-        Err(told) if told.class == Class::Cancelled => Err(failure.clone()),
+/// Replaces the cause CANCELLED of a sidecar that was terminated, which cannot know why. The row stays as it is.
+fn with_cause(result: TaskResult, failure: &Failure) -> TaskResult {
+    match result {
+        Err(stored) if stored.class == Class::Cancelled => Err(failure.clone()),
         Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, .. }) => {
             let error = Some(failure.to_string());
             Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, error })
@@ -314,13 +327,54 @@ fn not_cancelled_by_us(verdict: Verdict, failure: &Failure) -> Verdict {
     }
 }
 
+/// Reports stored results until it is dropped. Where notifications do not arrive (behind a connection pooler) results are
+/// read when the Pod ends.
+struct ResultListener {
+    stop: Arc<AtomicBool>,
+}
+
+impl ResultListener {
+    /// How often the thread checks whether it was dropped.
+    const INTERVAL: Duration = Duration::from_millis(200);
+
+    fn start(db: &Db, task_id: &str, events: Sender<Event>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (db, task_id, stopped) = (db.clone(), task_id.to_owned(), Arc::clone(&stop));
+        // Not joined: it ends within its interval.
+        std::thread::spawn(move || {
+            let mut listener = match db.listen(&task_id) {
+                Ok(listener) => listener,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot listen for the result; it is read when the task ends");
+                    return;
+                }
+            };
+            // The result may have been stored before the subscription.
+            let mut is_stored = true;
+            while !stopped.load(Ordering::Relaxed) {
+                if is_stored {
+                    drop(events.send(Event::ResultStored));
+                }
+                is_stored = listener.wait(Self::INTERVAL);
+            }
+        });
+        Self { stop }
+    }
+}
+
+impl Drop for ResultListener {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::counts;
+    use super::read_progress;
     use crate::task::{Estimate, StreamReport, StreamReports, StreamStatus};
 
     #[test]
-    fn how_far_a_read_is_fits_into_a_line() {
+    fn progress_of_a_read_is_one_line() {
         let stream = |events, status, rows| StreamReport {
             events,
             bytes: 1_500_000,
@@ -331,8 +385,8 @@ mod tests {
         let mut streams = StreamReports::new();
         streams.insert("users".to_owned(), stream(12_000, StreamStatus::Success, Some(12_000)));
         streams.insert("orders".to_owned(), stream(345, StreamStatus::Running, Some(50_000)));
-        assert_eq!(counts(&streams), "12,345 of about 62,000 records, 3.00 MB; 1 of 2 streams have ended");
+        assert_eq!(read_progress(&streams), "12,345 of about 62,000 records, 3.00 MB; 1 of 2 streams done");
         streams.insert("other".to_owned(), stream(0, StreamStatus::Pending, None));
-        assert_eq!(counts(&streams), "12,345 records, 4.50 MB; 1 of 3 streams have ended");
+        assert_eq!(read_progress(&streams), "12,345 records, 4.50 MB; 1 of 3 streams done");
     }
 }

@@ -1,9 +1,4 @@
-//! From a task to its rows and back: the only place that knows which table holds the result of which command.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
+//! Rows ↔ outcome: which table and columns hold the result of which command.
 
 use serde_json::{Value, json};
 
@@ -11,21 +6,21 @@ use crate::db::{ConcurrencyPolicy, Db, DbError, ResultKey, SpecKey, StartOutcome
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
-/// What came of a task that ran to an end of its own.
+/// The result of a task.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// The ConnectorSpecification.
     Spec(Value),
-    /// The connector's verdict on a configuration.
+    /// Whether the connector accepts a configuration.
     Check {
-        /// Whether it works.
+        /// Whether the check succeeded.
         succeeded: bool,
         /// The connector's explanation.
         message: Option<String>,
     },
     /// The catalog.
     Discover(Value),
-    /// The row of a read, also of one that failed.
+    /// The row of a read, which may have failed.
     Read {
         /// `source_task.task_id`.
         task_id: String,
@@ -41,7 +36,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// What is printed.
+    /// The document to print.
     pub fn document(&self) -> Value {
         match self {
             Self::Spec(document) | Self::Discover(document) => document.clone(),
@@ -65,7 +60,7 @@ impl Outcome {
         }
     }
 
-    /// Why the exit code is not 0.
+    /// The failure of a check or read that did not succeed.
     pub fn failure(&self) -> Option<Failure> {
         match self {
             Self::Spec(_) | Self::Discover(_) | Self::Check { succeeded: true, .. } => None,
@@ -79,7 +74,7 @@ impl Outcome {
                 match status {
                     TaskStatus::Success => None,
                     TaskStatus::Cancelled => Some(or(Class::Cancelled, "the task was cancelled")),
-                    TaskStatus::TimeExceeded => Some(or(Class::TimeExceeded, "the task ran out of time")),
+                    TaskStatus::TimeExceeded => Some(or(Class::TimeExceeded, "the task exceeded its timeout")),
                     TaskStatus::Partial => Some(or(Class::ConnectorFailed, "some streams are incomplete")),
                     TaskStatus::Failed | TaskStatus::Running | TaskStatus::Skipped => {
                         Some(or(Class::ConnectorFailed, "the read failed"))
@@ -90,11 +85,11 @@ impl Outcome {
     }
 }
 
-/// What became of a task: its own end, or the failure that is recorded.
-pub type Verdict = Result<Outcome, Failure>;
+/// The outcome of a task, or the failure that prevented one.
+pub type TaskResult = Result<Outcome, Failure>;
 
-/// Records that the task runs, before its Pod exists; says whether it may. Only of reads it may turn out that it must not.
-pub fn begin(db: &Db, task: &Task, concurrency: ConcurrencyPolicy) -> Result<StartOutcome, DbError> {
+/// Records the start of a task before its Pod exists. Only a read can be rejected.
+pub fn record_start(db: &Db, task: &Task, concurrency: ConcurrencyPolicy) -> Result<StartOutcome, DbError> {
     match task.kind {
         TaskKind::Spec | TaskKind::Check => Ok(StartOutcome::Started),
         TaskKind::Discover => db.start_catalog(&ResultKey::of(task), task.started_at).map(|()| StartOutcome::Started),
@@ -102,8 +97,8 @@ pub fn begin(db: &Db, task: &Task, concurrency: ConcurrencyPolicy) -> Result<Sta
     }
 }
 
-/// Records a failure that the controller found. What the sidecar wrote stays.
-pub fn failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
+/// Records a failure that the controller found, unless the sidecar has stored a result.
+pub fn record_failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
     let text = failure.to_string();
     match task.kind {
         TaskKind::Spec => db.save_spec(&SpecKey::of(task), task.started_at, Err(&text)),
@@ -113,7 +108,7 @@ pub fn failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
             let status = match failure.class {
                 Class::Cancelled => TaskStatus::Cancelled,
                 Class::TimeExceeded => TaskStatus::TimeExceeded,
-                _ if arrived_in_part(db, task)? => TaskStatus::Partial,
+                _ if has_committed_rows(db, task)? => TaskStatus::Partial,
                 _ => TaskStatus::Failed,
             };
             db.finish_task(task, Writer::Controller, status, None, Some(&text)).map(|_| ())
@@ -121,32 +116,32 @@ pub fn failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
     }
 }
 
-/// How a task that is over ended.
+/// The recorded end of a task.
 pub struct Conclusion {
-    /// Its outcome.
-    pub outcome: Verdict,
-    /// Whether the sidecar stored it; else this process did.
+    /// The result.
+    pub result: TaskResult,
+    /// Whether the sidecar stored it; otherwise this process did.
     pub by_sidecar: bool,
 }
 
-/// What the rows say of a task that is over; where they say nothing, the failure, which is then recorded.
+/// Loads the result of a task that has ended, or records `failure` as its result.
 pub fn conclude(db: &Db, task: &Task, failure: &Failure) -> Result<Conclusion, DbError> {
-    if let Some(outcome) = outcome(db, task)? {
-        return Ok(Conclusion { outcome, by_sidecar: true });
+    if let Some(result) = load(db, task)? {
+        return Ok(Conclusion { result, by_sidecar: true });
     }
-    self::failure(db, task, failure)?;
-    Ok(Conclusion { outcome: Err(failure.clone()), by_sidecar: false })
+    record_failure(db, task, failure)?;
+    Ok(Conclusion { result: Err(failure.clone()), by_sidecar: false })
 }
 
-/// Whether the sidecar has reported rows that are in the tables for good.
-fn arrived_in_part(db: &Db, task: &Task) -> Result<bool, DbError> {
+/// Whether the sidecar has reported committed rows of a stream.
+fn has_committed_rows(db: &Db, task: &Task) -> Result<bool, DbError> {
     let row = db.task(&task.task_id)?;
-    let good = |status| matches!(status, StreamStatus::Success | StreamStatus::Partial);
-    Ok(row.is_some_and(|row| row.streams.values().any(|report| good(report.status))))
+    let is_committed = |status| matches!(status, StreamStatus::Success | StreamStatus::Partial);
+    Ok(row.is_some_and(|row| row.streams.values().any(|report| is_committed(report.status))))
 }
 
-/// What the rows say of this very task; `None` while they say nothing final. The outer error is the database's.
-pub fn outcome(db: &Db, task: &Task) -> Result<Option<Verdict>, DbError> {
+/// Loads the result of this very task; `None` while it has none.
+pub fn load(db: &Db, task: &Task) -> Result<Option<TaskResult>, DbError> {
     match task.kind {
         TaskKind::Spec => {
             let Some(row) = db.spec(&SpecKey::of(task))?.filter(|row| row.timestamp >= task.started_at) else {
@@ -194,7 +189,7 @@ pub fn outcome(db: &Db, task: &Task) -> Result<Option<Verdict>, DbError> {
     }
 }
 
-/// A failure of ours is told by its class; the connector's own verdict has none.
+/// A failure of ours is stored with its class, an answer of the connector without one.
 fn check_outcome(status: &str, description: Option<String>) -> Result<Outcome, Failure> {
     if status == "SUCCESS" {
         return Ok(Outcome::Check { succeeded: true, message: description });
@@ -208,48 +203,5 @@ fn check_outcome(status: &str, description: Option<String>) -> Result<Outcome, F
 
 fn document(text: &str) -> Result<Value, Failure> {
     serde_json::from_str(text)
-        .map_err(|error| Failure::new(Class::DatabaseError, format!("reading the stored result: {error}")))
-}
-
-/// Waits in a thread for the sidecar's word that a row is final. Without it (behind a connection pooler) the end of the
-/// Pod tells the same, only later.
-pub struct Listener {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// How long a listener that is no longer needed may go on.
-const LISTEN: Duration = Duration::from_millis(200);
-
-impl Listener {
-    /// Calls `tell` at each word about the task.
-    pub fn start(db: &Db, task_id: &str, tell: impl Fn() + Send + 'static) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (db, task_id, stopped) = (db.clone(), task_id.to_owned(), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            let mut listener = match db.listen(&task_id) {
-                Ok(listener) => listener,
-                Err(error) => {
-                    tracing::debug!(%error, "results will be seen when the pod ends");
-                    return;
-                }
-            };
-            // It may have been written while we connected.
-            tell();
-            while !stopped.load(Ordering::Relaxed) {
-                if listener.wait(LISTEN) {
-                    tell();
-                }
-            }
-        });
-        Self { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // Not joined: it ends by itself within its wait, and nobody has to wait for that.
-        drop(self.thread.take());
-    }
+        .map_err(|error| Failure::new(Class::DatabaseError, format!("cannot parse the stored result: {error}")))
 }

@@ -1,28 +1,79 @@
-//! A task that is ready to run, and its documents.
+//! Builds the request of a task from the options and documents of a caller, and validates it. Command line and HTTP
+//! service translate their input and word the problems.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+use secrecy::ExposeSecret;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::owner;
+use super::document::{Document, without_values};
+use crate::airbyte::catalog::{ConfiguredCatalog, Stream};
+use crate::airbyte::state;
+use crate::config::{BulkerSettings, Settings};
+use crate::db::is_reserved_table;
+use crate::failure::{Class, Failure};
 use crate::pod::payload::Payload;
+use crate::sidecar::sink::Destination;
 use crate::task::{self, Image, ReadOptions, Task, TaskKind};
+
+/// The default timeout of spec, check and discover: most connectors answer within seconds, large databases take minutes,
+/// and the image may have to be pulled.
+const SHORT_TIMEOUT: Duration = Duration::from_mins(10);
+/// Postgres limits an index entry to about 2,700 bytes; callers use UUIDs.
+const MAX_ID_BYTES: usize = 512;
+/// Linux limits one environment variable to 128 KiB.
+const MAX_FUNCTIONS_ENV_BYTES: usize = 120 * 1024;
+/// The `destinationType` that the settings complete.
+const BULKER: &str = "bulker";
 
 /// A validated task and its documents.
 pub struct Request {
-    /// What to do.
+    /// The task.
     pub task: Task,
-    /// With what.
+    /// Its documents.
     pub payload: Payload,
+    /// The read resumes from the state stored for its sync, which is loaded for the streams of this catalog.
+    pub stored_state: Option<ConfiguredCatalog>,
 }
 
-/// How long spec, check and discover may take: connectors answer within seconds, large databases are discovered in
-/// minutes, and an image has to be pulled.
-pub const SHORT_TASK: Duration = Duration::from_mins(10);
+/// The documents of a read.
+pub struct ReadDocuments<'a> {
+    /// The connector's configuration.
+    pub config: Document<'a>,
+    /// The configured catalog.
+    pub catalog: Document<'a>,
+    /// Where the read resumes.
+    pub state: StateSource<'a>,
+    /// The destination's configuration, where the settings have no default.
+    pub destination: Option<Document<'a>>,
+    /// `FUNCTIONS_ENV` of a foreign sidecar.
+    pub functions_env: Option<Document<'a>>,
+}
 
-/// A task of a one-off command; for spec, check and discover the id only has to be new.
-pub fn new_task(kind: TaskKind, image: Image, timeout: Option<Duration>) -> Task {
+/// Where a read resumes.
+pub enum StateSource<'a> {
+    /// From scratch.
+    None,
+    /// From the state stored for the sync.
+    Stored,
+    /// From these state messages.
+    Given(Document<'a>),
+}
+
+/// What the caller names the options that a problem may be about.
+pub struct OptionNames {
+    /// The destination's configuration.
+    pub destination: &'static str,
+    /// The maximum number of records.
+    pub max_records: &'static str,
+}
+
+/// A new task. A read needs its ids and options, check and discover their key.
+pub fn new_task(kind: TaskKind, image: Image, timeout: Option<Duration>, started_by: Option<Value>) -> Task {
     Task {
         kind,
         image,
@@ -31,8 +82,245 @@ pub fn new_task(kind: TaskKind, image: Image, timeout: Option<Duration>) -> Task
         sync_id: String::new(),
         storage_key: String::new(),
         started_at: task::to_millis(Timestamp::now()),
-        started_by: Some(owner::started_by()),
+        started_by,
         options: ReadOptions::default(),
-        timeout: timeout.unwrap_or(SHORT_TASK),
+        timeout: timeout.unwrap_or(SHORT_TIMEOUT),
+    }
+}
+
+/// Checks an id or key; the error completes a sentence that begins with its name.
+pub fn check_id(id: &str) -> Result<(), String> {
+    if id.trim().is_empty() {
+        return Err("is empty: expected an id such as orders-to-warehouse".to_owned());
+    }
+    if id.len() > MAX_ID_BYTES {
+        return Err(format!("is longer than {MAX_ID_BYTES} bytes"));
+    }
+    if id.chars().any(char::is_control) {
+        return Err("contains control characters".to_owned());
+    }
+    Ok(())
+}
+
+impl Request {
+    /// A spec.
+    pub fn spec(task: Task) -> Self {
+        Self { task, payload: Payload::default(), stored_state: None }
+    }
+
+    /// A check or a discover. Without a storage key the result is stored under a hash of image and configuration.
+    pub fn configured(mut task: Task, storage_key: Option<String>, config: &Document<'_>) -> Result<Self, Failure> {
+        let config = connector_config(config)?;
+        task.storage_key = storage_key.unwrap_or_else(|| {
+            let digest = Sha256::digest(format!("{}\n{config}", task.image).as_bytes());
+            format!("cli-{}", hex::encode(&digest[..16]))
+        });
+        let payload = Payload { config: Some(config), ..Payload::default() };
+        Ok(Self { task, payload, stored_state: None })
+    }
+
+    /// A read, or all problems of its options and documents.
+    pub fn read(
+        task: Task,
+        documents: ReadDocuments<'_>,
+        settings: &Settings,
+        names: &OptionNames,
+    ) -> Result<Self, Vec<Failure>> {
+        let ReadDocuments { config, catalog, state, destination, functions_env } = documents;
+        let mut problems = Vec::new();
+        if task.options.max_records.is_some() && settings.pod.init_image.is_some() {
+            let needs = "needs syncctl's own sidecar, but SYNCCTL_INIT_IMAGE selects another";
+            problems.push(Failure::new(Class::Usage, format!("{} {needs}", names.max_records)));
+        }
+        let config = collect(&mut problems, connector_config(&config));
+        let parsed_catalog = collect(&mut problems, configured_catalog(&catalog));
+        let destination_config = collect(&mut problems, complete_destination(destination.as_ref(), settings, names));
+        let functions_env = functions_env.and_then(|document| collect(&mut problems, checked_functions_env(&document)));
+        let mut payload = Payload { config, destination_config, functions_env, ..Payload::default() };
+        let mut stored_state = None;
+        if let Some((parsed, text)) = parsed_catalog {
+            if payload.destination_config.is_some() && payload.destination_config == settings.warehouse {
+                let checked = check_tables(&parsed, &task.options.table_name_prefix);
+                collect(&mut problems, checked.map_err(|text| catalog.invalid(&text)));
+            }
+            match state {
+                StateSource::Given(state) if !task.options.full_sync => {
+                    payload.state = collect(&mut problems, given_state(&state, &parsed)).flatten();
+                }
+                StateSource::Stored if !task.options.full_sync => stored_state = Some(parsed),
+                // A full sync ignores any state.
+                _ => {}
+            }
+            payload.catalog = Some(text);
+        }
+        if problems.is_empty() { Ok(Self { task, payload, stored_state }) } else { Err(problems) }
+    }
+}
+
+fn collect<T>(problems: &mut Vec<Failure>, result: Result<T, Failure>) -> Option<T> {
+    result.map_err(|failure| problems.push(failure)).ok()
+}
+
+fn connector_config(document: &Document<'_>) -> Result<String, Failure> {
+    document.object("the connector's configuration")
+}
+
+fn configured_catalog(document: &Document<'_>) -> Result<(ConfiguredCatalog, String), Failure> {
+    let expected = r#"a configured catalog such as {"streams":[{"stream":{…},"sync_mode":"full_refresh"}]}"#;
+    let (catalog, text) = document.typed::<ConfiguredCatalog>(expected)?;
+    catalog.validate().map_err(|error| document.invalid(&error))?;
+    Ok((catalog, text))
+}
+
+fn given_state(document: &Document<'_>, catalog: &ConfiguredCatalog) -> Result<Option<String>, Failure> {
+    let (_, text) = document.typed::<IgnoredAny>("a list of Airbyte state messages")?;
+    state::for_connector(&text, catalog).map_err(|error| document.invalid(&without_values(&error)))
+}
+
+fn checked_functions_env(document: &Document<'_>) -> Result<String, Failure> {
+    let (_, text) = document.typed::<IgnoredAny>("JSON")?;
+    if text.len() > MAX_FUNCTIONS_ENV_BYTES {
+        return Err(document.invalid(&format!("longer than {MAX_FUNCTIONS_ENV_BYTES} bytes")));
+    }
+    Ok(text)
+}
+
+/// The validated configuration of the destination, completed from the settings.
+fn complete_destination(
+    document: Option<&Document<'_>>,
+    settings: &Settings,
+    names: &OptionNames,
+) -> Result<String, Failure> {
+    let given = document.map(|document| document.object("the destination's credentials")).transpose()?;
+    // A foreign sidecar has other destinations than ours, and none by default.
+    let is_foreign = settings.pod.init_image.is_some();
+    let completed =
+        if is_foreign { given } else { with_bulker(given, &settings.bulker).or_else(|| settings.warehouse.clone()) };
+    let Some(completed) = completed else {
+        let text = format!("there is no destination: set {} or SYNCCTL_BULKER_URL", names.destination);
+        return Err(Failure::new(Class::Usage, text));
+    };
+    let invalid = |text: &str| match document {
+        Some(document) => document.invalid(text),
+        None => Failure::new(Class::Usage, format!("invalid destination of SYNCCTL_BULKER_URL: {text}")),
+    };
+    if !is_foreign {
+        let value = serde_json::from_str(&completed).map_err(|error| invalid(&without_values(&error.to_string())))?;
+        Destination::parse(&value).map_err(|failure| invalid(&failure.text))?;
+    }
+    Ok(completed)
+}
+
+/// Adds the Bulker of the settings to a destination that leaves it out; other destinations stay as they are. The token
+/// belongs to the URL of the settings: a caller cannot have it sent to another one.
+fn with_bulker(document: Option<String>, settings: &BulkerSettings) -> Option<String> {
+    let mut fields = match document.as_deref().map(serde_json::from_str::<Map<String, Value>>) {
+        None => Map::new(),
+        Some(Ok(fields)) => fields,
+        // The parser of the destination reports it.
+        Some(Err(_)) => return document,
+    };
+    let is_set =
+        |fields: &Map<String, Value>, name: &str| fields.get(name).is_some_and(|value| !value.is_null() && value != "");
+    let is_bulker = match fields.get("destinationType") {
+        Some(kind) if is_set(&fields, "destinationType") => kind == BULKER,
+        _ => settings.url.is_some(),
+    };
+    if !is_bulker {
+        return document;
+    }
+    fields.insert("destinationType".to_owned(), BULKER.into());
+    if let Some(url) = &settings.url {
+        if !is_set(&fields, "url") {
+            fields.insert("url".to_owned(), url.as_str().into());
+        }
+        if let Some(token) = &settings.auth_token
+            && fields["url"] == url.as_str()
+            && !is_set(&fields, "authToken")
+        {
+            fields.insert("authToken".to_owned(), token.expose_secret().into());
+        }
+    }
+    Some(Value::Object(fields).to_string())
+}
+
+/// Checks that no stream is loaded into one of our own tables.
+fn check_tables(catalog: &ConfiguredCatalog, prefix: &str) -> Result<(), String> {
+    let table = |stream: &Stream| stream.table_name.clone().unwrap_or_else(|| format!("{prefix}{}", stream.name));
+    match catalog.streams.iter().map(|stream| table(&stream.stream)).find(|table| is_reserved_table(table)) {
+        None => Ok(()),
+        Some(table) => Err(format!(
+            "the embedded database stores results of tasks in the table {table:?}: \
+             set a prefix for table names, or another destination"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_bulker;
+    use crate::config::BulkerSettings;
+    use crate::secret::Secret;
+    use serde_json::{Value, json};
+
+    fn settings(url: Option<&str>, token: Option<&str>) -> BulkerSettings {
+        BulkerSettings { url: url.map(str::to_owned), auth_token: token.map(Secret::from) }
+    }
+
+    #[test]
+    fn destinations_are_completed_from_the_settings() {
+        let ours = settings(Some("http://ours"), Some("t0ken"));
+        let whole = json!({"destinationType": "bulker", "url": "http://ours", "authToken": "t0ken"});
+        for (label, document, expected) in [
+            ("absent", None, Some(whole.clone())),
+            ("empty", Some(json!({})), Some(whole.clone())),
+            ("the type alone", Some(json!({"destinationType": "bulker"})), Some(whole.clone())),
+            ("our URL", Some(json!({"destinationType": "bulker", "url": "http://ours"})), Some(whole.clone())),
+            ("empty fields", Some(json!({"destinationType": "", "url": null, "authToken": ""})), Some(whole)),
+            (
+                "another field",
+                Some(json!({"destinationId": "d"})),
+                Some(
+                    json!({"destinationId": "d", "destinationType": "bulker", "url": "http://ours", "authToken": "t0ken"}),
+                ),
+            ),
+            (
+                "another token",
+                Some(json!({"authToken": "own"})),
+                Some(json!({"authToken": "own", "destinationType": "bulker", "url": "http://ours"})),
+            ),
+            (
+                "another type",
+                Some(json!({"destinationType": "postgres"})),
+                Some(json!({"destinationType": "postgres"})),
+            ),
+            ("a wrong type", Some(json!({"destinationType": 1})), Some(json!({"destinationType": 1}))),
+        ] {
+            let completed = with_bulker(document.map(|document| document.to_string()), &ours);
+            let read: Option<Value> = completed.map(|text| serde_json::from_str(&text).expect("JSON"));
+            assert_eq!(read, expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn the_token_of_the_settings_is_sent_to_their_url_only() {
+        let ours = settings(Some("http://ours"), Some("t0ken"));
+        for url in ["http://ours.evil", "http://theirs", "http://ours/", "http://ours@theirs"] {
+            for kind in [json!("bulker"), json!(null)] {
+                let document = json!({"destinationType": kind, "url": url}).to_string();
+                let text = with_bulker(Some(document), &ours).expect("a document");
+                assert!(!text.contains("t0ken"), "{text}");
+                assert!(text.contains(url), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_settings_destinations_stay_as_they_are() {
+        let nothing = settings(None, None);
+        assert_eq!(with_bulker(None, &nothing), None);
+        for document in ["{}", "{\"url\": 1}", "not JSON", "{\"destinationType\":\"postgres\"}"] {
+            assert_eq!(with_bulker(Some(document.to_owned()), &nothing).as_deref(), Some(document));
+        }
     }
 }

@@ -95,12 +95,12 @@ pub fn read(app: &Arc<App>, query: &[(String, String)], body: Vec<u8>) -> Respon
 
 /// Records and launches: as soon as the Pod is accepted the caller is answered.
 fn start(app: &Arc<App>, request: &Request, concurrency: ConcurrencyPolicy) -> Result<Response, Failure> {
-    let Request { task, payload } = request;
+    let Request { task, payload, .. } = request;
     let db = app.db()?;
     // That a discover runs is noted when it does: until then another one of its id may be running, whose result would
     // count as older than the note, and be lost.
     let discovers = task.kind == TaskKind::Discover;
-    let mut begun = if discovers { StartOutcome::Started } else { outcome::begin(&db, task, concurrency)? };
+    let mut begun = if discovers { StartOutcome::Started } else { outcome::record_start(&db, task, concurrency)? };
     if let StartOutcome::Exists(row) = &begun
         && params::is_same_request(row.started_by.as_deref(), task)
         && let Some(error) = row.error.as_deref().filter(|error| was_turned_away(error))
@@ -134,7 +134,7 @@ fn start(app: &Arc<App>, request: &Request, concurrency: ConcurrencyPolicy) -> R
     if task.kind == TaskKind::Read {
         end_if_over(app, task)?;
     }
-    if discovers && let Err(error) = outcome::begin(&db, task, concurrency) {
+    if discovers && let Err(error) = outcome::record_start(&db, task, concurrency) {
         // Its result comes all the same.
         tracing::warn!(%error, task = task.task_id, "the start of a discover could not be recorded");
     }
@@ -170,7 +170,7 @@ fn not_launched(app: &App, task: &Task, error: PodError) -> Result<Response, Fai
         // Its name tells that it is this very task's, of an attempt whose answer came too late.
         return Ok(accepted(task, TaskStatus::Running.as_str()));
     }
-    if let Err(error) = outcome::failure(app.patient_db()?, task, &failure) {
+    if let Err(error) = outcome::record_failure(app.patient_db()?, task, &failure) {
         // The status-check loop finds the row without a Pod.
         tracing::error!(%error, task = task.task_id, "the failure to start a task could not be recorded");
     }
@@ -204,7 +204,7 @@ fn cancel_task(app: &App, package: &str, sync_id: &str, task_id: &str) -> Result
     };
     let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
     if row.status == Some(TaskStatus::Running) {
-        outcome::failure(&db, &task, &Failure::new(Class::Cancelled, "the task was cancelled"))?;
+        outcome::record_failure(&db, &task, &Failure::new(Class::Cancelled, "the task was cancelled"))?;
     }
     let status = db.task(task_id)?.map_or(row.status_text, |row| row.status_text);
     // Also once more, if an earlier request did not come to it.

@@ -27,9 +27,8 @@ use guard::{Guard, Limits};
 use routes::Routes;
 
 use crate::config::{ServeSettings, Settings};
-use crate::controller::cancel::Cancel;
-use crate::controller::engine;
 use crate::controller::reconciler::{self, Reconciler};
+use crate::controller::{Cancellation, open_backend};
 use crate::db::{Db, Options, Target};
 use crate::failure::{Class, Failure};
 
@@ -66,12 +65,12 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
         Failure::new(Class::Usage, text).with_hint("set SYNCCTL_HTTP_PORT to a free port")
     })?;
     let (end, ends) = mpsc::channel();
-    let cancel = Cancel::install({
+    let cancellation = Cancellation::install({
         let end = end.clone();
         move || drop(end.send(End::Asked))
     })?;
     let (died, deaths) = mpsc::channel();
-    let backend = engine::open(&settings)?;
+    let backend = open_backend(&settings)?;
     let limits = Limits {
         connections: serve.max_connections,
         body_bytes: serve.max_body,
@@ -92,7 +91,7 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     if let Some(shutdown) = &app.backend.shutdown {
         shutdown.end_tasks();
     }
-    drop(cancel);
+    drop(cancellation);
     tracing::info!("the service has ended");
     result
 }

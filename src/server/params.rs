@@ -5,32 +5,22 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
-use crate::airbyte::catalog::ConfiguredCatalog;
-use crate::airbyte::state;
 use crate::config::Settings;
-use crate::controller::destination::completed;
-use crate::controller::document::without_values;
-use crate::controller::request::{Request, SHORT_TASK};
-use crate::pod::payload::Payload;
+use crate::controller::document::{Document, without_values};
+use crate::controller::request::{OptionNames, ReadDocuments, Request, StateSource, check_id, new_task};
+use crate::failure::Failure;
 use crate::secret::Secret;
-use crate::sidecar::sink::Destination;
-use crate::task::{self, CONNECTOR_TYPE_AIRBYTE, Image, ReadOptions, Task, TaskKind};
+use crate::task::{CONNECTOR_TYPE_AIRBYTE, Image, ReadOptions, Task, TaskKind};
 
-/// Postgres limits an index entry to about 2,700 bytes; callers use UUIDs.
-const MAX_ID_BYTES: usize = 512;
 /// `startedBy` is stored in an annotation, and Kubernetes limits all annotations of a Pod together to 256 KiB.
 const MAX_STARTED_BY_BYTES: usize = 16 * 1024;
-/// Linux limits one environment variable to 128 KiB.
-const MAX_FUNCTIONS_ENV_BYTES: usize = 120 * 1024;
 /// The largest `silenceSeconds`: a week, longer than the default timeout of a task.
 const MAX_SILENCE_SECONDS: u32 = 7 * 24 * 3600;
 
@@ -93,15 +83,8 @@ impl<'a> Query<'a> {
         number
     }
 
-    /// `foreign_sidecar`: the sidecar is the Go one, which does not implement `maxRecords`.
-    fn max_records(&mut self, foreign_sidecar: bool) -> Option<u64> {
-        let text = self.optional("maxRecords")?;
-        if foreign_sidecar {
-            self.problems
-                .push("maxRecords needs syncctl's own sidecar, but SYNCCTL_INIT_IMAGE selects another".to_owned());
-            return None;
-        }
-        let records = ReadOptions::parse_max_records(text);
+    fn max_records(&mut self) -> Option<u64> {
+        let records = ReadOptions::parse_max_records(self.optional("maxRecords")?);
         records.map_err(|error| self.problems.push(format!("maxRecords: {error}"))).ok()
     }
 
@@ -116,10 +99,11 @@ impl<'a> Query<'a> {
     }
 
     fn validated_id(&mut self, name: &str, id: &str) -> String {
-        if id.len() > MAX_ID_BYTES {
-            self.problems.push(format!("{name} is longer than {MAX_ID_BYTES} bytes"));
-        } else if id.chars().any(char::is_control) || (!id.is_empty() && id.trim().is_empty()) {
-            self.problems.push(format!("{name} is blank or contains control characters"));
+        // A missing id is reported as such.
+        if !id.is_empty()
+            && let Err(problem) = check_id(id)
+        {
+            self.problems.push(format!("{name} {problem}"));
         }
         id.to_owned()
     }
@@ -135,14 +119,6 @@ impl<'a> Query<'a> {
         Image { package: package.to_owned(), version: version.to_owned() }
     }
 
-    fn connector_type(&mut self) -> String {
-        let connector_type = self.optional("connectorType").unwrap_or(CONNECTOR_TYPE_AIRBYTE);
-        if connector_type != CONNECTOR_TYPE_AIRBYTE {
-            self.problems.push(format!("connectorType is unknown: the only known type is {CONNECTOR_TYPE_AIRBYTE}"));
-        }
-        connector_type.to_owned()
-    }
-
     fn started_by(&mut self) -> Option<Value> {
         let text = self.optional("startedBy")?;
         if text.len() > MAX_STARTED_BY_BYTES {
@@ -151,6 +127,34 @@ impl<'a> Query<'a> {
         }
         let value = serde_json::from_str(text);
         value.map_err(|_| self.problems.push("startedBy is not JSON".to_owned())).ok()
+    }
+
+    /// The new task that the parameters describe.
+    fn task(&mut self, kind: TaskKind, timeout: Option<Duration>) -> Task {
+        let image = self.image();
+        if self.optional("connectorType").is_some_and(|connector_type| connector_type != CONNECTOR_TYPE_AIRBYTE) {
+            self.problems.push(format!("connectorType is unknown: the only known type is {CONNECTOR_TYPE_AIRBYTE}"));
+        }
+        new_task(kind, image, timeout, self.started_by())
+    }
+
+    /// The documents of the body. The problems of the parameters are reported with those of an invalid body.
+    fn body<'b>(&mut self, bytes: &'b [u8]) -> Result<Body<'b>, Problems> {
+        Body::parse(bytes).map_err(|problem| {
+            self.problems.push(problem);
+            std::mem::take(&mut self.problems)
+        })
+    }
+
+    /// The request, or all problems of the parameters and the documents.
+    fn finish_request(mut self, request: Result<Request, Vec<Failure>>) -> Result<Request, Problems> {
+        match request {
+            Ok(request) => self.finish().map(|()| request),
+            Err(failures) => {
+                self.problems.extend(failures.into_iter().map(|failure| failure.text));
+                Err(self.problems)
+            }
+        }
     }
 
     /// All problems, or nothing.
@@ -176,77 +180,45 @@ struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    fn read(bytes: &'a [u8], problems: &mut Problems) -> Option<Self> {
+    fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         if bytes.iter().all(u8::is_ascii_whitespace) {
-            problems.push("the body is empty: expected a JSON object".to_owned());
-            return None;
+            return Err("the body is empty: expected a JSON object".to_owned());
         }
         // serde would accept a list as the fields in their order.
         if !bytes.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<IgnoredAny>(bytes).is_ok() {
-            problems.push("the body is not a JSON object".to_owned());
-            return None;
+            return Err("the body is not a JSON object".to_owned());
         }
-        let parsed = serde_json::from_slice(bytes).map_err(|error| {
+        serde_json::from_slice(bytes).map_err(|error| {
             let text = error.to_string();
             let text = without_values(text.split(" at line ").next().unwrap_or_default());
-            problems.push(format!("invalid body: line {}, column {}: {text}", error.line(), error.column()));
-        });
-        parsed.ok()
+            format!("invalid body: line {}, column {}: {text}", error.line(), error.column())
+        })
     }
 
-    /// The text of a document that must be an object.
-    fn object(document: Option<&RawValue>, name: &str, problems: &mut Problems) -> Option<String> {
-        match document.map(RawValue::get) {
-            None | Some("null") => problems.push(format!("{name} is missing from the body")),
-            Some(text) if !text.starts_with('{') => problems.push(format!("{name} in the body is not a JSON object")),
-            Some(text) => return Some(text.to_owned()),
-        }
-        None
+    fn config(&self) -> Document<'a> {
+        Document::of_field("config", self.config.map_or("", RawValue::get))
     }
-}
-
-fn new_task(kind: TaskKind, query: &mut Query<'_>, timeout: Duration) -> Task {
-    Task {
-        kind,
-        image: query.image(),
-        connector_type: query.connector_type(),
-        task_id: Uuid::new_v4().to_string(),
-        sync_id: String::new(),
-        storage_key: String::new(),
-        started_at: task::to_millis(Timestamp::now()),
-        started_by: query.started_by(),
-        options: ReadOptions::default(),
-        timeout,
-    }
-}
-
-fn request(mut query: Query<'_>, problems: Problems, task: Task, payload: Payload) -> Result<Request, Problems> {
-    query.problems.extend(problems);
-    query.finish()?;
-    Ok(Request { task, payload })
 }
 
 /// `GET /spec`.
 pub fn spec(pairs: &[(String, String)]) -> Result<Request, Problems> {
     let mut query = Query::new(pairs);
-    let task = new_task(TaskKind::Spec, &mut query, SHORT_TASK);
-    request(query, Problems::new(), task, Payload::default())
+    let task = query.task(TaskKind::Spec, None);
+    query.finish_request(Ok(Request::spec(task)))
 }
 
 /// `POST /check` and `POST /discover`.
 pub fn configured(kind: TaskKind, pairs: &[(String, String)], body: &[u8]) -> Result<Request, Problems> {
     let mut query = Query::new(pairs);
-    let mut task = new_task(kind, &mut query, SHORT_TASK);
-    task.storage_key = query.id("storageKey");
+    let mut task = query.task(kind, None);
+    let storage_key = query.id("storageKey");
     if kind == TaskKind::Discover {
         // A discover that belongs to a sync logs under its ids.
         task.sync_id = query.optional_id("syncId").unwrap_or_default();
         task.task_id = query.optional_id("taskId").unwrap_or(task.task_id);
     }
-    let mut problems = Problems::new();
-    let body = Body::read(body, &mut problems);
-    let config = body.and_then(|body| Body::object(body.config, "config", &mut problems));
-    request(query, problems, task, Payload { config, ..Payload::default() })
+    let body = query.body(body)?;
+    query.finish_request(Request::configured(task, Some(storage_key), &body.config()).map_err(|failure| vec![failure]))
 }
 
 /// `POST /read`. `installation` is stored with the task: several installations may share one database.
@@ -257,7 +229,7 @@ pub fn read(
     installation: &str,
 ) -> Result<Request, Problems> {
     let mut query = Query::new(pairs);
-    let mut task = new_task(TaskKind::Read, &mut query, settings.task_timeout);
+    let mut task = query.task(TaskKind::Read, Some(settings.task_timeout));
     task.sync_id = query.id("syncId");
     task.task_id = query.id("taskId");
     task.options = ReadOptions {
@@ -269,67 +241,22 @@ pub fn read(
         full_sync: query.flag("fullSync", false),
         debug: query.flag("debug", false),
         silence_seconds: query.optional_number("silenceSeconds", 1..=MAX_SILENCE_SECONDS),
-        max_records: query.max_records(settings.pod.init_image.is_some()),
+        max_records: query.max_records(),
     };
     let fingerprint = fingerprint(&settings.database_url, pairs, body);
     task.started_by = Some(with_request(task.started_by.take(), &fingerprint, installation));
-    let mut problems = Problems::new();
-    let payload = match Body::read(body, &mut problems) {
-        Some(body) => read_payload(&body, settings, &task, &mut problems),
-        None => Payload::default(),
+    let body = query.body(body)?;
+    let documents = ReadDocuments {
+        config: body.config(),
+        catalog: Document::of_field("catalog", body.catalog.map_or("", RawValue::get)),
+        state: body.state.map_or(StateSource::None, |raw| StateSource::Given(Document::of_field("state", raw.get()))),
+        destination: body.destination_config.map(|raw| Document::of_field("destinationConfig", raw.get())),
+        functions_env: body.functions_env.map(|raw| Document::of_field("functionsEnv", raw.get())),
     };
-    request(query, problems, task, payload)
+    query.finish_request(Request::read(task, documents, settings, &OPTION_NAMES))
 }
 
-fn read_payload(body: &Body<'_>, settings: &Settings, task: &Task, problems: &mut Problems) -> Payload {
-    let config = Body::object(body.config, "config", problems);
-    let catalog_text = Body::object(body.catalog, "catalog", problems);
-    let destination_config = destination(body, settings, problems);
-    let catalog = catalog_text.as_deref().and_then(|text| {
-        let parsed = serde_json::from_str::<ConfiguredCatalog>(text);
-        let parsed = parsed.map_err(|error| without_values(&error.to_string()));
-        let valid = parsed.and_then(|catalog| catalog.validate().map(|()| catalog));
-        valid.map_err(|error| problems.push(format!("invalid catalog in the body: {error}"))).ok()
-    });
-    let state = match (body.state, &catalog) {
-        // A full sync ignores the state.
-        (Some(state), Some(catalog)) if !task.options.full_sync => state::for_connector(state.get(), catalog)
-            .map_err(|error| problems.push(format!("invalid state in the body: {}", without_values(&error))))
-            .unwrap_or_default(),
-        _ => None,
-    };
-    let functions_env = body.functions_env.map(RawValue::get).filter(|text| *text != "null").map(str::to_owned);
-    if functions_env.as_ref().is_some_and(|text| text.len() > MAX_FUNCTIONS_ENV_BYTES) {
-        problems.push(format!("functionsEnv in the body is longer than {MAX_FUNCTIONS_ENV_BYTES} bytes"));
-    }
-    Payload { config, catalog: catalog_text, state, destination_config, functions_env }
-}
-
-/// The text of the validated destination configuration, with the defaults of the service.
-fn destination(body: &Body<'_>, settings: &Settings, problems: &mut Problems) -> Option<String> {
-    // The Go sidecar has destinations that ours does not have, and no default one.
-    if settings.pod.init_image.is_some() {
-        return Body::object(body.destination_config, "destinationConfig", problems);
-    }
-    let text = completed(body.destination_config.map(RawValue::get), &settings.bulker);
-    let Some(text) = text.or_else(|| settings.warehouse.clone()) else {
-        problems.push("destinationConfig is missing from the body, and SYNCCTL_BULKER_URL is not set".to_owned());
-        return None;
-    };
-    let parsed = serde_json::from_str::<Value>(&text).map_err(|error| without_values(&error.to_string()));
-    let valid = match parsed {
-        Ok(value) if !value.is_object() => {
-            problems.push("destinationConfig in the body is not a JSON object".to_owned());
-            return None;
-        }
-        Ok(value) => Destination::parse(&value).map_err(|failure| failure.text),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = valid {
-        problems.push(format!("invalid destinationConfig in the body: {error}"));
-    }
-    Some(text)
-}
+const OPTION_NAMES: OptionNames = OptionNames { destination: "destinationConfig", max_records: "maxRecords" };
 
 /// Distinguishes a retry of a request from a different request with the same task id. It is stored with the task, so it
 /// is keyed with a secret that all replicas share: otherwise it would help to guess credentials in the body.
@@ -384,25 +311,19 @@ mod tests {
     }
 
     #[test]
-    fn max_records_is_a_positive_number_and_needs_our_own_sidecar() {
-        for (query, foreign, expected, problem) in [
-            ("", false, None, None),
-            ("", true, None, None),
-            ("maxRecords=", true, None, None),
-            ("maxRecords=10", false, Some(10), None),
-            ("maxRecords=18446744073709551615", false, Some(u64::MAX), None),
-            ("maxRecords=0", false, None, Some(r#"maxRecords: "0" is not a number of records: expected at least 1"#)),
-            ("maxRecords=x", false, None, Some(r#"maxRecords: "x" is not a number of records: expected at least 1"#)),
-            (
-                "maxRecords=10",
-                true,
-                None,
-                Some("maxRecords needs syncctl's own sidecar, but SYNCCTL_INIT_IMAGE selects another"),
-            ),
+    fn max_records_is_a_positive_number() {
+        let problem = |text| Some(format!("maxRecords: {text:?} is not a number of records: expected at least 1"));
+        for (query, expected, problem) in [
+            ("", None, None),
+            ("maxRecords=", None, None),
+            ("maxRecords=10", Some(10), None),
+            ("maxRecords=18446744073709551615", Some(u64::MAX), None),
+            ("maxRecords=0", None, problem("0")),
+            ("maxRecords=x", None, problem("x")),
         ] {
             let pairs = pairs(query);
             let mut parsed = Query::new(&pairs);
-            assert_eq!(parsed.max_records(foreign), expected, "{query}");
+            assert_eq!(parsed.max_records(), expected, "{query}");
             assert_eq!(parsed.finish().err().unwrap_or_default(), Vec::from_iter(problem), "{query}");
         }
     }
@@ -416,7 +337,7 @@ mod tests {
             ("cut off", r#"{"config":{"password":"hunter2"#, "invalid body: line 1, column"),
             ("no config", "{}", "config is missing from the body"),
             ("null", r#"{"config":null}"#, "config is missing from the body"),
-            ("a wrong type", r#"{"config":"hunter2"}"#, "config in the body is not a JSON object"),
+            ("a wrong type", r#"{"config":"hunter2"}"#, "invalid config in the body: expected a JSON object"),
             ("twice", r#"{"config":{},"config":{}}"#, "duplicate field"),
         ] {
             let query = pairs("package=a/b&version=1&storageKey=k");

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::program::tell;
+use super::program::print_line;
 use super::{Program, Setup, root, unique};
 
 /// The label of everything that the program makes.
@@ -293,7 +293,7 @@ impl Namespace {
         ] {
             let output = Command::new("kubectl").args(arguments).env("KUBECONFIG", &self.admin).output();
             let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-            tell(&format!("--- kubectl {}\n{text}", arguments[..2].join(" ")));
+            print_line(&format!("--- kubectl {}\n{text}", arguments[..2].join(" ")));
         }
     }
 
@@ -302,7 +302,7 @@ impl Namespace {
         let arguments = ["delete", "namespace", &self.name, "--wait=false"];
         let deleted = Command::new("kubectl").args(arguments).env("KUBECONFIG", &self.admin).output();
         if deleted.is_err() {
-            tell(&format!("namespace {} is left", self.name));
+            print_line(&format!("namespace {} is left", self.name));
         }
     }
 }

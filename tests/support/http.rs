@@ -384,7 +384,7 @@ impl Drop for Service {
     fn drop(&mut self) {
         self.end(Signal::KILL);
         if std::thread::panicking() {
-            program::tell(&format!("--- stderr of the service\n{}", self.said));
+            program::print_line(&format!("--- stderr of the service\n{}", self.said));
         }
     }
 }

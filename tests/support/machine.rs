@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::processes;
-use super::program::tell;
+use super::program::print_line;
 
 /// The folders of one test.
 pub struct Machine {
@@ -67,12 +67,12 @@ impl Machine {
 
     /// Tells what there is, for a look at a failed test.
     pub fn dump(&self) {
-        tell(&format!("--- left: {:#?}", self.leftovers()));
+        print_line(&format!("--- left: {:#?}", self.leftovers()));
         for path in self.entries() {
             let logs = ["supervisor.log", "sidecar.log", "source.log"].map(|log| path.join(log));
             for file in std::iter::once(&path).chain(&logs) {
                 if let Ok(text) = std::fs::read_to_string(file) {
-                    tell(&format!("--- {}\n{text}", file.display()));
+                    print_line(&format!("--- {}\n{text}", file.display()));
                 }
             }
         }

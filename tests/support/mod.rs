@@ -249,7 +249,7 @@ impl World {
         let Some(setup) = SETUP.as_ref().unwrap_or_else(|why| panic!("{why}")) else {
             let test = std::thread::current().name().unwrap_or("a test").to_owned();
             // Bypasses the harness's capture, so that a skipped test does not look like one that passed.
-            program::tell(&format!("{test} SKIPPED: SYNCCTL_TEST_SKIP_CLUSTER=1"));
+            program::print_line(&format!("{test} SKIPPED: SYNCCTL_TEST_SKIP_CLUSTER=1"));
             return None;
         };
         let lock = lock();

@@ -1,4 +1,4 @@
-//! The program under test as a process: what it is given, how it ended, what it said.
+//! The program under test as a process: its arguments and environment, its exit code and output.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// No command of a test takes longer; one that does hangs.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// A command that runs longer hangs.
+const TIMEOUT: Duration = Duration::from_mins(5);
 
-/// The program with arguments and an environment.
+/// A command line and its environment.
 #[derive(Clone)]
 pub struct Program {
     arguments: Vec<String>,
@@ -23,7 +23,7 @@ pub struct Program {
     folder: Option<PathBuf>,
 }
 
-/// What a process has done.
+/// A process that has ended.
 pub struct Done {
     pub code: Option<i32>,
     pub stdout: String,
@@ -31,7 +31,7 @@ pub struct Done {
     pub took: Duration,
 }
 
-/// A process that was started.
+/// A running process.
 pub struct Running {
     child: Child,
     stdout: Option<JoinHandle<String>>,
@@ -40,7 +40,7 @@ pub struct Running {
 }
 
 impl Program {
-    /// With nothing of this process's environment but what every process needs.
+    /// The environment holds only PATH, HOME and TMPDIR of this process.
     pub fn new<A: AsRef<str>>(arguments: &[A]) -> Self {
         let arguments = arguments.iter().map(|argument| argument.as_ref().to_owned()).collect();
         let environment = ["PATH", "HOME", "TMPDIR"]
@@ -62,13 +62,13 @@ impl Program {
         self
     }
 
-    /// What the program reads from stdin.
+    /// Sets the content of stdin.
     pub fn stdin(mut self, text: &str) -> Self {
         text.clone_into(&mut self.stdin);
         self
     }
 
-    /// Where it runs.
+    /// Sets the working directory.
     pub fn current_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.folder = Some(folder.into());
         self
@@ -84,14 +84,14 @@ impl Program {
         }
         let started = Instant::now();
         let mut child = command.spawn().expect("the program under test starts");
-        // A program that does not look at its stdin may be gone by now.
+        // A program that does not read its stdin may have ended already.
         child.stdin.take().expect("it is piped").write_all(self.stdin.as_bytes()).ok();
         let stdout = gather(child.stdout.take().expect("it is piped"));
         let stderr = gather(child.stderr.take().expect("it is piped"));
         Running { child, stdout: Some(stdout), stderr: Some(stderr), started }
     }
 
-    /// Runs it to its end.
+    /// Starts it and waits for its end.
     pub fn run(&self) -> Done {
         self.start().wait()
     }
@@ -106,7 +106,7 @@ fn gather(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
 }
 
 impl Running {
-    /// Its process id.
+    /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -114,7 +114,7 @@ impl Running {
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a process id");
-        kill_process(pid, signal).expect("the process is there until it was waited for");
+        kill_process(pid, signal).expect("the process was not waited for");
     }
 
     /// Whether it has ended.
@@ -124,7 +124,7 @@ impl Running {
 
     /// Waits for its end.
     pub fn wait(mut self) -> Done {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child of ours") {
                 break status;
@@ -132,17 +132,17 @@ impl Running {
             if Instant::now() >= deadline {
                 self.child.kill().ok();
                 self.child.wait().ok();
-                let (stdout, stderr) = self.said();
-                panic!("the program did not end within {} s\n{stdout}\n{stderr}", PATIENCE.as_secs());
+                let (stdout, stderr) = self.output();
+                panic!("the program did not end within {} s\n{stdout}\n{stderr}", TIMEOUT.as_secs());
             }
             std::thread::sleep(Duration::from_millis(10));
         };
         let took = self.started.elapsed();
-        let (stdout, stderr) = self.said();
+        let (stdout, stderr) = self.output();
         Done { code: status.code(), stdout, stderr, took }
     }
 
-    fn said(&mut self) -> (String, String) {
+    fn output(&mut self) -> (String, String) {
         let join =
             |thread: Option<JoinHandle<String>>| thread.and_then(|thread| thread.join().ok()).unwrap_or_default();
         (join(self.stdout.take()), join(self.stderr.take()))
@@ -150,7 +150,7 @@ impl Running {
 }
 
 impl Drop for Running {
-    /// A failed test leaves no process behind.
+    /// Ends the process of a failed test.
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
             self.child.kill().ok();
@@ -173,7 +173,7 @@ impl Done {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("stdout is no JSON: {error}\n{self}"))
     }
 
-    /// Asserts a failure told in full: exit code, class, and parts of its one sentence on stdout and stderr.
+    /// Asserts a failure: exit code and class, on stdout and stderr, and parts of its text.
     #[track_caller]
     pub fn fails(&self, code: i32, class: &str, parts: &[&str]) -> &Self {
         self.code(code);
@@ -181,24 +181,17 @@ impl Done {
         assert_eq!(document["status"], "FAILED", "{self}");
         assert_eq!(document["class"], class, "{self}");
         let error = document["error"].as_str().unwrap_or_else(|| panic!("no text\n{self}"));
-        assert!(self.stderr.contains(&format!("error: {class}: ")), "stderr does not tell it\n{self}");
+        assert!(self.stderr.contains(&format!("error: {class}: ")), "stderr has no such error\n{self}");
         for part in parts {
             assert!(error.contains(part), "the error does not name {part:?}\n{self}");
         }
         self
     }
 
-    /// Asserts that it ended in time.
+    /// Asserts that the output does not contain a secret.
     #[track_caller]
-    pub fn within(&self, limit: Duration) -> &Self {
-        assert!(self.took <= limit, "it took longer than {} s\n{self}", limit.as_secs());
-        self
-    }
-
-    /// Asserts that a secret is nowhere in what was said.
-    #[track_caller]
-    pub fn keeps(&self, secret: &str) -> &Self {
-        assert!(!self.stdout.contains(secret) && !self.stderr.contains(secret), "a secret was told\n{self}");
+    pub fn hides(&self, secret: &str) -> &Self {
+        assert!(!self.stdout.contains(secret) && !self.stderr.contains(secret), "the output contains a secret\n{self}");
         self
     }
 }
@@ -211,7 +204,7 @@ impl fmt::Display for Done {
     }
 }
 
-/// Writes a line past the test harness, which would keep the output of a passed test to itself.
-pub fn tell(line: &str) {
+/// Writes a line to stderr past the test harness, which hides the output of tests that pass.
+pub fn print_line(line: &str) {
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).ok();
 }

@@ -1,11 +1,11 @@
-//! Tasks as callers of the service ask for them, and their outcomes as they are stored.
+//! Tasks as clients of the service request them, and their outcomes as they are stored.
 
 use serde_json::{Value, json};
 
 use super::http::target;
 use super::{World, catalog};
 
-/// What is asked for.
+/// The command of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Spec,
@@ -20,12 +20,12 @@ pub struct Order {
     pub kind: Kind,
     /// `syncctl-test/NAME:1`.
     pub image: &'static str,
-    /// Its task id, sync id or storage key, and the beginning of its tables' names.
+    /// The task id, sync id and storage key, and the prefix of its tables.
     pub id: String,
 }
 
 impl Order {
-    /// The stream that its connector has.
+    /// The only stream of the connector.
     pub fn stream(&self) -> &'static str {
         match self.image {
             "syncctl-test/instant:1" => "items",
@@ -34,12 +34,12 @@ impl Order {
         }
     }
 
-    /// The table of the destination that it fills.
+    /// The destination table.
     pub fn table(&self) -> String {
         format!("{}{}", self.id, self.stream())
     }
 
-    /// Method, target and body of the request. Rows go into the world's own schema.
+    /// Method, target and body of the request. Rows are loaded into the schema of `world`.
     pub fn request(&self, world: &World) -> (&'static str, String, String) {
         let (package, version) = self.image.rsplit_once(':').expect("an image with a version");
         let id = self.id.as_str();
@@ -70,7 +70,7 @@ impl Order {
         target("/cancel", &[("package", package), ("syncId", &self.id), ("taskId", &self.id)])
     }
 
-    /// Status and error, once there is a row.
+    /// Status and error of its row, if it exists.
     pub fn row(&self, world: &World) -> Option<(String, String)> {
         let id = &self.id;
         let (package, version) = self.image.rsplit_once(':').expect("an image with a version");
@@ -86,23 +86,23 @@ impl Order {
             }
         };
         let rows = world.schema.rows(&query);
-        assert!(rows.len() < 2, "{self:?}: a result is there once");
+        assert!(rows.len() < 2, "{self:?} has several results");
         rows.first().map(|row| (row.get(0), row.get(1)))
     }
 
-    /// Whether its stream was seen to run.
+    /// Whether its stream runs.
     pub fn runs(&self, world: &World) -> bool {
-        // The row comes with the answer to the request, which may still be under way.
+        // The request may not have been answered yet.
         world.schema.task(&self.id).is_some() && world.schema.streams(&self.id)[self.stream()]["status"] == "RUNNING"
     }
 
-    /// Whether a Pod or a Secret is its own.
+    /// Whether a Pod or a Secret belongs to the task.
     pub fn owns(&self, object: &Value) -> bool {
         let annotations = &object["metadata"]["annotations"];
         [&annotations["TaskID"], &annotations["StorageKey"]].iter().any(|value| **value == *self.id)
     }
 
-    /// All rows are in its table, and in its report, once.
+    /// Asserts that its table and its report hold each row once.
     #[track_caller]
     pub fn assert_rows(&self, world: &World, rows: i64) {
         let table = self.table();

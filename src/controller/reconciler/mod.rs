@@ -143,7 +143,7 @@ fn record_outcome(shared: &Shared, job: &Job, mut termination: Termination) -> R
     termination.explain(|| backend.warnings(&job.pod.name));
     let conclusion = outcome::conclude(db, &job.task, &termination.failure)?;
     let by_sidecar = conclusion.by_sidecar;
-    let failure = conclusion.outcome.map_or_else(Some, |outcome| outcome.failure());
+    let failure = conclusion.result.map_or_else(Some, |outcome| outcome.failure());
     let code = failure.as_ref().map_or("SUCCESS", |failure| failure.class.code());
     let (pod, kind, task) = (&job.pod.name, job.task.kind, &job.task.task_id);
     let error = failure.map(|failure| failure.text);

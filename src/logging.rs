@@ -1,0 +1,42 @@
+//! The program's own log, on stderr.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+
+/// Starts the log of a one-off command, which shows warnings and errors unless more is asked for.
+pub fn start_command(level: &str, quiet: bool, verbose: u8) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) if level == "INFO" => "warn",
+        (false, 0) => level,
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    start(level, verbose, false);
+}
+
+/// Starts the log of a service.
+pub fn start_service(level: &str, verbose: u8, json: bool) {
+    start(if verbose > 0 { "debug" } else { level }, verbose, json);
+}
+
+/// Starts the log with a level in any case. Other crates log only if `verbose` asks for it: our own errors hold the
+/// relevant part of theirs.
+pub fn start(level: &str, verbose: u8, json: bool) {
+    let libraries = match verbose {
+        0 => "off",
+        1 => "warn",
+        2 => "info",
+        _ => "debug",
+    };
+    let level = level.to_ascii_lowercase();
+    let level = if level == "fatal" { "error" } else { &level };
+    let filter = EnvFilter::new(format!("{libraries},syncctl={level}"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    if json {
+        log.json().init();
+    } else {
+        log.with_ansi(io::stderr().is_terminal()).init();
+    }
+}
