@@ -64,7 +64,7 @@ async fn accept(shared: Arc<Shared>, listener: tokio::net::TcpListener) {
             tracing::warn!(%error, "cannot accept a connection");
         }
         if kind == AcceptError::OutOfResources {
-            let evicted = shared.slots.evict_oldest();
+            let evicted = shared.slots.evict_oldest().is_some();
             tokio::time::sleep(if evicted { EVICTION_TIME } else { RETRY_DELAY }).await;
         }
     }

@@ -17,20 +17,28 @@ pub struct Slots {
     idle: Mutex<Idle>,
 }
 
-/// The idle connections, oldest first: since when, and the sender that evicts the connection.
 #[derive(Default)]
 struct Idle {
     next_id: u64,
-    connections: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
+    /// Oldest first.
+    connections: BTreeMap<u64, IdleConnection>,
     /// No connection may become idle.
     closed: bool,
+}
+
+struct IdleConnection {
+    since: Instant,
+    permit: OwnedSemaphorePermit,
+    /// Dropping it evicts the connection.
+    _evict: oneshot::Sender<()>,
 }
 
 /// The slot of one connection; freed when dropped.
 pub struct Slot {
     slots: Arc<Slots>,
     id: u64,
-    _permit: OwnedSemaphorePermit,
+    /// `None` while the connection is idle, and when it was evicted.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Slots {
@@ -38,30 +46,27 @@ impl Slots {
         Arc::new(Self { count, free: Arc::new(Semaphore::new(count)), idle: Mutex::default() })
     }
 
-    /// A slot for a new connection. If none is free, evicts the connection that has been idle longest and waits for its
-    /// end; `None` if all connections are busy.
+    /// A slot for a new connection. If none is free, takes that of the connection that has been idle longest; `None` if
+    /// all connections are busy.
     pub async fn take(self: &Arc<Self>) -> Option<Slot> {
         loop {
-            if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
-                return Some(Slot { slots: Arc::clone(self), id: 0, _permit: permit });
-            }
-            let since = self.idle().connections.first_key_value().map(|(_, (since, _))| *since)?;
-            if since.elapsed() < MIN_IDLE_TIME {
-                tokio::time::sleep_until((since + MIN_IDLE_TIME).into()).await;
-            } else if self.evict_oldest() {
-                drop(self.free.acquire().await);
-            }
+            let permit = if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
+                permit
+            } else {
+                let since = self.idle().connections.first_key_value()?.1.since;
+                if since.elapsed() < MIN_IDLE_TIME {
+                    tokio::time::sleep_until((since + MIN_IDLE_TIME).into()).await;
+                    continue;
+                }
+                self.evict_oldest()?
+            };
+            return Some(Slot { slots: Arc::clone(self), id: 0, permit: Some(permit) });
         }
     }
 
-    /// Evicts the connection that has been idle longest; whether there is one.
-    pub fn evict_oldest(&self) -> bool {
-        let oldest = self.idle().connections.pop_first();
-        oldest.is_some_and(|(_, (_, evict))| {
-            // Without a receiver the connection is ending anyway.
-            evict.send(()).ok();
-            true
-        })
+    /// Evicts the connection that has been idle longest; `None` if all connections are busy.
+    pub fn evict_oldest(&self) -> Option<OwnedSemaphorePermit> {
+        self.idle().connections.pop_first().map(|(_, connection)| connection.permit)
     }
 
     /// Evicts all idle connections, and from now on each one that becomes idle.
@@ -71,12 +76,12 @@ impl Slots {
         idle.connections.clear();
     }
 
-    /// Waits until all connections have ended.
+    /// Waits until all connections have ended or are evicted.
     pub async fn drained(&self) {
         self.free.acquire_many(u32::try_from(self.count).unwrap_or(u32::MAX)).await.ok();
     }
 
-    /// The number of open connections.
+    /// The number of connections, without evicted ones.
     pub fn taken(&self) -> usize {
         self.count - self.free.available_permits()
     }
@@ -88,27 +93,29 @@ impl Slots {
 }
 
 impl Slot {
-    /// Makes the connection idle; the receiver resolves (in either way) when it is evicted.
+    /// Makes the connection idle; the receiver resolves when it is evicted.
     pub fn set_idle(&mut self) -> oneshot::Receiver<()> {
         let (evict, evicted) = oneshot::channel();
         let mut idle = self.slots.idle();
-        if !idle.closed {
+        if let Some(permit) = self.permit.take().filter(|_| !idle.closed) {
             idle.next_id += 1;
             self.id = idle.next_id;
-            idle.connections.insert(self.id, (Instant::now(), evict));
+            let connection = IdleConnection { since: Instant::now(), permit, _evict: evict };
+            idle.connections.insert(self.id, connection);
         }
         evicted
     }
 
     /// Makes an idle connection busy; `false` if it was evicted.
     pub fn set_busy(&mut self) -> bool {
-        self.slots.idle().connections.remove(&self.id).is_some()
+        self.permit = self.slots.idle().connections.remove(&self.id).map(|connection| connection.permit);
+        self.permit.is_some()
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.set_busy();
+        self.slots.idle().connections.remove(&self.id);
     }
 }
 
@@ -131,19 +138,15 @@ mod tests {
                 taken.push((slot, evicted));
             }
             assert!(taken[0].0.set_busy());
+            let mut fourth = slots.take().await.expect("the second one is evicted");
             let (mut second, evicted) = taken.remove(1);
-            let ended = async {
-                evicted.await.expect("the second one is evicted");
-                assert!(!second.set_busy());
-                drop(second);
-            };
-            let (mut fourth, ()) = tokio::join!(slots.take(), ended);
+            assert!(evicted.await.is_err() && !second.set_busy());
             assert!(taken[1].0.set_busy(), "the third one is not evicted");
             assert!(slots.take().await.is_none(), "all are busy");
             assert_eq!(slots.taken(), 3);
-            let evicted = fourth.as_mut().expect("a slot").set_idle();
+            drop(fourth.set_idle());
             drop(fourth);
-            assert!(evicted.await.is_err() && slots.take().await.is_some(), "it has ended");
+            assert!(slots.take().await.is_some(), "it has ended");
         });
     }
 
@@ -157,8 +160,6 @@ mod tests {
             evicted.await.ok();
             assert!(!idle.set_busy());
             busy.set_idle().await.ok();
-            assert_eq!(slots.taken(), 2);
-            drop((idle, busy));
             slots.drained().await;
             assert_eq!(slots.taken(), 0);
         });
