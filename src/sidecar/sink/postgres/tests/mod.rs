@@ -1,16 +1,16 @@
-//! The sink against a real server, named by `SYNCCTL_TEST_DATABASE_URL`: a schema per test.
+//! The sink against the server that `SYNCCTL_TEST_DATABASE_URL` names: a schema per test.
 
-mod binary;
 mod columns;
+mod connection_loss;
+mod copy_format;
 mod crashes;
-mod extremes;
-mod foreign;
+mod existing_tables;
 mod generations;
+mod limits;
 mod locks;
 mod modes;
-mod naming;
-mod refusals;
-mod restarts;
+mod names;
 mod support;
 mod tls;
-mod typing;
+mod types;
+mod value_matrix;

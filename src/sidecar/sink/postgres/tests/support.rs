@@ -1,8 +1,8 @@
-//! A schema of its own for each test, and a way to look into it.
+//! A schema per test, and helpers to write to it and to query it.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
 use serde_json::{Value, json};
@@ -13,21 +13,24 @@ use crate::sidecar::sink::{Generation, Sink, StreamIndex, StreamSpec, WriteMode}
 
 const VARIABLE: &str = "SYNCCTL_TEST_DATABASE_URL";
 
-/// Long enough for a reconnect, short enough for a test that fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Long enough to reconnect, and short for a test that fails.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A schema that is dropped at the end, with a connection to look into it.
-pub struct World {
+/// After this time a test hangs.
+const DEADLINE: Duration = Duration::from_mins(3);
+
+/// A schema that is dropped at the end, with a connection to query it.
+pub struct TestSchema {
     pub admin: Client,
     pub schema: String,
     url: url::Url,
 }
 
-impl World {
+impl TestSchema {
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let text = std::env::var(VARIABLE)
-            .unwrap_or_else(|_| panic!("{VARIABLE} has to hold the URL of a PostgreSQL superuser"));
+            .unwrap_or_else(|_| panic!("{VARIABLE} must contain the URL of a PostgreSQL superuser"));
         let url = url::Url::parse(&text).expect("a URL");
         let mut admin = Client::connect(&text, NoTls).expect("a connection");
         let schema = format!("sink_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -35,7 +38,7 @@ impl World {
         Self { admin, schema, url }
     }
 
-    /// Another connection that looks into the schema.
+    /// Another connection whose search path is the schema.
     pub fn connect(&self) -> Client {
         let mut client = Client::connect(self.url.as_str(), NoTls).expect("a connection");
         client.batch_execute(&format!("SET search_path TO {}", self.schema)).expect("the schema");
@@ -46,7 +49,7 @@ impl World {
         self.url.port().unwrap_or(5432)
     }
 
-    /// The configuration; sessions are called like the schema.
+    /// A `destinationConfig`. The `application_name` of its sessions is the name of the schema.
     pub fn config(&self) -> Value {
         json!({
             "destinationType": "postgres", "host": self.url.host_str(), "port": self.port(),
@@ -57,20 +60,20 @@ impl World {
     }
 
     pub fn sink(&self) -> PostgresSink {
-        Self::sink_of(&self.config(), PATIENCE)
+        Self::sink_with(&self.config(), RETRY_TIMEOUT)
     }
 
-    pub fn sink_of(config: &Value, patience: Duration) -> PostgresSink {
-        PostgresSink::connect(&Settings::parse(config).expect("settings"), patience).expect("a sink")
+    pub fn sink_with(config: &Value, retry_timeout: Duration) -> PostgresSink {
+        PostgresSink::connect(&Settings::parse(config).expect("settings"), retry_timeout).expect("a sink")
     }
 
-    /// The rows of a query, each as its columns' text joined by `|`; null is `∅`.
+    /// The rows of a query: the text of the columns, joined by `|`; null is `∅`.
     pub fn rows(&mut self, sql: &str) -> Vec<String> {
-        let answers = self.admin.simple_query(sql).expect(sql);
+        let messages = self.admin.simple_query(sql).expect(sql);
         let text = |row: &postgres::SimpleQueryRow| {
             (0..row.len()).map(|at| row.get(at).unwrap_or("∅")).collect::<Vec<_>>().join("|")
         };
-        let rows = answers.iter().filter_map(|answer| match answer {
+        let rows = messages.iter().filter_map(|message| match message {
             postgres::SimpleQueryMessage::Row(row) => Some(text(row)),
             _ => None,
         });
@@ -85,7 +88,7 @@ impl World {
         self.admin.batch_execute(&sql.replace("$schema", &self.schema)).expect(sql);
     }
 
-    /// Name and type of each column.
+    /// The columns of a table, as `name|type`.
     pub fn columns(&mut self, table: &str) -> Vec<String> {
         let schema = self.schema.clone();
         self.rows(&format!(
@@ -99,33 +102,33 @@ impl World {
         self.rows(&format!("SELECT tablename FROM pg_tables WHERE schemaname = '{schema}' ORDER BY 1"))
     }
 
-    /// Ends the sink's connections, as a restart of the server does; waits until they are gone.
-    pub fn terminate(&mut self) -> usize {
+    /// Terminates the sink's connections, as a restart of the server does, and waits until they are closed. Returns how
+    /// many there were.
+    pub fn terminate_connections(&mut self) -> usize {
         let schema = self.schema.clone();
-        let ended = self.rows(&format!(
+        let terminated = self.rows(&format!(
             "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{schema}'"
         ));
-        // The sink may have reconnected already: only those count that were told to end.
-        let list =
-            ended.iter().filter_map(|row| row.split('|').next()).fold("0".to_owned(), |list, pid| list + "," + pid);
-        while self.rows(&format!("SELECT count(*) FROM pg_stat_activity WHERE pid IN ({list})"))[0] != "0" {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        ended.len()
+        // By process id, because the sink may have reconnected already.
+        let pids = terminated.iter().filter_map(|row| row.split('|').next());
+        let pids = pids.fold("0".to_owned(), |pids, pid| pids + "," + pid);
+        let remaining = format!("SELECT 1 FROM pg_stat_activity WHERE pid IN ({pids})");
+        wait_until("the connections are closed", || self.rows(&remaining).is_empty());
+        terminated.len()
     }
 
-    /// Ends a sink as KILL does: nobody cleans up, and the server sees the connections end.
+    /// Stops a sink as SIGKILL does: without cleanup, and the server sees the connections end.
     pub fn kill(&mut self, mut sink: PostgresSink) {
         let thread = sink.resources.loader_thread.stop();
         std::mem::forget(sink);
-        // What its thread has in its hands it takes to the server over a new connection, for it does not know of its end.
-        while self.terminate() > 0 || thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        self.terminate();
+        // The loader thread still runs, and would load its chunks over new connections.
+        wait_until("the loader thread ended", || {
+            self.terminate_connections() == 0 && thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+        });
+        self.terminate_connections();
     }
 
-    /// Connections of the sink that are in a transaction.
+    /// The number of the sink's connections with an open transaction.
     pub fn open_transactions(&mut self) -> usize {
         let schema = self.schema.clone();
         self.rows(&format!(
@@ -135,13 +138,22 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for TestSchema {
     fn drop(&mut self) {
         let _ = self.admin.batch_execute(&format!("DROP SCHEMA {} CASCADE", self.schema));
     }
 }
 
-/// A stream with these declared fields, each `name: type`.
+/// Waits for a condition.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < DEADLINE, "waiting until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A stream with these declared fields: name and JSON Schema.
 pub fn spec(table: &str, mode: WriteMode, fields: &[(&str, Value)]) -> StreamSpec {
     let fields: serde_json::Map<String, Value> =
         fields.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
@@ -159,7 +171,7 @@ pub fn spec(table: &str, mode: WriteMode, fields: &[(&str, Value)]) -> StreamSpe
     }
 }
 
-/// A stream of `id` and `v`, with `id` as its key.
+/// A stream with the fields `id`, which is its key, and `v`.
 pub fn keyed(table: &str, mode: WriteMode) -> StreamSpec {
     let fields = [("id", json!({"type": "integer"})), ("v", json!({"type": "string"}))];
     StreamSpec { primary_key: vec![vec!["id".to_owned()]], ..spec(table, mode, &fields) }
@@ -175,24 +187,22 @@ pub fn write(sink: &mut PostgresSink, stream: StreamIndex, rows: &[&str]) {
     }
 }
 
-/// Rows of a stream, and the table that has to come of them.
+/// Rows of a stream, and the table that is expected.
 pub struct Case {
-    /// What it is about; also part of the table's name.
     pub label: &'static str,
-    /// The `properties` of the stream's JSON schema, as JSON.
+    /// The `properties` of the stream's JSON Schema.
     pub declared: &'static str,
-    /// The rows, as the source prints them.
     pub rows: &'static [&'static str],
-    /// `name type` of each column, in their order; the usual types shortened as in [`short_type`].
+    /// Each column as `name type`, in their order. Long names of types are shortened, see [`short_type`].
     pub columns: &'static [&'static str],
-    /// Each row's columns as text, joined by `|`; null is `∅`.
+    /// Each row, see [`TestSchema::rows`].
     pub values: &'static [&'static str],
 }
 
-/// Loads the rows of each case into a table of its own and compares the table, read back with SQL.
-pub fn hold(cases: &[Case]) {
-    let mut world = World::new();
-    let mut sink = world.sink();
+/// Loads the rows of each case into a table and compares the table with the expected one.
+pub fn check(cases: &[Case]) {
+    let mut db = TestSchema::new();
+    let mut sink = db.sink();
     for (index, case) in cases.iter().enumerate() {
         let (label, table) = (case.label, format!("t{index}"));
         let properties: Value = serde_json::from_str(case.declared).expect(label);
@@ -201,10 +211,10 @@ pub fn hold(cases: &[Case]) {
         let stream = sink.open(stream).expect(label);
         write(&mut sink, stream, case.rows);
         sink.finish(stream).expect(label);
-        let columns: Vec<String> = world.columns(&table).iter().map(|column| short_type(column)).collect();
+        let columns: Vec<String> = db.columns(&table).iter().map(|column| short_type(column)).collect();
         assert_eq!(columns, case.columns, "{label}: columns");
-        // In the order of arrival, which a table that was only ever appended to keeps.
-        assert_eq!(world.rows(&format!("SELECT * FROM {table}")), case.values, "{label}: values");
+        // Postgres returns the rows of an append-only table in the order of arrival.
+        assert_eq!(db.rows(&format!("SELECT * FROM {table}")), case.values, "{label}: values");
     }
 }
 
@@ -219,11 +229,11 @@ fn short_type(column: &str) -> String {
     format!("{name} {kind}")
 }
 
-/// Rows `{"id":n,"v":"…"}` with a filling of so many bytes.
-pub fn write_many(sink: &mut PostgresSink, stream: StreamIndex, ids: std::ops::Range<u32>, filling: usize) {
-    let filling = "x".repeat(filling);
+/// Writes a row `{"id":n,"v":"…"}` for each id, with a value of this length.
+pub fn write_many(sink: &mut PostgresSink, stream: StreamIndex, ids: std::ops::Range<u32>, length: usize) {
+    let value = "x".repeat(length);
     for id in ids {
-        let row = format!(r#"{{"id":{id},"v":"{filling}"}}"#);
+        let row = format!(r#"{{"id":{id},"v":"{value}"}}"#);
         sink.write(stream, &record(&row)).expect("a row");
     }
 }

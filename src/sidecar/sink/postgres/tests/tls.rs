@@ -1,4 +1,4 @@
-//! Encryption: each `sslMode` loads rows, or says clearly why not.
+//! TLS: each `sslMode` loads rows, or fails with a clear reason.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,14 +12,14 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 
-use super::support::{World, keyed, write};
+use super::support::{TestSchema, keyed, write};
 use crate::sidecar::sink::postgres::{PostgresSink, Settings};
 use crate::sidecar::sink::{Sink, WriteMode};
 
-/// A file beside the certificate that vouches for the test server's.
+/// A file in the directory of the test server's root certificate.
 fn pki(name: &str) -> PathBuf {
     let ca = std::env::var("SYNCCTL_TEST_CA_FILE")
-        .expect("SYNCCTL_TEST_CA_FILE has to hold the path of the test server's root certificate");
+        .expect("SYNCCTL_TEST_CA_FILE must contain the path of the test server's root certificate");
     PathBuf::from(ca).with_file_name(name)
 }
 
@@ -27,35 +27,35 @@ fn text(name: &str) -> String {
     std::fs::read_to_string(pki(name)).expect(name)
 }
 
-/// Loads a row; returns whether the connection was encrypted, or the error.
-fn load(world: &mut World, fields: &Value) -> Result<bool, String> {
-    let mut config = world.config();
+/// Loads a row. Returns whether the connection was encrypted, or the error.
+fn load(db: &mut TestSchema, fields: &Value) -> Result<bool, String> {
+    let mut config = db.config();
     for (field, value) in fields.as_object().expect("fields") {
         config[field] = value.clone();
     }
     let settings = Settings::parse(&config).map_err(|failure| failure.to_string())?;
     let mut sink = PostgresSink::connect(&settings, Duration::from_secs(20)).map_err(|error| {
-        assert!(!error.transient, "{}: no later attempt can do better", error.text);
+        assert!(!error.transient, "{}: a retry cannot succeed", error.text);
         error.text
     })?;
     let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
-    let before = if world.tables().is_empty() { 0 } else { world.count("t") };
+    let before = if db.tables().is_empty() { 0 } else { db.count("t") };
     write(&mut sink, stream, &[r#"{"id":1}"#]);
     sink.commit(stream).map_err(|error| error.text)?;
-    assert_eq!(world.count("t"), before + 1);
-    let encrypted = world.rows(&format!(
+    assert_eq!(db.count("t"), before + 1);
+    let encrypted = db.rows(&format!(
         "SELECT DISTINCT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = '{}'",
-        world.schema
+        db.schema
     ));
     Ok(encrypted == ["t"])
 }
 
 #[test]
-fn each_mode_loads_rows() {
-    let mut world = World::new();
+fn each_ssl_mode_loads_rows() {
+    let mut db = TestSchema::new();
     let (path, pem) = (pki("ca.crt"), text("ca.crt"));
-    // The address goes to the socket, the name to the verification.
-    let at_home = json!({"hostaddr": "127.0.0.1", "application_name": world.schema});
+    // `hostaddr` is the address to connect to, `host` the name to verify.
+    let local = json!({"hostaddr": "127.0.0.1", "application_name": db.schema});
     for (fields, expected) in [
         (json!({"sslMode": "disable"}), false),
         (json!({"sslMode": null}), true),
@@ -63,47 +63,55 @@ fn each_mode_loads_rows() {
         (json!({"sslMode": "require", "sslServerCA": pem}), true),
         (json!({"sslMode": "verify-ca", "sslServerCA": pem}), true),
         (json!({"sslMode": "verify-ca", "sslServerCA": path}), true),
-        (json!({"sslMode": "verify-ca", "sslServerCA": path, "host": "db.example", "parameters": at_home}), true),
+        (json!({"sslMode": "verify-ca", "sslServerCA": path, "host": "db.example", "parameters": local}), true),
         (json!({"sslMode": "verify-full", "sslServerCA": pem}), true),
         (json!({"sslMode": "verify-full", "sslServerCA": path, "host": "localhost"}), true),
     ] {
-        assert_eq!(load(&mut world, &fields), Ok(expected), "{fields}");
+        assert_eq!(load(&mut db, &fields), Ok(expected), "{fields}");
     }
 }
 
 #[test]
-fn what_cannot_be_trusted_is_refused_with_the_reason() {
-    let mut world = World::new();
-    let (key, at_home) = (text("postgres.key"), json!({"hostaddr": "127.0.0.1"}));
+fn untrusted_certificates_are_rejected_with_the_reason() {
+    let mut db = TestSchema::new();
+    let (key, local) = (text("postgres.key"), json!({"hostaddr": "127.0.0.1"}));
     for (label, fields, expected) in [
-        ("no root of ours", json!({"sslMode": "verify-ca"}), "certificate"),
-        ("another root", json!({"sslMode": "verify-full", "sslServerCA": text("admin.crt")}), "certificate"),
-        ("another root beside require", json!({"sslMode": "require", "sslServerCA": text("admin.crt")}), "certificate"),
+        ("no root certificate", json!({"sslMode": "verify-ca"}), "certificate"),
+        ("wrong root certificate", json!({"sslMode": "verify-full", "sslServerCA": text("admin.crt")}), "certificate"),
         (
-            "another host",
-            json!({"sslMode": "verify-full", "sslServerCA": text("ca.crt"), "host": "db.example", "parameters": at_home}),
+            "wrong root certificate with require",
+            json!({"sslMode": "require", "sslServerCA": text("admin.crt")}),
+            "certificate",
+        ),
+        (
+            "wrong host",
+            json!({"sslMode": "verify-full", "sslServerCA": text("ca.crt"), "host": "db.example", "parameters": local}),
             "db.example",
         ),
-        ("no certificate", json!({"sslMode": "verify-ca", "sslServerCA": "nonsense\n"}), "root certificate"),
-        ("no such file", json!({"sslMode": "verify-ca", "sslServerCA": "/no/such"}), "/no/such"),
-        ("a certificate alone", json!({"sslMode": "require", "sslClientCert": text("admin.crt")}), "client"),
+        ("not a certificate", json!({"sslMode": "verify-ca", "sslServerCA": "nonsense\n"}), "root certificate"),
+        ("missing file", json!({"sslMode": "verify-ca", "sslServerCA": "/no/such"}), "/no/such"),
         (
-            "another's key",
+            "client certificate without a key",
+            json!({"sslMode": "require", "sslClientCert": text("admin.crt")}),
+            "client",
+        ),
+        (
+            "key of another certificate",
             json!({"sslMode": "require", "sslClientCert": text("admin.crt"), "sslClientKey": key}),
             "do not match",
         ),
     ] {
-        let error = load(&mut world, &fields).expect_err(label);
+        let error = load(&mut db, &fields).expect_err(label);
         assert!(error.contains(expected), "{label}: {error}");
         assert!(!error.contains("PRIVATE KEY") && !error.contains("BEGIN"), "{label}: {error}");
     }
-    assert_eq!(world.tables(), Vec::<String>::new());
+    assert_eq!(db.tables(), Vec::<String>::new());
 }
 
 #[test]
-fn a_server_that_asks_for_a_certificate_gets_it() {
-    let mut world = World::new();
-    let port = Doorkeeper::start(world.port());
+fn client_certificate_is_sent_if_the_server_requires_it() {
+    let mut db = TestSchema::new();
+    let port = MutualTlsProxy::start(db.port());
     let at = |fields: Value| {
         let mut all = json!({"sslMode": "verify-full", "sslServerCA": text("ca.crt"), "port": port});
         all.as_object_mut().expect("fields").extend(fields.as_object().cloned().unwrap_or_default());
@@ -114,17 +122,17 @@ fn a_server_that_asks_for_a_certificate_gets_it() {
         json!({"sslClientCert": certificate, "sslClientKey": key}),
         json!({"sslClientCert": text("admin.crt"), "sslClientKey": text("admin.key")}),
     ] {
-        // Behind the doorkeeper the way goes on without encryption.
-        assert_eq!(load(&mut world, &at(fields.clone())), Ok(false));
-        let error = load(&mut world, &at(json!({"sslMode": "require"}))).expect_err("nobody gets in without one");
+        // The proxy connects to the server without TLS.
+        assert_eq!(load(&mut db, &at(fields.clone())), Ok(false));
+        let error = load(&mut db, &at(json!({"sslMode": "require"}))).expect_err("the proxy requires a certificate");
         assert!(error.to_lowercase().contains("certificate"), "{error}");
     }
 }
 
-/// Stands before the server and lets in who has a certificate of our root's.
-struct Doorkeeper;
+/// A proxy in front of the server that requires a client certificate of the test's root.
+struct MutualTlsProxy;
 
-impl Doorkeeper {
+impl MutualTlsProxy {
     fn start(server: u16) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -156,22 +164,22 @@ impl Doorkeeper {
     }
 
     fn serve(mut client: TcpStream, config: Arc<ServerConfig>, server: u16) {
-        // The request for encryption, and its answer.
+        // The SSLRequest message, and the response that accepts it.
         let mut request = [0; 8];
-        client.read_exact(&mut request).expect("a request");
-        client.write_all(b"S").expect("an answer");
+        client.read_exact(&mut request).expect("SSLRequest");
+        client.write_all(b"S").expect("the response");
         let mut server = TcpStream::connect(("127.0.0.1", server)).expect("the server");
         let connection = ServerConnection::new(config).expect("a connection");
         for socket in [&client, &server] {
             socket.set_read_timeout(Some(Duration::from_millis(2))).expect("a timeout");
         }
         let mut client = StreamOwned::new(connection, client);
-        while pass(&mut client, &mut server) && pass(&mut server, &mut client) {}
+        while forward(&mut client, &mut server) && forward(&mut server, &mut client) {}
     }
 }
 
-/// Passes on what is there; `false` at the end.
-fn pass(from: &mut impl Read, to: &mut impl Write) -> bool {
+/// Forwards available data. Returns `false` at the end of the stream.
+fn forward(from: &mut impl Read, to: &mut impl Write) -> bool {
     let mut buffer = [0; 1 << 14];
     match from.read(&mut buffer) {
         Ok(0) => false,

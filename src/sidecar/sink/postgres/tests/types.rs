@@ -1,10 +1,10 @@
-//! Which type a column gets and what a value becomes in it: declared, by value, flattened.
+//! Types of columns and the values in them: for declared fields, undeclared fields, and flattened objects.
 
-use super::support::{Case, hold};
+use super::support::{Case, check};
 
 #[test]
-fn declared_types_decide_about_columns() {
-    hold(&[
+fn declared_fields_follow_the_schema() {
+    check(&[
         Case {
             label: "each type",
             declared: r#"{"s":{"type":"string"},"i":{"type":"integer"},"n":{"type":"number"},
@@ -28,7 +28,7 @@ fn declared_types_decide_about_columns() {
             values: &[r#"x|1|1.5|2|t|2024-01-31 10:00:00+00|2024-01-31 00:00:00+00|[1, "2"]|{"k": {"l": 1}}"#],
         },
         Case {
-            label: "lists of types: the first that is not null",
+            label: "lists of types: the first one that is not null",
             declared: r#"{"first":{"type":["null","integer"]},"last":{"type":["boolean","null"]},
                 "several":{"type":["null","number","string"]},"only":{"type":["null"]},"none":{"type":[]},
                 "day":{"type":["null","string"],"format":"date"},"time":{"type":["string","null"],"format":"date-time"},
@@ -50,7 +50,7 @@ fn declared_types_decide_about_columns() {
             values: &["1|f|2|3|4|∅|2024-01-31 10:00:00+00|5|∅"],
         },
         Case {
-            label: "oneOf is text whatever else is said; what nobody knows is text",
+            label: "oneOf and unknown types are text",
             declared: r#"{"one":{"oneOf":[{"type":"integer"}],"type":"integer"},"any":{"anyOf":[{"type":"integer"}]},
                 "both":{"anyOf":[{"type":"integer"}],"type":"integer"},"ref":{"$ref":"x"},"odd":{"type":"decimal"},
                 "empty":{},"yes":true,"nothing":null,"time":{"type":"string","format":"time"}}"#,
@@ -71,7 +71,7 @@ fn declared_types_decide_about_columns() {
             values: &[r#"1|{"a":[1, 2]}|2|3.50|1e400|[]|true|x|10:00:00"#],
         },
         Case {
-            label: "declared columns are there without any value, in the schema's order",
+            label: "declared columns exist without values, in the schema's order",
             declared: r#"{"z":{"type":"integer"},"a":{"type":"string"},"m":{"type":"object","properties":{"x":{"type":"integer"}}}}"#,
             rows: &["{}", r#"{"m":{}}"#, r#"{"a":null,"new":1}"#],
             columns: &["z bigint", "a text", "m jsonb", "new bigint"],
@@ -81,8 +81,8 @@ fn declared_types_decide_about_columns() {
 }
 
 #[test]
-fn undeclared_fields_are_typed_by_their_values() {
-    hold(&[
+fn undeclared_fields_follow_their_first_value() {
+    check(&[
         Case {
             label: "numbers",
             declared: "{}",
@@ -109,7 +109,7 @@ fn undeclared_fields_are_typed_by_their_values() {
             ],
         },
         Case {
-            label: "strings: only what looks like RFC 3339 is a time",
+            label: "strings: only RFC 3339 is a time",
             declared: "{}",
             rows: &[
                 r#"{"z":"2024-01-31T10:00:00Z","frac":"2024-01-31T10:00:00.123456Z","off":"2024-01-31T10:00:00+05:30","space":"2024-01-31 10:00:00-08:00","none":"2024-01-31T10:00:00","day":"2024-01-31","feb":"2023-02-29T00:00:00Z","num":"12","bool":"true","empty":"","epoch":1700000000}"#,
@@ -132,7 +132,7 @@ fn undeclared_fields_are_typed_by_their_values() {
             ],
         },
         Case {
-            label: "arrays are JSON text as they came; booleans; null alone is no column",
+            label: "arrays are unchanged JSON text; nulls create no column",
             declared: "{}",
             rows: &[
                 r#"{"a":[1, {"b": "\u00e9\n"}],"e":[],"n":null,"t":true}"#,
@@ -143,7 +143,7 @@ fn undeclared_fields_are_typed_by_their_values() {
             values: &[r#"[1, {"b": "\u00e9\n"}]|[]|t|∅"#, "∅|∅|∅|∅", "∅|∅|f|1"],
         },
         Case {
-            label: "the first value types the column; others are converted or kept beside",
+            label: "later values are converted, or unmapped if they do not fit",
             declared: "{}",
             rows: &[
                 r#"{"i":1,"f":1.5,"b":true,"t":"2024-01-31T10:00:00Z","s":"x"}"#,
@@ -168,9 +168,9 @@ fn undeclared_fields_are_typed_by_their_values() {
 
 #[test]
 fn undeclared_objects_are_flattened_and_declared_ones_are_documents() {
-    hold(&[
+    check(&[
         Case {
-            label: "names of all levels are joined",
+            label: "keys of all levels are joined",
             declared: r#"{"doc":{"type":"object"}}"#,
             rows: &[
                 r#"{"doc":{"a":{"b":1}},"a":{"b":1,"c":{"d":"x","e":[1]},"n":null,"o":{}},"p":{"":2}}"#,
@@ -181,35 +181,35 @@ fn undeclared_objects_are_flattened_and_declared_ones_are_documents() {
             values: &[r#"{"a": {"b": 1}}|1|x|[1]|2|∅"#, "[]|2|y|∅|∅|∅", "\"text\"|∅|∅|∅|∅|5"],
         },
         Case {
-            label: "a declared scalar that gets an object keeps it whole",
+            label: "an object in a declared scalar field is not flattened",
             declared: r#"{"s":{"type":"string"},"i":{"type":"integer"}}"#,
             rows: &[r#"{"s":{"a": 1},"i":{"a":{"b":"\u0000"}}}"#],
             columns: &["s text", "i bigint", "_unmapped_data jsonb"],
             values: &[r#"{"a": 1}|∅|{"i": {"a": {"b": ""}}}"#],
         },
         Case {
-            label: "below the twelfth level it is a document",
+            label: "objects below the twelfth level are documents",
             declared: "{}",
             rows: &[r#"{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":{"x":1},"b":2}}}}}}}}}}}}"#],
             columns: &["a_a_a_a_a_a_a_a_a_a_a_a jsonb", "a_a_a_a_a_a_a_a_a_a_a_b bigint"],
             values: &[r#"{"x": 1}|2"#],
         },
         Case {
-            label: "nothing to keep is a row all the same",
+            label: "rows without values",
             declared: "{}",
             rows: &["{}", r#"{"a":{}}"#, r#"{"a":null}"#, r#" { "b" : 1 } "#],
             columns: &["b bigint"],
             values: &["∅", "∅", "∅", "1"],
         },
         Case {
-            label: "a row that is no object is kept whole",
+            label: "a row that is not an object is unmapped",
             declared: r#"{"a":{"type":"integer"}}"#,
             rows: &["[1, 2]", "\"text\\u0000\"", "17", "true", "null", r#"{"a":1}"#],
             columns: &["a bigint", "_unmapped_data jsonb"],
             values: &["∅|[1, 2]", "∅|\"text\"", "∅|17", "∅|true", "∅|∅", "1|∅"],
         },
         Case {
-            label: "of a field that is there twice the last value counts",
+            label: "of duplicate fields the last value counts",
             declared: r#"{"a":{"type":"integer"}}"#,
             rows: &[r#"{"a":1,"b":1,"a":2,"b":2}"#, r#"{"a":1,"a":null,"o":{"x":1,"x":2},"o":{"y":3}}"#],
             columns: &["a bigint", "b bigint", "o_x bigint", "o_y bigint"],
@@ -219,9 +219,9 @@ fn undeclared_objects_are_flattened_and_declared_ones_are_documents() {
 }
 
 #[test]
-fn times_of_all_spellings_are_the_same_instant_or_kept_beside() {
-    hold(&[Case {
-        label: "declared",
+fn times_in_other_formats_are_converted_or_unmapped() {
+    check(&[Case {
+        label: "declared date-time",
         declared: r#"{"t":{"type":"string","format":"date-time"}}"#,
         rows: &[
             r#"{"t":"2024-02-29T23:59:59Z"}"#,
@@ -272,8 +272,8 @@ fn times_of_all_spellings_are_the_same_instant_or_kept_beside() {
 }
 
 #[test]
-fn numbers_and_text_lose_nothing() {
-    hold(&[
+fn numbers_and_text_keep_their_exact_value() {
+    check(&[
         Case {
             label: "numbers in documents keep every digit",
             declared: r#"{"d":{"type":"object"}}"#,
@@ -288,7 +288,7 @@ fn numbers_and_text_lose_nothing() {
             ],
         },
         Case {
-            label: "doubles: what is rounded is kept exactly beside",
+            label: "doubles: the exact value of a rounded number is unmapped",
             declared: r#"{"n":{"type":"number"}}"#,
             rows: &[
                 r#"{"n":1.7976931348623157e308}"#,
@@ -332,7 +332,7 @@ fn numbers_and_text_lose_nothing() {
             ],
         },
         Case {
-            label: "text: U+0000 goes, half a surrogate is a mark, everything else stays",
+            label: "text: U+0000 is removed, lone surrogates become U+FFFD",
             declared: r#"{"s":{"type":"string"},"d":{"type":"object"}}"#,
             rows: &[
                 r#"{"s":"a\u0000b","d":{"k\u0000":"v\u0000"}}"#,
@@ -351,7 +351,7 @@ fn numbers_and_text_lose_nothing() {
             ],
         },
         Case {
-            label: "a key that is no text",
+            label: "keys with lone surrogates or U+0000",
             declared: "{}",
             rows: &[r#"{"\ud800x":1,"ok":2}"#, r#"{"ok":3,"o":{"\udc00":4,"a\u0000b":5}}"#],
             columns: &["_x bigint", "ok bigint", "o__ bigint", "o_a_b bigint"],

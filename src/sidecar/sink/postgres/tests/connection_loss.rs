@@ -1,4 +1,4 @@
-//! Connections that end in the middle: nothing is lost, nothing is there twice.
+//! Lost connections: no row is lost or written twice.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,43 +8,43 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::support::{World, keyed, record, write_many};
+use super::support::{TestSchema, keyed, record, write_many};
 use crate::sidecar::sink::{Sink, WriteMode};
 
 const MODES: [WriteMode; 3] = [WriteMode::Append, WriteMode::Merge, WriteMode::Replace];
 
 #[test]
-fn rows_survive_restarts_between_all_steps() {
+fn rows_survive_lost_connections_between_all_operations() {
     for mode in MODES {
-        let mut world = World::new();
-        let mut sink = world.sink();
-        world.terminate();
+        let mut db = TestSchema::new();
+        let mut sink = db.sink();
+        db.terminate_connections();
         let stream = sink.open(keyed("t", mode)).expect("open");
-        let mut ended = 0;
+        let mut terminated = 0;
         for round in 0..4 {
             write_many(&mut sink, stream, round * 1500..(round + 1) * 1500, 1000);
-            ended += world.terminate();
+            terminated += db.terminate_connections();
         }
-        assert!(ended > 0, "{mode:?}: no connection was there to be ended");
+        assert!(terminated > 0, "{mode:?}: the sink had no connections");
         sink.commit(stream).expect("commit");
-        world.terminate();
+        db.terminate_connections();
         write_many(&mut sink, stream, 6000..6010, 10);
-        world.terminate();
+        db.terminate_connections();
         sink.finish(stream).expect("finish");
-        assert_eq!(world.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["6010|6010"], "{mode:?}");
-        assert_eq!(world.tables(), ["t"], "{mode:?}");
+        assert_eq!(db.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["6010|6010"], "{mode:?}");
+        assert_eq!(db.tables(), ["t"], "{mode:?}");
     }
 }
 
 #[test]
-fn a_server_that_is_just_starting_is_waited_for() {
-    let mut world = World::new();
+fn first_connection_is_retried() {
+    let mut db = TestSchema::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let (mut config, server) = (world.config(), world.port());
+    let (mut config, server) = (db.config(), db.port());
     config["host"] = json!("127.0.0.1");
     config["port"] = json!(listener.local_addr().expect("an address").port());
     let host = std::thread::spawn(move || {
-        // Two connections end before they have begun, the third one is the server's.
+        // Two connections are closed at once; the third one reaches the server.
         drop((listener.accept(), listener.accept()));
         let (client, _) = listener.accept().expect("a connection");
         let server = TcpStream::connect(("127.0.0.1", server)).expect("the server");
@@ -54,108 +54,113 @@ fn a_server_that_is_just_starting_is_waited_for() {
         std::io::copy(&mut &client, &mut &server).ok();
         server.shutdown(Shutdown::Both).ok();
     });
-    let mut sink = World::sink_of(&config, Duration::from_secs(20));
+    let mut sink = TestSchema::sink_with(&config, Duration::from_secs(20));
     let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
     sink.write(stream, &record(r#"{"id":1}"#)).expect("a row");
     sink.finish(stream).expect("finish");
     drop(sink);
     host.join().expect("no panic");
-    assert_eq!(world.count("t"), 1);
+    assert_eq!(db.count("t"), 1);
 }
 
 #[test]
-fn columns_of_a_transaction_that_was_lost_come_again() {
-    let mut world = World::new();
-    let mut sink = world.sink();
+fn columns_of_a_lost_transaction_are_added_again() {
+    let mut db = TestSchema::new();
+    let mut sink = db.sink();
     let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
     write_many(&mut sink, stream, 0..1500, 1000);
     sink.write(stream, &record(r#"{"id":-1,"late":1}"#)).expect("a row");
     write_many(&mut sink, stream, 1500..3000, 1000);
-    world.terminate();
+    db.terminate_connections();
     write_many(&mut sink, stream, 3000..4500, 1000);
     sink.finish(stream).expect("finish");
-    assert_eq!(world.rows("SELECT count(*), count(DISTINCT id), count(late) FROM t"), ["4501|4501|1"]);
+    assert_eq!(db.rows("SELECT count(*), count(DISTINCT id), count(late) FROM t"), ["4501|4501|1"]);
 }
 
 #[test]
-fn an_append_beyond_what_is_kept_says_so() {
-    let mut world = World::new();
-    let mut sink = world.sink();
+fn direct_load_beyond_the_replay_buffer_fails_with_the_reason() {
+    let mut db = TestSchema::new();
+    let mut sink = db.sink();
     let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
     write_many(&mut sink, stream, 0..12_000, 1000);
-    world.terminate();
-    let error = sink.commit(stream).expect_err("the rows are gone");
+    db.terminate_connections();
+    let error = sink.commit(stream).expect_err("the transaction cannot be repeated");
     assert!(error.transient && error.text.contains("the next run resumes"), "{}", error.text);
-    assert!(sink.finish(stream).is_err(), "a failed stream must not seem finished");
+    assert!(sink.finish(stream).is_err(), "a failed stream stays failed");
     drop(sink);
-    assert_eq!(world.count("t"), 0);
+    assert_eq!(db.count("t"), 0);
 }
 
 #[test]
-fn staged_streams_survive_at_any_size() {
-    let mut world = World::new();
-    let mut sink = world.sink();
+fn staged_load_survives_lost_connections_at_any_size() {
+    let mut db = TestSchema::new();
+    let mut sink = db.sink();
     let stream = sink.open(keyed("t", WriteMode::Replace)).expect("open");
     write_many(&mut sink, stream, 0..12_000, 1000);
-    world.terminate();
+    db.terminate_connections();
     write_many(&mut sink, stream, 12_000..20_000, 1000);
-    world.terminate();
+    db.terminate_connections();
     sink.finish(stream).expect("finish");
-    assert_eq!(world.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["20000|20000"]);
+    assert_eq!(db.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["20000|20000"]);
 }
 
 #[test]
-fn a_lost_answer_to_commit_is_found_out() {
+fn unanswered_commit_is_resolved() {
     for mode in MODES {
-        for (label, fault) in [("before the server had it", Fault::Before), ("after the server had it", Fault::After)] {
-            let mut world = World::new();
-            let proxy = Proxy::start(world.port());
-            let mut config = world.config();
+        for (label, fault) in [
+            ("before the server received it", Fault::BeforeCommit),
+            ("after the server received it", Fault::AfterCommit),
+        ] {
+            let mut db = TestSchema::new();
+            let proxy = Proxy::start(db.port());
+            let mut config = db.config();
             (config["host"], config["port"]) = (json!("127.0.0.1"), json!(proxy.port));
-            let mut sink = World::sink_of(&config, Duration::from_secs(20));
+            let mut sink = TestSchema::sink_with(&config, Duration::from_secs(20));
             let stream = sink.open(keyed("t", mode)).expect("open");
             write_many(&mut sink, stream, 0..1500, 1000);
             write_many(&mut sink, stream, 1500..3000, 1000);
             proxy.arm(fault);
             sink.commit(stream).expect(label);
-            assert!(mode == WriteMode::Replace || proxy.has_struck(), "{mode:?}, {label}");
+            assert!(mode == WriteMode::Replace || proxy.has_failed(), "{mode:?}, {label}");
             proxy.arm(fault);
             write_many(&mut sink, stream, 3000..3010, 10);
             sink.finish(stream).expect(label);
-            assert!(proxy.has_struck(), "{mode:?}, {label}");
-            assert_eq!(world.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["3010|3010"], "{mode:?}, {label}");
+            assert!(proxy.has_failed(), "{mode:?}, {label}");
+            assert_eq!(db.rows("SELECT count(*), count(DISTINCT id) FROM t"), ["3010|3010"], "{mode:?}, {label}");
             drop(sink);
-            assert_eq!(world.tables(), ["t"], "{mode:?}, {label}");
+            assert_eq!(db.tables(), ["t"], "{mode:?}, {label}");
         }
     }
 }
 
 #[test]
-fn a_server_that_stays_away_ends_the_stream_in_bounded_time() {
-    let world = World::new();
-    let proxy = Proxy::start(world.port());
-    let mut config = world.config();
+fn unreachable_server_fails_the_stream_after_the_retry_timeout() {
+    let db = TestSchema::new();
+    let proxy = Proxy::start(db.port());
+    let mut config = db.config();
     (config["host"], config["port"]) = (json!("127.0.0.1"), json!(proxy.port));
-    let mut sink = World::sink_of(&config, Duration::from_millis(500));
+    let mut sink = TestSchema::sink_with(&config, Duration::from_millis(500));
     let stream = sink.open(keyed("t", WriteMode::Append)).expect("open");
     write_many(&mut sink, stream, 0..10, 10);
     proxy.arm(Fault::Always);
-    let error = sink.finish(stream).expect_err("nobody answers");
+    let error = sink.finish(stream).expect_err("the server is unreachable");
     assert!(error.transient, "{}", error.text);
 }
 
-/// What happens to a connection that sends COMMIT.
+/// When the proxy closes a connection.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 enum Fault {
-    Never = 0,
-    Before = 1,
-    After = 2,
-    /// Every connection ends at once.
+    None = 0,
+    /// Instead of forwarding COMMIT.
+    BeforeCommit = 1,
+    /// After forwarding COMMIT, without the response.
+    AfterCommit = 2,
+    /// At once, for all connections.
     Always = 3,
 }
 
-/// Stands between the sink and the server, and strikes once.
+/// A proxy between the sink and the server, with one fault.
 struct Proxy {
     port: u16,
     fault: Arc<AtomicU8>,
@@ -165,7 +170,7 @@ impl Proxy {
     fn start(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let fault = Arc::new(AtomicU8::new(Fault::Never as u8));
+        let fault = Arc::new(AtomicU8::new(Fault::None as u8));
         let shared = fault.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -176,8 +181,8 @@ impl Proxy {
                 let (from, to) = (server.try_clone().expect("a clone"), client.try_clone().expect("a clone"));
                 let (fault, muted) = (shared.clone(), Arc::new(AtomicBool::new(false)));
                 let silent = muted.clone();
-                std::thread::spawn(move || answers(from, to, &silent));
-                std::thread::spawn(move || questions(client, server, &fault, &muted));
+                std::thread::spawn(move || forward_responses(from, to, &silent));
+                std::thread::spawn(move || forward_requests(client, server, &fault, &muted));
             }
         });
         Self { port, fault }
@@ -187,13 +192,13 @@ impl Proxy {
         self.fault.store(fault as u8, Ordering::SeqCst);
     }
 
-    fn has_struck(&self) -> bool {
-        self.fault.load(Ordering::SeqCst) == Fault::Never as u8
+    fn has_failed(&self) -> bool {
+        self.fault.load(Ordering::SeqCst) == Fault::None as u8
     }
 }
 
-/// Passes on what the server says, unless it is to be lost.
-fn answers(mut from: TcpStream, mut to: TcpStream, muted: &AtomicBool) {
+/// Forwards data from the server, unless it is muted.
+fn forward_responses(mut from: TcpStream, mut to: TcpStream, muted: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length) = from.read(&mut buffer) {
         if length == 0 {
@@ -206,8 +211,8 @@ fn answers(mut from: TcpStream, mut to: TcpStream, muted: &AtomicBool) {
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// Passes on what the sink says, until the fault strikes.
-fn questions(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8, muted: &AtomicBool) {
+/// Forwards data from the sink until the fault.
+fn forward_requests(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8, muted: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length) = from.read(&mut buffer) {
         let bytes = &buffer[..length];
@@ -215,12 +220,12 @@ fn questions(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8, muted: &A
         if length == 0 || armed == Fault::Always as u8 {
             break;
         }
-        if armed != Fault::Never as u8 && bytes.windows(7).any(|window| window == b"COMMIT\0") {
+        if armed != Fault::None as u8 && bytes.windows(7).any(|window| window == b"COMMIT\0") {
             muted.store(true, Ordering::SeqCst);
-            fault.store(Fault::Never as u8, Ordering::SeqCst);
-            if armed == Fault::After as u8 {
-                to.write_all(bytes).expect("the server takes it");
-                // The server is to have done it before the connection ends.
+            fault.store(Fault::None as u8, Ordering::SeqCst);
+            if armed == Fault::AfterCommit as u8 {
+                to.write_all(bytes).expect("the server accepts COMMIT");
+                // Gives the server time to commit before the connection is closed.
                 std::thread::sleep(Duration::from_millis(100));
             }
             break;

@@ -1,14 +1,14 @@
-//! What columns, tables and schemas are called.
+//! Names of columns, tables and schemas.
 
 use serde_json::json;
 
-use super::support::{Case, World, hold, record, spec, write};
+use super::support::{Case, TestSchema, check, record, spec, write};
 use crate::airbyte::message::StreamName;
 use crate::sidecar::sink::{Sink, StreamSpec, WriteMode};
 
 #[test]
-fn columns_are_called_by_the_rules() {
-    hold(&[
+fn column_names_are_cleaned() {
+    check(&[
         Case {
             label: "characters",
             declared: "{}",
@@ -33,7 +33,7 @@ fn columns_are_called_by_the_rules() {
             values: &["1|2|3|4|5|6|7|8|9|10|11|12|13"],
         },
         Case {
-            label: "nothing left",
+            label: "names without an allowed character",
             declared: r#"{"!!!":{"type":"integer"},"€":{"type":"integer"}}"#,
             rows: &[r#"{"!!!":1,"€":2}"#],
             columns: &[
@@ -43,7 +43,7 @@ fn columns_are_called_by_the_rules() {
             values: &["1|2"],
         },
         Case {
-            label: "what the server keeps for itself",
+            label: "system columns",
             declared: r#"{"ctid":{"type":"integer"},"ctid_":{"type":"integer"}}"#,
             rows: &[r#"{"ctid":1,"ctid_":2,"xmin":"x","tableoid":3,"CTID":4,"oid":5}"#],
             columns: &[
@@ -60,9 +60,9 @@ fn columns_are_called_by_the_rules() {
 }
 
 #[test]
-fn long_names_are_cut_to_63_bytes_and_told_apart() {
-    let mut world = World::new();
-    let mut sink = world.sink();
+fn long_names_are_truncated_and_stay_distinct() {
+    let mut db = TestSchema::new();
+    let mut sink = db.sink();
     let ascii = "x".repeat(63);
     let wide = "é".repeat(31);
     let stream = sink.open(spec("t", WriteMode::Append, &[])).expect("open");
@@ -72,8 +72,8 @@ fn long_names_are_cut_to_63_bytes_and_told_apart() {
     });
     write(&mut sink, stream, &[&row.to_string()]);
     sink.finish(stream).expect("finish");
-    let names: Vec<String> = world.columns("t").iter().map(|column| column.replace("|bigint", "")).collect();
-    assert_eq!(world.rows("SELECT * FROM t"), ["1|2|3|4|5|6"]);
+    let names: Vec<String> = db.columns("t").iter().map(|column| column.replace("|bigint", "")).collect();
+    assert_eq!(db.rows("SELECT * FROM t"), ["1|2|3|4|5|6"]);
     assert!(names.iter().all(|name| name.len() <= 63), "{names:?}");
     assert_eq!((names[0].as_str(), names[3].as_str()), (ascii.as_str(), wide.as_str()));
     assert_eq!(names[5], format!("{wide}z"));
@@ -84,41 +84,41 @@ fn long_names_are_cut_to_63_bytes_and_told_apart() {
 }
 
 #[test]
-fn colliding_fields_keep_their_columns_whatever_comes_first() {
-    let mut world = World::new();
+fn colliding_fields_keep_their_columns_in_any_order() {
+    let mut db = TestSchema::new();
     for row in [r#"{"a.b":1,"a/b":2,"a":{"b":3}}"#, r#"{"a":{"b":3},"a/b":2,"a.b":1}"#, r#"{"a/b":2}"#] {
-        let mut sink = world.sink();
+        let mut sink = db.sink();
         let stream = sink.open(spec("t", WriteMode::Append, &[])).expect("open");
         write(&mut sink, stream, &[row]);
         sink.finish(stream).expect("finish");
     }
-    let columns = world.columns("t");
+    let columns = db.columns("t");
     assert_eq!(columns.len(), 3, "{columns:?}");
     assert_eq!(columns[0], "a_b|bigint");
-    assert_eq!(world.rows("SELECT * FROM t"), ["1|2|3", "1|2|3", "∅|2|∅"]);
+    assert_eq!(db.rows("SELECT * FROM t"), ["1|2|3", "1|2|3", "∅|2|∅"]);
 }
 
 #[test]
-fn same_case_lowers_what_is_compared() {
-    let mut world = World::new();
-    world.run("CREATE TABLE t (\"Id\" bigint, id bigint)");
-    let mut sink = world.sink();
+fn to_same_case_lowers_names_before_comparing_them() {
+    let mut db = TestSchema::new();
+    db.run("CREATE TABLE t (\"Id\" bigint, id bigint)");
+    let mut sink = db.sink();
     let fields = [("Id", json!({"type": "integer"})), ("GRÖSSE", json!({"type": "string"}))];
     let stream = StreamSpec { to_same_case: true, ..spec("T", WriteMode::Append, &fields) };
     let stream = sink.open(stream).expect("open");
     write(&mut sink, stream, &[r#"{"Id":1,"GRÖSSE":"x","New":{"Key":2},"new_key":3}"#]);
     sink.finish(stream).expect("finish");
-    assert_eq!(world.tables(), ["t"]);
-    let columns = world.columns("t");
+    assert_eq!(db.tables(), ["t"]);
+    let columns = db.columns("t");
     assert_eq!(columns[..4], ["Id|bigint", "id|bigint", "grösse|text", "new_key|bigint"]);
     assert!(columns[4].starts_with("new_key_") && columns.len() == 5, "{columns:?}");
-    assert_eq!(world.rows("SELECT * FROM t"), ["∅|1|x|2|3"]);
+    assert_eq!(db.rows("SELECT * FROM t"), ["∅|1|x|2|3"]);
 }
 
 #[test]
-fn tables_and_schemas_are_called_by_the_rules() {
-    let mut world = World::new();
-    let mut sink = world.sink();
+fn table_and_schema_names_are_cleaned() {
+    let mut db = TestSchema::new();
+    let mut sink = db.sink();
     let long = "ä".repeat(40);
     let mut load = |name: &str, table: &str| {
         let stream = StreamSpec { name: StreamName::new(None, name), ..spec(table, WriteMode::Append, &[]) };
@@ -128,37 +128,37 @@ fn tables_and_schemas_are_called_by_the_rules() {
     };
     for (name, table) in [
         ("empty", ""),
-        ("nothing left", "!!!"),
+        ("no allowed character", "!!!"),
         ("quoted", "Table \"x\"; --"),
         ("long", &long),
-        ("long too", &format!("{long}2")),
+        ("also long", &format!("{long}2")),
         ("upper", "USERS"),
         ("lower", "users"),
     ] {
         load(name, table);
     }
-    let tables = world.tables();
+    let tables = db.tables();
     for (table, name) in [
         ("_unnamed", "empty"),
-        ("table_6dd075556effaa6e7f1e3e3ba9fdc5fa", "nothing left"),
+        ("table_6dd075556effaa6e7f1e3e3ba9fdc5fa", "no allowed character"),
         ("Table _x_ --", "quoted"),
         (&long[..62], "long"),
         ("USERS", "upper"),
         ("users", "lower"),
     ] {
-        assert!(tables.iter().any(|there| there == table), "{table} in {tables:?}");
-        assert_eq!(world.rows(&format!("SELECT n FROM \"{table}\"")), [name], "{table}");
+        assert!(tables.iter().any(|existing| existing == table), "{table} in {tables:?}");
+        assert_eq!(db.rows(&format!("SELECT n FROM \"{table}\"")), [name], "{table}");
     }
     let suffixed: Vec<&String> = tables.iter().filter(|table| table.starts_with("ää") && table.len() != 62).collect();
     assert_eq!((suffixed.len(), tables.len()), (1, 7), "{tables:?}");
-    assert_eq!(world.rows(&format!("SELECT n FROM \"{}\"", suffixed[0])), ["long too"]);
+    assert_eq!(db.rows(&format!("SELECT n FROM \"{}\"", suffixed[0])), ["also long"]);
 
-    let schema = format!("{}.New/Schema", world.schema);
+    let schema = format!("{}.New/Schema", db.schema);
     let stream = StreamSpec { schema: Some(schema), ..spec("t", WriteMode::Append, &[]) };
     let stream = sink.open(stream).expect("open");
     write(&mut sink, stream, &[r#"{"a":1}"#]);
     sink.finish(stream).expect("finish");
-    let made = format!("\"{}_New_Schema\"", world.schema);
-    assert_eq!(world.rows(&format!("SELECT * FROM {made}.t")), ["1"]);
-    world.run(&format!("DROP SCHEMA {made} CASCADE"));
+    let schema = format!("\"{}_New_Schema\"", db.schema);
+    assert_eq!(db.rows(&format!("SELECT * FROM {schema}.t")), ["1"]);
+    db.run(&format!("DROP SCHEMA {schema} CASCADE"));
 }

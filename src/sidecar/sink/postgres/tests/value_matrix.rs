@@ -1,11 +1,11 @@
-//! Whatever value meets whatever column: the server refuses none, and none is lost or another one.
+//! Loads each value into a column of each type: the server rejects none, and none is lost or changed.
 
 use serde_json::Value;
 
-use super::support::{World, spec, write};
+use super::support::{TestSchema, spec, write};
 use crate::sidecar::sink::{Sink, WriteMode};
 
-/// A column of each type, and how its text is read as the value that it has to be.
+/// A column of each type: name and type.
 const COLUMNS: [(&str, &str); 16] = [
     ("txt", "text"),
     ("short", "varchar(3)"),
@@ -139,20 +139,20 @@ const STRINGS: [&str; 62] = [
 const OTHERS: [&str; 9] =
     ["true", "false", "{}", "[]", "[[], {}]", r#"{"a\u0000":"\u0000\ud800"}"#, "[1e200000]", r#"{"":{"":""}}"#, "null"];
 
-/// All values as JSON: numbers also as strings.
+/// All values as JSON; numbers as strings, too.
 fn values() -> Vec<String> {
     let strings = STRINGS.iter().chain(&NUMBERS).map(|text| format!("\"{text}\""));
     NUMBERS.iter().chain(&OTHERS).map(|text| (*text).to_owned()).chain(strings).collect()
 }
 
-/// A table of all columns into which each value was loaded, once per column, as row `n`.
-fn loaded(world: &mut World, values: &[String]) {
+/// Loads each value into a table, as row `n`: into all of its columns.
+fn load(db: &mut TestSchema, values: &[String]) {
     let columns: Vec<String> = COLUMNS.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
-    world.run(&format!("CREATE TABLE t (n bigint, {})", columns.join(", ")));
-    let mut sink = world.sink();
+    db.run(&format!("CREATE TABLE t (n bigint, {})", columns.join(", ")));
+    let mut sink = db.sink();
     let stream = sink.open(spec("t", WriteMode::Append, &[])).expect("open");
     for (n, value) in values.iter().enumerate() {
-        // Objects would be flattened where the column is no document.
+        // Objects are only stored in the document column; otherwise they are flattened.
         let fields: Vec<String> = COLUMNS
             .iter()
             .filter(|(name, _)| !value.starts_with('{') || *name == "doc")
@@ -160,16 +160,16 @@ fn loaded(world: &mut World, values: &[String]) {
             .collect();
         write(&mut sink, stream, &[&format!(r#"{{"n":{n},{}}}"#, fields.join(","))]);
     }
-    sink.finish(stream).expect("the server refuses nothing");
+    sink.finish(stream).expect("the server accepts all values");
 }
 
 #[test]
-fn each_value_is_in_its_column_or_beside_it() {
-    let (mut world, values) = (World::new(), values());
-    loaded(&mut world, &values);
-    assert_eq!(world.count("t"), values.len());
+fn each_value_is_in_its_column_or_unmapped() {
+    let (mut db, values) = (TestSchema::new(), values());
+    load(&mut db, &values);
+    assert_eq!(db.count("t"), values.len());
     for (name, kind) in COLUMNS {
-        let lost = world.rows(&format!(
+        let lost = db.rows(&format!(
             "SELECT n FROM t WHERE {name} IS NULL AND NOT coalesce(_unmapped_data ? '{name}', false) ORDER BY n"
         ));
         let lost: Vec<&String> = lost.iter().map(|n| &values[n.parse::<usize>().expect("a number")]).collect();
@@ -177,18 +177,18 @@ fn each_value_is_in_its_column_or_beside_it() {
             values.iter().filter(|value| *value == "null" || (value.starts_with('{') && name != "doc")).collect();
         assert_eq!(lost, expected, "{kind}");
     }
-    // Both places only where the column had to round.
-    let twice = world.rows(
+    // In both places only if the column rounds.
+    let twice = db.rows(
         "SELECT DISTINCT key FROM t, jsonb_object_keys(_unmapped_data) key WHERE to_jsonb(t)->key <> 'null' ORDER BY 1",
     );
     assert_eq!(twice, ["double", "real"]);
 }
 
 #[test]
-fn what_is_in_a_column_is_what_the_server_makes_of_the_text() {
-    let (mut world, values) = (World::new(), values());
-    loaded(&mut world, &values);
-    world.run(
+fn stored_values_equal_the_servers_cast_of_the_text() {
+    let (mut db, values) = (TestSchema::new(), values());
+    load(&mut db, &values);
+    db.run(
         "CREATE FUNCTION same(v text, kind text, stored text) RETURNS boolean LANGUAGE plpgsql AS $f$
          DECLARE same boolean;
          BEGIN
@@ -202,20 +202,20 @@ fn what_is_in_a_column_is_what_the_server_makes_of_the_text() {
         let text = match serde_json::from_str::<Value>(value) {
             Ok(Value::String(text)) => text,
             Ok(Value::Object(_) | Value::Array(_)) => continue,
-            // Also numbers that only a text holds.
+            // Numbers beyond the range of serde_json.
             _ if value.starts_with('"') => continue,
             _ => value.clone(),
         };
         let text = text.replace('\0', "").replace('\'', "''");
         for (name, kind) in COLUMNS.iter().filter(|(name, _)| *name != "doc") {
             let kind = match *name {
-                // A whole number may be spelled with a point.
+                // Integers may have a decimal point.
                 "small" | "int" | "big" => "numeric",
-                // The server would forget the offset.
+                // A cast to these types would ignore the offset.
                 "ts" | "day" => "timestamptz",
                 _ => kind,
             };
-            let rows = world.rows(&format!(
+            let rows = db.rows(&format!(
                 "SELECT same('{text}', '{kind}', {name}::text) FROM t WHERE n = {n} AND {name} IS NOT NULL"
             ));
             compared += rows.iter().filter(|same| *same == "t").count();
