@@ -1,8 +1,8 @@
 //! `source_check`: the result of the last check under a storage key.
 
 use jiff::Timestamp;
-use postgres::types::Type;
 
+use super::pool::{text, time};
 use super::text::clean;
 use super::{Db, DbError, ResultKey};
 use crate::task::to_millis;
@@ -10,9 +10,8 @@ use crate::task::to_millis;
 /// A row of `source_check`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredCheck {
-    /// The image that was checked.
+    /// The image, without its version.
     pub package: String,
-    /// Its version.
     pub version: String,
     /// SUCCESS or FAILED.
     pub status: String,
@@ -23,7 +22,7 @@ pub struct StoredCheck {
 }
 
 impl Db {
-    /// Stores the connector's result. Never overwrites that of a later attempt.
+    /// Stores the connector's result. Never overwrites the result of a later attempt.
     pub fn save_check(
         &self,
         key: &ResultKey,
@@ -34,7 +33,7 @@ impl Db {
         self.write_check(key, at, status, description, "stored.timestamp <= excluded.timestamp")
     }
 
-    /// Stores that an attempt failed without a result (the controller's view). Never overwrites a result of the same or
+    /// Stores that an attempt failed without a result, as the controller found. Never overwrites a result of the same or
     /// a later attempt.
     pub fn fail_check(&self, key: &ResultKey, at: Timestamp, description: &str) -> Result<(), DbError> {
         self.write_check(key, at, "FAILED", Some(description), "stored.timestamp < excluded.timestamp")
@@ -58,28 +57,17 @@ impl Db {
                description = excluded.description, timestamp = excluded.timestamp
              WHERE {condition}"
         );
-        self.run("storing the result of a check", |session| {
-            let params = [
-                (&key.package as _, Type::TEXT),
-                (&key.version as _, Type::TEXT),
-                (&key.key as _, Type::TEXT),
-                (&status as _, Type::TEXT),
-                (&description.as_deref() as _, Type::TEXT),
-                (&at as _, Type::TIMESTAMPTZ),
-            ];
-            session.execute(&sql, &params)?;
-            Ok(())
-        })
+        let ResultKey { package, version, key } = key;
+        let description = description.as_deref();
+        let params = [text(package), text(version), text(key), text(&status), text(&description), time(&at)];
+        self.run("store the result of a check", |tx| Ok(_ = tx.execute(&sql, &params)?))
     }
 
-    /// The result that is stored under a storage key, whichever image it is of.
+    /// The result under a storage key, whichever image it is of.
     pub fn check(&self, key: &str) -> Result<Option<StoredCheck>, DbError> {
-        self.run("reading the result of a check", |session| {
-            let row = session.query_opt(
-                "SELECT package, version, status, description, timestamp FROM source_check WHERE key = $1",
-                &[(&key, Type::TEXT)],
-            )?;
-            row.map(|row| {
+        let sql = "SELECT package, version, status, description, timestamp FROM source_check WHERE key = $1";
+        self.run("read the result of a check", |tx| {
+            tx.row(sql, &[text(&key)], |row| {
                 Ok(StoredCheck {
                     package: row.try_get(0)?,
                     version: row.try_get(1)?,
@@ -88,7 +76,6 @@ impl Db {
                     timestamp: row.try_get(4)?,
                 })
             })
-            .transpose()
         })
     }
 }

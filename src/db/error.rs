@@ -1,7 +1,7 @@
-//! What can go wrong with the database, and which of it passes by itself.
+//! The errors of the database layer, and which of them are transient.
 //!
-//! Messages name host, port and database. User, password and URL never get in: servers put user names into some of
-//! their messages, and values of rows into the detail field, so both are taken out here.
+//! Messages name host, port and database, but never user, password or URL: servers put user names into some of their
+//! messages, and values of rows into the detail field, so both are removed here.
 
 use std::error::Error as _;
 
@@ -9,55 +9,46 @@ use postgres::error::SqlState;
 
 use crate::failure::{Class, Failure};
 
-/// A failure of this layer.
+/// An error of the database layer. An `address` is database, host and port; an `action` completes "cannot …".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DbError {
-    /// The settings of the connection are wrong; nothing was tried.
+    /// The settings of the connection are invalid; nothing was tried.
     #[error("{variable}: {problem}")]
     InvalidSettings {
-        /// The variable, flag or document that holds them.
+        /// The variable, flag or document that contains them.
         variable: String,
-        /// What is wrong with them, without their values.
+        /// Does not quote their values.
         problem: String,
     },
-    /// No connection came about.
-    #[error("connecting to {address}: {reason}")]
+    /// The connection failed.
+    #[error("cannot connect to {address}: {reason}")]
     Unreachable {
-        /// Database, host and port.
         address: String,
-        /// What the system or the server said.
         reason: String,
-        /// Whether it may work at a later try.
+        /// Whether a later attempt may succeed.
         transient: bool,
     },
-    /// The connection was lost and did not come back while we were willing to wait.
-    #[error("{action} in {address}: gave up after {waited_seconds} s: {reason}")]
+    /// The connection was lost and could not be restored within the retry timeout.
+    #[error("cannot {action} in {address}: gave up after {waited_seconds} s: {reason}")]
     ConnectionLost {
-        /// What was tried, as a gerund.
         action: &'static str,
-        /// Database, host and port.
         address: String,
-        /// The last failure.
+        /// The last error.
         reason: String,
-        /// How long it was tried.
         waited_seconds: u64,
     },
     /// The server answered with an error.
-    #[error("{action} in {address}: {reason}")]
+    #[error("cannot {action} in {address}: {reason}")]
     ServerError {
-        /// What was tried, as a gerund.
         action: &'static str,
-        /// Database, host and port.
         address: String,
-        /// What the server said.
         reason: String,
-        /// SQLSTATE, where there is one.
+        /// SQLSTATE, if there is one.
         code: Option<String>,
     },
-    /// The tables are not what they have to be.
-    #[error("the schema of {address} does not fit: {problems}")]
+    /// The tables cannot be used.
+    #[error("the tables of {address} do not match: {problems}")]
     SchemaMismatch {
-        /// Database, host and port.
         address: String,
         /// Each table and column, and what is wrong with it.
         problems: String,
@@ -74,7 +65,7 @@ impl DbError {
         }
     }
 
-    /// Whether the same may work at a later try.
+    /// Whether the same operation may succeed later.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { transient: true, .. } | Self::ConnectionLost { .. })
     }
@@ -113,7 +104,7 @@ fn is_connection_lost_code(code: &str) -> bool {
     code.starts_with("08") || ["57P01", "57P02", "57P03", "57P05", "53300", "25P03"].contains(&code)
 }
 
-/// Whether the TLS handshake is what failed.
+/// Whether the TLS handshake failed.
 pub(super) fn is_tls(error: &postgres::Error) -> bool {
     sources(error).any(is_rustls)
 }
@@ -131,9 +122,8 @@ fn sources(error: &postgres::Error) -> impl Iterator<Item = &(dyn std::error::Er
     std::iter::successors(error.source(), |error: &&(dyn std::error::Error + 'static)| (*error).source())
 }
 
-/// The text of an error for people, without the name and the password of the user.
-///
-/// Only the server's message is used: its detail may quote the values of a row.
+/// The message of an error, without the name and the password of the user and without the server's detail field, which
+/// may quote the values of a row.
 pub(super) fn describe(error: &postgres::Error, user: Option<&str>, password: Option<&[u8]>) -> String {
     let text = if let Some(db) = error.as_db_error() {
         format!("{} (SQLSTATE {})", db.message(), db.code().code())
@@ -145,19 +135,19 @@ pub(super) fn describe(error: &postgres::Error, user: Option<&str>, password: Op
     redact(&text, user, password)
 }
 
-/// Shorter passwords would turn the text into asterisks and are no secret anyway.
-const SHORTEST_PASSWORD: usize = 4;
+/// Removing shorter passwords would make the message unreadable.
+const MIN_PASSWORD_LENGTH: usize = 4;
 
 fn redact(text: &str, user: Option<&str>, password: Option<&[u8]>) -> String {
     let mut text = text.to_owned();
     if let Some(user) = user {
-        // Only where it is named as the user: a database is often called like its owner.
+        // A database often has the name of its owner, so only the name after these words is removed.
         for word in ["user", "role"] {
             text = text.replace(&format!("{word} \"{user}\""), &format!("{word} ***"));
         }
     }
     let password = password.and_then(|bytes| std::str::from_utf8(bytes).ok());
-    if let Some(password) = password.filter(|password| password.len() >= SHORTEST_PASSWORD) {
+    if let Some(password) = password.filter(|password| password.len() >= MIN_PASSWORD_LENGTH) {
         text = text.replace(password, "***");
     }
     text
@@ -168,7 +158,7 @@ mod tests {
     use super::{is_connection_lost_code, redact};
 
     #[test]
-    fn the_user_is_taken_out_of_messages_and_the_database_stays() {
+    fn redact_removes_the_user_and_keeps_the_database() {
         for (label, text, expected) in [
             (
                 "password",

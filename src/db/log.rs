@@ -1,24 +1,40 @@
-//! `task_log`: what connector and sidecar logged.
+//! `task_log`: log lines of connectors and sidecars, and their retention.
 //!
-//! Order: the column holds milliseconds, so rows are read `ORDER BY timestamp, id`, and [`LogIds`] makes ids (UUID
-//! version 7) that increase within a millisecond, too.
+//! The `timestamp` column holds milliseconds, so rows are read `ORDER BY timestamp, id`, and [`LogIds`] makes ids (UUID
+//! version 7) that also increase within a millisecond.
+//!
+//! The table may hold tens of millions of rows, with one index each on `sync_id` and `timestamp`. Retention deletes
+//! small batches, so that writers do not wait, and each of its statements reads a bounded number of rows.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use postgres::types::Type;
 use uuid::{Builder, Uuid};
 
+use super::pool::{Attempt, Transaction, text};
 use super::text::clean;
 use super::{Db, DbError};
 use crate::task::to_millis;
 
+/// Characters of a message that are read: other programs may have written megabytes.
+const MAX_MESSAGE_LENGTH: i32 = 4000;
+/// Rows that one transaction of the retention deletes.
+const BATCH: u32 = 5_000;
+/// Deletable rows of one sync that one query finds.
+const SURPLUS_LIMIT: u32 = 10 * BATCH;
+/// Syncs that one query examines.
+const SYNCS_LIMIT: i32 = 20;
+/// Longer ages would exceed the server's calendar.
+const MAX_AGE: Duration = Duration::from_hours(1000 * 365 * 24);
+
 /// A row of `task_log`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRow {
-    /// From [`LogIds`]; a row whose id is stored already is not stored again.
+    /// From [`LogIds`]; a row whose id is stored already is skipped.
     pub id: Uuid,
     /// INFO, ERROR and so on.
     pub level: String,
-    /// Who logged it.
     pub logger: String,
     /// One line or several.
     pub message: String,
@@ -30,28 +46,26 @@ pub struct LogRow {
     pub timestamp: Timestamp,
 }
 
-/// What a reader wants of a row of `task_log`.
+/// The part of a row that [`Db::last_logs`] reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
     /// INFO, ERROR and so on.
     pub level: String,
-    /// Who logged it.
     pub logger: String,
     /// One line or several.
     pub message: String,
-    /// When it was logged.
     pub timestamp: Timestamp,
 }
 
-/// Makes ids and times of log rows that keep the order in which they were asked for, also when the clock steps back.
+/// Makes ids and times of rows in increasing order, even when the clock steps back.
 #[derive(Debug, Default)]
 pub struct LogIds {
     millis: i64,
-    /// Of the rows within this millisecond.
+    /// The number of the row within this millisecond.
     sequence: u32,
 }
 
-/// Bits of the sequence in an id: 67 million rows a millisecond.
+/// Bits of the sequence in an id: 67 million rows per millisecond.
 const SEQUENCE_BITS: u32 = 26;
 
 impl LogIds {
@@ -66,8 +80,8 @@ impl LogIds {
                 (self.millis, self.sequence) = (self.millis + 1, 0);
             }
         }
-        // 12 bits beside the version and 62 beside the variant are ours: the sequence first, then randomness. The
-        // builder overwrites the upper bits of bytes 0 and 2.
+        // Besides version and variant an id has 12 + 62 free bits: the sequence first, then random bits. The builder
+        // overwrites the upper bits of bytes 0 and 2.
         let [_, _, a, b] = (self.sequence >> 14).to_be_bytes();
         let [_, _, c, d] = (self.sequence & 0x3fff).to_be_bytes();
         let [r0, r1, r2, r3, r4, r5, ..] = *Uuid::new_v4().as_bytes();
@@ -77,11 +91,17 @@ impl LogIds {
     }
 }
 
-/// Characters of a line that are read: other programs may have written lines of megabytes.
-const LONGEST_READ: i32 = 4000;
+/// The number of rows that retention has deleted, without those of an attempt whose answer was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Trimmed {
+    /// Rows that were too old.
+    pub by_age: u64,
+    /// Rows of syncs with too many.
+    pub by_size: u64,
+}
 
 impl Db {
-    /// Stores rows, each at most once, however often they are handed in.
+    /// Stores rows, each at most once, however often they are passed.
     pub fn insert_logs(&self, rows: &[LogRow]) -> Result<(), DbError> {
         if rows.is_empty() {
             return Ok(());
@@ -94,50 +114,162 @@ impl Db {
         let messages = column(|row| &row.message);
         let sync_ids = column(|row| &row.sync_id);
         let task_ids = column(|row| &row.task_id);
-        self.run("storing log lines", |session| {
-            let params = [
-                (&ids as _, Type::UUID_ARRAY),
-                (&levels as _, Type::TEXT_ARRAY),
-                (&loggers as _, Type::TEXT_ARRAY),
-                (&messages as _, Type::TEXT_ARRAY),
-                (&sync_ids as _, Type::TEXT_ARRAY),
-                (&task_ids as _, Type::TEXT_ARRAY),
-                (&times as _, Type::TIMESTAMPTZ_ARRAY),
-            ];
-            session.execute(
-                "INSERT INTO task_log (id, level, logger, message, sync_id, task_id, timestamp)
-                 SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7)
-                 ON CONFLICT (id) DO NOTHING",
-                &params,
-            )?;
-            Ok(())
+        let params = [
+            (&ids as _, Type::UUID_ARRAY),
+            (&levels as _, Type::TEXT_ARRAY),
+            (&loggers as _, Type::TEXT_ARRAY),
+            (&messages as _, Type::TEXT_ARRAY),
+            (&sync_ids as _, Type::TEXT_ARRAY),
+            (&task_ids as _, Type::TEXT_ARRAY),
+            (&times as _, Type::TIMESTAMPTZ_ARRAY),
+        ];
+        let sql = "INSERT INTO task_log (id, level, logger, message, sync_id, task_id, timestamp)
+             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7)
+             ON CONFLICT (id) DO NOTHING";
+        self.run("store log lines", |tx| Ok(_ = tx.execute(sql, &params)?))
+    }
+
+    /// The last lines of a task in the order in which they were logged, each cut to [`MAX_MESSAGE_LENGTH`].
+    pub fn last_logs(&self, task_id: &str, limit: u32) -> Result<Vec<LogLine>, DbError> {
+        // The sum keeps the server from using the index on `timestamp`, through which it would read the lines of all
+        // later tasks to find those of one that ended long ago.
+        let sql = "SELECT level, logger, left(message, $3), timestamp FROM
+               (SELECT * FROM task_log WHERE task_id = $1
+                ORDER BY timestamp + interval '0' DESC, id DESC LIMIT $2) AS last
+             ORDER BY timestamp, id";
+        let params = [text(&task_id), (&i64::from(limit) as _, Type::INT8), (&MAX_MESSAGE_LENGTH as _, Type::INT4)];
+        self.run("read log lines", |tx| {
+            tx.rows(sql, &params, |row| {
+                Ok(LogLine {
+                    level: row.try_get(0)?,
+                    logger: row.try_get(1)?,
+                    message: row.try_get(2)?,
+                    timestamp: row.try_get(3)?,
+                })
+            })
         })
     }
 
-    /// The last lines of a task, in the order in which they were logged; of long ones the beginning.
-    pub fn last_logs(&self, task_id: &str, limit: u32) -> Result<Vec<LogLine>, DbError> {
-        self.run("reading log lines", |session| {
-            // The sum hides the column from its index: by that one the server would walk through the lines of all tasks
-            // to find those of one that ended long ago.
-            let rows = session.query(
-                "SELECT level, logger, left(message, $3), timestamp FROM
-                   (SELECT * FROM task_log WHERE task_id = $1
-                    ORDER BY timestamp + interval '0' DESC, id DESC LIMIT $2) AS last
-                 ORDER BY timestamp, id",
-                &[(&task_id, Type::TEXT), (&i64::from(limit), Type::INT8), (&LONGEST_READ, Type::INT4)],
-            )?;
-            rows.iter()
-                .map(|row| {
-                    Ok(LogLine {
-                        level: row.try_get(0)?,
-                        logger: row.try_get(1)?,
-                        message: row.try_get(2)?,
-                        timestamp: row.try_get(3)?,
-                    })
-                })
-                .collect()
-        })
+    /// Deletes lines that are older than `older_than`, by the clock of the database, and of each sync all but the newest
+    /// `per_sync`; the empty sync id of spec and check counts as one sync. Ends early when `stop` returns true.
+    pub fn trim_logs(&self, per_sync: u64, older_than: Duration, stop: &dyn Fn() -> bool) -> Result<Trimmed, DbError> {
+        let by_age = self.trim_by_age(older_than, stop)?;
+        let by_size = self.trim_by_size(per_sync, stop)?;
+        Ok(Trimmed { by_age, by_size })
     }
+
+    fn trim_by_age(&self, older_than: Duration, stop: &dyn Fn() -> bool) -> Result<u64, DbError> {
+        let age = older_than.min(MAX_AGE).as_secs_f64();
+        let before: Option<Timestamp> = self.run("find old log lines", |tx| {
+            let sql = "SELECT CURRENT_TIMESTAMP - make_interval(secs => $1)";
+            tx.row(sql, &[(&age, Type::FLOAT8)], |row| row.try_get(0))
+        })?;
+        // The end of the last batch: deleted rows stay in the index for a while and would be read again each time.
+        let mut after: Option<Timestamp> = None;
+        let mut deleted = 0;
+        while !stop() {
+            let batch = self.run("delete old log lines", |tx| delete_old(tx, after, before))?;
+            let (count, last) = batch.unwrap_or_default();
+            deleted += count.unsigned_abs();
+            if count < i64::from(BATCH) {
+                break;
+            }
+            after = last;
+        }
+        Ok(deleted)
+    }
+
+    fn trim_by_size(&self, per_sync: u64, stop: &dyn Fn() -> bool) -> Result<u64, DbError> {
+        let per_sync = i64::from(u32::try_from(per_sync).unwrap_or(u32::MAX));
+        let mut after: Option<String> = None;
+        let mut deleted = 0;
+        while !stop() {
+            let syncs = self.run("count the log lines of syncs", |tx| count_syncs(tx, after.as_deref(), per_sync))?;
+            for (sync_id, _) in syncs.iter().filter(|(_, has_surplus)| *has_surplus) {
+                deleted += self.trim_sync(sync_id, per_sync, stop)?;
+            }
+            match syncs.into_iter().next_back() {
+                Some((last, _)) => after = Some(last),
+                None => break,
+            }
+        }
+        Ok(deleted)
+    }
+
+    fn trim_sync(&self, sync_id: &str, per_sync: i64, stop: &dyn Fn() -> bool) -> Result<u64, DbError> {
+        let mut deleted = 0;
+        while !stop() {
+            let ids = self.run("find log lines to delete", |tx| surplus(tx, sync_id, per_sync))?;
+            for batch in ids.chunks(BATCH as usize) {
+                if stop() {
+                    return Ok(deleted);
+                }
+                deleted += self.run("delete log lines", |tx| {
+                    tx.execute("DELETE FROM task_log WHERE id = ANY($1)", &[(&batch, Type::UUID_ARRAY)])
+                })?;
+            }
+            if ids.len() < SURPLUS_LIMIT as usize {
+                break;
+            }
+        }
+        Ok(deleted)
+    }
+}
+
+/// Deletes the oldest batch of lines; returns their number and the time of the last one.
+fn delete_old(
+    tx: &mut Transaction<'_>,
+    after: Option<Timestamp>,
+    before: Option<Timestamp>,
+) -> Attempt<Option<(i64, Option<Timestamp>)>> {
+    tx.row(
+        "WITH deleted AS (
+           DELETE FROM task_log WHERE id = ANY (ARRAY(
+             SELECT id FROM task_log WHERE timestamp >= COALESCE($1, '-infinity') AND timestamp < $2
+             ORDER BY timestamp LIMIT $3))
+           RETURNING timestamp)
+         SELECT count(*), max(timestamp) FROM deleted",
+        &[(&after, Type::TIMESTAMPTZ), (&before, Type::TIMESTAMPTZ), (&i64::from(BATCH), Type::INT8)],
+        |row| Ok((row.try_get(0)?, row.try_get(1)?)),
+    )
+}
+
+/// The next syncs in the order of their ids, and whether each has more than `per_sync` lines.
+///
+/// Jumps from id to id in the index instead of reading all of it, and stops counting at the limit.
+fn count_syncs(tx: &mut Transaction<'_>, after: Option<&str>, per_sync: i64) -> Attempt<Vec<(String, bool)>> {
+    force_index(tx)?;
+    tx.rows(
+        "WITH RECURSIVE syncs (sync_id, number) AS (
+           (SELECT sync_id, 1 FROM task_log WHERE $1::text IS NULL OR sync_id > $1 ORDER BY sync_id LIMIT 1)
+           UNION ALL
+           SELECT next.sync_id, number + 1 FROM syncs, LATERAL
+             (SELECT sync_id FROM task_log WHERE sync_id > syncs.sync_id ORDER BY sync_id LIMIT 1) AS next
+           WHERE number < $2)
+         SELECT sync_id, EXISTS (SELECT FROM task_log AS line WHERE line.sync_id = syncs.sync_id OFFSET $3)
+         FROM syncs ORDER BY number",
+        &[text(&after), (&SYNCS_LIMIT, Type::INT4), (&per_sync, Type::INT8)],
+        |row| Ok((row.try_get(0)?, row.try_get(1)?)),
+    )
+}
+
+/// Lines of a sync beyond the newest `per_sync`.
+///
+/// Examines only `per_sync` + [`SURPLUS_LIMIT`] of its lines: one that is not among the newest of these is not among the
+/// newest of all either.
+fn surplus(tx: &mut Transaction<'_>, sync_id: &str, per_sync: i64) -> Attempt<Vec<Uuid>> {
+    force_index(tx)?;
+    tx.rows(
+        "SELECT id FROM (SELECT id, timestamp FROM task_log WHERE sync_id = $1 LIMIT $2) AS found
+         ORDER BY timestamp DESC, id DESC OFFSET $3",
+        &[text(&sync_id), (&(per_sync + i64::from(SURPLUS_LIMIT)), Type::INT8), (&per_sync, Type::INT8)],
+        |row| row.try_get(0),
+    )
+}
+
+/// Keeps the server from scanning the table from its beginning, which after a while holds only deleted rows.
+fn force_index(tx: &mut Transaction<'_>) -> Result<(), postgres::Error> {
+    tx.batch("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! NOTIFY and LISTEN: who waits for a task looks at the tables at once and not at its next turn.
+//! NOTIFY and LISTEN: whoever waits for a task reads the tables at once instead of at the next poll.
 //!
-//! A notification says "look again" and nothing else; it may get lost (a broken connection, a `PgBouncer` that pools
-//! transactions), so whoever waits looks again by itself from time to time.
+//! A notification has no content and may get lost (a broken connection, a `PgBouncer` that pools transactions), so
+//! listeners must poll as well.
 
 use std::fmt::Write as _;
 use std::thread;
@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 use postgres::fallible_iterator::FallibleIterator;
-use postgres::types::Type;
 use sha2::{Digest, Sha256};
 
 use super::connect::Target;
+use super::pool::text;
 use super::{Db, DbError};
 
-/// How long a notification is tried: nobody should wait long for the sake of a hint.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Between attempts to get a lost connection back.
-const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+/// The longest retry timeout of a notification, which is only a hint.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(3);
+/// The delay before a lost connection is opened again.
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// Bytes of the hash in a channel's name: names end at 63 bytes, and task ids may be longer.
+/// Bytes of the hash in a channel's name: identifiers end at 63 bytes, and task ids may be longer.
 const CHANNEL_HASH: usize = 20;
 
 fn channel(task_id: &str) -> String {
@@ -41,21 +41,19 @@ pub struct Listener {
 }
 
 impl Db {
-    /// Tells whoever waits for a task that something about it was written. Gives up soon, whatever the retry_timeout of this
-    /// database is.
+    /// Notifies the listeners of a task that its rows have changed. Gives up after three seconds.
     pub fn notify(&self, task_id: &str) -> Result<(), DbError> {
         let channel = channel(task_id);
-        self.with_retry_timeout(self.retry_timeout.min(PATIENCE)).run("notifying of a task", |session| {
-            session.query("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)])?;
-            Ok(())
+        self.with_retry_timeout(self.retry_timeout.min(RETRY_TIMEOUT)).run("notify the listeners of a task", |tx| {
+            Ok(_ = tx.execute("SELECT pg_notify($1, '')", &[text(&channel)])?)
         })
     }
 
-    /// Starts to listen to a task. One attempt: without a listener, looking from time to time does.
+    /// Starts to listen to a task. Connects without retries.
     pub fn listen(&self, task_id: &str) -> Result<Listener, DbError> {
         let mut listener = Listener {
-            target: self.target().clone(),
-            application_name: self.application_name().to_owned(),
+            target: self.shared.target.clone(),
+            application_name: self.shared.application_name.clone(),
             channel: channel(task_id),
             client: None,
         };
@@ -65,14 +63,13 @@ impl Db {
 }
 
 impl Listener {
-    /// Waits until a notification comes (true) or time is over (false). Never fails: a lost connection is opened again,
-    /// and as a notification may have been missed meanwhile, the wait then ends early with false.
+    /// Waits until a notification arrives (true) or the timeout ends (false). Opens a lost connection again; since a
+    /// notification may have been missed meanwhile, the wait then ends early with false.
     pub fn wait(&mut self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let Some(client) = &mut self.client else {
-            thread::sleep(timeout.min(RECONNECT_PAUSE));
-            if let Err(error) = self.connect() {
-                tracing::debug!(%error, "listening again failed");
+            thread::sleep(timeout.min(RECONNECT_DELAY));
+            if !self.reconnect() {
                 thread::sleep(deadline.saturating_duration_since(Instant::now()));
             }
             return false;
@@ -80,7 +77,7 @@ impl Listener {
         let first = client.notifications().timeout_iter(timeout).next();
         match first {
             Ok(Some(_)) => {
-                // One look at the tables answers all that came so far.
+                // One read of the tables covers all notifications so far.
                 while let Ok(Some(_)) = client.notifications().iter().next() {}
                 return true;
             }
@@ -88,14 +85,16 @@ impl Listener {
             Ok(None) | Err(_) => {}
         }
         self.client = None;
-        if let Err(error) = self.connect() {
-            tracing::debug!(%error, "listening again failed");
-        }
+        self.reconnect();
         false
     }
 
+    fn reconnect(&mut self) -> bool {
+        self.connect().inspect_err(|error| tracing::debug!(%error, "cannot listen to a task")).is_ok()
+    }
+
     fn connect(&mut self) -> Result<(), DbError> {
-        let mut client = self.target.connect_bare(&self.application_name)?;
+        let mut client = self.target.connect_without_settings(&self.application_name)?;
         client.batch_execute(&format!("LISTEN {}", self.channel)).map_err(|error| self.target.unreachable(&error))?;
         self.client = Some(client);
         Ok(())

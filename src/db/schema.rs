@@ -1,15 +1,15 @@
-//! The tables of the wire contract: made where they are missing, looked over where they are there.
+//! The tables of the wire contract: created if missing, checked if present.
 //!
-//! Other programs make and use the same tables, so nothing that exists is changed, and what does not fit is told.
+//! Other programs create and use the same tables, so nothing that exists is changed, and what does not match is an error.
 
 use postgres::types::Type;
 
 use super::error::is_transient;
-use super::pool::{Fault, Session};
+use super::pool::{Attempt, AttemptError, Transaction, text as text_param};
 use super::text::quote_ident;
 use super::{Db, DbError};
 
-/// What a column holds.
+/// The type of a column.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Text,
@@ -28,7 +28,7 @@ impl Kind {
         }
     }
 
-    /// Whether a type of the server takes the place of ours: any string type does for text.
+    /// Whether a column may have a type of the server: any string type for text.
     fn accepts(self, name: &str, category: &str) -> bool {
         match self {
             Self::Text => category == "S",
@@ -61,7 +61,7 @@ const fn nullable(name: &'static str, kind: Kind) -> Column {
 struct Table {
     name: &'static str,
     columns: &'static [Column],
-    /// The existing sidecar names the constraint in its `ON CONFLICT`, so it has to be called `TABLE_pkey`.
+    /// The primary key. Its constraint must be named `TABLE_pkey`, as the Go sidecar uses the name in `ON CONFLICT`.
     key: &'static [&'static str],
     indexes: &'static [Index],
 }
@@ -69,7 +69,7 @@ struct Table {
 struct Index {
     /// Each may end in ` DESC`.
     columns: &'static [&'static str],
-    /// The rows that it is about have this `status`.
+    /// A partial index of the rows with this `status`.
     status: Option<&'static str>,
 }
 
@@ -93,11 +93,11 @@ impl Index {
         format!("CREATE INDEX IF NOT EXISTS {name} ON {table} ({columns}){condition}")
     }
 
-    /// Whether one that is there takes its place, whatever its name is.
-    fn is(&self, found: &FoundIndex) -> bool {
+    /// Whether an existing index serves as well, whatever its name.
+    fn is_covered_by(&self, found: &FoundIndex) -> bool {
         let condition = match (self.status, &found.condition) {
             (None, None) => true,
-            // The server writes conditions in a form of its own, with the types of the columns.
+            // The server adds the types of the columns to a condition.
             (Some(status), Some(condition)) => {
                 condition.contains("status")
                     && condition.contains(&format!("= '{status}'"))
@@ -105,12 +105,13 @@ impl Index {
             }
             _ => false,
         };
-        condition && found.starts_with(&self.plain_columns())
+        let columns = self.plain_columns();
+        condition && found.columns.len() >= columns.len() && columns.iter().zip(&found.columns).all(|(a, b)| a == b)
     }
 }
 
-/// The column that a `source_spec` of another program may lack.
-const CONNECTOR_TYPE: &str = "connector_type";
+/// A column of `source_spec` that other programs do not create.
+pub(super) const CONNECTOR_TYPE: &str = "connector_type";
 
 const TABLES: [Table; 7] = [
     Table {
@@ -164,7 +165,7 @@ const TABLES: [Table; 7] = [
         key: &["sync_id", "stream"],
         indexes: &[],
     },
-    // Not of the contract: see `config`.
+    // Not part of the contract: see `config`.
     Table {
         name: "source_config",
         columns: &[
@@ -197,8 +198,8 @@ const TABLES: [Table; 7] = [
             index(&["sync_id"]),
             index(&["started_at"]),
             index(&["sync_id", "started_at DESC"]),
-            // Not of the contract: what runs is asked for all the time, and is little among all that ever ran. No column
-            // that a sign of life changes is in it, so that it costs those nothing.
+            // Not part of the contract: running tasks are queried all the time and are few among all. Heartbeats change
+            // no column of the index, so it does not slow them down.
             Index { columns: &["sync_id"], status: Some("RUNNING") },
         ],
     },
@@ -218,92 +219,83 @@ const TABLES: [Table; 7] = [
     },
 ];
 
-/// Held while tables are made, so that two programs that start at the same time do not make them twice.
+/// The advisory lock held while tables are created, so that two processes that start at the same time do not do it twice.
 const ADVISORY_LOCK: i64 = 0x7379_6e63_6374_6c01;
 
-/// A program that does not know our lock may make the same table in the same moment; then the next look finds it.
+/// A program that does not use our lock may create the same table at the same moment; the next attempt finds it.
 const CREATE_ATTEMPTS: usize = 5;
 
-/// Whether a table of this name is one of the contract's.
-pub fn is_reserved_table(table: &str) -> bool {
-    TABLES.iter().any(|ours| ours.name == table)
-}
-
-impl Db {
-    /// Makes sure that the tables are there and fit. Makes what is missing: the schema of the search path, tables with
-    /// their keys, indexes.
-    pub fn ensure_schema(&self) -> Result<(), DbError> {
-        let mut attempt = 1;
-        loop {
-            match self.run("preparing the tables", ensure) {
-                Err(DbError::ServerError { code: Some(code), .. })
-                    if attempt < CREATE_ATTEMPTS && is_duplicate(&code) =>
-                {
-                    attempt += 1;
-                }
-                result => return result,
-            }
-        }
-    }
-}
-
-/// Schema, table, object exists; and what a unique index of the server's own catalog says instead.
-fn is_duplicate(code: &str) -> bool {
-    ["42P06", "42P07", "42710", "23505"].contains(&code)
-}
+/// SQLSTATEs of an object that exists: schema, table, other objects, and an entry in the server's catalog.
+const DUPLICATE: [&str; 4] = ["42P06", "42P07", "42710", "23505"];
 
 /// SQLSTATE `insufficient_privilege`.
 const FORBIDDEN: &str = "42501";
 
-fn ensure(session: &mut Session<'_>) -> Result<(), Fault> {
+/// Whether a table of this name belongs to the contract.
+pub fn is_reserved_table(name: &str) -> bool {
+    TABLES.iter().any(|table| table.name == name)
+}
+
+impl Db {
+    /// Creates what is missing (the schema of the search path, tables with their keys, indexes), and checks the rest.
+    pub fn ensure_schema(&self) -> Result<(), DbError> {
+        let mut result = self.run("create the tables", ensure);
+        for _ in 1..CREATE_ATTEMPTS {
+            match &result {
+                Err(DbError::ServerError { code: Some(code), .. }) if DUPLICATE.contains(&code.as_str()) => {}
+                _ => break,
+            }
+            result = self.run("create the tables", ensure);
+        }
+        result
+    }
+}
+
+fn ensure(tx: &mut Transaction<'_>) -> Attempt<()> {
     let mut problems = Vec::new();
     let mut missing = Vec::new();
     for table in &TABLES {
-        if !look_over(session, table, &mut problems)? {
+        if !check_table(tx, table, &mut problems)? {
             missing.push(table);
         }
     }
     if !missing.is_empty() {
-        session.query("SELECT pg_advisory_xact_lock($1)", &[(&ADVISORY_LOCK, Type::INT8)])?;
-        ensure_schema_of_path(session)?;
+        tx.execute("SELECT pg_advisory_xact_lock($1)", &[(&ADVISORY_LOCK, Type::INT8)])?;
+        ensure_schema_of_path(tx)?;
         for table in missing {
-            // Somebody else may have made it while we waited for the lock.
-            if !look_over(session, table, &mut problems)? {
-                create(session, &create_table(table), &format!("table {}", table.name))?;
+            // Another process may have created it before we got the lock.
+            if !check_table(tx, table, &mut problems)? {
+                create(tx, &create_table(table), &format!("table {}", table.name))?;
             }
         }
     }
     if !problems.is_empty() {
-        return Err(misfit(session, problems.join("; ")));
+        return Err(mismatch(tx, problems.join("; ")));
     }
-    TABLES.iter().try_for_each(|table| ensure_indexes(session, table))
+    TABLES.iter().try_for_each(|table| ensure_indexes(tx, table))
 }
 
-fn misfit(session: &Session<'_>, problems: String) -> Fault {
-    Fault::Own(DbError::SchemaMismatch { address: session.target().address(), problems })
+fn mismatch(tx: &Transaction<'_>, problems: String) -> AttemptError {
+    AttemptError::Final(DbError::SchemaMismatch { address: tx.target.address(), problems })
 }
 
-fn create(session: &mut Session<'_>, sql: &str, what: &str) -> Result<(), Fault> {
-    match session.batch(sql) {
+fn create(tx: &mut Transaction<'_>, sql: &str, what: &str) -> Attempt<()> {
+    match tx.batch(sql) {
         Err(error) if error.code().is_some_and(|code| code.code() == FORBIDDEN) => {
-            let reason = session.target().describe(&error);
-            Err(misfit(session, format!("{what} is missing and may not be created: {reason}")))
+            let reason = tx.target.describe(&error);
+            Err(mismatch(tx, format!("{what} is missing and may not be created: {reason}")))
         }
         result => Ok(result?),
     }
 }
 
-/// The schema that the search path begins with: a name in the URL means it, and not the next one on the path.
-fn ensure_schema_of_path(session: &mut Session<'_>) -> Result<(), Fault> {
-    let Some(schema) = session.target().search_path().and_then(first_schema) else {
-        return Ok(());
-    };
-    // Asked for first: CREATE SCHEMA IF NOT EXISTS needs the right to create even if there is nothing to create.
-    let found =
-        session.query_opt("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1", &[(&schema, Type::TEXT)])?;
-    if found.is_none() {
-        let sql = format!("CREATE SCHEMA {}", quote_ident(&schema));
-        create(session, &sql, &format!("schema {schema:?}"))?;
+/// Creates the first schema of the search path, as tables must not land in the next one.
+fn ensure_schema_of_path(tx: &mut Transaction<'_>) -> Attempt<()> {
+    let Some(schema) = tx.target.search_path().and_then(first_schema) else { return Ok(()) };
+    // CREATE SCHEMA IF NOT EXISTS needs the privilege even if the schema exists.
+    let exists = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1";
+    if !tx.exists(exists, &[text_param(&schema)])? {
+        create(tx, &format!("CREATE SCHEMA {}", quote_ident(&schema)), &format!("schema {schema:?}"))?;
     }
     Ok(())
 }
@@ -322,38 +314,46 @@ fn create_table(table: &Table) -> String {
     format!("CREATE TABLE {} ({})", table.name, lines.join(", "))
 }
 
-/// Whether a table is there. Notes what does not fit.
-fn look_over(session: &mut Session<'_>, table: &Table, problems: &mut Vec<String>) -> Result<bool, Fault> {
-    let privileges = session.query_opt(
+/// Whether a table exists. Adds what does not match to `problems`.
+fn check_table(tx: &mut Transaction<'_>, table: &Table, problems: &mut Vec<String>) -> Attempt<bool> {
+    let name = table.name;
+    let denied = tx.row(
         "SELECT array(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS p
                       WHERE NOT has_table_privilege(found, p))
          FROM to_regclass($1) AS found WHERE found IS NOT NULL",
-        &[(&table.name, Type::TEXT)],
+        &[text_param(&name)],
+        |row| row.try_get::<_, Vec<String>>(0),
     )?;
-    let Some(row) = privileges else { return Ok(false) };
-    let name = table.name;
-    let lacking: Vec<String> = row.try_get(0)?;
-    if !lacking.is_empty() {
-        problems.push(format!("table {name} does not allow this role to {}", lacking.join(", ")));
+    let Some(denied) = denied else { return Ok(false) };
+    if !denied.is_empty() {
+        problems.push(format!("table {name} does not allow this role to {}", denied.join(", ")));
     }
-    let found = session.query(
+    let columns = tx.rows(
         "SELECT a.attname::text, t.typname::text, t.typcategory::text, a.attnotnull,
                 a.atthasdef OR a.attidentity <> ''
          FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
          WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped",
-        &[(&name, Type::TEXT)],
+        &[text_param(&name)],
+        |row| {
+            Ok(FoundColumn {
+                name: row.try_get(0)?,
+                kind: row.try_get(1)?,
+                category: row.try_get(2)?,
+                not_null: row.try_get(3)?,
+                has_default: row.try_get(4)?,
+            })
+        },
     )?;
-    let found = found.iter().map(FoundColumn::read).collect::<Result<Vec<_>, _>>()?;
-    problems.extend(compare_columns(table, &found));
-    let typed = found.iter().any(|column| column.name == CONNECTOR_TYPE);
+    problems.extend(compare_columns(table, &columns));
+    let typed = columns.iter().any(|column| column.name == CONNECTOR_TYPE);
     let key: Vec<&str> = table.key.iter().copied().filter(|column| typed || *column != CONNECTOR_TYPE).collect();
-    let unique = indexes(session, table)?.into_iter().any(|index| {
+    let has_key = find_indexes(tx, table)?.iter().any(|index| {
         index.unique
             && index.condition.is_none()
             && index.columns.len() == key.len()
-            && key.iter().all(|column| index.has(column))
+            && index.columns.iter().all(|column| key.contains(&column.as_str()))
     });
-    if !unique {
+    if !has_key {
         problems.push(format!("table {name} has no primary key over {}", key.join(", ")));
     }
     Ok(true)
@@ -365,18 +365,6 @@ struct FoundColumn {
     category: String,
     not_null: bool,
     has_default: bool,
-}
-
-impl FoundColumn {
-    fn read(row: &postgres::Row) -> Result<Self, postgres::Error> {
-        Ok(Self {
-            name: row.try_get(0)?,
-            kind: row.try_get(1)?,
-            category: row.try_get(2)?,
-            not_null: row.try_get(3)?,
-            has_default: row.try_get(4)?,
-        })
-    }
 }
 
 fn compare_columns(table: &Table, found: &[FoundColumn]) -> Vec<String> {
@@ -399,7 +387,7 @@ fn compare_columns(table: &Table, found: &[FoundColumn]) -> Vec<String> {
     }
     for column in found.iter().filter(|column| column.not_null && !column.has_default) {
         if !table.columns.iter().any(|wanted| wanted.name == column.name) {
-            problems.push(format!("column {name}.{} is unknown and demands a value", column.name));
+            problems.push(format!("column {name}.{} is unknown and requires a value", column.name));
         }
     }
     problems
@@ -408,23 +396,13 @@ fn compare_columns(table: &Table, found: &[FoundColumn]) -> Vec<String> {
 struct FoundIndex {
     columns: Vec<String>,
     unique: bool,
-    /// In the words of the server.
+    /// In the server's spelling.
     condition: Option<String>,
 }
 
-impl FoundIndex {
-    fn has(&self, column: &str) -> bool {
-        self.columns.iter().any(|name| name == column)
-    }
-
-    fn starts_with(&self, columns: &[&str]) -> bool {
-        self.columns.len() >= columns.len() && columns.iter().zip(&self.columns).all(|(wanted, name)| wanted == name)
-    }
-}
-
-/// The indexes without expressions.
-fn indexes(session: &mut Session<'_>, table: &Table) -> Result<Vec<FoundIndex>, postgres::Error> {
-    let rows = session.query(
+/// The indexes of a table, without those on expressions.
+fn find_indexes(tx: &mut Transaction<'_>, table: &Table) -> Attempt<Vec<FoundIndex>> {
+    tx.rows(
         "SELECT array(SELECT a.attname::text
                       FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (num, position)
                       JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.num
@@ -432,45 +410,39 @@ fn indexes(session: &mut Session<'_>, table: &Table) -> Result<Vec<FoundIndex>, 
                 i.indisunique AND i.indimmediate, pg_get_expr(i.indpred, i.indrelid)
          FROM pg_catalog.pg_index i
          WHERE i.indrelid = to_regclass($1) AND i.indisvalid AND i.indexprs IS NULL",
-        &[(&table.name, Type::TEXT)],
-    )?;
-    rows.iter()
-        .map(|row| Ok(FoundIndex { columns: row.try_get(0)?, unique: row.try_get(1)?, condition: row.try_get(2)? }))
-        .collect()
+        &[text_param(&table.name)],
+        |row| Ok(FoundIndex { columns: row.try_get(0)?, unique: row.try_get(1)?, condition: row.try_get(2)? }),
+    )
 }
 
-/// Writers of a table wait while an index is made; of a table larger than this many bytes, too long.
-const LARGEST_INDEXED: i64 = 64 << 20;
-/// How long writers may be held up by our waiting for other writers.
+/// The largest table, in bytes, that gets missing indexes: writers wait while an index is created.
+const MAX_INDEXED_SIZE: i64 = 64 << 20;
+/// How long the creation of an index may wait for writers, since further writers queue behind it.
 const INDEX_LOCK_TIMEOUT: &str = "2s";
 
-/// Makes missing indexes. They only make things fast, so it is no failure if that is not allowed.
-fn ensure_indexes(session: &mut Session<'_>, table: &Table) -> Result<(), Fault> {
+/// Creates missing indexes. They only serve speed, so a missing privilege is no error.
+fn ensure_indexes(tx: &mut Transaction<'_>, table: &Table) -> Attempt<()> {
     if table.indexes.is_empty() {
         return Ok(());
     }
-    let found = indexes(session, table)?;
-    let size = session.query_opt("SELECT pg_relation_size(to_regclass($1))", &[(&table.name, Type::TEXT)])?;
-    let size: i64 = size.map_or(Ok(0), |row| row.try_get(0))?;
-    for wanted in table.indexes {
-        if found.iter().any(|index| wanted.is(index)) {
+    let found = find_indexes(tx, table)?;
+    let size = tx.row("SELECT pg_relation_size(to_regclass($1))", &[text_param(&table.name)], |row| row.try_get(0))?;
+    for wanted in table.indexes.iter().filter(|wanted| !found.iter().any(|index| wanted.is_covered_by(index))) {
+        let (index, sql) = (wanted.name(table.name), wanted.ddl(table.name));
+        if size.unwrap_or(0) > MAX_INDEXED_SIZE {
+            let remedy = sql.replacen("INDEX", "INDEX CONCURRENTLY", 1);
+            tracing::warn!(index, remedy, "an index is missing, and the table is too large to create it now");
             continue;
         }
-        let (name, sql) = (wanted.name(table.name), wanted.ddl(table.name));
-        if size > LARGEST_INDEXED {
-            let (index, remedy) = (name, sql.replacen("INDEX", "INDEX CONCURRENTLY", 1));
-            tracing::warn!(index, remedy, "an index is missing on a table that is too large to make it now");
-            continue;
-        }
-        session.batch(&format!("SAVEPOINT making_index; SET LOCAL lock_timeout = '{INDEX_LOCK_TIMEOUT}'"))?;
-        if let Err(error) = session.batch(&sql) {
+        tx.batch(&format!("SAVEPOINT before_index; SET LOCAL lock_timeout = '{INDEX_LOCK_TIMEOUT}'"))?;
+        if let Err(error) = tx.batch(&sql) {
             if is_transient(&error) {
                 return Err(error.into());
             }
-            let reason = session.target().describe(&error);
-            // Not a warning: a role that does not own the table would read it at every start.
-            tracing::debug!(index = name, reason, "an index is missing and cannot be made");
-            session.batch("ROLLBACK TO SAVEPOINT making_index")?;
+            let reason = tx.target.describe(&error);
+            // Not a warning: a role that does not own the table would get it at every start.
+            tracing::debug!(index, reason, "an index is missing and cannot be created");
+            tx.batch("ROLLBACK TO SAVEPOINT before_index")?;
         }
     }
     Ok(())

@@ -1,21 +1,20 @@
 //! `source_spec`: the last specification of a connector, and why the last attempt to get it failed.
 
 use jiff::Timestamp;
-use postgres::types::Type;
 
-use super::pool::{Fault, Session};
+use super::pool::{Attempt, AttemptError, Transaction, text, time};
+use super::schema::CONNECTOR_TYPE;
 use super::text::{clean, clean_json};
 use super::{Db, DbError};
 use crate::task::{CONNECTOR_TYPE_AIRBYTE, Task, to_millis};
 
-/// What a specification is stored under.
+/// The key of a specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecKey {
     /// `airbyte`.
     pub connector_type: String,
-    /// The image without its version.
+    /// The image, without its version.
     pub package: String,
-    /// The version of the image.
     pub version: String,
 }
 
@@ -29,37 +28,38 @@ impl SpecKey {
 
 /// A row of `source_spec`.
 ///
-/// After a failure `specs` still holds the specification of an earlier attempt, if there was one: the outcome of the
-/// attempt that started at `timestamp` is `error` where there is one, else `specs`.
+/// After a failure `specs` is the specification of an earlier attempt, if there was one: the outcome of the attempt that
+/// started at `timestamp` is `error` if present, else `specs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredSpec {
-    /// The specification, a JSON document.
+    /// A JSON document.
     pub specs: Option<String>,
     /// Why the last attempt failed.
     pub error: Option<String>,
-    /// When the last attempt started whose outcome is stored.
+    /// When the attempt started whose outcome is stored.
     pub timestamp: Timestamp,
 }
 
 impl Db {
     /// Stores the outcome of the attempt that started at `at`: a specification, or why there is none.
     ///
-    /// A specification takes the place of the stored one; a failure leaves it there. Neither counts against a later
-    /// attempt, nor a failure against an outcome of the same attempt: what the sidecar saw comes before what the
-    /// controller infers.
+    /// A specification replaces the stored one; a failure keeps it. Neither overwrites the outcome of a later attempt,
+    /// and a failure overwrites no outcome of the same attempt: the sidecar's observation counts more than the
+    /// controller's conclusion.
     pub fn save_spec(&self, key: &SpecKey, at: Timestamp, outcome: Result<&str, &str>) -> Result<(), DbError> {
+        let SpecKey { connector_type, package, version } = key;
         let at = to_millis(at);
-        let specs = outcome.ok().map(clean_json);
-        let error = outcome.err().map(clean);
-        self.run("storing a specification", |session| {
-            let typed = has_connector_type(session)?;
-            if !typed && key.connector_type != CONNECTOR_TYPE_AIRBYTE {
-                return Err(Fault::Own(DbError::SchemaMismatch {
-                    address: session.target().address(),
+        let (specs, error) = (outcome.ok().map(clean_json), outcome.err().map(clean));
+        let (specs, error) = (specs.as_deref(), error.as_deref());
+        let params = [text(package), text(version), text(&specs), text(&error), time(&at), text(connector_type)];
+        self.run("store a specification", |tx| {
+            let typed = has_connector_type(tx)?;
+            if !typed && connector_type != CONNECTOR_TYPE_AIRBYTE {
+                return Err(AttemptError::Final(DbError::SchemaMismatch {
+                    address: tx.target.address(),
                     problems: format!(
-                        "table source_spec has no column connector_type, so it takes connectors of type \
-                         {CONNECTOR_TYPE_AIRBYTE} alone and not {:?}",
-                        key.connector_type
+                        "table source_spec has no column {CONNECTOR_TYPE}, so it takes only connectors of type \
+                         {CONNECTOR_TYPE_AIRBYTE} and not {connector_type:?}"
                     ),
                 }));
             }
@@ -74,50 +74,35 @@ impl Db {
                  WHERE stored.timestamp < excluded.timestamp
                     OR stored.timestamp = excluded.timestamp AND excluded.error IS NULL"
             );
-            let specs = specs.as_deref();
-            let error = error.as_deref();
-            let params = [
-                (&key.package as _, Type::TEXT),
-                (&key.version as _, Type::TEXT),
-                (&specs as _, Type::TEXT),
-                (&error as _, Type::TEXT),
-                (&at as _, Type::TIMESTAMPTZ),
-                (&key.connector_type as _, Type::TEXT),
-            ];
-            session.execute(&sql, &params[..if typed { 6 } else { 5 }])?;
-            Ok(())
+            Ok(_ = tx.execute(&sql, &params[..if typed { 6 } else { 5 }])?)
         })
     }
 
-    /// What is stored under a key.
+    /// The row under a key.
     pub fn spec(&self, key: &SpecKey) -> Result<Option<StoredSpec>, DbError> {
-        self.run("reading a specification", |session| {
-            let typed = has_connector_type(session)?;
-            if !typed && key.connector_type != CONNECTOR_TYPE_AIRBYTE {
+        let SpecKey { connector_type, package, version } = key;
+        let params = [text(package), text(version), text(connector_type)];
+        self.run("read a specification", |tx| {
+            let typed = has_connector_type(tx)?;
+            if !typed && connector_type != CONNECTOR_TYPE_AIRBYTE {
                 return Ok(None);
             }
             let condition = if typed { " AND connector_type = $3" } else { "" };
             let sql = format!(
                 "SELECT specs::text, error, timestamp FROM source_spec WHERE package = $1 AND version = $2{condition}"
             );
-            let params = [
-                (&key.package as _, Type::TEXT),
-                (&key.version as _, Type::TEXT),
-                (&key.connector_type as _, Type::TEXT),
-            ];
-            let row = session.query_opt(&sql, &params[..if typed { 3 } else { 2 }])?;
-            row.map(|row| Ok(StoredSpec { specs: row.try_get(0)?, error: row.try_get(1)?, timestamp: row.try_get(2)? }))
-                .transpose()
+            tx.row(&sql, &params[..if typed { 3 } else { 2 }], |row| {
+                Ok(StoredSpec { specs: row.try_get(0)?, error: row.try_get(1)?, timestamp: row.try_get(2)? })
+            })
         })
     }
 }
 
-/// A table that another program made may lack the column.
-fn has_connector_type(session: &mut Session<'_>) -> Result<bool, postgres::Error> {
-    let found = session.query_opt(
+/// Whether the table has the column `connector_type`, which other programs do not create.
+fn has_connector_type(tx: &mut Transaction<'_>) -> Attempt<bool> {
+    tx.exists(
         "SELECT 1 FROM pg_catalog.pg_attribute
          WHERE attrelid = to_regclass('source_spec') AND attname = 'connector_type' AND NOT attisdropped",
         &[],
-    )?;
-    Ok(found.is_some())
+    )
 }

@@ -1,7 +1,9 @@
-//! `source_task`: which tasks there are, how far they are, how they ended.
+//! `source_task`: the tasks, their progress and their outcomes.
 //!
-//! A row exists before the task's Pod does. It says RUNNING until somebody knows better: the sidecar, which saw the
-//! outcome, or the controller, which infers one where the sidecar left none.
+//! A row is inserted before the task starts. It is RUNNING until an outcome is stored: by the sidecar, which observed it,
+//! or by the controller, which concludes it where the sidecar left none.
+
+mod description;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,56 +11,52 @@ use std::time::Duration;
 use jiff::Timestamp;
 use postgres::Row;
 use postgres::types::Type;
-use serde_json::Value;
+use sha2::{Digest, Sha256};
 
-use super::pool::{Fault, Session};
+use super::pool::{Attempt, AttemptError, Transaction, text, time};
 use super::text::{clean, clean_json};
 use super::{Db, DbError, Writer};
 use crate::failure::{Class, Failure};
-use crate::task::{StreamReport, StreamReports, StreamStatus, Task, TaskMetrics, TaskStatus, to_millis};
+use crate::task::{StreamReports, Task, TaskMetrics, TaskStatus, to_millis};
 
-/// A row of `source_task`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredTask {
-    /// The sync that the task belongs to.
-    pub sync_id: String,
-    /// Its id.
-    pub task_id: String,
-    /// The image without its version.
-    pub package: String,
-    /// The version of the image.
-    pub version: String,
-    /// When it was accepted.
-    pub started_at: Timestamp,
-    /// The last sign of life, by the clock of the database.
-    pub updated_at: Timestamp,
-    /// Who asked for it, a JSON document.
-    pub started_by: Option<String>,
-    /// How it is; `None` for a word that another program wrote and we do not know.
-    pub status: Option<TaskStatus>,
-    /// The same as it is written.
-    pub status_text: String,
-    /// Per stream; empty unless the description is that of a read.
-    pub streams: StreamReports,
-    /// What `streams` was read from.
-    pub description: Option<String>,
-    /// CPU and memory, a JSON document.
-    pub metrics: Option<String>,
-    /// Why it is not SUCCESS.
-    pub error: Option<String>,
-}
+/// The longest description in a list, in bytes: some hundred streams.
+const MAX_LISTED_DESCRIPTION: usize = 64 * 1024;
 
-/// Bytes of a description in a list: some hundred streams.
-const LONGEST_LISTED: usize = 64 * 1024;
-
-/// Tasks that one statement is about.
-const HEARTBEATS: usize = 1000;
+/// The most tasks of one statement.
+const BATCH: usize = 1000;
 
 const COLUMNS: &str = "sync_id, task_id, package, version, started_at, updated_at, started_by::text, status, \
                        description, metrics::text, error";
 
+/// A row of `source_task`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredTask {
+    pub sync_id: String,
+    pub task_id: String,
+    /// The image, without its version.
+    pub package: String,
+    pub version: String,
+    /// When the task was accepted.
+    pub started_at: Timestamp,
+    /// The last heartbeat, by the clock of the database.
+    pub updated_at: Timestamp,
+    /// A JSON document.
+    pub started_by: Option<String>,
+    /// `None` for a status of another program that we do not know.
+    pub status: Option<TaskStatus>,
+    /// The status as it is stored.
+    pub status_text: String,
+    /// Parsed from `description`; empty if that has no stream reports.
+    pub streams: StreamReports,
+    pub description: Option<String>,
+    /// CPU and memory, a JSON document.
+    pub metrics: Option<String>,
+    /// Why the status is not SUCCESS.
+    pub error: Option<String>,
+}
+
 impl StoredTask {
-    fn read(row: &Row) -> Result<Self, postgres::Error> {
+    fn decode(row: &Row) -> Result<Self, postgres::Error> {
         let status_text: String = row.try_get(7)?;
         let description: Option<String> = row.try_get(8)?;
         Ok(Self {
@@ -71,7 +69,7 @@ impl StoredTask {
             started_by: row.try_get(6)?,
             status: status_text.parse().ok(),
             status_text,
-            streams: description.as_deref().map(parse_reports).unwrap_or_default(),
+            streams: description.as_deref().map(description::parse).unwrap_or_default(),
             description,
             metrics: row.try_get(9)?,
             error: row.try_get(10)?,
@@ -79,77 +77,128 @@ impl StoredTask {
     }
 }
 
+/// Whether a task may start while another one of its sync runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConcurrencyPolicy {
+    /// Tasks of one sync may run at the same time.
+    Allow,
+    /// Only one task of a sync runs at a time, also across processes.
+    Forbid,
+}
+
+/// The outcome of [`Db::start_task`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum StartOutcome {
+    /// The row was inserted.
+    Started,
+    /// There is a row of this task already.
+    Exists(Box<StoredTask>),
+    /// The task with this id runs for the same sync.
+    SyncBusy(String),
+}
+
 impl Db {
-    /// Stores how far the streams of a running task are, and what it has used if that is known. False if the task is not
-    /// (or no longer) RUNNING, for example because it was cancelled.
+    /// Inserts the row of a task as RUNNING, before the task starts.
+    pub fn start_task(&self, task: &Task, concurrency: ConcurrencyPolicy) -> Result<StartOutcome, DbError> {
+        self.run("store the start of a task", |tx| {
+            if concurrency == ConcurrencyPolicy::Forbid {
+                lock_sync(tx, &task.sync_id)?;
+                if let Some(stored) = read(tx, &task.task_id)? {
+                    return Ok(existing(tx, stored, task));
+                }
+                if let Some(running) = running_task(tx, &task.sync_id)? {
+                    return Ok(StartOutcome::SyncBusy(running));
+                }
+            }
+            if insert(tx, task, TaskStatus::Running, None, None)? {
+                return Ok(StartOutcome::Started);
+            }
+            let stored = read(tx, &task.task_id)?.ok_or_else(|| row_deleted(tx))?;
+            Ok(existing(tx, stored, task))
+        })
+    }
+
+    /// Starts a task again that failed with the error `failed` before it ran: its row becomes RUNNING. `Exists` if the
+    /// row has changed.
+    pub fn restart_task(&self, task: &Task, failed: &str) -> Result<StartOutcome, DbError> {
+        let started_at = to_millis(task.started_at);
+        self.run("store the start of a task", |tx| {
+            lock_sync(tx, &task.sync_id)?;
+            let stored = read(tx, &task.task_id)?.ok_or_else(|| row_deleted(tx))?;
+            if stored.status == Some(TaskStatus::Running) && is_own_insert(tx, &stored, task) {
+                return Ok(StartOutcome::Started);
+            }
+            if stored.status != Some(TaskStatus::Failed) || stored.error.as_deref() != Some(failed) {
+                return Ok(StartOutcome::Exists(Box::new(stored)));
+            }
+            if let Some(running) = running_task(tx, &task.sync_id)? {
+                return Ok(StartOutcome::SyncBusy(running));
+            }
+            tx.execute(
+                "UPDATE source_task SET status = 'RUNNING', error = NULL, description = NULL, started_at = $2,
+                                        updated_at = CURRENT_TIMESTAMP
+                 WHERE task_id = $1",
+                &[text(&task.task_id), time(&started_at)],
+            )?;
+            Ok(StartOutcome::Started)
+        })
+    }
+
+    /// Stores the progress of a running task, and its resource usage if that is known. False if the task is not RUNNING,
+    /// for example because it was cancelled.
     pub fn report_progress(
         &self,
         task_id: &str,
         reports: &StreamReports,
         metrics: Option<&TaskMetrics>,
     ) -> Result<bool, DbError> {
-        let description = write_reports(reports);
+        let description = description::write(reports);
         // Two numbers always serialize.
         let metrics = metrics.and_then(|metrics| serde_json::to_string(metrics).ok());
-        self.run("storing the progress of a task", |session| {
-            let count = session.execute(
-                "UPDATE source_task SET description = $2, metrics = COALESCE($3::text::jsonb, metrics),
-                   updated_at = CURRENT_TIMESTAMP
-                 WHERE task_id = $1 AND status = 'RUNNING'",
-                &[(&task_id, Type::TEXT), (&description, Type::TEXT), (&metrics.as_deref(), Type::TEXT)],
-            )?;
-            Ok(count > 0)
+        let sql = "UPDATE source_task SET description = $2, metrics = COALESCE($3::text::jsonb, metrics),
+               updated_at = CURRENT_TIMESTAMP
+             WHERE task_id = $1 AND status = 'RUNNING'";
+        self.run("store the progress of a task", |tx| {
+            Ok(tx.execute(sql, &[text(&task_id), text(&description), text(&metrics)])? > 0)
         })
     }
 
-    /// Says that a running task is alive. False if it is not (or no longer) RUNNING.
+    /// Stores a heartbeat of a running task. False if the task is not RUNNING.
     pub fn heartbeat(&self, task_id: &str) -> Result<bool, DbError> {
-        self.run("storing a sign of life of a task", |session| {
-            let count = session.execute(
-                "UPDATE source_task SET updated_at = CURRENT_TIMESTAMP WHERE task_id = $1 AND status = 'RUNNING'",
-                &[(&task_id, Type::TEXT)],
-            )?;
-            Ok(count > 0)
-        })
+        let sql = "UPDATE source_task SET updated_at = CURRENT_TIMESTAMP WHERE task_id = $1 AND status = 'RUNNING'";
+        self.run("store the heartbeat of a task", |tx| Ok(tx.execute(sql, &[text(&task_id)])? > 0))
     }
 
-    /// Says that tasks are alive, those of them that are RUNNING. Returns how many were; a row that somebody else is just
-    /// writing is left to him.
+    /// Stores heartbeats of those tasks that are RUNNING; returns their number. Skips rows that are locked: they have a
+    /// writer.
     pub fn heartbeats(&self, task_ids: &[&str]) -> Result<u64, DbError> {
-        task_ids.chunks(HEARTBEATS).try_fold(0, |sum, ids| {
-            let count = self.run("storing signs of life of tasks", |session| {
-                // Locked in one order: two programs that do this at a time would wait for each other in a circle.
-                Ok(session.execute(
-                    "UPDATE source_task SET updated_at = CURRENT_TIMESTAMP WHERE task_id IN
-                       (SELECT task_id FROM source_task WHERE task_id = ANY ($1) AND status = 'RUNNING'
-                        ORDER BY task_id FOR UPDATE SKIP LOCKED)",
-                    &[(&ids, Type::TEXT_ARRAY)],
-                )?)
-            })?;
-            Ok(sum + count)
+        // Locked in one order, so that concurrent calls do not deadlock.
+        let sql = "UPDATE source_task SET updated_at = CURRENT_TIMESTAMP WHERE task_id IN
+               (SELECT task_id FROM source_task WHERE task_id = ANY ($1) AND status = 'RUNNING'
+                ORDER BY task_id FOR UPDATE SKIP LOCKED)";
+        task_ids.chunks(BATCH).try_fold(0, |sum, ids| {
+            Ok(sum + self.run("store heartbeats of tasks", |tx| tx.execute(sql, &[(&ids, Type::TEXT_ARRAY)]))?)
         })
     }
 
-    /// Which of these tasks are CANCELLED, or FAILED by this class of failure.
+    /// Those tasks that are CANCELLED, or FAILED with this class of failure.
     pub fn cancelled_or_failed(&self, task_ids: &[&str], class: Class) -> Result<HashSet<String>, DbError> {
         let sql = "SELECT task_id FROM source_task
-                   WHERE task_id = ANY ($1)
-                     AND (status = 'CANCELLED' OR status = 'FAILED' AND starts_with(error, $2))";
-        let begins = format!("{class}: ");
-        task_ids.chunks(HEARTBEATS).try_fold(HashSet::new(), |mut found, ids| {
-            found.extend(self.run("looking for tasks that must not run", |session| {
-                let rows = session.query(sql, &[(&ids, Type::TEXT_ARRAY), (&begins, Type::TEXT)])?;
-                Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?)
+             WHERE task_id = ANY ($1) AND (status = 'CANCELLED' OR status = 'FAILED' AND starts_with(error, $2))";
+        let prefix = format!("{class}: ");
+        task_ids.chunks(BATCH).try_fold(HashSet::new(), |mut found, ids| {
+            found.extend(self.run("find tasks that must not run", |tx| {
+                tx.rows(sql, &[(&ids, Type::TEXT_ARRAY), text(&prefix)], |row| row.try_get::<_, String>(0))
             })?);
             Ok(found)
         })
     }
 
-    /// Stores the outcome of a task and says whether it counts.
+    /// Stores the outcome of a task. False if the stored one takes precedence.
     ///
-    /// The controller's counts where the row says RUNNING or is missing; the sidecar's unless the row says CANCELLED or
-    /// `TIME_EXCEEDED`; then only its reports do. Without reports those that are stored stay, and streams that were not done get the outcome of
-    /// the task.
+    /// The controller's outcome counts where the row is RUNNING or missing; the sidecar's unless the row is CANCELLED or
+    /// `TIME_EXCEEDED`, where only its reports are stored. Without `reports` the stored ones stay, and streams without a
+    /// final status get the outcome of the task.
     pub fn finish_task(
         &self,
         task: &Task,
@@ -160,58 +209,51 @@ impl Db {
     ) -> Result<bool, DbError> {
         let error = error.map(clean);
         let error = error.as_deref();
-        let written = reports.map(write_reports);
-        self.run("storing the outcome of a task", |session| {
-            // Locked, so that of two writers the second one sees what the first one wrote.
-            let find = "SELECT status, description, error FROM source_task WHERE task_id = $1 FOR UPDATE";
-            let mut row = session.query_opt(find, &[(&task.task_id, Type::TEXT)])?;
-            if row.is_none() {
-                if insert(session, task, status, written.as_deref(), error)? {
-                    return Ok(true);
-                }
-                row = session.query_opt(find, &[(&task.task_id, Type::TEXT)])?;
-            }
-            let Some(row) = row else { return Err(Fault::Own(vanished(session))) };
-            let stored: &str = row.try_get(0)?;
-            if !may_finish(writer, status, stored) {
-                // How far each stream came is known to the sidecar alone, whoever ended the task.
-                if let (Writer::Sidecar, Some(reports)) = (writer, reports) {
-                    describe(session, &task.task_id, &late_reports(reports, stored))?;
-                }
-                // Our own outcome, of an attempt whose answer got lost, counts.
-                return Ok(session.repeated
-                    && stored == status.as_str()
-                    && row.try_get::<_, Option<&str>>(2)? == error);
-            }
-            let description = match &written {
-                Some(written) => Some(written.clone()),
-                None => row.try_get::<_, Option<&str>>(1)?.map(|description| settle(description, status)),
+        let written = reports.map(description::write);
+        self.run("store the outcome of a task", |tx| {
+            let stored = match lock_outcome(tx, &task.task_id)? {
+                Some(stored) => stored,
+                None if insert(tx, task, status, written.as_deref(), error)? => return Ok(true),
+                // Inserted by another writer in between.
+                None => lock_outcome(tx, &task.task_id)?.ok_or_else(|| row_deleted(tx))?,
             };
-            update(session, &task.task_id, status, description.as_deref(), error)?;
+            if !may_finish(writer, status, &stored.status) {
+                // Only the sidecar knows the progress of each stream, whoever ended the task.
+                if let (Writer::Sidecar, Some(reports)) = (writer, reports) {
+                    tx.execute(
+                        "UPDATE source_task SET description = $2, updated_at = CURRENT_TIMESTAMP WHERE task_id = $1",
+                        &[text(&task.task_id), text(&description::write_late(reports, &stored.status))],
+                    )?;
+                }
+                let is_own = tx.is_retry && stored.status == status.as_str() && stored.error.as_deref() == error;
+                return Ok(is_own);
+            }
+            let description =
+                written.clone().or_else(|| Some(description::close(stored.description.as_deref()?, status)));
+            update(tx, &task.task_id, status, description.as_deref(), error)?;
             Ok(true)
         })
     }
 
     /// The row of a task.
     pub fn task(&self, task_id: &str) -> Result<Option<StoredTask>, DbError> {
-        self.run("reading a task", |session| Ok(read(session, task_id)?))
+        self.run("read a task", |tx| read(tx, task_id))
     }
 
-    /// The tasks of a sync, newest first. Of one with very many streams the streams are left out.
+    /// The tasks of a sync, newest first. Descriptions with a great many streams are omitted.
     pub fn tasks_of_sync(&self, sync_id: &str, limit: u32) -> Result<Vec<StoredTask>, DbError> {
-        let listed = format!("CASE WHEN octet_length(description) <= {LONGEST_LISTED} THEN description END");
+        let listed = format!("CASE WHEN octet_length(description) <= {MAX_LISTED_DESCRIPTION} THEN description END");
         let columns = COLUMNS.replace("description", &listed);
         let sql = format!(
             "SELECT {columns} FROM source_task WHERE sync_id = $1 ORDER BY started_at DESC, task_id DESC LIMIT $2"
         );
-        self.run("reading the tasks of a sync", |session| {
-            let rows = session.query(&sql, &[(&sync_id, Type::TEXT), (&i64::from(limit), Type::INT8)])?;
-            Ok(rows.iter().map(StoredTask::read).collect::<Result<_, _>>()?)
+        self.run("read the tasks of a sync", |tx| {
+            tx.rows(&sql, &[text(&sync_id), (&i64::from(limit), Type::INT8)], StoredTask::decode)
         })
     }
 
-    /// Reads that one-off commands have started and that run as far as their rows tell, without a sign of life for so
-    /// long; each with the process of its command.
+    /// The RUNNING reads that commands have started, without a heartbeat for `idle_for` by the clock of the database,
+    /// each with the process of its command.
     pub fn idle_cli_tasks(&self, idle_for: Duration) -> Result<Vec<(StoredTask, String)>, DbError> {
         let sql = format!(
             "SELECT {COLUMNS}, started_by ->> 'process' AS process FROM source_task
@@ -219,254 +261,182 @@ impl Db {
                AND updated_at <= CURRENT_TIMESTAMP - make_interval(secs => $1)
              ORDER BY started_at, task_id"
         );
-        self.run("reading the running tasks", |session| {
-            let params = [(&idle_for.as_secs_f64() as _, Type::FLOAT8)];
-            let read = |row: &Row| Ok((StoredTask::read(row)?, row.try_get("process")?));
-            Ok(session.query(&sql, &params)?.iter().map(read).collect::<Result<_, postgres::Error>>()?)
+        self.run("read the running tasks", |tx| {
+            tx.rows(&sql, &[(&idle_for.as_secs_f64(), Type::FLOAT8)], |row| {
+                Ok((StoredTask::decode(row)?, row.try_get("process")?))
+            })
         })
     }
 
-    /// The tasks that say RUNNING, were started under a marker (`fleet` of `syncctl` in their `started_by`) and gave no
-    /// sign of life for a time, by the clock of the database.
-    pub fn idle_tasks_of_fleet(&self, marker: &str, idle_for: Duration) -> Result<Vec<StoredTask>, DbError> {
+    /// The RUNNING tasks whose `started_by` names this `fleet`, without a heartbeat for `idle_for` by the clock of the
+    /// database.
+    pub fn idle_tasks_of_fleet(&self, fleet: &str, idle_for: Duration) -> Result<Vec<StoredTask>, DbError> {
         let sql = format!(
             "SELECT {COLUMNS} FROM source_task
              WHERE status = 'RUNNING' AND started_by -> 'syncctl' ->> 'fleet' = $1
                AND updated_at < CURRENT_TIMESTAMP - make_interval(secs => $2)
              ORDER BY started_at, task_id"
         );
-        self.run("reading the running tasks", |session| {
-            let params = [(&marker as _, Type::TEXT), (&idle_for.as_secs_f64() as _, Type::FLOAT8)];
-            Ok(session.query(&sql, &params)?.iter().map(StoredTask::read).collect::<Result<_, _>>()?)
+        self.run("read the running tasks", |tx| {
+            tx.rows(&sql, &[text(&fleet), (&idle_for.as_secs_f64(), Type::FLOAT8)], StoredTask::decode)
         })
     }
 
-    /// Fails the tasks that say RUNNING and gave no sign of life for a time, by the clock of the database. Returns their
-    /// ids; those of an attempt whose answer got lost are missing.
+    /// Fails the RUNNING tasks without a heartbeat for `older_than` by the clock of the database. Returns their ids,
+    /// without those of an attempt whose answer was lost.
     pub fn fail_stale_tasks(&self, older_than: Duration) -> Result<Vec<String>, DbError> {
         let minutes = older_than.as_secs().div_ceil(60);
-        let error = Failure::new(Class::Abandoned, format!("no sign of life for {minutes} minutes")).to_string();
-        self.run("failing abandoned tasks", |session| {
-            // A row that is locked has a writer, and so is not abandoned.
-            let rows = session.query(
-                "SELECT task_id, description FROM source_task
-                 WHERE status = 'RUNNING' AND updated_at < CURRENT_TIMESTAMP - make_interval(secs => $1)
-                 ORDER BY task_id FOR UPDATE SKIP LOCKED",
-                &[(&older_than.as_secs_f64(), Type::FLOAT8)],
-            )?;
-            let mut ids = Vec::with_capacity(rows.len());
-            for row in &rows {
-                let id: String = row.try_get(0)?;
-                let description: Option<&str> = row.try_get(1)?;
-                let description = description.map(|description| settle(description, TaskStatus::Failed));
-                update(session, &id, TaskStatus::Failed, description.as_deref(), Some(&error))?;
-                ids.push(id);
+        let error = Failure::new(Class::Abandoned, format!("no heartbeat for {minutes} minutes")).to_string();
+        // A locked row has a writer and so is not abandoned.
+        let sql = "SELECT task_id, description FROM source_task
+             WHERE status = 'RUNNING' AND updated_at < CURRENT_TIMESTAMP - make_interval(secs => $1)
+             ORDER BY task_id FOR UPDATE SKIP LOCKED";
+        self.run("fail abandoned tasks", |tx| {
+            let stale: Vec<(String, Option<String>)> =
+                tx.rows(sql, &[(&older_than.as_secs_f64(), Type::FLOAT8)], |row| {
+                    Ok((row.try_get(0)?, row.try_get(1)?))
+                })?;
+            for (id, description) in &stale {
+                let description = description.as_deref().map(|text| description::close(text, TaskStatus::Failed));
+                update(tx, id, TaskStatus::Failed, description.as_deref(), Some(&error))?;
             }
-            Ok(ids)
+            Ok(stale.into_iter().map(|(id, _)| id).collect())
         })
     }
 }
 
-pub(super) fn insert(
-    session: &mut Session<'_>,
-    task: &Task,
-    status: TaskStatus,
-    description: Option<&str>,
-    error: Option<&str>,
-) -> Result<bool, postgres::Error> {
-    let started_by = task.started_by.as_ref().map(ToString::to_string);
-    let started_by = started_by.as_deref().map(clean_json);
-    let params = [
-        (&task.sync_id as _, Type::TEXT),
-        (&task.task_id as _, Type::TEXT),
-        (&task.image.package as _, Type::TEXT),
-        (&task.image.version as _, Type::TEXT),
-        (&to_millis(task.started_at) as _, Type::TIMESTAMPTZ),
-        (&started_by.as_deref() as _, Type::TEXT),
-        (&status.as_str() as _, Type::TEXT),
-        (&description as _, Type::TEXT),
-        (&error as _, Type::TEXT),
-    ];
-    let count = session.execute(
-        "INSERT INTO source_task (sync_id, task_id, package, version, started_at, updated_at, started_by, status,
-                                  description, error)
-         VALUES ($1, $2, $3, $4, $5, CURRENT_TIMESTAMP, $6::text::jsonb, $7, $8, $9)
-         ON CONFLICT (task_id) DO NOTHING",
-        &params,
-    )?;
-    Ok(count > 0)
+/// Takes the lock of a sync until the transaction ends.
+fn lock_sync(tx: &mut Transaction<'_>, sync_id: &str) -> Attempt<()> {
+    // Two syncs with the same number would only wait for each other.
+    let hash = Sha256::new().chain_update("syncctl sync ").chain_update(sync_id).finalize();
+    let number = hash.iter().take(8).fold(0, |number: i64, byte| number << 8 | i64::from(*byte));
+    Ok(_ = tx.execute("SELECT pg_advisory_xact_lock($1)", &[(&number, Type::INT8)])?)
 }
 
-fn update(
-    session: &mut Session<'_>,
-    task_id: &str,
-    status: TaskStatus,
-    description: Option<&str>,
-    error: Option<&str>,
-) -> Result<(), postgres::Error> {
-    let params = [
-        (&task_id as _, Type::TEXT),
-        (&status.as_str() as _, Type::TEXT),
-        (&description as _, Type::TEXT),
-        (&error as _, Type::TEXT),
-    ];
-    session.execute(
-        "UPDATE source_task SET status = $2, description = $3, error = $4, updated_at = CURRENT_TIMESTAMP
-         WHERE task_id = $1",
-        &params,
-    )?;
-    Ok(())
+/// The running task of a sync.
+fn running_task(tx: &mut Transaction<'_>, sync_id: &str) -> Attempt<Option<String>> {
+    let sql =
+        "SELECT task_id FROM source_task WHERE sync_id = $1 AND status = 'RUNNING' ORDER BY started_at DESC LIMIT 1";
+    tx.row(sql, &[text(&sync_id)], |row| row.try_get(0))
 }
 
-fn describe(session: &mut Session<'_>, task_id: &str, description: &str) -> Result<(), postgres::Error> {
-    session.execute(
-        "UPDATE source_task SET description = $2, updated_at = CURRENT_TIMESTAMP WHERE task_id = $1",
-        &[(&task_id as _, Type::TEXT), (&description as _, Type::TEXT)],
-    )?;
-    Ok(())
-}
-
-pub(super) fn read(session: &mut Session<'_>, task_id: &str) -> Result<Option<StoredTask>, postgres::Error> {
+fn read(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<Option<StoredTask>> {
     let sql = format!("SELECT {COLUMNS} FROM source_task WHERE task_id = $1");
-    session.query_opt(&sql, &[(&task_id, Type::TEXT)])?.as_ref().map(StoredTask::read).transpose()
+    tx.row(&sql, &[text(&task_id)], StoredTask::decode)
 }
 
-pub(super) fn is_same_start(stored: &StoredTask, task: &Task) -> bool {
-    stored.started_at == to_millis(task.started_at)
+fn existing(tx: &Transaction<'_>, stored: StoredTask, task: &Task) -> StartOutcome {
+    if is_own_insert(tx, &stored, task) { StartOutcome::Started } else { StartOutcome::Exists(Box::new(stored)) }
+}
+
+/// Whether an earlier attempt, whose answer was lost, has inserted the row.
+fn is_own_insert(tx: &Transaction<'_>, stored: &StoredTask, task: &Task) -> bool {
+    tx.is_retry
+        && stored.started_at == to_millis(task.started_at)
         && stored.sync_id == task.sync_id
         && stored.package == task.image.package
         && stored.version == task.image.version
 }
 
-pub(super) fn vanished(session: &Session<'_>) -> DbError {
-    DbError::ServerError {
-        action: "storing a task",
-        address: session.target().address(),
-        reason: "another program deleted its row in the same moment".to_owned(),
-        code: None,
-    }
+/// The columns of a row that decide about another outcome.
+struct StoredOutcome {
+    status: String,
+    description: Option<String>,
+    error: Option<String>,
 }
 
-/// Whose outcome counts against which status.
+/// Reads the outcome of a task and locks the row, so that concurrent writers see each other's outcome.
+fn lock_outcome(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<Option<StoredOutcome>> {
+    let sql = "SELECT status, description, error FROM source_task WHERE task_id = $1 FOR UPDATE";
+    tx.row(sql, &[text(&task_id)], |row| {
+        Ok(StoredOutcome { status: row.try_get(0)?, description: row.try_get(1)?, error: row.try_get(2)? })
+    })
+}
+
+fn row_deleted(tx: &Transaction<'_>) -> AttemptError {
+    AttemptError::Final(DbError::ServerError {
+        action: "store a task",
+        address: tx.target.address(),
+        reason: "another program deleted its row at the same moment".to_owned(),
+        code: None,
+    })
+}
+
+/// Inserts a row; false if there is one.
+fn insert(
+    tx: &mut Transaction<'_>,
+    task: &Task,
+    status: TaskStatus,
+    description: Option<&str>,
+    error: Option<&str>,
+) -> Attempt<bool> {
+    let started_by = task.started_by.as_ref().map(ToString::to_string);
+    let started_by = started_by.as_deref().map(clean_json);
+    let (started_at, status) = (to_millis(task.started_at), status.as_str());
+    let params = [
+        text(&task.sync_id),
+        text(&task.task_id),
+        text(&task.image.package),
+        text(&task.image.version),
+        time(&started_at),
+        text(&started_by),
+        text(&status),
+        text(&description),
+        text(&error),
+    ];
+    let sql = "INSERT INTO source_task (sync_id, task_id, package, version, started_at, updated_at, started_by, status,
+                                  description, error)
+         VALUES ($1, $2, $3, $4, $5, CURRENT_TIMESTAMP, $6::text::jsonb, $7, $8, $9)
+         ON CONFLICT (task_id) DO NOTHING";
+    Ok(tx.execute(sql, &params)? > 0)
+}
+
+fn update(
+    tx: &mut Transaction<'_>,
+    task_id: &str,
+    status: TaskStatus,
+    description: Option<&str>,
+    error: Option<&str>,
+) -> Attempt<()> {
+    let sql = "UPDATE source_task SET status = $2, description = $3, error = $4, updated_at = CURRENT_TIMESTAMP
+         WHERE task_id = $1";
+    Ok(_ = tx.execute(sql, &[text(&task_id), text(&status.as_str()), text(&description), text(&error)])?)
+}
+
+/// Whether an outcome replaces the stored status.
 fn may_finish(writer: Writer, outcome: TaskStatus, stored: &str) -> bool {
     match (writer, outcome) {
         (Writer::Controller, _) => stored == TaskStatus::Running.as_str(),
-        // It was ended by whoever wrote why.
-        (Writer::Sidecar, TaskStatus::Cancelled) if controller_failure(stored).is_some() => false,
-        // Also against FAILED: a sidecar that was cut off for an hour knows better than the sweep.
+        // The controller that terminated the sidecar has stored the reason.
+        (Writer::Sidecar, TaskStatus::Cancelled) if description::controller_failure(stored).is_some() => false,
+        // Replaces even FAILED: a sidecar that was disconnected for an hour knows more than the check for stale tasks.
         (Writer::Sidecar, _) => {
             ![TaskStatus::Cancelled, TaskStatus::TimeExceeded].map(TaskStatus::as_str).contains(&stored)
         }
     }
 }
 
-/// What a stream that was cut off is when a controller has closed its task with this status.
-fn controller_failure(stored: &str) -> Option<StreamStatus> {
-    match stored.parse().ok()? {
-        TaskStatus::TimeExceeded => Some(StreamStatus::TimeExceeded),
-        TaskStatus::Failed | TaskStatus::Partial => Some(StreamStatus::Failed),
-        TaskStatus::Running | TaskStatus::Success | TaskStatus::Cancelled | TaskStatus::Skipped => None,
-    }
-}
-
-fn write_reports(reports: &StreamReports) -> String {
-    // Names, numbers and words always serialize.
-    let json = serde_json::to_string(reports).unwrap_or_default();
-    clean(&json).into_owned()
-}
-
-/// Reports of a sidecar that was ended: it knows of the signal alone, and not of the reason.
-fn late_reports(reports: &StreamReports, stored: &str) -> String {
-    let mut reports = reports.clone();
-    if let Some(status) = controller_failure(stored) {
-        for report in reports.values_mut().filter(|report| report.status == StreamStatus::Cancelled) {
-            report.status = status;
-        }
-    }
-    write_reports(&reports)
-}
-
-/// Reads a description as far as it is one of streams; other programs may have written it.
-fn parse_reports(description: &str) -> StreamReports {
-    let Ok(Value::Object(streams)) = serde_json::from_str(description) else { return StreamReports::new() };
-    let number = |report: &Value, key: &str| report.get(key).and_then(Value::as_u64).unwrap_or(0);
-    streams
-        .into_iter()
-        .filter_map(|(name, report)| {
-            let status = report.get("status")?.clone();
-            let report = StreamReport {
-                events: number(&report, "events"),
-                bytes: number(&report, "bytes"),
-                status: serde_json::from_value(status).unwrap_or(StreamStatus::Pending),
-                error: report.get("error").and_then(Value::as_str).map(str::to_owned),
-                estimate: report.get("estimate").and_then(|estimate| serde_json::from_value(estimate.clone()).ok()),
-            };
-            Some((name, report))
-        })
-        .collect()
-}
-
-/// The description with the outcome of the task for streams that were not done. Whatever else it holds stays.
-fn settle(description: &str, outcome: TaskStatus) -> String {
-    let Ok(Value::Object(mut streams)) = serde_json::from_str(description) else { return description.to_owned() };
-    let outcome = match outcome {
-        TaskStatus::Running => return description.to_owned(),
-        TaskStatus::Success => StreamStatus::Success,
-        TaskStatus::Partial => StreamStatus::Partial,
-        TaskStatus::Failed => StreamStatus::Failed,
-        TaskStatus::Cancelled | TaskStatus::Skipped => StreamStatus::Cancelled,
-        TaskStatus::TimeExceeded => StreamStatus::TimeExceeded,
-    };
-    let outcome = serde_json::to_value(outcome).unwrap_or_default();
-    let open = streams.values_mut().filter_map(|report| report.get_mut("status"));
-    for status in open.filter(|status| ["PENDING", "RUNNING"].contains(&status.as_str().unwrap_or_default())) {
-        *status = outcome.clone();
-    }
-    Value::Object(streams).to_string()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{may_finish, parse_reports, settle};
+    use super::may_finish;
     use crate::db::Writer;
-    use crate::task::{StreamStatus, TaskStatus};
+    use crate::task::TaskStatus;
 
     #[test]
-    fn whose_outcome_counts_depends_on_what_is_stored() {
-        for (stored, sidecar, ended_sidecar, controller) in [
+    fn may_finish_depends_on_writer_and_stored_status() {
+        for (stored, sidecar, terminated_sidecar, controller) in [
             ("RUNNING", true, true, true),
             ("SUCCESS", true, true, false),
             ("PARTIAL", true, false, false),
             ("FAILED", true, false, false),
             ("CANCELLED", false, false, false),
             ("TIME_EXCEEDED", false, false, false),
-            ("a word of another program", true, true, false),
+            ("a status of another program", true, true, false),
         ] {
             let (success, cancelled, failed) = (TaskStatus::Success, TaskStatus::Cancelled, TaskStatus::Failed);
             assert_eq!(may_finish(Writer::Sidecar, success, stored), sidecar, "sidecar, {stored}");
-            assert_eq!(may_finish(Writer::Sidecar, cancelled, stored), ended_sidecar, "ended sidecar, {stored}");
+            assert_eq!(may_finish(Writer::Sidecar, cancelled, stored), terminated_sidecar, "terminated, {stored}");
             assert_eq!(may_finish(Writer::Controller, failed, stored), controller, "controller, {stored}");
         }
-    }
-
-    #[test]
-    fn streams_that_were_not_done_get_the_outcome_of_the_task() {
-        let description = r#"{"b":{"status":"RUNNING","events":1,"extra":true},"a":{"status":"SUCCESS"},"c":{"status":"PENDING"},"d":3}"#;
-        assert_eq!(
-            settle(description, TaskStatus::Cancelled),
-            r#"{"b":{"status":"CANCELLED","events":1,"extra":true},"a":{"status":"SUCCESS"},"c":{"status":"CANCELLED"},"d":3}"#
-        );
-        assert_eq!(settle("a text", TaskStatus::Failed), "a text");
-    }
-
-    #[test]
-    fn a_description_of_another_program_is_read_as_far_as_it_goes() {
-        let description = r#"{"b":{"status":"PARTIAL","events":3,"bytes":-1,"error":"e"},"a":{"status":"NEW"},"x":1}"#;
-        let streams = parse_reports(description);
-        let names: Vec<&str> = streams.keys().map(String::as_str).collect();
-        assert_eq!(names, ["b", "a"]);
-        assert_eq!((streams["b"].events, streams["b"].bytes, streams["b"].status), (3, 0, StreamStatus::Partial));
-        assert_eq!(streams["a"].status, StreamStatus::Pending);
-        assert!(parse_reports("not JSON").is_empty());
     }
 }

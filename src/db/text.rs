@@ -1,4 +1,6 @@
-//! What Postgres refuses in text: U+0000 anywhere, and in `jsonb` also its escape and lone surrogates.
+//! Text for Postgres: characters that it refuses are removed, identifiers and literals are quoted.
+//!
+//! Postgres refuses U+0000 in any text, and in `jsonb` also its escape and lone surrogates.
 
 use std::borrow::Cow;
 use std::iter;
@@ -8,9 +10,9 @@ pub(super) fn clean(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "")) } else { Cow::Borrowed(text) }
 }
 
-/// The JSON document without escapes that `jsonb` refuses: `\u0000` and surrogates without their other half.
+/// The JSON document without the escapes that `jsonb` refuses: `\u0000` and lone surrogates.
 ///
-/// A document that escapes a backslash (`\\u0000`) holds the six characters and no U+0000: it stays as it is.
+/// In `\\u0000` the backslash is escaped, so that stays.
 pub(super) fn clean_json(json: &str) -> Cow<'_, str> {
     let json = clean(json);
     if !json.contains("\\u") {
@@ -22,7 +24,7 @@ pub(super) fn clean_json(json: &str) -> Cow<'_, str> {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
         let (length, keep) = match unicode_escape(rest.as_bytes()) {
-            // A short escape: `\\` is one, so what follows it is no escape.
+            // A short escape, as `\\`.
             None => (rest.char_indices().nth(2).map_or(rest.len(), |(end, _)| end), true),
             Some((character, length)) => (length, !matches!(character, None | Some('\0'))),
         };
@@ -65,9 +67,9 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn escapes_that_jsonb_refuses_are_taken_out_and_nothing_else() {
+    fn clean_json_removes_only_escapes_that_jsonb_refuses() {
         for (label, json, expected) in [
-            ("nothing to do", r#"{"a":"b"}"#, r#"{"a":"b"}"#),
+            ("unchanged", r#"{"a":"b"}"#, r#"{"a":"b"}"#),
             ("null escape", r#"{"a":"x\u0000y"}"#, r#"{"a":"xy"}"#),
             ("escaped backslash", r#"{"a":"x\\u0000y"}"#, r#"{"a":"x\\u0000y"}"#),
             ("backslash, then a null escape", r#"{"a":"x\\\u0000y"}"#, r#"{"a":"x\\y"}"#),
@@ -79,7 +81,7 @@ mod tests {
             ("two highs", r#"["\ud83d\ud83d\ude00"]"#, r#"["\ud83d\ude00"]"#),
             ("split by a null escape", r#"["\ud83d\u0000\ude00"]"#, r#"[""]"#),
             ("a high, then an escaped backslash", r#"["\ud83d\\ude00"]"#, r#"["\\ude00"]"#),
-            ("other letters beside", "[\"\\u0000é\\u0000\"]", "[\"é\"]"),
+            ("multi-byte characters", "[\"\\u0000é\\u0000\"]", "[\"é\"]"),
             ("cut off", r"\u00", r"\u00"),
             ("backslash at the end", "\\u0000\\", "\\"),
         ] {
@@ -90,7 +92,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_string_stays_the_same_but_for_nulls(text in any::<String>()) {
+        fn clean_json_keeps_all_characters_but_null(text in any::<String>()) {
             let json = serde_json::Value::String(text.clone()).to_string();
             let back: String = serde_json::from_str(&clean_json(&json)).expect("still a JSON string");
             prop_assert_eq!(back, text.replace('\0', ""));

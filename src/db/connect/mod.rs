@@ -147,7 +147,7 @@ impl Target {
     /// `PgBouncer` that pools transactions they only hold if the caller sets them in each transaction
     /// ([`settings_sql`](Self::settings_sql)).
     pub fn connect(&self, application_name: &str) -> Result<Client, DbError> {
-        let mut client = self.connect_bare(application_name)?;
+        let mut client = self.connect_without_settings(application_name)?;
         if let Some(sql) = self.settings_sql(false) {
             client.batch_execute(&sql).map_err(|error| self.unreachable(&error))?;
         }
@@ -155,7 +155,7 @@ impl Target {
     }
 
     /// Opens a connection as it comes from the server.
-    pub(super) fn connect_bare(&self, application_name: &str) -> Result<Client, DbError> {
+    pub(super) fn connect_without_settings(&self, application_name: &str) -> Result<Client, DbError> {
         let mut config = self.config.clone();
         if config.get_application_name().is_none() {
             config.application_name(application_name);

@@ -1,12 +1,12 @@
-//! Against a real `PostgreSQL`, each test in a schema of its own.
+//! Tests against a real PostgreSQL server, each in its own schema.
 
 mod configs;
 mod connections;
 mod outages;
-mod patience;
 mod results;
 mod retention;
 mod running;
 mod schemas;
 mod support;
 mod tasks;
+mod timeouts;

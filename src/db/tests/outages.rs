@@ -1,19 +1,19 @@
-//! Lost connections: repetition, no doubles, bounded patience.
+//! Lost connections: retries, no duplicates, the retry timeout.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::support::{Proxy, Schema, log_rows, task};
+use super::support::{Proxy, Schema, backend_pid, log_rows, setting, task};
 use crate::captured_logs::captured_logs;
-use crate::db::pool::Fault;
+use crate::db::pool::AttemptError;
 use crate::db::{ConcurrencyPolicy, DbError, StartOutcome, Writer};
 use crate::failure::Class;
 use crate::task::TaskStatus;
 
 #[test]
-fn operations_outlive_the_loss_of_all_connections() {
+fn operations_are_retried_when_all_connections_are_lost() {
     let mut schema = Schema::new();
     let db = schema.ready();
     db.heartbeat("warm").expect("writable");
@@ -22,7 +22,7 @@ fn operations_outlive_the_loss_of_all_connections() {
 }
 
 #[test]
-fn a_batch_of_logs_is_stored_once_while_connections_die_all_the_time() {
+fn logs_are_stored_once_while_connections_are_terminated() {
     let mut schema = Schema::new();
     let db = schema.ready();
     let rows = log_rows(2000);
@@ -55,7 +55,7 @@ fn a_batch_of_logs_is_stored_once_while_connections_die_all_the_time() {
 }
 
 #[test]
-fn an_operation_whose_answer_got_lost_counts_once() {
+fn an_operation_whose_answer_was_lost_counts_once() {
     let mut schema = Schema::new();
     schema.ready();
     let proxy = Proxy::start();
@@ -63,11 +63,7 @@ fn an_operation_whose_answer_got_lost_counts_once() {
     let task = task("t");
 
     proxy.lose_next_answer();
-    assert_eq!(
-        db.start_task(&task, ConcurrencyPolicy::Allow),
-        Ok(StartOutcome::Started),
-        "not taken for somebody else's task"
-    );
+    assert_eq!(db.start_task(&task, ConcurrencyPolicy::Allow), Ok(StartOutcome::Started), "not taken for another task");
     assert!(proxy.has_lost());
     assert!(matches!(db.start_task(&task, ConcurrencyPolicy::Allow), Ok(StartOutcome::Exists(_))));
 
@@ -85,11 +81,11 @@ fn an_operation_whose_answer_got_lost_counts_once() {
 }
 
 #[test]
-fn an_outcome_is_stored_while_the_connection_dies_in_the_middle() {
+fn finish_task_is_retried_when_its_connection_is_lost() {
     let mut schema = Schema::new();
     let db = schema.ready();
     db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
-    // The first writer is held up by a lock, killed there, and comes back.
+    // The first attempt waits for a lock when its connection is terminated.
     schema.sql("BEGIN; SELECT 1 FROM source_task FOR UPDATE");
     let writer = {
         let db = db.clone();
@@ -103,16 +99,16 @@ fn an_outcome_is_stored_while_the_connection_dies_in_the_middle() {
 }
 
 #[test]
-fn one_lost_connection_is_a_warning_about_the_others() {
+fn one_lost_connection_invalidates_the_others() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    // Four operations that wait for each other need four connections.
+    // Operations that wait for each other need four connections.
     let together = Arc::new(Barrier::new(4));
     let busy: Vec<_> = (0..4)
         .map(|_| {
             let (db, together) = (db.clone(), together.clone());
             thread::spawn(move || {
-                db.run("waiting", |_| {
+                db.run("wait", |_| {
                     together.wait();
                     Ok(())
                 })
@@ -124,81 +120,69 @@ fn one_lost_connection_is_a_warning_about_the_others() {
     }
     assert_eq!(schema.kill_connections(), 4);
     let (result, log) = captured_logs(|| db.heartbeat("t"));
-    // The second dead connection in a row would be an outage.
+    // A second lost connection in a row would be logged as an outage.
     assert_eq!((result, log.as_str()), (Ok(false), ""));
 }
 
 #[test]
-fn patience_ends_with_one_warning_and_an_error_that_says_what_was_tried_and_where() {
+fn a_retry_timeout_logs_one_warning_and_names_action_and_address() {
     let schema = Schema::new();
     schema.ready();
     let db = schema.open(Duration::from_secs(2));
-    let started = Instant::now();
     let (error, log) = captured_logs(|| {
-        let error = db.run::<()>("doing it", |session| {
-            session.query("SELECT pg_terminate_backend(pg_backend_pid())", &[])?;
-            Ok(())
-        });
+        let error = db.run::<()>("do it", |tx| Ok(tx.batch("SELECT pg_terminate_backend(pg_backend_pid())")?));
         db.heartbeat("t").expect("the next operation finds the database again");
-        error.expect_err("the connection dies each time")
+        error.expect_err("each connection is lost")
     });
     assert_eq!((log.matches(" WARN ").count(), log.matches("answers again").count()), (1, 1), "{log}");
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert_eq!(error.class(), Class::DatabaseUnreachable);
     assert!(matches!(error, DbError::ConnectionLost { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(text.starts_with("doing it in database ") && text.contains("gave up after"), "{text}");
+    assert!(text.starts_with("cannot do it in database ") && text.contains("gave up after"), "{text}");
 }
 
 #[test]
-fn an_error_of_the_statement_is_not_repeated_and_leaves_the_connection_usable() {
+fn a_statement_error_is_not_retried_and_keeps_the_connection() {
     let schema = Schema::new();
     let db = schema.ready();
     let mut attempts = 0;
     let error = db
-        .run::<()>("asking nonsense", |session| {
+        .run::<()>("run nonsense", |tx| {
             attempts += 1;
-            session.query("SELECT nonsense", &[])?;
-            Ok(())
+            Ok(tx.batch("SELECT nonsense")?)
         })
         .expect_err("no such column");
     assert_eq!((attempts, error.class()), (1, Class::DatabaseError));
     assert!(error.to_string().contains("SQLSTATE 42703"), "{error}");
-    let pid =
-        || db.run("asking", |session| Ok(session.query("SELECT pg_backend_pid()", &[])?[0].try_get::<_, i32>(0)?));
-    assert_eq!(pid(), pid());
+    assert_eq!(backend_pid(&db), backend_pid(&db));
 }
 
 #[test]
-fn a_failed_operation_leaves_nothing_behind() {
+fn a_failed_operation_is_rolled_back() {
     let schema = Schema::new();
     let db = schema.ready();
     let own = DbError::SchemaMismatch { address: String::new(), problems: String::new() };
-    let result = db.run::<()>("failing", |session| {
-        session.batch("INSERT INTO source_state (sync_id, stream, state) VALUES ('s', 'a', '1')")?;
-        Err(Fault::Own(own.clone()))
+    let result = db.run::<()>("fail", |tx| {
+        tx.batch("INSERT INTO source_state (sync_id, stream, state) VALUES ('s', 'a', '1')")?;
+        Err(AttemptError::Final(own.clone()))
     });
     assert_eq!(result, Err(own));
     assert_eq!(db.states("s").expect("readable"), []);
 }
 
 #[test]
-fn statements_that_wait_for_a_lock_for_ever_are_ended_by_the_server() {
+fn statements_have_a_timeout() {
     let schema = Schema::new();
-    let db = schema.ready();
-    let timeout = db.run("asking", |session| {
-        Ok(session.query("SELECT current_setting('statement_timeout')", &[])?[0].try_get::<_, String>(0)?)
-    });
-    assert_eq!(timeout.as_deref(), Ok("30s"));
+    assert_eq!(setting(&schema.ready(), "statement_timeout"), "30s");
 }
 
 #[test]
-fn a_listener_gets_a_lost_connection_back() {
+fn a_listener_reconnects() {
     let mut schema = Schema::new();
     let db = schema.ready();
     let mut listener = db.listen(&schema.name).expect("listening");
     schema.kill_connections();
-    assert!(!listener.wait(Duration::from_secs(5)), "a notification may have been missed: look again");
+    assert!(!listener.wait(Duration::from_mins(5)), "a notification may have been missed");
     db.notify(&schema.name).expect("notified");
-    assert!(listener.wait(Duration::from_secs(20)));
+    assert!(listener.wait(Duration::from_mins(5)));
 }

@@ -20,15 +20,15 @@ fn spec_key() -> SpecKey {
 }
 
 #[test]
-fn a_specification_outlives_failures_and_is_replaced_by_newer_ones_alone() {
-    let db = Schema::new();
-    let (schema, db) = (&db, db.ready());
+fn a_specification_survives_failures_and_older_attempts() {
+    let schema = Schema::new();
+    let db = schema.ready();
     let key = spec_key();
     let stored = || {
         let spec = db.spec(&key).expect("readable").expect("stored");
         (spec.specs, spec.error, spec.timestamp)
     };
-    assert_eq!(db.spec(&key).expect("readable"), None, "{}", schema.name);
+    assert_eq!(db.spec(&key).expect("readable"), None);
     db.save_spec(&key, time(FIRST), Err("no\0 image")).expect("writable");
     assert_eq!(stored(), (None, Some("no image".to_owned()), time(FIRST)));
     db.save_spec(&key, time(SECOND), Ok(r#"{"a": "x\u0000"}"#)).expect("writable");
@@ -46,7 +46,7 @@ fn a_specification_outlives_failures_and_is_replaced_by_newer_ones_alone() {
 }
 
 #[test]
-fn specifications_are_kept_apart_by_connector_type() {
+fn specifications_are_stored_by_connector_type() {
     let schema = Schema::new();
     let db = schema.ready();
     let other = SpecKey { connector_type: "other".to_owned(), ..spec_key() };
@@ -57,7 +57,7 @@ fn specifications_are_kept_apart_by_connector_type() {
 }
 
 #[test]
-fn a_spec_table_without_connector_type_takes_airbyte_alone() {
+fn a_spec_table_without_connector_type_takes_only_airbyte() {
     let mut schema = Schema::new();
     let name = schema.name.clone();
     schema.sql(&format!(
@@ -77,7 +77,7 @@ fn a_spec_table_without_connector_type_takes_airbyte_alone() {
 }
 
 #[test]
-fn the_sidecar_of_the_go_implementation_can_write_into_our_tables() {
+fn the_go_sidecar_can_write_into_our_tables() {
     let mut schema = Schema::new();
     schema.ready();
     schema.sql(
@@ -97,7 +97,7 @@ fn the_sidecar_of_the_go_implementation_can_write_into_our_tables() {
 }
 
 #[test]
-fn a_check_keeps_the_result_of_the_latest_attempt() {
+fn a_check_stores_the_result_of_the_latest_attempt() {
     let schema = Schema::new();
     let db = schema.ready();
     let key = key();
@@ -114,11 +114,11 @@ fn a_check_keeps_the_result_of_the_latest_attempt() {
     db.fail_check(&key, time(THIRD), "no image").expect("writable");
     assert_eq!(status(), row("FAILED", "no image"), "a later attempt");
     db.save_check(&key, time(THIRD), "SUCCESS", None).expect("writable");
-    assert_eq!(status(), Some(("SUCCESS".to_owned(), None)), "the sidecar's word after the controller's");
+    assert_eq!(status(), Some(("SUCCESS".to_owned(), None)), "the sidecar replaces the controller's failure");
 }
 
 #[test]
-fn a_catalog_outlives_a_failed_refresh() {
+fn a_catalog_survives_a_failed_refresh() {
     let schema = Schema::new();
     let db = schema.ready();
     let key = key();
@@ -150,7 +150,7 @@ fn a_catalog_outlives_a_failed_refresh() {
 }
 
 #[test]
-fn states_are_replaced_stream_by_stream() {
+fn save_states_replaces_states_per_stream() {
     let schema = Schema::new();
     let db = schema.ready();
     let pair = |stream: &str, state: &str| (stream.to_owned(), state.to_owned());
@@ -171,7 +171,7 @@ fn states_are_replaced_stream_by_stream() {
 }
 
 #[test]
-fn states_are_stored_all_or_none() {
+fn save_states_stores_all_or_none() {
     let schema = Schema::new();
     let db = schema.ready();
     let states = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "not JSON, hunter2".to_owned())];
@@ -182,7 +182,7 @@ fn states_are_stored_all_or_none() {
 }
 
 #[test]
-fn log_lines_keep_their_order_and_are_stored_once() {
+fn insert_logs_keeps_order_and_stores_once() {
     let mut schema = Schema::new();
     let db = schema.ready();
     let rows = log_rows(500);
@@ -195,7 +195,7 @@ fn log_lines_keep_their_order_and_are_stored_once() {
 }
 
 #[test]
-fn the_last_lines_of_a_task_come_in_their_order() {
+fn last_logs_returns_lines_in_order() {
     let schema = Schema::new();
     let db = schema.ready();
     let mut rows = log_rows(300);
@@ -214,11 +214,11 @@ fn the_last_lines_of_a_task_come_in_their_order() {
     };
     assert_eq!(lines[0], first);
     assert_eq!(db.last_logs("task", 1000).expect("readable").len(), 290);
-    assert_eq!(db.last_logs("nobody", 3).expect("readable"), []);
+    assert_eq!(db.last_logs("unknown", 3).expect("readable"), []);
 }
 
 #[test]
-fn a_refresh_that_nobody_ends_is_failed_and_its_late_success_counts() {
+fn a_stale_refresh_fails_and_its_late_success_counts() {
     let schema = Schema::new();
     let db = schema.ready();
     let named = |name: &str| ResultKey { key: name.to_owned(), ..key() };
@@ -235,14 +235,14 @@ fn a_refresh_that_nobody_ends_is_failed_and_its_late_success_counts() {
     assert_eq!(lost.description.as_deref(), Some("ABANDONED: no outcome within 60 minutes"));
     assert_eq!((stored("new").status.as_str(), stored("done").status.as_str()), ("RUNNING", "SUCCESS"));
     db.fail_catalog(&named("lost"), time(SECOND), "Pod gone", Writer::Controller).expect("writable");
-    assert_eq!(stored("lost"), lost, "the controller knows no more than the sweep");
+    assert_eq!(stored("lost"), lost, "the controller does not replace an outcome");
     db.save_catalog(&named("lost"), time(SECOND), "[3]").expect("writable");
     let late = stored("lost");
     assert_eq!((late.status.as_str(), late.catalog.as_deref(), late.description), ("SUCCESS", Some("[3]"), None));
 }
 
 #[test]
-fn states_of_a_new_kind_take_the_place_of_those_of_another() {
+fn states_of_a_new_kind_replace_those_of_another() {
     let schema = Schema::new();
     let db = schema.ready();
     let pairs = |keys: &[&str]| -> Vec<_> { keys.iter().map(|key| ((*key).to_owned(), "1".to_owned())).collect() };
@@ -259,11 +259,11 @@ fn states_of_a_new_kind_take_the_place_of_those_of_another() {
         ("both at once", &["a", "_LEGACY_STATE"], &["a", "_GLOBAL_STATE"], &["_GLOBAL_STATE", "a"]),
         ("nothing", &["_GLOBAL_STATE"], &[], &["_GLOBAL_STATE"]),
     ] {
-        // Not by save_states, which would not leave some of these behind.
+        // save_states would delete some of these.
         for (stream, _) in pairs(before) {
             let sql = "INSERT INTO source_state (sync_id, stream, state) VALUES ($1, $2, '0')";
             let params = [(&label as _, Type::TEXT), (&stream as _, Type::TEXT)];
-            db.run("preparing", |session| Ok(session.execute(sql, &params)?)).expect(label);
+            db.run("prepare", |tx| tx.execute(sql, &params)).expect(label);
         }
         db.save_states(label, &pairs(saved)).expect(label);
         let rows = db.states(label).expect("readable");
@@ -273,5 +273,5 @@ fn states_of_a_new_kind_take_the_place_of_those_of_another() {
         assert!(saved.iter().all(|key| rows.contains(&((*key).to_owned(), "1".to_owned()))), "{label}: {rows:?}");
     }
     assert_eq!(db.states("stream after global").expect("readable").len(), 1, "other syncs were left alone");
-    assert_eq!(state::WHOLE, [airbyte::state::GLOBAL_KEY, airbyte::state::LEGACY_KEY]);
+    assert_eq!(state::SHARED, [airbyte::state::GLOBAL_KEY, airbyte::state::LEGACY_KEY]);
 }

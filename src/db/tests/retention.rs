@@ -1,14 +1,14 @@
-//! What goes of the log, and what stays.
+//! Retention of log lines.
 
 use std::cell::Cell;
 use std::time::Duration;
 
 use super::support::Schema;
-use crate::db::retention::Trimmed;
+use crate::db::log::Trimmed;
 
 const AGE: Duration = Duration::from_hours(60 * 24);
 
-/// Lines one second apart, the last one of `count` now. Numbered as their messages say.
+/// Inserts `count` lines one second apart, the last one now. Their messages are their numbers.
 fn fill(schema: &mut Schema, sync_id: &str, count: u32) {
     schema.sql(&format!(
         "INSERT INTO task_log (id, level, logger, message, sync_id, task_id, timestamp)
@@ -25,7 +25,7 @@ fn lines(schema: &mut Schema, sync_id: &str) -> Option<String> {
 }
 
 #[test]
-fn the_newest_lines_of_each_sync_stay() {
+fn trim_logs_keeps_the_newest_lines_of_each_sync() {
     let mut schema = Schema::new();
     let db = schema.ready();
     fill(&mut schema, "", 120);
@@ -47,7 +47,7 @@ fn the_newest_lines_of_each_sync_stay() {
 }
 
 #[test]
-fn the_order_of_lines_of_one_moment_is_that_of_their_ids() {
+fn trim_logs_orders_lines_of_one_millisecond_by_id() {
     let mut schema = Schema::new();
     let db = schema.ready();
     db.insert_logs(&super::support::log_rows(300)).expect("writable");
@@ -57,11 +57,11 @@ fn the_order_of_lines_of_one_moment_is_that_of_their_ids() {
 }
 
 #[test]
-fn lines_that_are_too_old_go_whatever_their_number() {
+fn trim_logs_deletes_old_lines() {
     let mut schema = Schema::new();
     let db = schema.ready();
     fill(&mut schema, "a", 12_000);
-    // Many of one moment, so that a batch ends in the middle of them.
+    // With one timestamp, so that a batch ends among them.
     schema.sql("UPDATE task_log SET timestamp = now() - interval '61 days' WHERE message::int <= 11000");
     fill(&mut schema, "b", 10);
     schema.sql("UPDATE task_log SET timestamp = now() - interval '62 days' WHERE sync_id = 'b' AND message = '1'");
@@ -72,12 +72,12 @@ fn lines_that_are_too_old_go_whatever_their_number() {
 }
 
 #[test]
-fn trimming_goes_bit_by_bit_and_ends_when_it_is_told_to() {
+fn trim_logs_deletes_batches_until_it_is_stopped() {
     let mut schema = Schema::new();
     let db = schema.ready();
     fill(&mut schema, "a", 20_000);
     let asked = Cell::new(0);
-    // By age once, then the count, the look, and a batch.
+    // Called before the batch by age, the count of syncs, the query of a sync, and each of its batches.
     let stop = || asked.replace(asked.get() + 1) >= 4;
     assert_eq!(db.trim_logs(100, AGE, &stop).expect("writable"), Trimmed { by_age: 0, by_size: 5_000 });
     schema.sql("UPDATE task_log SET timestamp = now() - interval '61 days'");

@@ -1,4 +1,4 @@
-//! The tasks that run: what the service asks about them, and which may run beside which.
+//! Running tasks: concurrency policy, heartbeats, and the queries of the service.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -22,7 +22,7 @@ fn ids(tasks: &[StoredTask]) -> Vec<&str> {
 }
 
 #[test]
-fn a_second_task_of_a_sync_may_be_refused_while_the_first_one_runs() {
+fn forbid_allows_one_running_task_per_sync() {
     let schema = Schema::new();
     let db = schema.ready();
     let start = |task: &Task, concurrency| db.start_task(task, concurrency).expect("writable");
@@ -32,8 +32,8 @@ fn a_second_task_of_a_sync_may_be_refused_while_the_first_one_runs() {
     assert_eq!(db.task("second").expect("readable"), None, "a refused task leaves no row");
     assert!(matches!(start(&first, ConcurrencyPolicy::Forbid), StartOutcome::Exists(_)), "its own id comes first");
     assert_eq!(start(&of_sync("other", "third"), ConcurrencyPolicy::Forbid), StartOutcome::Started);
-    assert_eq!(start(&of_sync("s", "beside"), ConcurrencyPolicy::Allow), StartOutcome::Started);
-    finish(&db, &of_sync("s", "beside"));
+    assert_eq!(start(&of_sync("s", "concurrent"), ConcurrencyPolicy::Allow), StartOutcome::Started);
+    finish(&db, &of_sync("s", "concurrent"));
     finish(&db, &first);
     assert!(
         matches!(start(&first, ConcurrencyPolicy::Forbid), StartOutcome::Exists(stored) if stored.status_text == "SUCCESS")
@@ -42,7 +42,7 @@ fn a_second_task_of_a_sync_may_be_refused_while_the_first_one_runs() {
 }
 
 #[test]
-fn of_tasks_that_come_at_the_same_moment_one_is_started() {
+fn forbid_starts_one_of_several_simultaneous_tasks() {
     let schema = Schema::new();
     let dbs: Vec<Db> = (0..3).map(|_| schema.ready()).collect();
     for round in 0..20 {
@@ -66,7 +66,7 @@ fn of_tasks_that_come_at_the_same_moment_one_is_started() {
 }
 
 #[test]
-fn a_start_whose_answer_got_lost_is_not_in_its_own_way() {
+fn a_start_whose_answer_was_lost_counts_once() {
     let schema = Schema::new();
     schema.ready();
     let proxy = Proxy::start();
@@ -78,7 +78,7 @@ fn a_start_whose_answer_got_lost_is_not_in_its_own_way() {
 }
 
 #[test]
-fn the_tasks_of_a_sync_come_newest_first() {
+fn tasks_of_sync_are_listed_newest_first() {
     let mut schema = Schema::new();
     let db = schema.ready();
     for (id, sync_id) in [("a", "s"), ("c", "s"), ("b", "s"), ("d", "s"), ("x", "other")] {
@@ -87,11 +87,11 @@ fn the_tasks_of_a_sync_come_newest_first() {
     schema.sql("UPDATE source_task SET started_at = started_at + interval '1 s' WHERE task_id = 'a'");
     assert_eq!(ids(&db.tasks_of_sync("s", 3).expect("readable")), ["a", "d", "c"]);
     assert_eq!(db.tasks_of_sync("s", 100).expect("readable").len(), 4);
-    assert_eq!(db.tasks_of_sync("nobody", 3).expect("readable"), []);
+    assert_eq!(db.tasks_of_sync("unknown", 3).expect("readable"), []);
 }
 
 #[test]
-fn signs_of_life_of_many_tasks_reach_those_that_run() {
+fn heartbeats_update_only_running_tasks() {
     let mut schema = Schema::new();
     let db = schema.ready();
     schema.sql(
@@ -104,9 +104,9 @@ fn signs_of_life_of_many_tasks_reach_those_that_run() {
     assert_eq!(db.heartbeats(&names), Ok(2250));
     let late = "SELECT string_agg(task_id, ' ' ORDER BY task_id::int) FROM source_task
                 WHERE updated_at < now() - interval '1 minute' AND (status = 'RUNNING' OR task_id = '10')";
-    assert_eq!(schema.value(late).as_deref(), Some("10"), "2500 is no running task, and was not named");
+    assert_eq!(schema.value(late).as_deref(), Some("10"), "2500 is not running");
     assert_eq!(db.heartbeats(&[]), Ok(0));
-    // A row that is being written has a writer to say that it lives.
+    // A locked row is skipped.
     schema.sql("BEGIN; UPDATE source_task SET status = 'FAILED' WHERE task_id = '1'");
     assert_eq!(db.heartbeats(&["1", "2"]), Ok(1));
     schema.sql("COMMIT");
@@ -114,7 +114,7 @@ fn signs_of_life_of_many_tasks_reach_those_that_run() {
 }
 
 #[test]
-fn cancelled_tasks_are_told_from_others() {
+fn cancelled_or_failed_finds_cancelled_tasks() {
     let mut schema = Schema::new();
     let db = schema.ready();
     schema.sql(
@@ -125,52 +125,52 @@ fn cancelled_tasks_are_told_from_others() {
     let names: Vec<String> = (1..=2500).chain([9999]).map(|number| number.to_string()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let expected = ["1000", "2000"].map(str::to_owned).into_iter().collect();
-    assert_eq!(db.cancelled_or_failed(&names, Class::ClusterUnreachable), Ok(expected), "3000 was not named");
+    assert_eq!(db.cancelled_or_failed(&names, Class::ClusterUnreachable), Ok(expected), "3000 was not passed");
     assert_eq!(db.cancelled_or_failed(&[], Class::ClusterUnreachable), Ok(std::collections::HashSet::new()));
 }
 
 #[test]
-fn running_tasks_are_found_by_their_marker_once_they_are_silent() {
+fn idle_tasks_of_fleet_finds_tasks_without_heartbeat() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    let marked = |id: &str, by: serde_json::Value| {
+    let start = |id: &str, by: serde_json::Value| {
         let task = Task { started_by: Some(by), ..task(id) };
         db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable");
         task
     };
     let ours = serde_json::json!({"type": "manual", "syncctl": {"fleet": "ours"}});
-    marked("silent", ours.clone());
-    marked("alive", ours.clone());
-    marked("theirs", serde_json::json!({"syncctl": {"fleet": "theirs"}}));
-    marked("text", serde_json::json!("syncctl"));
-    marked("flat", serde_json::json!({"syncctl": "ours"}));
-    db.start_task(&Task { started_by: None, ..task("nobody's") }, ConcurrencyPolicy::Allow).expect("writable");
-    finish(&db, &marked("done", ours));
+    start("idle", ours.clone());
+    start("alive", ours.clone());
+    start("theirs", serde_json::json!({"syncctl": {"fleet": "theirs"}}));
+    start("text", serde_json::json!("syncctl"));
+    start("flat", serde_json::json!({"syncctl": "ours"}));
+    db.start_task(&Task { started_by: None, ..task("unmarked") }, ConcurrencyPolicy::Allow).expect("writable");
+    finish(&db, &start("done", ours));
     schema.sql("UPDATE source_task SET updated_at = now() - interval '2 minutes' WHERE task_id <> 'alive'");
-    let found = |marker: &str, idle_for| db.idle_tasks_of_fleet(marker, idle_for).expect("readable");
-    assert_eq!(ids(&found("ours", Duration::from_mins(1))), ["silent"]);
+    let found = |fleet: &str, idle_for| db.idle_tasks_of_fleet(fleet, idle_for).expect("readable");
+    assert_eq!(ids(&found("ours", Duration::from_mins(1))), ["idle"]);
     assert_eq!(ids(&found("ours", Duration::from_mins(3))), Vec::<&str>::new());
     assert_eq!(ids(&found("theirs", Duration::from_mins(1))), ["theirs"]);
     assert_eq!(ids(&found("", Duration::ZERO)), Vec::<&str>::new());
 }
 
 #[test]
-fn a_task_that_was_turned_away_may_start_again_unless_its_sync_runs_another_one() {
+fn restart_task_needs_the_same_failure_and_no_other_running_task() {
     let schema = Schema::new();
     let db = schema.ready();
-    let (away, error) = (of_sync("s", "away"), "CLUSTER_UNREACHABLE: nobody answers");
-    db.start_task(&away, ConcurrencyPolicy::Forbid).expect("writable");
-    assert!(matches!(db.restart_task(&away, error), Ok(StartOutcome::Exists(_))), "it runs");
-    db.finish_task(&away, Writer::Controller, TaskStatus::Failed, None, Some(error)).expect("writable");
-    let ids = ["away"].into_iter().map(str::to_owned).collect();
-    assert_eq!(db.cancelled_or_failed(&["away"], Class::ClusterUnreachable), Ok(ids));
-    assert!(matches!(db.restart_task(&away, "another error"), Ok(StartOutcome::Exists(_))));
+    let (rejected, error) = (of_sync("s", "rejected"), "CLUSTER_UNREACHABLE: no answer");
+    db.start_task(&rejected, ConcurrencyPolicy::Forbid).expect("writable");
+    assert!(matches!(db.restart_task(&rejected, error), Ok(StartOutcome::Exists(_))), "it runs");
+    db.finish_task(&rejected, Writer::Controller, TaskStatus::Failed, None, Some(error)).expect("writable");
+    let ids = ["rejected"].into_iter().map(str::to_owned).collect();
+    assert_eq!(db.cancelled_or_failed(&["rejected"], Class::ClusterUnreachable), Ok(ids));
+    assert!(matches!(db.restart_task(&rejected, "another error"), Ok(StartOutcome::Exists(_))));
     let other = of_sync("s", "other");
     db.start_task(&other, ConcurrencyPolicy::Forbid).expect("writable");
-    assert_eq!(db.restart_task(&away, error), Ok(StartOutcome::SyncBusy("other".to_owned())));
+    assert_eq!(db.restart_task(&rejected, error), Ok(StartOutcome::SyncBusy("other".to_owned())));
     finish(&db, &other);
-    assert_eq!(db.restart_task(&away, error), Ok(StartOutcome::Started));
-    let row = db.task("away").expect("readable").expect("a row");
+    assert_eq!(db.restart_task(&rejected, error), Ok(StartOutcome::Started));
+    let row = db.task("rejected").expect("readable").expect("a row");
     assert_eq!((row.status, row.error), (Some(TaskStatus::Running), None));
-    assert!(matches!(db.restart_task(&away, error), Ok(StartOutcome::Exists(_))), "it runs already");
+    assert!(matches!(db.restart_task(&rejected, error), Ok(StartOutcome::Exists(_))), "it runs already");
 }

@@ -1,4 +1,4 @@
-//! Making the tables, and judging those that are there.
+//! Creating missing tables and checking existing ones.
 
 use std::thread;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::support::{Schema, target, url_with};
 use crate::db::{Db, DbError, Options};
 use crate::failure::Class;
 
-/// Everything about the tables that is not data.
+/// Columns, keys and indexes of the tables.
 const SHAPE: &str = "SELECT string_agg(line, E'\\n' ORDER BY line) FROM (
     SELECT format('%s.%s %s %s %s', table_name, column_name, data_type, datetime_precision, is_nullable) AS line
       FROM information_schema.columns WHERE table_schema = current_schema()
@@ -16,7 +16,7 @@ const SHAPE: &str = "SELECT string_agg(line, E'\\n' ORDER BY line) FROM (
     UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()) AS lines";
 
 #[test]
-fn tables_are_made_with_the_names_of_the_contract_and_making_them_again_changes_nothing() {
+fn ensure_schema_creates_the_tables_of_the_contract_once() {
     let mut schema = Schema::new();
     let db = schema.ready();
     let shape = schema.value(SHAPE).expect("tables");
@@ -35,12 +35,12 @@ fn tables_are_made_with_the_names_of_the_contract_and_making_them_again_changes_
     ] {
         assert!(shape.contains(expected), "{expected} is not in\n{shape}");
     }
-    db.ensure_schema().expect("everything is there");
+    db.ensure_schema().expect("everything exists");
     assert_eq!(schema.value(SHAPE), Some(shape));
 }
 
 #[test]
-fn two_programs_can_make_the_tables_at_the_same_time() {
+fn ensure_schema_may_run_concurrently() {
     let schema = Schema::new();
     let threads: Vec<_> = (0..4)
         .map(|_| {
@@ -54,7 +54,7 @@ fn two_programs_can_make_the_tables_at_the_same_time() {
 }
 
 #[test]
-fn a_schema_with_capitals_is_found_by_the_name_of_prisma() {
+fn the_schema_parameter_keeps_upper_case() {
     let mut schema = Schema::new();
     let name = format!("Mixed_{}", schema.name);
     let db = Db::open(
@@ -62,14 +62,14 @@ fn a_schema_with_capitals_is_found_by_the_name_of_prisma() {
         Options { application_name: "test".to_owned(), pool_size: 1, retry_timeout: Duration::from_secs(5) },
     )
     .expect("the database answers");
-    db.ensure_schema().expect("the schema can be made");
+    db.ensure_schema().expect("the schema can be created");
     let count = schema.value(&format!("SELECT count(*) FROM pg_tables WHERE schemaname = '{name}'"));
     schema.sql(&format!("DROP SCHEMA \"{name}\" CASCADE"));
     assert_eq!(count.as_deref(), Some("7"));
 }
 
 #[test]
-fn what_does_not_fit_is_told_with_table_and_column_and_nothing_is_changed() {
+fn mismatches_name_table_and_column_and_nothing_is_changed() {
     for (label, change, expected) in [
         (
             "missing column",
@@ -90,7 +90,7 @@ fn what_does_not_fit_is_told_with_table_and_column_and_nothing_is_changed() {
         (
             "unknown column",
             "ALTER TABLE task_log ADD extra text NOT NULL",
-            "column task_log.extra is unknown and demands a value",
+            "column task_log.extra is unknown and requires a value",
         ),
     ] {
         let mut schema = Schema::new();
@@ -105,7 +105,7 @@ fn what_does_not_fit_is_told_with_table_and_column_and_nothing_is_changed() {
 }
 
 #[test]
-fn a_column_that_we_do_not_know_is_accepted_if_it_demands_nothing() {
+fn an_unknown_column_that_requires_no_value_is_accepted() {
     let mut schema = Schema::new();
     let db = schema.ready();
     schema.sql("ALTER TABLE source_task ADD extra text; ALTER TABLE task_log ADD number serial");
@@ -113,38 +113,38 @@ fn a_column_that_we_do_not_know_is_accepted_if_it_demands_nothing() {
 }
 
 #[test]
-fn a_missing_index_is_made_and_one_of_another_name_is_accepted() {
+fn a_missing_index_is_created_and_another_name_is_accepted() {
     let mut schema = Schema::new();
     let db = schema.ready();
     schema.sql("DROP INDEX task_log_task_id_idx; ALTER INDEX task_log_sync_id_idx RENAME TO another_name");
-    db.ensure_schema().expect("indexes can be made");
+    db.ensure_schema().expect("indexes can be created");
     let count = "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND tablename = 'task_log'";
     assert_eq!(schema.value(count).as_deref(), Some("4"));
 }
 
 #[test]
-fn an_index_of_some_rows_does_not_take_the_place_of_one_of_all_rows() {
+fn a_partial_index_does_not_replace_a_full_one() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    // The server writes the condition in another way for another type.
+    // The server spells the condition differently for another type.
     schema.sql(
         "ALTER TABLE source_task ALTER status TYPE varchar(20);
          ALTER INDEX source_task_sync_id_running_idx RENAME TO another_name",
     );
     let shape = schema.value(SHAPE);
-    db.ensure_schema().expect("everything is there");
+    db.ensure_schema().expect("everything exists");
     assert_eq!(schema.value(SHAPE), shape);
     schema.sql(
         "DROP INDEX source_task_sync_id_idx, source_task_sync_id_started_at_idx, another_name;
          CREATE INDEX of_failures ON source_task (sync_id) WHERE status = 'FAILED'",
     );
-    db.ensure_schema().expect("indexes can be made");
+    db.ensure_schema().expect("indexes can be created");
     let count = "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() AND tablename = 'source_task'";
     assert_eq!(schema.value(count).as_deref(), Some("6"), "{:?}", schema.value(SHAPE));
 }
 
 #[test]
-fn a_role_without_the_right_to_create_can_use_what_is_there_and_is_told_what_is_not() {
+fn a_role_without_create_privilege_may_use_existing_tables() {
     let mut schema = Schema::new();
     let name = schema.name.clone();
     schema.sql(&format!("CREATE ROLE {name} LOGIN PASSWORD 'hunter2'"));

@@ -1,4 +1,4 @@
-//! A schema per test in the database of `SYNCCTL_TEST_DATABASE_URL`.
+//! One schema per test in the database of `SYNCCTL_TEST_DATABASE_URL`.
 
 use std::env;
 use std::io::{Read, Write};
@@ -19,24 +19,24 @@ use crate::task::{Image, ReadOptions, StreamReport, StreamReports, StreamStatus,
 /// The URL of the test database.
 pub(super) fn base_url() -> String {
     env::var("SYNCCTL_TEST_DATABASE_URL").expect(
-        "SYNCCTL_TEST_DATABASE_URL has to hold the URL of a PostgreSQL superuser: `make test` starts a server and sets it",
+        "SYNCCTL_TEST_DATABASE_URL must be the URL of a PostgreSQL superuser: `make test` starts a server and sets it",
     )
 }
 
-/// The certificate that vouches for the test server's.
+/// The root certificate of the test server.
 pub(super) fn ca_file() -> String {
     env::var("SYNCCTL_TEST_CA_FILE")
-        .expect("SYNCCTL_TEST_CA_FILE has to hold the path of the test server's root certificate: `make test` sets it")
+        .expect("SYNCCTL_TEST_CA_FILE must be the path of the test server's root certificate: `make test` sets it")
 }
 
-/// A URL with further parameters; a later one takes the place of an earlier one.
+/// The test URL with further parameters, which replace those of the same name.
 pub(super) fn url_with(parameters: &str) -> String {
     let url = base_url();
     let (base, query) = url.split_once('?').unwrap_or((&url, ""));
     let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
-    let kept =
+    let others =
         query.split('&').filter(|old| !old.is_empty() && !parameters.split('&').any(|new| name(new) == name(old)));
-    let pairs: Vec<&str> = kept.chain(parameters.split('&')).collect();
+    let pairs: Vec<&str> = others.chain(parameters.split('&')).collect();
     format!("{base}?{}", pairs.join("&"))
 }
 
@@ -44,7 +44,7 @@ pub(super) fn target(url: &str) -> Target {
     Target::parse(&Secret::from(url), "SYNCCTL_TEST_DATABASE_URL").expect("a valid URL")
 }
 
-/// A schema that goes away with the value. The tables are not made yet.
+/// A schema that is dropped with the value, without tables.
 pub(super) struct Schema {
     pub(super) name: String,
     pub(super) admin: Client,
@@ -66,7 +66,7 @@ impl Schema {
         Db::open(target(&self.url()), options).expect("the database answers")
     }
 
-    /// A database behind a proxy that loses the answer to a COMMIT when it is told to.
+    /// A database behind a proxy that can drop the answer to a COMMIT.
     pub(super) fn open_through(&self, proxy: &Proxy) -> Db {
         let url = url_with(&format!("search_path={}&host=127.0.0.1&port={}", self.name, proxy.port));
         let retry_timeout = Duration::from_secs(20);
@@ -77,7 +77,7 @@ impl Schema {
     /// A database with its tables.
     pub(super) fn ready(&self) -> Db {
         let db = self.open(Duration::from_secs(20));
-        db.ensure_schema().expect("the schema can be made");
+        db.ensure_schema().expect("the schema can be created");
         db
     }
 
@@ -91,7 +91,7 @@ impl Schema {
         self.admin.query_one(&sql, &[]).expect("valid SQL").get(0)
     }
 
-    /// Ends the connections of the pool, as a server that restarts does. How many there were.
+    /// Terminates the connections of the pool; returns their number.
     pub(super) fn kill_connections(&mut self) -> usize {
         let name = &self.name;
         self.admin
@@ -103,12 +103,12 @@ impl Schema {
 
 impl Drop for Schema {
     fn drop(&mut self) {
-        // A panicking test has its own story to tell.
+        // Must not hide the panic of a test.
         let _ = self.admin.batch_execute(&format!("DROP SCHEMA IF EXISTS {} CASCADE", self.name));
     }
 }
 
-/// Stands between us and the server. Its threads end with their connections.
+/// A proxy in front of the server. Its threads end with their connections.
 pub(super) struct Proxy {
     port: u16,
     lose: Arc<AtomicBool>,
@@ -125,14 +125,14 @@ impl Proxy {
         let port = listener.local_addr().expect("an address").port();
         let lose = Arc::new(AtomicBool::new(false));
         let frozen = Arc::new(AtomicBool::new(false));
-        let (flag, ice) = (lose.clone(), frozen.clone());
+        let (lose_flag, frozen_flag) = (lose.clone(), frozen.clone());
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let server = TcpStream::connect((server.0.as_str(), server.1)).expect("the server");
                 let (client_out, server_in) =
                     (client.try_clone().expect("a copy"), server.try_clone().expect("a copy"));
                 let mute = Arc::new(AtomicBool::new(false));
-                let (lose, muted) = (flag.clone(), mute.clone());
+                let (lose, muted) = (lose_flag.clone(), mute.clone());
                 thread::spawn(move || {
                     copy(client, server, |bytes| {
                         let commit = bytes.windows(7).any(|window| window == b"COMMIT\0");
@@ -142,10 +142,10 @@ impl Proxy {
                         true
                     });
                 });
-                let ice = ice.clone();
+                let frozen = frozen_flag.clone();
                 thread::spawn(move || {
                     copy(server_in, client_out, |_| {
-                        while ice.load(Ordering::SeqCst) {
+                        while frozen.load(Ordering::SeqCst) {
                             thread::sleep(Duration::from_millis(20));
                         }
                         !muted.load(Ordering::SeqCst)
@@ -156,23 +156,23 @@ impl Proxy {
         Self { port, lose, frozen }
     }
 
-    /// From now on no answer comes back, or all do.
+    /// Holds all answers of the server, or delivers them.
     pub(super) fn freeze(&self, frozen: bool) {
         self.frozen.store(frozen, Ordering::SeqCst);
     }
 
-    /// The next COMMIT reaches the server, and its answer does not come back.
+    /// Drops the connection instead of the answer to the next COMMIT.
     pub(super) fn lose_next_answer(&self) {
         self.lose.store(true, Ordering::SeqCst);
     }
 
-    /// Whether an answer was lost since.
+    /// Whether an answer was dropped since.
     pub(super) fn has_lost(&self) -> bool {
         !self.lose.load(Ordering::SeqCst)
     }
 }
 
-/// Copies until one side ends or `pass` says no; then both sides are closed.
+/// Copies until one side ends or `pass` returns false; then closes both sides.
 fn copy(mut from: TcpStream, mut to: TcpStream, pass: impl Fn(&[u8]) -> bool) {
     let mut buffer = vec![0; 65536];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -183,6 +183,19 @@ fn copy(mut from: TcpStream, mut to: TcpStream, pass: impl Fn(&[u8]) -> bool) {
     // One of them may be closed already.
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
+}
+
+/// A server setting within a transaction of the pool.
+pub(super) fn setting(db: &Db, name: &str) -> String {
+    let sql = format!("SELECT current_setting('{name}')");
+    db.run("read a setting", |tx| tx.row(&sql, &[], |row| row.try_get(0))).expect("readable").expect("a row")
+}
+
+/// The server process of the next connection of the pool.
+pub(super) fn backend_pid(db: &Db) -> i32 {
+    db.run("read the pid", |tx| tx.row("SELECT pg_backend_pid()", &[], |row| row.try_get(0)))
+        .expect("readable")
+        .expect("a row")
 }
 
 pub(super) fn time(text: &str) -> Timestamp {

@@ -1,20 +1,20 @@
-//! The life of a task's row.
+//! Rows of `source_task`, from the start of a task to its outcome.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::support::{Schema, reports, task};
 use crate::db::{ConcurrencyPolicy, StartOutcome, Writer};
 use crate::task::{StreamStatus, TaskMetrics, TaskStatus, to_millis};
 
 #[test]
-fn a_task_id_is_taken_once() {
+fn start_task_refuses_a_known_task_id() {
     let schema = Schema::new();
     let db = schema.ready();
     let task = task("t");
     assert_eq!(db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable"), StartOutcome::Started);
     let StartOutcome::Exists(stored) = db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable") else {
-        panic!("the id is taken")
+        panic!("the row exists")
     };
     assert_eq!(stored.status, Some(TaskStatus::Running));
     assert_eq!(stored.started_at, to_millis(task.started_at));
@@ -24,12 +24,12 @@ fn a_task_id_is_taken_once() {
 }
 
 #[test]
-fn progress_and_signs_of_life_need_a_row_that_is_running() {
+fn progress_and_heartbeats_need_a_running_row() {
     let schema = Schema::new();
     let db = schema.ready();
     let progress = reports(&[("b", StreamStatus::Running), ("a", StreamStatus::Pending)]);
     assert!(!db.heartbeat("t").expect("writable") && !db.report_progress("t", &progress, None).expect("writable"));
-    assert_eq!(db.task("t").expect("readable"), None, "a sign of life makes no row");
+    assert_eq!(db.task("t").expect("readable"), None, "a heartbeat inserts no row");
     db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
     assert!(db.report_progress("t", &progress, None).expect("writable"));
     let before = db.task("t").expect("readable").expect("stored");
@@ -42,17 +42,17 @@ fn progress_and_signs_of_life_need_a_row_that_is_running() {
 }
 
 #[test]
-fn the_outcome_is_that_of_whom_the_contract_believes() {
+fn the_outcome_depends_on_the_precedence_of_writers() {
     use TaskStatus::{Cancelled, Failed, Success, TimeExceeded};
     use Writer::{Controller, Sidecar};
     let schema = Schema::new();
     let db = schema.ready();
     for (label, first, second, expected) in [
-        ("a reaped Pod does not undo a success", (Sidecar, Success), (Controller, Failed), Success),
+        ("a deleted Pod does not replace a success", (Sidecar, Success), (Controller, Failed), Success),
         ("a cancellation survives the sidecar", (Controller, Cancelled), (Sidecar, Success), Cancelled),
-        ("so does the end of time", (Controller, TimeExceeded), (Sidecar, Cancelled), TimeExceeded),
-        ("the sidecar corrects the sweep", (Controller, Failed), (Sidecar, Success), Success),
-        ("a sidecar that was ended does not hide why", (Controller, Failed), (Sidecar, Cancelled), Failed),
+        ("an exceeded deadline survives the sidecar", (Controller, TimeExceeded), (Sidecar, Cancelled), TimeExceeded),
+        ("the sidecar replaces the check for stale tasks", (Controller, Failed), (Sidecar, Success), Success),
+        ("a terminated sidecar does not replace the reason", (Controller, Failed), (Sidecar, Cancelled), Failed),
         ("the first controller wins", (Controller, Failed), (Controller, Cancelled), Failed),
     ] {
         let task = task(label);
@@ -65,7 +65,7 @@ fn the_outcome_is_that_of_whom_the_contract_believes() {
 }
 
 #[test]
-fn a_controller_that_comes_while_the_sidecar_writes_sees_what_it_wrote() {
+fn a_concurrent_controller_reads_the_outcome_of_the_sidecar() {
     let mut schema = Schema::new();
     let db = schema.ready();
     db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
@@ -81,7 +81,7 @@ fn a_controller_that_comes_while_the_sidecar_writes_sees_what_it_wrote() {
 }
 
 #[test]
-fn a_task_without_a_row_gets_one_with_its_outcome() {
+fn finish_task_inserts_a_missing_row() {
     let schema = Schema::new();
     let db = schema.ready();
     let error = Some("INIT_TIMEOUT: no\0 start");
@@ -92,7 +92,7 @@ fn a_task_without_a_row_gets_one_with_its_outcome() {
 }
 
 #[test]
-fn the_controller_closes_the_streams_that_the_sidecar_left_open() {
+fn the_controller_closes_open_streams() {
     let schema = Schema::new();
     let db = schema.ready();
     let task = task("t");
@@ -102,7 +102,7 @@ fn the_controller_closes_the_streams_that_the_sidecar_left_open() {
     db.finish_task(&task, Writer::Controller, TaskStatus::Cancelled, None, None).expect("writable");
     let closed = [("b", StreamStatus::Cancelled), ("a", StreamStatus::Success), ("c", StreamStatus::Cancelled)];
     assert_eq!(db.task("t").expect("readable").expect("stored").streams, reports(&closed));
-    // The sidecar comes too late with its verdict, but knows how far the streams came.
+    // A late outcome of the sidecar does not count, but its stream reports do.
     let last = [("b", StreamStatus::Partial), ("a", StreamStatus::Success), ("c", StreamStatus::Cancelled)];
     db.finish_task(&task, Writer::Sidecar, TaskStatus::Success, Some(&reports(&last)), None).expect("writable");
     let row = db.task(&task.task_id).expect("readable").expect("a row");
@@ -110,7 +110,7 @@ fn the_controller_closes_the_streams_that_the_sidecar_left_open() {
 }
 
 #[test]
-fn tasks_without_a_sign_of_life_are_failed() {
+fn fail_stale_tasks_fails_tasks_without_heartbeat() {
     let mut schema = Schema::new();
     let db = schema.ready();
     for id in ["lost", "alive", "done"] {
@@ -122,13 +122,13 @@ fn tasks_without_a_sign_of_life_are_failed() {
     assert_eq!(db.fail_stale_tasks(Duration::from_hours(1)).expect("writable"), ["lost"]);
     assert_eq!(db.fail_stale_tasks(Duration::from_hours(1)).expect("writable"), Vec::<String>::new());
     let lost = db.task("lost").expect("readable").expect("stored");
-    assert_eq!(lost.error.as_deref(), Some("ABANDONED: no sign of life for 60 minutes"));
+    assert_eq!(lost.error.as_deref(), Some("ABANDONED: no heartbeat for 60 minutes"));
     assert_eq!(lost.streams, reports(&[("a", StreamStatus::Failed)]));
     assert_eq!(db.task("alive").expect("readable").and_then(|task| task.status), Some(TaskStatus::Running));
 }
 
 #[test]
-fn who_listens_to_a_task_hears_of_it_and_of_no_other() {
+fn a_listener_gets_notifications_of_its_task_only() {
     let schema = Schema::new();
     let db = schema.ready();
     // Channels belong to the database, not to the schema.
@@ -136,19 +136,18 @@ fn who_listens_to_a_task_hears_of_it_and_of_no_other() {
     let mut listener = db.listen(&id).expect("listening");
     db.notify("another task").expect("notified");
     assert!(!listener.wait(Duration::from_millis(200)));
-    let waiting = thread::spawn(move || (listener.wait(Duration::from_secs(20)), listener));
+    let waiting = thread::spawn(move || (listener.wait(Duration::from_mins(5)), listener));
     thread::sleep(Duration::from_millis(100));
-    let started = Instant::now();
     db.notify(&id).expect("notified");
-    let (heard, mut listener) = waiting.join().expect("no panic");
-    assert!(heard && started.elapsed() < Duration::from_secs(5));
+    let (notified, mut listener) = waiting.join().expect("no panic");
+    assert!(notified);
     db.notify(&id).expect("notified");
     db.notify(&id).expect("notified");
-    assert!(listener.wait(Duration::from_secs(20)), "what came between two waits counts");
+    assert!(listener.wait(Duration::from_mins(5)), "notifications between two waits count");
 }
 
 #[test]
-fn what_a_task_has_used_stays_until_more_is_known_and_beyond_its_end() {
+fn metrics_stay_until_newer_ones_are_reported() {
     let mut schema = Schema::new();
     let db = schema.ready();
     db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
