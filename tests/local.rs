@@ -1,6 +1,6 @@
-//! Tasks on this machine: what they leave behind, whoever is killed; what they see; what goes wrong before they start.
+//! Local tasks: cleanup after any process is killed, isolation of the connector, failures before the start.
 //!
-//! All that a task is beyond that is the business of the tests that run in both places.
+//! What is the same in a cluster is tested by the modules that run in both places.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,16 +11,16 @@ use serde_json::{Value, json};
 
 use super::support::{Machine, Program, Service, World, catalog, eventually, processes, unique};
 
-/// Until something that was started can be seen.
-const START: Duration = Duration::from_secs(30);
+/// Only ends a wait that hangs.
+const DEADLINE: Duration = Duration::from_mins(3);
 
-/// A connector of one's own, and the world in which it runs. `None` where tasks run in a cluster.
-struct Bench {
+/// A connector under development. There is none where tasks run in a cluster.
+struct Fixture {
     world: World,
     command: String,
 }
 
-impl Bench {
+impl Fixture {
     fn new(script: &str) -> Option<Self> {
         let world = World::on_this_machine()?;
         let path = world.file("connector.sh", script);
@@ -31,7 +31,7 @@ impl Bench {
         self.world.place.machine()
     }
 
-    /// A command without a database of results.
+    /// A command that runs the connector.
     fn syncctl(&self, arguments: &[&str]) -> Program {
         self.world.syncctl(arguments).with(&["--exec", &self.command, "-o", "json"])
     }
@@ -49,21 +49,21 @@ impl Bench {
         self.syncctl(&["read", "--sync-id", "s", "--task-id", task]).with(&documents)
     }
 
-    /// Files below the tasks' folder that hold this text.
-    fn holding(&self, text: &str) -> Vec<String> {
+    /// The files of all tasks that contain a text.
+    fn files_with(&self, text: &str) -> Vec<String> {
         let found = Command::new("grep").args(["-rlF", text]).arg(self.machine().tasks()).output().expect("grep");
         String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned).collect()
     }
 
-    /// Nothing is left once the next command has run.
-    fn assert_clean_after_next(&self) {
+    /// Asserts that the next command leaves nothing of earlier ones.
+    fn assert_next_command_cleans_up(&self) {
         self.syncctl(&["spec"]).run();
         self.world.place.assert_empty();
-        assert_eq!(self.holding("hunter2-hunter2"), [""; 0]);
+        assert_eq!(self.files_with("hunter2-hunter2"), [""; 0]);
     }
 }
 
-/// Reads for ever, with children that have left the connector's session, group and environment.
+/// Never ends, ignores TERM, and has children outside its session, process group and environment.
 const STUBBORN: &str = r#"
 [ "$1" != spec ] || { echo '{"type":"SPEC","spec":{"connectionSpecification":{}}}'; exit; }
 trap '' TERM HUP INT
@@ -74,22 +74,22 @@ echo '{"type":"STATE","state":{"type":"STREAM","stream":{"stream_descriptor":{"n
 while :; do sleep 1; done
 "#;
 
-/// The processes of a task that runs `STUBBORN`, once all of them are there.
-fn stubborn(bench: &Bench) -> Vec<(i32, String)> {
-    eventually("all processes of the connector", START, || {
-        let all = processes::with(&bench.machine().tasks().display().to_string());
+/// The processes of a task that runs `STUBBORN`, once all of them have started.
+fn wait_for_processes(fixture: &Fixture) -> Vec<(i32, String)> {
+    eventually("all processes of the connector", DEADLINE, || {
+        let all = processes::with(&fixture.machine().tasks().display().to_string());
         let sleepers = all.iter().filter(|(_, command)| command.starts_with("sleep 60")).count();
-        (sleepers == 2 && !bench.world.schema.texts("SELECT state::text FROM source_state").is_empty()).then_some(all)
+        (sleepers == 2 && !fixture.world.schema.texts("SELECT state::text FROM source_state").is_empty()).then_some(all)
     })
 }
 
 #[test]
-fn whoever_is_killed_nothing_is_left_after_the_next_start() {
+fn the_next_command_cleans_up_after_any_killed_process() {
     for victims in [&["syncctl read"][..], &["supervise"], &["sidecar"], &["syncctl read", "supervise", "sidecar"]] {
-        let Some(bench) = Bench::new(STUBBORN) else { return };
+        let Some(fixture) = Fixture::new(STUBBORN) else { return };
         let task = unique("killed-");
-        let running = bench.read(&task).start();
-        let all = stubborn(&bench);
+        let running = fixture.read(&task).start();
+        let all = wait_for_processes(&fixture);
         for victim in victims {
             if *victim == "syncctl read" {
                 running.signal(Signal::KILL);
@@ -101,54 +101,58 @@ fn whoever_is_killed_nothing_is_left_after_the_next_start() {
         let done = running.wait();
         assert_ne!(done.code, Some(0), "{victims:?}: {done}");
         if victims == ["syncctl read"] {
-            // What looks after the task hears of it at once, without another command.
-            eventually("the end of all processes", Duration::from_secs(10), || {
-                processes::with(&bench.machine().tasks().display().to_string()).is_empty().then_some(())
+            // The supervisor ends the task without another command.
+            eventually("the end of all processes", DEADLINE, || {
+                processes::with(&fixture.machine().tasks().display().to_string()).is_empty().then_some(())
             });
-            assert_eq!(bench.holding("hunter2-hunter2"), [""; 0]);
+            assert_eq!(fixture.files_with("hunter2-hunter2"), [""; 0]);
         }
-        bench.assert_clean_after_next();
-        let (status, error) = bench.world.schema.task(&task).expect("a row");
+        fixture.assert_next_command_cleans_up();
+        let (status, error) = fixture.world.schema.task(&task).expect("a row");
         assert_eq!(status, "FAILED", "{victims:?}: {error}");
     }
 }
 
 #[test]
-fn a_command_that_is_killed_at_any_moment_leaves_nothing_after_the_next_start() {
-    let Some(bench) = Bench::new(STUBBORN) else { return };
+fn the_next_command_cleans_up_after_one_killed_at_any_moment() {
+    let Some(fixture) = Fixture::new(STUBBORN) else { return };
     for (round, millis) in [0, 3, 10, 20, 40, 60, 80, 110, 150, 200, 300, 500].into_iter().enumerate() {
         let task = unique("early-");
-        let running = bench.read(&task).start();
+        let running = fixture.read(&task).start();
         std::thread::sleep(Duration::from_millis(millis));
         running.signal(Signal::KILL);
         running.wait();
         if round % 3 == 0 {
-            // Also when there is no time for anything else.
-            processes::kill_all(&bench.machine().tasks().display().to_string());
+            // The supervisor is killed, too.
+            processes::kill_all(&fixture.machine().tasks().display().to_string());
         }
-        bench.assert_clean_after_next();
-        // Killed before it was there, or closed.
-        assert_ne!(bench.world.schema.task(&task).map(|(status, _)| status), Some("RUNNING".to_owned()), "{millis} ms");
+        fixture.assert_next_command_cleans_up();
+        // It was killed before it wrote a row, or the row was closed.
+        assert_ne!(
+            fixture.world.schema.task(&task).map(|(status, _)| status),
+            Some("RUNNING".to_owned()),
+            "{millis} ms"
+        );
     }
 }
 
 #[test]
-fn a_cancelled_task_ends_with_all_that_it_has_started() {
-    let Some(bench) = Bench::new(STUBBORN) else { return };
+fn a_cancelled_task_ends_with_all_its_processes() {
+    let Some(fixture) = Fixture::new(STUBBORN) else { return };
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        bench.world.schema.execute("DROP TABLE IF EXISTS source_state");
+        fixture.world.schema.execute("DROP TABLE IF EXISTS source_state");
         let task = unique("cancelled-");
-        let running = bench.read(&task).env("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "1").start();
-        stubborn(&bench);
+        let running = fixture.read(&task).env("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "1").start();
+        wait_for_processes(&fixture);
         running.signal(signal);
         running.wait().code(130);
-        bench.world.place.assert_empty();
-        assert_eq!(bench.world.schema.task(&task).expect("a row").0, "CANCELLED");
+        fixture.world.place.assert_empty();
+        assert_eq!(fixture.world.schema.task(&task).expect("a row").0, "CANCELLED");
     }
 }
 
 #[test]
-fn a_connector_has_places_of_its_own_and_sees_no_secret_but_its_configuration() {
+fn a_connector_has_private_directories_and_sees_no_secret_but_its_configuration() {
     let script = r#"
 config=$3
 [ -w "$HOME" ] && [ -w "$TMPDIR" ] || exit 9
@@ -161,30 +165,30 @@ printf '{"type":"LOG","log":{"level":"INFO","message":"home %s mode %s known %s 
     "$HOME" "$(cat "$TMPDIR/mode")" $known $seen "$USER_VARIABLE"
 printf '{"type":"TRACE","trace":{"type":"STREAM_STATUS","emitted_at":1,"stream_status":{"stream_descriptor":{"name":"a"},"status":"COMPLETE"}}}\n'
 "#;
-    let Some(bench) = Bench::new(script) else { return };
+    let Some(fixture) = Fixture::new(script) else { return };
     let task = unique("places-");
-    bench.read(&task).env("USER_VARIABLE", "passed-on").run().code(0).hides("hunter2-hunter2");
-    let said = bench.world.schema.text("SELECT message FROM task_log WHERE message LIKE 'home %'");
-    let tasks = bench.machine().tasks().display().to_string();
-    assert!(said.starts_with(&format!("home {tasks}/")), "{said}");
-    assert!(said.ends_with("mode 700 known yes seen nothing user passed-on"), "{said}");
+    fixture.read(&task).env("USER_VARIABLE", "passed-on").run().code(0).hides("hunter2-hunter2");
+    let message = fixture.world.schema.text("SELECT message FROM task_log WHERE message LIKE 'home %'");
+    let tasks = fixture.machine().tasks().display().to_string();
+    assert!(message.starts_with(&format!("home {tasks}/")), "{message}");
+    assert!(message.ends_with("mode 700 known yes seen nothing user passed-on"), "{message}");
 }
 
 #[test]
-fn how_the_connector_was_found_is_one_line_of_stderr() {
-    let Some(bench) = Bench::new(STUBBORN) else { return };
-    let done = bench.syncctl(&["spec"]).run();
+fn the_resolved_connector_is_one_line_of_stderr() {
+    let Some(fixture) = Fixture::new(STUBBORN) else { return };
+    let done = fixture.syncctl(&["spec"]).run();
     let lines = done.code(0).stderr.lines().filter(|line| line.starts_with("connector: ")).count();
     assert_eq!(lines, 1, "{done}");
-    assert_eq!(bench.syncctl(&["spec", "-q"]).run().code(0).stderr, "");
-    // The name in the tables is the user's, if there is one.
-    bench.syncctl(&["spec", "acme/source-new:1"]).run().code(0);
-    let names = bench.world.schema.texts("SELECT package || ':' || version FROM source_spec ORDER BY 1");
+    assert_eq!(fixture.syncctl(&["spec", "-q"]).run().code(0).stderr, "");
+    // The tables have the user's name of the connector, if given.
+    fixture.syncctl(&["spec", "acme/source-new:1"]).run().code(0);
+    let names = fixture.world.schema.texts("SELECT package || ':' || version FROM source_spec ORDER BY 1");
     assert_eq!(names, ["acme/source-new:1", "local/connector:dev"]);
 }
 
 #[test]
-fn a_command_that_cannot_be_started_is_told_in_one_sentence() {
+fn a_missing_command_is_named() {
     let Some(world) = World::on_this_machine() else { return };
     let spec = |exec: &str| world.syncctl(&["spec", "--exec", exec, "-o", "json"]).run();
     for exec in ["no-such-command-anywhere --option", "/nonexistent/connector"] {
@@ -193,17 +197,16 @@ fn a_command_that_cannot_be_started_is_told_in_one_sentence() {
         let program = exec.split(' ').next().expect("a word");
         assert!(done.json()["error"].as_str().is_some_and(|error| error.contains(program)), "{done}");
     }
-    let nothing = spec(" ");
-    nothing.code(2);
-    let elsewhere = Program::new(&["spec", "--exec", "true", "-o", "json"])
+    spec(" ").code(2);
+    let in_cluster = Program::new(&["spec", "--exec", "true", "-o", "json"])
         .env("SYNCCTL_DATABASE_URL", "postgresql://127.0.0.1:1/x")
         .env("SYNCCTL_SIDECAR_IMAGE", "x")
         .run();
-    elsewhere.fails(2, "USAGE", &["--exec", "--local"]);
+    in_cluster.fails(2, "USAGE", &["--exec", "--local"]);
 }
 
 #[test]
-fn a_folder_that_cannot_be_used_is_named_with_its_setting() {
+fn an_unusable_state_directory_is_named() {
     let Some(world) = World::on_this_machine() else { return };
     let file = world.file("file", "");
     let done = world
@@ -214,16 +217,16 @@ fn a_folder_that_cannot_be_used_is_named_with_its_setting() {
 }
 
 #[test]
-fn a_full_disk_ends_the_task_and_leaves_nothing() {
-    let Some(bench) = Bench::new(STUBBORN) else { return };
+fn a_full_disk_fails_the_task_and_leaves_nothing() {
+    let Some(fixture) = Fixture::new(STUBBORN) else { return };
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let disk = tempfile::tempdir().expect("a folder");
+    let disk = tempfile::tempdir().expect("a directory");
     let _small = Mounted::new(disk.path(), "size=64k");
     let noise: String =
         (0..400_000_u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 24) as u8 % 26)).collect();
-    let done = bench
+    let done = fixture
         .check(&json!({"password": "hunter2-hunter2", "noise": noise}))
         .env("SYNCCTL_STATE_DIR", &disk.path().join("state").display().to_string())
         .run();
@@ -234,13 +237,13 @@ fn a_full_disk_ends_the_task_and_leaves_nothing() {
     assert!(String::from_utf8_lossy(&left.stdout).lines().all(|path| path.ends_with(".making")), "{left:?}");
 }
 
-/// A small disk.
+/// A tmpfs, unmounted when it is dropped.
 struct Mounted<'a>(&'a Path);
 
 impl<'a> Mounted<'a> {
     fn new(at: &'a Path, options: &str) -> Self {
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).status();
-        assert!(mounted.is_ok_and(|status| status.success()), "mounting a small disk");
+        assert!(mounted.is_ok_and(|status| status.success()), "mounting a tmpfs");
         Self(at)
     }
 }
@@ -251,72 +254,72 @@ impl Drop for Mounted<'_> {
     }
 }
 
-/// Waits until the stream of the slow connector is seen to run.
+/// Waits until the stream of the slow connector runs.
 fn wait_for_ticks(world: &World, task: &str) {
-    eventually("a stream that runs", START, || {
+    eventually("a running stream", DEADLINE, || {
         world.schema.task(task)?;
         (world.schema.streams(task)["ticks"]["status"] == "RUNNING").then_some(())
     });
 }
 
-/// A read that the service has accepted and that runs.
-fn reading(world: &World, service: &Service) -> String {
+/// Starts a read in the service and waits until it runs.
+fn start_read(world: &World, service: &Service) -> String {
     let task = unique("reading-");
-    let nowhere = json!({"destinationType": "discard"});
-    let body = json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": nowhere});
+    let discard = json!({"destinationType": "discard"});
+    let body = json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": discard});
     assert_eq!(service.read("syncctl-test/slow:1", "sync", &task, &body).0, 200);
     wait_for_ticks(world, &task);
     task
 }
 
 #[test]
-fn a_service_that_ends_in_order_ends_its_tasks_and_says_so() {
+fn a_service_that_shuts_down_cancels_its_tasks() {
     let Some(world) = World::on_this_machine() else { return };
     let mut service = Service::start(&world);
-    let task = reading(&world, &service);
+    let task = start_read(&world, &service);
     service.stop().code(0);
     world.place.assert_empty();
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
 }
 
 #[test]
-fn a_service_that_is_killed_takes_its_tasks_with_it_and_the_next_one_tells() {
+fn the_tasks_of_a_killed_service_end_and_the_next_service_records_it() {
     let Some(world) = World::on_this_machine() else { return };
     let mut service = Service::start(&world);
-    let task = reading(&world, &service);
+    let task = start_read(&world, &service);
     service.kill();
     let tasks = world.place.machine().tasks().display().to_string();
-    eventually("the end of its tasks", Duration::from_secs(10), || processes::with(&tasks).is_empty().then_some(()));
+    eventually("the end of its tasks", DEADLINE, || processes::with(&tasks).is_empty().then_some(()));
     service.start_again();
-    let row = eventually("an outcome", START, || world.schema.task(&task).filter(|(status, _)| status != "RUNNING"));
+    let row = eventually("an outcome", DEADLINE, || world.schema.task(&task).filter(|(status, _)| status != "RUNNING"));
     assert_eq!(row.0, "FAILED");
     assert!(row.1.starts_with("ABANDONED: "), "{}", row.1);
-    eventually("nothing left", START, || world.place.leftovers().is_empty().then_some(()));
+    eventually("nothing left", DEADLINE, || world.place.leftovers().is_empty().then_some(()));
     service.stop().code(0);
 }
 
-/// A read of an image in the tests' own Podman; `None` where there is none.
+/// A command that uses the tests' Podman; `None` if there is none.
 fn in_podman(world: &World, arguments: &[&str]) -> Option<Program> {
-    let given = |name: &str| std::env::var(name).ok();
-    let podman = given("SYNCCTL_TEST_PODMAN")?;
+    let variable = |name: &str| std::env::var(name).ok();
+    let podman = variable("SYNCCTL_TEST_PODMAN")?;
     let program =
         ["CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF"].into_iter().fold(world.syncctl(arguments), |program, name| {
-            program.env(name, &given(name).expect("tests/podman/up sets it"))
+            program.env(name, &variable(name).expect("tests/podman/up sets it"))
         });
     assert!(Path::new(&podman).exists(), "{podman}");
     Some(program.env("SYNCCTL_LOCAL_RUNTIME", "podman"))
 }
 
-/// The containers of the program's.
+/// The names of syncctl's containers.
 fn containers() -> Vec<String> {
-    let podman = std::env::var("SYNCCTL_TEST_PODMAN").expect("it was looked at");
+    let podman = std::env::var("SYNCCTL_TEST_PODMAN").expect("in_podman requires it");
     let filter = "label=jitsu.com/creator=bulker-sync-controller";
     let list = Command::new(podman).args(["ps", "--all", "--filter", filter, "--format", "{{.Names}}"]).output();
     String::from_utf8_lossy(&list.expect("podman").stdout).lines().map(str::to_owned).collect()
 }
 
 #[test]
-fn an_image_in_podman_is_read_limited_cancelled_and_removed_whoever_is_killed() {
+fn an_image_in_podman_is_read_limited_cancelled_and_removed() {
     let Some(world) = World::on_this_machine() else { return };
     let Some(spec) = in_podman(&world, &["spec", "syncctl-test/instant:1", "-o", "json"]) else { return };
     let done = spec.run();

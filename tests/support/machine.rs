@@ -1,4 +1,4 @@
-//! This machine as the place for the tasks of one test: folders of its own, and the connectors of all tests.
+//! The local tasks of one test: their directories, and the connectors that all tests share.
 
 use std::path::{Path, PathBuf};
 
@@ -7,39 +7,41 @@ use serde_json::Value;
 use super::processes;
 use super::program::print_line;
 
-/// The folders of one test.
+/// The directories of one test.
 pub struct Machine {
     state: PathBuf,
 }
 
 impl Machine {
-    /// In the folder of a test.
-    pub fn new(folder: &Path) -> Self {
-        Self { state: folder.join("state") }
+    /// Below the directory of a test.
+    pub fn new(directory: &Path) -> Self {
+        Self { state: directory.join("state") }
     }
 
-    /// What the program is told. The connectors are installed once for all tests.
+    /// The variables for the program. Connectors are installed once for all tests.
     pub fn settings(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let given = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make test`"));
+        let required =
+            |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make test`"));
         [
             ("SYNCCTL_ENGINE", "local".to_owned()),
             ("SYNCCTL_STATE_DIR", self.state.display().to_string()),
-            ("SYNCCTL_CACHE_DIR", given("SYNCCTL_TEST_CONNECTORS")),
+            ("SYNCCTL_CACHE_DIR", required("SYNCCTL_TEST_CONNECTORS")),
             ("SYNCCTL_LOCAL_RUNTIME", "python".to_owned()),
-            ("PIP_FIND_LINKS", given("SYNCCTL_TEST_WHEELS")),
-            ("UV_FIND_LINKS", given("SYNCCTL_TEST_WHEELS")),
+            ("PIP_FIND_LINKS", required("SYNCCTL_TEST_WHEELS")),
+            ("UV_FIND_LINKS", required("SYNCCTL_TEST_WHEELS")),
         ]
         .into_iter()
     }
 
-    /// Where the tasks are.
+    /// The directory of the tasks.
     pub fn tasks(&self) -> PathBuf {
         self.state.join("tasks")
     }
 
-    /// The tasks, as Pods.
+    /// The Pods in the records of the tasks.
     pub fn pods(&self) -> Vec<Value> {
-        let records = self.entries().into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "json"));
+        let records =
+            self.entries().into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"));
         records
             .filter_map(|path| {
                 let record: Value = serde_json::from_slice(&std::fs::read(path).ok()?).expect("a record is JSON");
@@ -48,7 +50,7 @@ impl Machine {
             .collect()
     }
 
-    /// Records, folders and processes of tasks.
+    /// Records, directories and processes of tasks.
     pub fn leftovers(&self) -> Vec<String> {
         let mut left: Vec<String> = self
             .entries()
@@ -65,7 +67,7 @@ impl Machine {
         std::fs::read_dir(self.tasks()).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     }
 
-    /// Tells what there is, for a look at a failed test.
+    /// Prints records and logs after a failed test.
     pub fn dump(&self) {
         print_line(&format!("--- left: {:#?}", self.leftovers()));
         for path in self.entries() {
@@ -78,7 +80,7 @@ impl Machine {
         }
     }
 
-    /// Ends what a failed test has left; its folder goes with the test's.
+    /// Kills the processes of a failed test; its directory is removed with the test's.
     pub fn remove(&self) {
         processes::kill_all(&self.tasks().display().to_string());
     }
