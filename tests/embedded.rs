@@ -223,7 +223,7 @@ fn concurrent_users_share_one_server_that_stops_after_the_last() {
     assert!(server.is_some());
     assert_eq!(database.query("SELECT n FROM rows"), "42");
     other.kill();
-    // Longer than the holder waits between two looks at the users.
+    // Longer than the interval of the holder's checks.
     std::thread::sleep(Duration::from_millis(600));
     stop(3, "in use");
     assert_eq!((database.postmaster(), one.psql.has_ended()), (server, false), "one user is enough");
@@ -244,7 +244,7 @@ fn url_serves_other_programs_while_they_are_connected() {
         psql.args([url.as_str(), "-XAtqc", sql]);
         psql
     };
-    // Longer than the holder waits between two looks at the users, who have all gone.
+    // Longer than the interval of the holder's checks: no command uses it now.
     std::thread::sleep(Duration::from_millis(600));
     let output = psql("SHOW search_path").output().expect("psql");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "syncctl, public", "{output:?}");
@@ -396,7 +396,7 @@ fn impossible_settings_are_refused_and_create_nothing() {
     assert_refused(&url().env("SYNCCTL_STATE_DIR", "/tmp/a,b").run(), &["comma", "SYNCCTL_STATE_DIR"]);
     let missing = directory.join("missing").display().to_string();
     let done = url().env("SYNCCTL_POSTGRES_BIN", &missing).run();
-    assert_refused(&done, &["SYNCCTL_POSTGRES_BIN is ", &missing, "has no postgres", "install"]);
+    assert_refused(&done, &["needs postgres", "not installed", &format!("SYNCCTL_POSTGRES_BIN={missing}"), "install"]);
     assert!(is_empty(directory), "something was created");
 
     let data = database.postgres().join("data");
@@ -405,10 +405,10 @@ fn impossible_settings_are_refused_and_create_nothing() {
     // A version that is installed nowhere.
     fs::write(data.join("PG_VERSION"), "99\n").expect("a file");
     let done = url().run();
-    if done.stderr.contains("needs the server of PostgreSQL") {
+    if done.stderr.contains("not installed") {
         assert_refused(&done, &["99"]);
     } else {
-        let parts = ["was created by PostgreSQL 99, and only ", "installed", "postgresql", "move the directory away"];
+        let parts = ["needs PostgreSQL 99, only ", "installed", "postgresql", "move the directory away"];
         assert_refused(&done, &parts);
     }
     assert!(database.processes().is_empty());

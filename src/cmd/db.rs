@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::config::DirectoryArgs;
 use crate::db::local_server::{self, DATABASE, LocalServer, PORT, StopOutcome, USER};
@@ -23,8 +23,12 @@ pub struct DbArgs {
 #[derive(Debug, clap::Subcommand)]
 enum DbCommand {
     Psql(PsqlArgs),
-    Url(UrlArgs),
-    Stop(StopArgs),
+    /// Print its URL, for other programs
+    ///
+    /// The server then runs for a minute, and after that as long as a client is connected.
+    Url(ResultArgs),
+    /// Stop it now, unless it is in use
+    Stop(ResultArgs),
     #[command(hide = true)]
     Hold(HoldArgs),
 }
@@ -41,21 +45,8 @@ pub struct PsqlArgs {
     directories: DirectoryArgs,
 }
 
-/// Print its URL, for other programs
-///
-/// The server then runs for a minute, and after that as long as a client is connected.
 #[derive(Debug, clap::Args)]
-pub struct UrlArgs {
-    /// Print the result (and a failure) in this form [default: text]
-    #[arg(short, long, value_enum, value_name = "FORMAT")]
-    output: Option<Format>,
-    #[command(flatten)]
-    directories: DirectoryArgs,
-}
-
-/// Stop it now, unless it is in use
-#[derive(Debug, clap::Args)]
-pub struct StopArgs {
+pub struct ResultArgs {
     /// Print the result (and a failure) in this form [default: text]
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     output: Option<Format>,
@@ -96,15 +87,8 @@ pub(super) fn run(args: DbArgs) -> u8 {
             let Err(failure) = psql(&arguments, directories);
             output::explain(&failure)
         }
-        DbCommand::Url(UrlArgs { output, directories }) => {
-            let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
-            let result = url(directories);
-            finish(&output, result.map(|url| (url.clone(), json!({"url": url}))))
-        }
-        DbCommand::Stop(StopArgs { output, directories }) => {
-            let output = Output::new(Some(output.unwrap_or(Format::Text)), false);
-            finish(&output, stop(directories))
-        }
+        DbCommand::Url(args) => finish(args, url),
+        DbCommand::Stop(args) => finish(args, stop),
         DbCommand::Hold(HoldArgs { state, programs }) => match local_server::hold(&state, &programs) {
             Ok(()) => 0,
             Err(failure) => output::explain(&failure),
@@ -112,8 +96,9 @@ pub(super) fn run(args: DbArgs) -> u8 {
     }
 }
 
-fn finish(output: &Output, result: Result<(String, serde_json::Value), Failure>) -> u8 {
-    match result {
+fn finish(args: ResultArgs, run: fn(DirectoryArgs) -> Result<(String, Value), Failure>) -> u8 {
+    let output = Output::new(Some(args.output.unwrap_or(Format::Text)), false);
+    match run(args.directories) {
         Ok((text, document)) => output.result_with_text(&text, &document),
         Err(failure) => output.failure(&failure),
     }
@@ -135,13 +120,14 @@ fn psql(arguments: &[OsString], directories: DirectoryArgs) -> Result<std::conve
     Err(Failure::new(Class::StartError, text).with_hint("install the client programs of PostgreSQL"))
 }
 
-fn url(directories: DirectoryArgs) -> Result<String, Failure> {
+fn url(directories: DirectoryArgs) -> Result<(String, Value), Failure> {
     let database = LocalServer::start(&directories.resolve()?.database())?;
     database.linger()?;
-    Ok(database.url())
+    let url = database.url();
+    Ok((url.clone(), json!({"url": url})))
 }
 
-fn stop(directories: DirectoryArgs) -> Result<(String, serde_json::Value), Failure> {
+fn stop(directories: DirectoryArgs) -> Result<(String, Value), Failure> {
     let (text, stopped) = match local_server::stop(&directories.resolve()?.database())? {
         StopOutcome::Stopped => ("the embedded database has stopped", true),
         StopOutcome::NotRunning => ("the embedded database was not running", false),

@@ -1,8 +1,9 @@
 //! How clients reach the server, and the statements that this layer itself sends.
 
+use std::fmt::Display;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use postgres::Client;
-use postgres::error::SqlState;
 
 use super::directory::ServerDirectory;
 use crate::db::{DbError, Target};
@@ -31,18 +32,14 @@ fn connect(directory: &ServerDirectory, database: &str) -> Result<Client, DbErro
 
 /// Creates the database and its schema where they are missing.
 pub(super) fn prepare(directory: &ServerDirectory) -> Result<(), Failure> {
-    let failure = |reason: String| directory.failure(format!("cannot prepare the embedded database: {reason}"));
-    let refused = |error: postgres::Error| {
-        failure(error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()))
-    };
-    let client = |database| connect(directory, database).map_err(|error| failure(error.to_string()));
-    let mut database = client(DATABASE).or_else(|_| {
-        match client("postgres")?.batch_execute(&format!("CREATE DATABASE {DATABASE}")) {
-            Err(error) if error.code() != Some(&SqlState::DUPLICATE_DATABASE) => Err(refused(error)),
-            _ => client(DATABASE),
-        }
-    })?;
-    database.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA}")).map_err(refused)
+    let failure = |error: &dyn Display| directory.failure(format!("cannot prepare the embedded database: {error}"));
+    let database = connect(directory, DATABASE).or_else(|_| {
+        // If this fails, the next connection fails, too.
+        connect(directory, "postgres")?.batch_execute(&format!("CREATE DATABASE {DATABASE}")).ok();
+        connect(directory, DATABASE)
+    });
+    let schema = format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA}");
+    database.map_err(|error| failure(&error))?.batch_execute(&schema).map_err(|error| failure(&error))
 }
 
 /// Whether clients are connected, which may be other programs that hold no lock: psql with the URL. False if the server

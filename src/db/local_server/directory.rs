@@ -67,42 +67,29 @@ impl ServerDirectory {
 
     /// Refuses a path with which the server or its clients cannot work.
     pub(super) fn check_path(&self) -> Result<(), Failure> {
-        let socket = self.socket_directory().join(format!(".s.PGSQL.{PORT}"));
-        let problem = match socket.to_str() {
-            None => "is not UTF-8".to_owned(),
-            // A comma separates hosts in a URL, and a line break the lines in the server's files.
-            Some(path) if path.chars().any(|c| c == ',' || c.is_control()) => {
-                "has a comma or a control character in its path".to_owned()
-            }
-            Some(path) if path.len() > MAX_SOCKET_PATH => {
-                format!("is too long: the path of the socket has {} bytes of {MAX_SOCKET_PATH} possible", path.len())
-            }
-            Some(_) => return Ok(()),
+        let socket = self.socket_directory().join(format!(".s.PGSQL.{PORT}")).display().to_string();
+        // A comma separates hosts in a URL, and a line break the lines in the server's files.
+        let is_impossible = |c: char| c == ',' || c.is_control() || c == char::REPLACEMENT_CHARACTER;
+        let problem = if socket.contains(is_impossible) {
+            "has a comma, a control character or invalid UTF-8 in its path".to_owned()
+        } else if socket.len() > MAX_SOCKET_PATH {
+            format!("is too long: the path of the socket has {} bytes of {MAX_SOCKET_PATH} possible", socket.len())
+        } else {
+            return Ok(());
         };
         let text = format!("the state directory {:?} {problem}", self.state.display().to_string());
         Err(unavailable(text, "choose another state directory: SYNCCTL_STATE_DIR"))
     }
 
-    /// The directory itself, or the first parent that exists.
-    pub(super) fn nearest_existing(&self) -> &Path {
-        self.path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
-    }
-
     /// Creates the directory and its parents. Root's server runs as another user, who must be able to enter them.
     pub(super) fn create(&self) -> Result<(), Failure> {
         let missing: Vec<&Path> = self.path.ancestors().take_while(|path| !path.is_dir()).collect();
-        let (parents, last) = if rustix::process::geteuid().is_root() { (0o755, 0o711) } else { (0o700, 0o700) };
-        // The umask of the process may remove permissions.
-        let set_mode = |path: &&Path| {
-            fs::set_permissions(path, Permissions::from_mode(if *path == self.path { last } else { parents }))
-        };
-        let created = DirBuilder::new().recursive(true).mode(parents).create(&self.path);
-        created.and_then(|()| missing.iter().try_for_each(set_mode)).map_err(|error| {
-            for path in &missing {
-                fs::remove_dir(path).ok();
-            }
-            storage_failure("create", &self.path, &error)
-        })
+        let mode = if rustix::process::geteuid().is_root() { 0o755 } else { 0o700 };
+        let created = DirBuilder::new().recursive(true).mode(mode).create(&self.path);
+        // The umask of the process may have removed permissions.
+        let set_mode = |path: &&Path| fs::set_permissions(path, Permissions::from_mode(mode));
+        let created = created.and_then(|()| missing.iter().try_for_each(set_mode));
+        created.map_err(|error| storage_failure("create", &self.path, &error))
     }
 
     /// Takes a lock; `None` if another process holds it.
@@ -120,7 +107,8 @@ impl ServerDirectory {
         self.poll(LOCK_TIMEOUT, "waiting for another start or stop of", || self.try_lock(START_LOCK))
     }
 
-    /// Takes the lock of the users as one of them. The caller holds the start lock, so that no process wants it alone.
+    /// Takes the lock of the users as one of them. The caller holds the start lock: without that no process takes it
+    /// exclusively.
     pub(super) fn lock_users(&self) -> Result<File, Failure> {
         let file = self.open(USERS_LOCK)?;
         let locked = file.lock_shared().map(|()| file);

@@ -14,18 +14,19 @@ use std::time::Duration;
 
 use super::directory::{HOLDER_LOCK, START_LOCK, ServerDirectory, USERS_LOCK, reason};
 use super::installation::ProgramSearch;
-use super::{client, launch, log, server};
+use super::server::{self, State};
+use super::{client, launch};
 use crate::failure::{Class, Failure};
 
 /// The hidden command that calls [`hold`]; its arguments are the state directory and the directory of the programs.
 const HOLD_COMMAND: [&str; 2] = ["db", "hold"];
 
-/// The interval between two looks at users and server …
-const POLL: Duration = Duration::from_millis(250);
-/// … and after a start that has failed.
-const RETRY: Duration = Duration::from_secs(5);
+/// How often the holder checks users and server …
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// … and how long it waits after a start that has failed.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Starts the holder, which takes over the lock: there is no moment in which the lock is free and the holder runs.
+/// Starts the holder, which inherits the lock, so that it holds it from its first moment.
 pub(super) fn spawn(directory: &ServerDirectory, lock: File, programs: &Path) -> Result<(), Failure> {
     let start = || {
         let program = std::env::current_exe()?;
@@ -48,25 +49,26 @@ pub fn hold(state: &Path, programs: &Path) -> Result<(), Failure> {
     let holder_lock = inherited_lock(&directory).ok_or_else(|| {
         Failure::new(Class::Usage, "this command is internal: syncctl starts it together with the embedded database")
     })?;
-    let mut pause = POLL;
+    let mut pause = POLL_INTERVAL;
     loop {
         std::thread::sleep(pause);
-        pause = POLL;
+        pause = POLL_INTERVAL;
         let Some(_start_lock) = directory.try_lock(START_LOCK)? else { continue };
         if let Some(_users_lock) = lock_unused(&directory)? {
             server::stop(&directory)?;
-            // Before the start lock: whoever takes that finds no holder.
+            // Before the start lock, so that the next start finds no holder.
             holder_lock.unlock().ok();
             return Ok(());
         }
-        if !server::is_running(&directory) && server::start(&directory, programs).is_err() {
-            pause = RETRY;
+        let is_running = matches!(State::of(&directory)?, State::Running { .. });
+        if !is_running && server::start(&directory, programs).is_err() {
+            pause = RETRY_DELAY;
         }
-        log::rotate(&directory.log());
+        launch::rotate_log(&directory.log());
     }
 }
 
-/// The lock of the users, if the server has none, and no reason to run on without one. The caller holds the start lock.
+/// The lock of the users, taken exclusively, if the server is not in use. The caller holds the start lock.
 pub(super) fn lock_unused(directory: &ServerDirectory) -> Result<Option<File>, Failure> {
     let users_lock = directory.try_lock(USERS_LOCK)?;
     Ok(users_lock.filter(|_| !directory.is_lingering() && !client::has_clients(directory)))

@@ -44,14 +44,26 @@ const PLACES: [(&str, &str, &str); 9] = [
     ("/usr/local", "pgsql", "bin"),
 ];
 
+/// How package managers install the server; some name the package after the version.
+const INSTALL_COMMANDS: [(&str, &str); 6] = [
+    ("apt-get", "sudo apt-get install postgresql-VERSION"),
+    ("dnf", "sudo dnf install postgresqlVERSION-server"),
+    ("apk", "sudo apk add postgresqlVERSION"),
+    ("pacman", "sudo pacman -S postgresql"),
+    ("zypper", "sudo zypper install postgresqlVERSION-server"),
+    // Refuses to run as root.
+    ("brew", "brew install postgresql@VERSION"),
+];
+
 /// The directory of the programs that fit the data directory, or of the preferred ones if there is no data directory.
 /// Checks that the user of the server can run them. Creates nothing.
 pub(super) fn programs(directory: &ServerDirectory) -> Result<PathBuf, Failure> {
     let wanted = data_version(directory)?;
-    let versions = candidates(&directory.search).into_iter().filter_map(|path| Some((version(&path)?, path)));
+    let versions = candidates(&directory.search).filter_map(|path| Some((version(&path)?, path)));
     let programs = choose(versions, wanted).map_err(|others| missing(directory, wanted, &others))?;
     if let Some(account) = Account::of(&directory.data()) {
-        account.check_access(directory.nearest_existing(), &programs.join("postgres"))?;
+        let parent = directory.path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+        account.check_access(parent, &programs.join("postgres"))?;
     }
     Ok(programs)
 }
@@ -83,58 +95,41 @@ fn choose(versions: impl Iterator<Item = (u32, PathBuf)>, wanted: Option<u32>) -
 }
 
 fn missing(directory: &ServerDirectory, wanted: Option<u32>, others: &BTreeSet<u32>) -> Failure {
-    let install = install_command(wanted);
-    let only = directory.search.only.as_ref().map(|only| only.display().to_string());
-    if let Some(wanted) = wanted.filter(|_| !others.is_empty()) {
-        let data = directory.data();
-        let list = others.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-        let place = only.map(|only| format!(" in {only}")).unwrap_or_default();
-        let text = format!(
-            "the data directory {} was created by PostgreSQL {wanted}, and only {list} is installed{place}",
-            data.display()
-        );
-        return unavailable(text, format!("install that version ({install}), or move the directory away"));
-    }
-    let (text, alternative) = match only {
-        Some(only) => (
-            format!(
-                "SYNCCTL_POSTGRES_BIN is {only}, which has no postgres (version {MIN_VERSION} or later) and initdb"
-            ),
-            "name the directory that has both: SYNCCTL_POSTGRES_BIN",
+    let (need, alternative) = match wanted {
+        Some(wanted) => (
+            format!("the data directory {} needs PostgreSQL {wanted}", directory.data().display()),
+            "move the directory away",
         ),
         None => (
-            "the embedded database needs the server of PostgreSQL, which is not installed".to_owned(),
+            format!("the embedded database needs postgres (version {MIN_VERSION} or later) and initdb"),
             "name another database: SYNCCTL_DATABASE_URL",
         ),
     };
-    unavailable(text, format!("{install}, or {alternative}"))
+    let ProgramSearch { only, path } = &directory.search;
+    let place = only.as_ref().map_or_else(String::new, |only| format!(" in SYNCCTL_POSTGRES_BIN={}", only.display()));
+    let others = others.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let found = if others.is_empty() { "not installed".to_owned() } else { format!("only {others} is installed") };
+    let is_available = |program: &str| path.iter().any(|directory| directory.join(program).exists());
+    let install = install_command(is_available, rustix::process::geteuid().is_root(), wanted);
+    unavailable(format!("{need}, {found}{place}"), format!("{install}, or {alternative}"))
 }
 
 /// Directories that hold both programs, in order of preference.
-fn candidates(search: &ProgramSearch) -> Vec<PathBuf> {
-    let mut places = Vec::new();
-    if let Some(only) = &search.only {
-        places.push(only.clone());
-    } else {
-        places.extend(search.path.iter().cloned());
-        for (parent, prefix, below) in PLACES {
-            let names = fs::read_dir(parent).into_iter().flatten().flatten();
-            let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-            places.extend(newest_first(names, prefix).iter().map(|name| Path::new(parent).join(name).join(below)));
-        }
-    }
-    let mut found = Vec::new();
-    for place in places {
+fn candidates(search: &ProgramSearch) -> impl Iterator<Item = PathBuf> {
+    let packages = PLACES.into_iter().flat_map(|(parent, prefix, below)| {
+        let names = fs::read_dir(parent).into_iter().flatten().flatten();
+        let names = newest_first(names.filter_map(|entry| entry.file_name().into_string().ok()), prefix);
+        names.into_iter().map(move |name| Path::new(parent).join(name).join(below))
+    });
+    let places = match &search.only {
+        Some(only) => vec![only.clone()],
+        None => search.path.iter().cloned().chain(packages).collect(),
+    };
+    places.into_iter().filter_map(|place| {
         // A link in PATH leads to the directory of all programs.
-        let postgres = fs::canonicalize(place.join("postgres")).ok();
-        if let Some(path) = postgres.as_deref().and_then(Path::parent).map(Path::to_owned)
-            && path.join("initdb").exists()
-            && !found.contains(&path)
-        {
-            found.push(path);
-        }
-    }
-    found
+        let programs = fs::canonicalize(place.join("postgres")).ok()?.parent()?.to_owned();
+        programs.join("initdb").exists().then_some(programs)
+    })
 }
 
 /// Names that consist of the prefix and a version, or of a prefix alone.
@@ -162,44 +157,21 @@ fn version_in(text: &str) -> Option<u32> {
 }
 
 /// The command that installs the server on this machine, of this major version if there is one.
-pub(super) fn install_command(major: Option<u32>) -> String {
-    let os_release = fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
-    let os_release = os_release.unwrap_or_default();
-    let system = if cfg!(target_os = "macos") { "ID=macos" } else { os_release.as_str() };
-    install_command_of(system, rustix::process::geteuid().is_root(), major)
-}
-
-fn install_command_of(os_release: &str, root: bool, major: Option<u32>) -> String {
-    let field = |name: &str| {
-        let value = os_release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        value.unwrap_or_default().trim_matches(['"', '\''])
-    };
-    let mut systems = field("ID").split_whitespace().chain(field("ID_LIKE").split_whitespace());
-    let command = systems.find_map(|system| {
-        Some(match system {
-            "debian" | "ubuntu" => "sudo apt-get install postgresql-VERSION",
-            "fedora" | "rhel" | "centos" => "sudo dnf install postgresqlVERSION-server",
-            "alpine" => "sudo apk add postgresqlVERSION",
-            "arch" => "sudo pacman -S postgresql",
-            "suse" | "opensuse" => "sudo zypper install postgresqlVERSION-server",
-            // Refuses to run as root.
-            "macos" => "brew install postgresql@VERSION",
-            _ => return None,
-        })
-    });
-    let command = command.unwrap_or("install the package of the server of PostgreSQL VERSION");
-    let command = if root { command.trim_start_matches("sudo ") } else { command };
-    match major {
-        Some(major) => command.replace("VERSION", &major.to_string()),
-        None => ["-VERSION", "@VERSION", " VERSION", "VERSION"]
-            .iter()
-            .fold(command.to_owned(), |command, part| command.replace(part, "")),
-    }
+fn install_command(is_available: impl Fn(&str) -> bool, is_root: bool, version: Option<u32>) -> String {
+    let command = INSTALL_COMMANDS.into_iter().find(|(program, _)| is_available(program));
+    let command = command.map_or("install the package of the server of PostgreSQL VERSION", |(_, command)| command);
+    let command = if is_root { command.trim_start_matches("sudo ") } else { command };
+    let version = version.map(|version| version.to_string());
+    // Without a version its separator goes, too.
+    let separators = if version.is_some() { &[""][..] } else { &["-", "@", " ", ""] };
+    separators.iter().fold(command.to_owned(), |command, separator| {
+        command.replace(&format!("{separator}VERSION"), version.as_deref().unwrap_or_default())
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{choose, install_command_of, newest_first, version_in};
+    use super::{choose, install_command, newest_first, version_in};
     use std::path::PathBuf;
 
     #[test]
@@ -242,22 +214,21 @@ mod tests {
     }
 
     #[test]
-    fn install_command_is_that_of_the_platform() {
-        for (os_release, root, major, expected) in [
-            ("NAME=\"Debian GNU/Linux\"\nID=debian\n", true, None, "apt-get install postgresql"),
-            ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", false, None, "sudo apt-get install postgresql"),
-            ("ID=debian\n", false, Some(13), "sudo apt-get install postgresql-13"),
-            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", true, None, "dnf install postgresql-server"),
-            ("ID=fedora\n", true, Some(16), "dnf install postgresql16-server"),
-            ("ID=alpine\n", false, None, "sudo apk add postgresql"),
-            ("ID=manjaro\nID_LIKE=arch\n", false, None, "sudo pacman -S postgresql"),
-            ("ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\n", true, None, "zypper install postgresql-server"),
-            ("ID=macos", false, None, "brew install postgresql"),
-            ("ID=macos", false, Some(16), "brew install postgresql@16"),
-            ("ID=plan9\n", false, None, "install the package of the server of PostgreSQL"),
+    fn install_command_is_that_of_the_package_manager() {
+        for (available, is_root, version, expected) in [
+            ("apt-get", true, None, "apt-get install postgresql"),
+            ("apt-get", false, Some(13), "sudo apt-get install postgresql-13"),
+            ("dnf", true, None, "dnf install postgresql-server"),
+            ("dnf", true, Some(16), "dnf install postgresql16-server"),
+            ("apk", false, None, "sudo apk add postgresql"),
+            ("pacman", false, Some(16), "sudo pacman -S postgresql"),
+            ("zypper", true, None, "zypper install postgresql-server"),
+            ("brew", false, None, "brew install postgresql"),
+            ("brew", true, Some(16), "brew install postgresql@16"),
+            ("", false, None, "install the package of the server of PostgreSQL"),
             ("", true, Some(13), "install the package of the server of PostgreSQL 13"),
         ] {
-            assert_eq!(install_command_of(os_release, root, major), expected, "{os_release}");
+            assert_eq!(install_command(|program| program == available, is_root, version), expected);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Running initdb and postgres: their settings, their environment, and why they have failed.
+//! Running initdb and postgres: their settings, their environment, their log, and why they have failed.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use super::account::Account;
 use super::client::{PORT, SCHEMA, USER};
 use super::directory::{ServerDirectory, reason, storage_failure, unavailable};
-use super::{installation, log};
+use super::installation;
 use crate::failure::Failure;
 
 /// Settings that are the same for every server, and win over its files.
@@ -33,6 +33,15 @@ const PASSED_VARIABLES: [&str; 4] = ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DY
 /// With less space than this the server may be unable to write why it has failed.
 const MIN_FREE_BYTES: u64 = 1024 * 1024;
 const NO_SPACE: &str = "No space left on device";
+
+/// A log with more bytes is moved to `log.old`, of which there is one.
+const MAX_LOG_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What precedes the reason in a line of the server's and of initdb's.
+const ERROR_MARKS: [&str; 4] = ["FATAL:  ", "PANIC:  ", "initdb: error: ", "initdb: fatal: "];
+
+/// How messages to clients begin that connect too early or too late; they have the same level.
+const CLIENT_MESSAGES: [&str; 2] = ["the database system is ", "terminating "];
 
 /// A server that was started and may not take connections yet.
 pub(super) struct Launched {
@@ -61,9 +70,9 @@ pub(super) fn launch(directory: &ServerDirectory, programs: &Path, lock: &File) 
         launcher.create_data()?;
     }
     launcher.create_empty(&directory.socket_directory())?;
-    let mut log = log::open(&directory.log()).map_err(log_failure)?;
+    let mut log = open_log(&directory.log()).map_err(log_failure)?;
     log.seek(SeekFrom::End(0)).map_err(log_failure)?;
-    let child = launcher.server()?.stderr(log::open(&directory.log()).map_err(log_failure)?).spawn();
+    let child = launcher.server()?.stderr(open_log(&directory.log()).map_err(log_failure)?).spawn();
     Ok(Launched { child: child.map_err(|error| launcher.cannot_run(&error))?, log })
 }
 
@@ -108,7 +117,7 @@ impl Launcher<'_> {
         initdb.arg("-D").arg(new_data).args(["-U", USER, "-E", "UTF8", "--locale=C", "--auth=trust"]);
         // Its messages do not go to the log at once: on a full disk they would be lost.
         let output = initdb.output().map_err(|error| self.cannot_run(&error))?;
-        log::open(&self.directory.log()).and_then(|mut log| log.write_all(&output.stderr)).ok();
+        open_log(&self.directory.log()).and_then(|mut log| log.write_all(&output.stderr)).ok();
         let created = if output.status.success() {
             let renamed = fs::rename(new_data, data).and_then(|()| File::open(&self.directory.path)?.sync_all());
             renamed.map_err(|error| storage_failure("create", data, &error))
@@ -142,7 +151,7 @@ fn failure(directory: &ServerDirectory, action: &str, output: &[u8], status: Exi
     let is_full = rustix::fs::statvfs(path)
         .is_ok_and(|disk| disk.f_blocks > 0 && disk.f_bavail.saturating_mul(disk.f_frsize) < MIN_FREE_BYTES);
     let output = String::from_utf8_lossy(output);
-    let reason = match log::reason(&output).filter(|_| status.signal().is_none()) {
+    let reason = match reason_in(&output).filter(|_| status.signal().is_none()) {
         _ if is_full => NO_SPACE.to_owned(),
         Some(reason) => reason.to_owned(),
         None => status.to_string(),
@@ -160,4 +169,77 @@ pub(super) fn detach(command: &mut Command) {
     command.process_group(0).env_clear();
     command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
     command.envs(PASSED_VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+}
+
+/// Opens the log for a process that writes to it.
+fn open_log(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// Moves the lines of a large log away, also while the server writes to it: lines written meanwhile may be lost.
+pub(super) fn rotate_log(path: &Path) {
+    if fs::metadata(path).is_ok_and(|log| log.len() > MAX_LOG_BYTES) {
+        // Also if there is no space for the copy.
+        fs::copy(path, path.with_extension("old")).ok();
+        OpenOptions::new().write(true).truncate(true).open(path).ok();
+    }
+}
+
+/// The last line that explains a failure, without the time and the level before it; else the last line that may.
+fn reason_in(output: &str) -> Option<&str> {
+    let marked = output.lines().rev().find_map(|line| {
+        let (_, reason) = ERROR_MARKS.into_iter().find_map(|mark| line.split_once(mark))?;
+        (!CLIENT_MESSAGES.iter().any(|message| reason.starts_with(message))).then_some(reason)
+    });
+    let unmarked = || output.lines().rev().find(|line| !line.trim().is_empty() && !line.contains(" LOG:  "));
+    marked.or_else(unmarked).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_LOG_BYTES, open_log, reason_in, rotate_log};
+    use std::io::Write;
+
+    #[test]
+    fn reason_in_finds_the_line_that_explains_the_failure() {
+        for (label, output, expected) in [
+            (
+                "the server's last error",
+                "2026-11-25 18:16:20.597 UTC [1] PANIC:  could not write to file \"pg_wal/x\": No space left on device\n\
+                 2026-11-25 18:16:20.666 UTC [1] FATAL:  the database system is starting up\n\
+                 2026-11-25 18:16:20.680 UTC [1] LOG:  aborting startup due to startup process failure\n",
+                Some("could not write to file \"pg_wal/x\": No space left on device"),
+            ),
+            (
+                "initdb",
+                "initdb: error: could not create directory\ninitdb: removing contents of data directory\n",
+                Some("could not create directory"),
+            ),
+            (
+                "another program",
+                "error while loading shared libraries: libpq.so.5\n\n",
+                Some("error while loading shared libraries: libpq.so.5"),
+            ),
+            ("nothing", "", None),
+            ("no error", "2026-11-25 18:16:20.597 UTC [1] LOG:  database system is shut down\n", None),
+        ] {
+            assert_eq!(reason_in(output), expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn rotate_log_moves_a_large_log_that_is_being_written() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let (path, old) = (folder.path().join("log"), folder.path().join("log.old"));
+        let mut log = open_log(&path).expect("a log");
+        let mut write = |text: &[u8]| log.write_all(text).expect("the log is writable");
+        write(&vec![b'x'; usize::try_from(MAX_LOG_BYTES).expect("a small constant")]);
+        rotate_log(&path);
+        assert!(!old.exists(), "the log is not too large yet");
+        write(b"y");
+        rotate_log(&path);
+        write(b"z\n");
+        assert_eq!(std::fs::read_to_string(&path).expect("the log"), "z\n");
+        assert_eq!(std::fs::metadata(&old).expect("the old log").len(), MAX_LOG_BYTES + 1);
+    }
 }

@@ -10,9 +10,9 @@
 //! | server | PostgreSQL; initdb before it | `server.lock`, inherited by all its processes |
 //! | holder | stops the server after the last user, starts it again after a crash | `holder.lock` |
 //!
-//! Whoever starts or stops the server holds `start.lock` meanwhile. The locks are `flock`s: the kernel releases them when
-//! the last process that holds them ends, however it ends. So after `kill -9` of any of them the next one to take
-//! `start.lock` sees what is left.
+//! A process that starts or stops the server holds `start.lock` meanwhile. The locks are `flock`s: the kernel releases a
+//! lock when the last process that holds it ends, however it ends. So after `kill -9` of any process the next one that
+//! takes `start.lock` sees from the other locks what still runs.
 
 mod account;
 mod client;
@@ -20,7 +20,6 @@ mod directory;
 mod holder;
 mod installation;
 mod launch;
-mod log;
 mod server;
 
 use std::fs::File;
@@ -74,7 +73,7 @@ impl LocalServer {
         }
         let programs = installation::programs(directory)?;
         if let Some(lock) = holder_lock {
-            // Before the server, so that the server ends also if this process is killed while it waits for it.
+            // Before the server, so that it stops even if this process is killed while it waits for it.
             holder::spawn(directory, lock, &programs)?;
         }
         server::start(directory, &programs)?;
@@ -87,7 +86,7 @@ impl LocalServer {
         client::url(&self.directory, DATABASE)
     }
 
-    /// The directory of the socket: clients take it as the host.
+    /// The directory of the socket, which clients accept as the host.
     pub fn socket_directory(&self) -> PathBuf {
         self.directory.socket_directory()
     }
@@ -105,7 +104,7 @@ impl LocalServer {
         self.directory.start_lingering()
     }
 
-    /// Replaces this process by another program, which is the user from then on. Returns only if that fails.
+    /// Replaces this process by another program, which then uses the server instead. Returns only if that fails.
     pub fn become_program(self, command: &mut Command) -> io::Error {
         match rustix::io::fcntl_setfd(&self.users_lock, rustix::io::FdFlags::empty()) {
             Ok(()) => command.exec(),

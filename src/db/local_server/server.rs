@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use super::directory::{SERVER_LOCK, ServerDirectory};
-use super::launch::{Launched, launch};
+use super::launch::launch;
 use crate::failure::Failure;
 use crate::process;
 
@@ -20,7 +20,7 @@ const START_TIMEOUT: Duration = Duration::from_mins(15);
 const STOP_TIMEOUT: Duration = Duration::from_secs(80);
 
 /// Which processes of the server run.
-enum State {
+pub(super) enum State {
     /// None. The lock of the server is free, and now held by this value.
     Stopped(File),
     /// The main process runs.
@@ -30,42 +30,38 @@ enum State {
 }
 
 impl State {
-    fn of(directory: &ServerDirectory) -> Result<Self, Failure> {
+    pub(super) fn of(directory: &ServerDirectory) -> Result<Self, Failure> {
         if let Some(lock) = directory.try_lock(SERVER_LOCK)? {
             return Ok(Self::Stopped(lock));
         }
-        // The process id is in the first line, the status in the eighth.
-        let file = fs::read_to_string(pid_file(directory)).unwrap_or_default();
-        let is_ready = file.lines().nth(7).is_some_and(|status| status.trim() == "ready");
-        Ok(main_process(&file, directory).map_or(Self::Orphaned, |pid| Self::Running { pid, is_ready }))
+        Ok(main_process(directory).map_or(Self::Orphaned, |(pid, is_ready)| Self::Running { pid, is_ready }))
     }
-}
-
-/// Whether the main process runs.
-pub(super) fn is_running(directory: &ServerDirectory) -> bool {
-    matches!(State::of(directory), Ok(State::Running { .. }))
 }
 
 /// Starts the server unless it runs, and returns when it takes connections.
 pub(super) fn start(directory: &ServerDirectory, programs: &Path) -> Result<(), Failure> {
-    let mut launched: Option<Launched> = None;
-    let step = || {
-        launched.as_mut().map_or(Ok(()), |launched| launched.check(directory))?;
-        match State::of(directory)? {
-            State::Running { is_ready, .. } => return Ok(is_ready.then_some(())),
-            State::Stopped(lock) if launched.is_none() => {
-                remove_stale_pid_file(directory);
-                launched = Some(launch(directory, programs, &lock)?);
+    let step = || match State::of(directory)? {
+        State::Running { is_ready, .. } => Ok(is_ready.then_some(None)),
+        State::Stopped(lock) => {
+            if main_process(directory).is_none() {
+                // The server refuses to start if another process has the id of a server that was killed.
+                fs::remove_file(pid_file(directory)).ok();
             }
-            State::Orphaned if launched.is_none() => kill_orphans(directory),
-            State::Stopped(_) | State::Orphaned => {}
+            Ok(Some(Some(launch(directory, programs, &lock)?)))
         }
-        Ok(None)
+        State::Orphaned => {
+            kill_orphans(directory);
+            Ok(None)
+        }
     };
-    directory.poll(START_TIMEOUT, "starting", step)?;
-    if let Some(launched) = launched {
-        reap(launched.child);
-    }
+    let Some(mut launched) = directory.poll(START_TIMEOUT, "starting", step)? else { return Ok(()) };
+    directory.poll(START_TIMEOUT, "starting", || {
+        launched.check(directory)?;
+        // If another server runs on the data directory, this one will end.
+        let is_ours = |pid| pid == Pid::from_child(&launched.child);
+        Ok(matches!(State::of(directory)?, State::Running { pid, is_ready: true } if is_ours(pid)).then_some(()))
+    })?;
+    reap(launched.child);
     Ok(())
 }
 
@@ -104,25 +100,19 @@ fn pid_file(directory: &ServerDirectory) -> PathBuf {
     directory.data().join("postmaster.pid")
 }
 
-/// The main process, if the process with the id in the pid file is that: ids are used again.
-fn main_process(pid_file: &str, directory: &ServerDirectory) -> Option<Pid> {
-    let pid = Pid::from_raw(pid_file.lines().next()?.trim().parse().ok()?)?;
+/// The process in the pid file if it works in the data directory, since ids are used again; and whether it is ready.
+///
+/// That may also be a server that was not started here. A zombie is none.
+fn main_process(directory: &ServerDirectory) -> Option<(Pid, bool)> {
+    let file = fs::read_to_string(pid_file(directory)).ok()?;
+    let pid = Pid::from_raw(file.lines().next()?.trim().parse().ok()?)?;
     let is_ours = match fs::read_link(format!("/proc/{pid}/cwd")) {
         Ok(path) => fs::canonicalize(directory.data()).is_ok_and(|data| data == path),
-        // There is no such process, or it is a zombie.
         Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self").exists() => false,
+        // Not for this user, or there is no `/proc`.
         Err(_) => test_kill_process(pid).is_ok(),
     };
-    is_ours.then_some(pid)
-}
-
-/// Removes the pid file of a server that was killed: the server refuses to start if another process has its id now. The
-/// file stays if its server runs: then somebody else runs it on the data directory.
-fn remove_stale_pid_file(directory: &ServerDirectory) {
-    let path = pid_file(directory);
-    if fs::read_to_string(&path).is_ok_and(|file| main_process(&file, directory).is_none()) {
-        fs::remove_file(&path).ok();
-    }
+    is_ours.then(|| (pid, file.lines().nth(7).is_some_and(|status| status.trim() == "ready")))
 }
 
 /// Kills the processes of the server and of initdb. Needs `/proc`; elsewhere they end by themselves unless they are busy.
