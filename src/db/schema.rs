@@ -5,97 +5,131 @@
 use postgres::types::Type;
 
 use super::error::is_transient;
-use super::pool::{Attempt, AttemptError, Transaction, text as text_param};
+use super::pool::{Attempt, AttemptError, Transaction, text};
 use super::text::quote_ident;
 use super::{Db, DbError};
 
-/// The type of a column.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Text,
-    Json,
-    Time,
-    Uuid,
-}
-
-impl Kind {
-    fn ddl(self) -> &'static str {
-        match self {
-            Self::Text => "TEXT",
-            Self::Json => "JSONB",
-            Self::Time => "TIMESTAMPTZ(3)",
-            Self::Uuid => "UUID",
-        }
-    }
-
-    /// Whether a column may have a type of the server: any string type for text.
-    fn accepts(self, name: &str, category: &str) -> bool {
-        match self {
-            Self::Text => category == "S",
-            Self::Json => name == "jsonb",
-            Self::Time => name == "timestamptz",
-            Self::Uuid => name == "uuid",
-        }
-    }
-}
-
-struct Column {
-    name: &'static str,
-    kind: Kind,
-    nullable: bool,
-    default: Option<&'static str>,
-}
-
-const fn text(name: &'static str) -> Column {
-    Column { name, kind: Kind::Text, nullable: false, default: None }
-}
-
-const fn time(name: &'static str) -> Column {
-    Column { name, kind: Kind::Time, nullable: false, default: Some("CURRENT_TIMESTAMP") }
-}
-
-const fn nullable(name: &'static str, kind: Kind) -> Column {
-    Column { name, kind, nullable: true, default: None }
-}
+/// A column of `source_spec` that other programs do not create.
+pub(super) const CONNECTOR_TYPE: &str = "connector_type";
 
 struct Table {
     name: &'static str,
-    columns: &'static [Column],
+    /// Definitions of columns, separated by `, `.
+    columns: &'static str,
     /// The primary key. Its constraint must be named `TABLE_pkey`, as the Go sidecar uses the name in `ON CONFLICT`.
     key: &'static [&'static str],
     indexes: &'static [Index],
 }
 
+const TABLES: [Table; 7] = [
+    Table {
+        name: "source_spec",
+        columns: "package TEXT NOT NULL, version TEXT NOT NULL, specs JSONB, \
+                  timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, error TEXT, \
+                  connector_type TEXT NOT NULL DEFAULT 'airbyte'",
+        key: &["package", "version", CONNECTOR_TYPE],
+        indexes: &[],
+    },
+    Table {
+        name: "source_check",
+        columns: "package TEXT NOT NULL, version TEXT NOT NULL, key TEXT NOT NULL, status TEXT NOT NULL, \
+                  description TEXT, timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP",
+        key: &["key"],
+        indexes: &[],
+    },
+    Table {
+        name: "source_catalog",
+        columns: "package TEXT NOT NULL, version TEXT NOT NULL, key TEXT NOT NULL, catalog JSONB, \
+                  timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, status TEXT NOT NULL, description TEXT",
+        key: &["package", "version", "key"],
+        indexes: &[],
+    },
+    Table {
+        name: "source_state",
+        columns: "sync_id TEXT NOT NULL, stream TEXT NOT NULL, state JSONB NOT NULL, \
+                  timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP",
+        key: &["sync_id", "stream"],
+        indexes: &[],
+    },
+    // Not part of the contract: see `config`.
+    Table {
+        name: "source_config",
+        columns: "sync_id TEXT NOT NULL, package TEXT NOT NULL, given TEXT NOT NULL, config JSONB NOT NULL, \
+                  timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP",
+        key: &["sync_id"],
+        indexes: &[],
+    },
+    Table {
+        name: "source_task",
+        columns: "sync_id TEXT NOT NULL, task_id TEXT NOT NULL, package TEXT NOT NULL, version TEXT NOT NULL, \
+                  started_at TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, \
+                  updated_at TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, started_by JSONB, \
+                  status TEXT NOT NULL, description TEXT, metrics JSONB, error TEXT",
+        key: &["task_id"],
+        indexes: &[
+            Index { columns: "sync_id", status: None },
+            Index { columns: "started_at", status: None },
+            Index { columns: "sync_id, started_at DESC", status: None },
+            // Not part of the contract: running tasks are queried all the time and are few among all. Heartbeats change
+            // no column of the index, so it does not slow them down.
+            Index { columns: "sync_id", status: Some("RUNNING") },
+        ],
+    },
+    Table {
+        name: "task_log",
+        columns: "id UUID NOT NULL, level TEXT NOT NULL, logger TEXT NOT NULL, message TEXT NOT NULL, \
+                  sync_id TEXT NOT NULL, task_id TEXT NOT NULL, \
+                  timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP",
+        key: &["id"],
+        indexes: &[
+            Index { columns: "sync_id", status: None },
+            Index { columns: "task_id", status: None },
+            Index { columns: "timestamp", status: None },
+        ],
+    },
+];
+
+struct Column {
+    name: &'static str,
+    kind: &'static str,
+    nullable: bool,
+}
+
+impl Table {
+    fn columns(&self) -> impl Iterator<Item = Column> {
+        self.columns.split(", ").map(|definition| {
+            let (name, definition) = definition.split_once(' ').unwrap_or((definition, ""));
+            let kind = definition.split(' ').next().unwrap_or_default();
+            Column { name, kind, nullable: !definition.contains("NOT NULL") }
+        })
+    }
+}
+
 struct Index {
-    /// Each may end in ` DESC`.
-    columns: &'static [&'static str],
+    /// Names of columns, separated by `, `; each may end in ` DESC`.
+    columns: &'static str,
     /// A partial index of the rows with this `status`.
     status: Option<&'static str>,
 }
 
-const fn index(columns: &'static [&'static str]) -> Index {
-    Index { columns, status: None }
-}
-
 impl Index {
-    fn plain_columns(&self) -> Vec<&'static str> {
-        self.columns.iter().map(|column| column.trim_end_matches(" DESC")).collect()
+    fn column_names(&self) -> Vec<&'static str> {
+        self.columns.split(", ").map(|column| column.trim_end_matches(" DESC")).collect()
     }
 
     fn name(&self, table: &str) -> String {
         let status = self.status.map(|status| format!("_{}", status.to_lowercase())).unwrap_or_default();
-        format!("{table}_{}{status}_idx", self.plain_columns().join("_"))
+        format!("{table}_{}{status}_idx", self.column_names().join("_"))
     }
 
     fn ddl(&self, table: &str) -> String {
         let condition = self.status.map(|status| format!(" WHERE status = '{status}'")).unwrap_or_default();
-        let (name, columns) = (self.name(table), self.columns.join(", "));
-        format!("CREATE INDEX IF NOT EXISTS {name} ON {table} ({columns}){condition}")
+        format!("CREATE INDEX IF NOT EXISTS {} ON {table} ({}){condition}", self.name(table), self.columns)
     }
 
     /// Whether an existing index serves as well, whatever its name.
     fn is_covered_by(&self, found: &FoundIndex) -> bool {
-        let condition = match (self.status, &found.condition) {
+        let same_rows = match (self.status, &found.condition) {
             (None, None) => true,
             // The server adds the types of the columns to a condition.
             (Some(status), Some(condition)) => {
@@ -105,119 +139,10 @@ impl Index {
             }
             _ => false,
         };
-        let columns = self.plain_columns();
-        condition && found.columns.len() >= columns.len() && columns.iter().zip(&found.columns).all(|(a, b)| a == b)
+        let columns = self.column_names();
+        same_rows && found.columns.iter().take(columns.len()).eq(columns.iter())
     }
 }
-
-/// A column of `source_spec` that other programs do not create.
-pub(super) const CONNECTOR_TYPE: &str = "connector_type";
-
-const TABLES: [Table; 7] = [
-    Table {
-        name: "source_spec",
-        columns: &[
-            text("package"),
-            text("version"),
-            nullable("specs", Kind::Json),
-            time("timestamp"),
-            nullable("error", Kind::Text),
-            Column { name: CONNECTOR_TYPE, kind: Kind::Text, nullable: false, default: Some("'airbyte'") },
-        ],
-        key: &["package", "version", CONNECTOR_TYPE],
-        indexes: &[],
-    },
-    Table {
-        name: "source_check",
-        columns: &[
-            text("package"),
-            text("version"),
-            text("key"),
-            text("status"),
-            nullable("description", Kind::Text),
-            time("timestamp"),
-        ],
-        key: &["key"],
-        indexes: &[],
-    },
-    Table {
-        name: "source_catalog",
-        columns: &[
-            text("package"),
-            text("version"),
-            text("key"),
-            nullable("catalog", Kind::Json),
-            time("timestamp"),
-            text("status"),
-            nullable("description", Kind::Text),
-        ],
-        key: &["package", "version", "key"],
-        indexes: &[],
-    },
-    Table {
-        name: "source_state",
-        columns: &[
-            text("sync_id"),
-            text("stream"),
-            Column { name: "state", kind: Kind::Json, nullable: false, default: None },
-            time("timestamp"),
-        ],
-        key: &["sync_id", "stream"],
-        indexes: &[],
-    },
-    // Not part of the contract: see `config`.
-    Table {
-        name: "source_config",
-        columns: &[
-            text("sync_id"),
-            text("package"),
-            text("given"),
-            Column { name: "config", kind: Kind::Json, nullable: false, default: None },
-            time("timestamp"),
-        ],
-        key: &["sync_id"],
-        indexes: &[],
-    },
-    Table {
-        name: "source_task",
-        columns: &[
-            text("sync_id"),
-            text("task_id"),
-            text("package"),
-            text("version"),
-            time("started_at"),
-            time("updated_at"),
-            nullable("started_by", Kind::Json),
-            text("status"),
-            nullable("description", Kind::Text),
-            nullable("metrics", Kind::Json),
-            nullable("error", Kind::Text),
-        ],
-        key: &["task_id"],
-        indexes: &[
-            index(&["sync_id"]),
-            index(&["started_at"]),
-            index(&["sync_id", "started_at DESC"]),
-            // Not part of the contract: running tasks are queried all the time and are few among all. Heartbeats change
-            // no column of the index, so it does not slow them down.
-            Index { columns: &["sync_id"], status: Some("RUNNING") },
-        ],
-    },
-    Table {
-        name: "task_log",
-        columns: &[
-            Column { name: "id", kind: Kind::Uuid, nullable: false, default: None },
-            text("level"),
-            text("logger"),
-            text("message"),
-            text("sync_id"),
-            text("task_id"),
-            time("timestamp"),
-        ],
-        key: &["id"],
-        indexes: &[index(&["sync_id"]), index(&["task_id"]), index(&["timestamp"])],
-    },
-];
 
 /// The advisory lock held while tables are created, so that two processes that start at the same time do not do it twice.
 const ADVISORY_LOCK: i64 = 0x7379_6e63_6374_6c01;
@@ -294,24 +219,15 @@ fn ensure_schema_of_path(tx: &mut Transaction<'_>) -> Attempt<()> {
     let Some(schema) = tx.target.search_path().and_then(first_schema) else { return Ok(()) };
     // CREATE SCHEMA IF NOT EXISTS needs the privilege even if the schema exists.
     let exists = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1";
-    if !tx.exists(exists, &[text_param(&schema)])? {
+    if !tx.exists(exists, &[text(&schema)])? {
         create(tx, &format!("CREATE SCHEMA {}", quote_ident(&schema)), &format!("schema {schema:?}"))?;
     }
     Ok(())
 }
 
 fn create_table(table: &Table) -> String {
-    let mut lines: Vec<String> = table
-        .columns
-        .iter()
-        .map(|column| {
-            let null = if column.nullable { "" } else { " NOT NULL" };
-            let default = column.default.map(|value| format!(" DEFAULT {value}")).unwrap_or_default();
-            format!("{} {}{null}{default}", column.name, column.kind.ddl())
-        })
-        .collect();
-    lines.push(format!("CONSTRAINT {}_pkey PRIMARY KEY ({})", table.name, table.key.join(", ")));
-    format!("CREATE TABLE {} ({})", table.name, lines.join(", "))
+    let Table { name, columns, key, .. } = table;
+    format!("CREATE TABLE {name} ({columns}, CONSTRAINT {name}_pkey PRIMARY KEY ({}))", key.join(", "))
 }
 
 /// Whether a table exists. Adds what does not match to `problems`.
@@ -321,7 +237,7 @@ fn check_table(tx: &mut Transaction<'_>, table: &Table, problems: &mut Vec<Strin
         "SELECT array(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS p
                       WHERE NOT has_table_privilege(found, p))
          FROM to_regclass($1) AS found WHERE found IS NOT NULL",
-        &[text_param(&name)],
+        &[text(&name)],
         |row| row.try_get::<_, Vec<String>>(0),
     )?;
     let Some(denied) = denied else { return Ok(false) };
@@ -333,7 +249,7 @@ fn check_table(tx: &mut Transaction<'_>, table: &Table, problems: &mut Vec<Strin
                 a.atthasdef OR a.attidentity <> ''
          FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
          WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped",
-        &[text_param(&name)],
+        &[text(&name)],
         |row| {
             Ok(FoundColumn {
                 name: row.try_get(0)?,
@@ -369,28 +285,37 @@ struct FoundColumn {
 
 fn compare_columns(table: &Table, found: &[FoundColumn]) -> Vec<String> {
     let mut problems = Vec::new();
-    let name = table.name;
-    for wanted in table.columns {
-        let Some(column) = found.iter().find(|column| column.name == wanted.name) else {
-            if wanted.name != CONNECTOR_TYPE {
-                problems.push(format!("table {name} lacks column {} {}", wanted.name, wanted.kind.ddl()));
+    let table_name = table.name;
+    for Column { name, kind, nullable } in table.columns() {
+        match found.iter().find(|column| column.name == name) {
+            None if name == CONNECTOR_TYPE => {}
+            None => problems.push(format!("table {table_name} lacks column {name} {kind}")),
+            Some(column) => {
+                if !accepts(kind, column) {
+                    let found = &column.kind;
+                    problems.push(format!("column {table_name}.{name} is of type {found} instead of {kind}"));
+                }
+                if nullable && column.not_null {
+                    problems.push(format!("column {table_name}.{name} does not allow NULL"));
+                }
             }
-            continue;
-        };
-        if !wanted.kind.accepts(&column.kind, &column.category) {
-            let (is, should) = (&column.kind, wanted.kind.ddl());
-            problems.push(format!("column {name}.{} is of type {is} instead of {should}", wanted.name));
-        }
-        if wanted.nullable && column.not_null {
-            problems.push(format!("column {name}.{} does not allow NULL", wanted.name));
         }
     }
-    for column in found.iter().filter(|column| column.not_null && !column.has_default) {
-        if !table.columns.iter().any(|wanted| wanted.name == column.name) {
-            problems.push(format!("column {name}.{} is unknown and requires a value", column.name));
+    for FoundColumn { name, .. } in found.iter().filter(|column| column.not_null && !column.has_default) {
+        if table.columns().all(|column| column.name != name) {
+            problems.push(format!("column {table_name}.{name} is unknown and requires a value"));
         }
     }
     problems
+}
+
+/// Whether an existing column may take the place of one of a type: any string type serves for text.
+fn accepts(kind: &str, found: &FoundColumn) -> bool {
+    match kind {
+        "TEXT" => found.category == "S",
+        "TIMESTAMPTZ(3)" => found.kind == "timestamptz",
+        kind => kind.eq_ignore_ascii_case(&found.kind),
+    }
 }
 
 struct FoundIndex {
@@ -410,7 +335,7 @@ fn find_indexes(tx: &mut Transaction<'_>, table: &Table) -> Attempt<Vec<FoundInd
                 i.indisunique AND i.indimmediate, pg_get_expr(i.indpred, i.indrelid)
          FROM pg_catalog.pg_index i
          WHERE i.indrelid = to_regclass($1) AND i.indisvalid AND i.indexprs IS NULL",
-        &[text_param(&table.name)],
+        &[text(&table.name)],
         |row| Ok(FoundIndex { columns: row.try_get(0)?, unique: row.try_get(1)?, condition: row.try_get(2)? }),
     )
 }
@@ -426,7 +351,7 @@ fn ensure_indexes(tx: &mut Transaction<'_>, table: &Table) -> Attempt<()> {
         return Ok(());
     }
     let found = find_indexes(tx, table)?;
-    let size = tx.row("SELECT pg_relation_size(to_regclass($1))", &[text_param(&table.name)], |row| row.try_get(0))?;
+    let size = tx.row("SELECT pg_relation_size(to_regclass($1))", &[text(&table.name)], |row| row.try_get(0))?;
     for wanted in table.indexes.iter().filter(|wanted| !found.iter().any(|index| wanted.is_covered_by(index))) {
         let (index, sql) = (wanted.name(table.name), wanted.ddl(table.name));
         if size.unwrap_or(0) > MAX_INDEXED_SIZE {

@@ -38,7 +38,7 @@ pub(super) fn clean_json(json: &str) -> Cow<'_, str> {
 }
 
 /// An identifier of any content.
-pub(super) fn quote_ident(name: &str) -> String {
+pub fn quote_ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

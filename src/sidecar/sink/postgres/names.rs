@@ -2,6 +2,8 @@
 
 use md5::{Digest, Md5};
 
+pub use crate::db::text::quote_ident as quote;
+
 /// Bytes of the longest identifier (`NAMEDATALEN` - 1); Postgres silently truncates longer ones.
 pub const MAX_BYTES: usize = 63;
 
@@ -66,11 +68,6 @@ pub fn suffixed(name: &str, identity: &str) -> String {
     let mut name = name.to_owned();
     truncate(&mut name, MAX_BYTES - SUFFIX_DIGITS - 1);
     format!("{name}_{}", short_hash(identity))
-}
-
-/// The name as a quoted identifier in SQL.
-pub fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// The qualified name of a table in SQL.
