@@ -205,7 +205,7 @@ impl Scene {
             assert_eq!(there, life.point.there, "{}: status, pod, secret", life.point.label);
             life.lock = None;
         }
-        self.proxy.let_go();
+        self.proxy.release();
     }
 
     fn there(&self, life: &Life) -> There {
@@ -460,7 +460,7 @@ fn killed_once_more_while_the_next_process_takes_over() {
     scene.service.launch();
     wait_held("the takeover", &taking, REACH);
     scene.service.kill();
-    scene.proxy.let_go();
+    scene.proxy.release();
     assert_eq!(lives[1].order.row(&scene.world).expect("a row").0, "RUNNING", "nobody led since the first kill");
     scene.service.start_again();
     scene.ask_again(&lives);

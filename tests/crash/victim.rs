@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Dice;
 use crate::support::processes::{self, Role, kill};
-use crate::support::{Away, Running, Warehouse, World};
+use crate::support::{Running, StoppedServer, Warehouse, World};
 
 /// From when a victim is there until it is struck: about as long as it lives.
 const LIFE: Duration = Duration::from_millis(1800);
@@ -162,7 +162,7 @@ impl Hunt<'_> {
     fn lose_containerd(&mut self) -> Option<String> {
         let pause = self.let_live(LONG_LIFE)?;
         let outage = self.dice.part_of(OUTAGE);
-        let away = Away::stop(self.containerd);
+        let away = StoppedServer::stop(self.containerd);
         std::thread::sleep(outage);
         drop(away);
         Some(format!("containerd after {pause:?} for {outage:?}"))

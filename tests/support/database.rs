@@ -1,57 +1,56 @@
-//! A schema per test, and questions to it.
+//! One schema per test, and queries on it.
 
 use postgres::{Client, NoTls, Row};
 
 use super::{Setup, unique};
 
-/// A schema of one test; the tables of results and of the destination are both in it.
+/// The schema of one test, with both the tables of results and those of the destination.
 pub struct Schema {
     pub name: String,
     url: String,
 }
 
 impl Schema {
-    /// Creates it.
     pub fn create(setup: &Setup) -> Self {
         let schema = Self { name: unique("it_"), url: setup.database_url.clone() };
         let name = &schema.name;
-        schema.connect().batch_execute(&format!("CREATE SCHEMA {name}")).expect("a schema can be made");
+        schema.connect().batch_execute(&format!("CREATE SCHEMA {name}")).expect("the schema can be created");
         schema
     }
 
-    /// A connection whose path is this schema alone, and whose zone is UTC.
+    /// A connection with this schema as search path and the time zone UTC.
     pub fn connect(&self) -> Client {
         let mut client = Client::connect(&self.url, NoTls).expect("the tests' Postgres answers");
         client
             .batch_execute(&format!("SET search_path = {}; SET TimeZone = 'UTC'", self.name))
-            .expect("a path can be set");
+            .expect("the settings are valid");
         client
     }
 
-    /// Rows of a query.
+    /// The rows of a query.
     pub fn rows(&self, query: &str) -> Vec<Row> {
         self.connect().query(query, &[]).unwrap_or_else(|error| panic!("{query}: {error}"))
     }
 
-    /// The first column of each row, which has to be text.
+    /// The first column of each row, which must be text.
     pub fn texts(&self, query: &str) -> Vec<String> {
         let text = |row: &Row| row.get::<_, Option<String>>(0).unwrap_or_else(|| "NULL".to_owned());
         self.rows(query).iter().map(text).collect()
     }
 
-    /// The one value of a query, as text.
+    /// The only value of a query, which must be text.
     pub fn text(&self, query: &str) -> String {
         let mut texts = self.texts(query);
-        assert_eq!(texts.len(), 1, "{query} gives one row, not {texts:?}");
+        assert_eq!(texts.len(), 1, "{query} returns {texts:?} instead of one row");
         texts.remove(0)
     }
 
-    /// Rows of a table.
+    /// The number of rows of a table.
     pub fn count(&self, table: &str) -> i64 {
         self.rows(&format!(r#"SELECT count(*) FROM "{table}""#))[0].get(0)
     }
 
-    /// The one number of a query.
+    /// The only value of a query, which must be a number.
     pub fn number(&self, query: &str) -> i64 {
         self.rows(query)[0].get(0)
     }
@@ -61,14 +60,14 @@ impl Schema {
         self.connect().batch_execute(statements).unwrap_or_else(|error| panic!("{statements}: {error}"));
     }
 
-    /// `status` and `error` of a read's row; `None` while there is none, or no table.
+    /// `status` and `error` of a read's row; `None` without a row or table.
     pub fn task(&self, task_id: &str) -> Option<(String, String)> {
         let query = "SELECT status, coalesce(error, '') FROM source_task WHERE task_id = $1";
         let row = self.connect().query_opt(query, &[&task_id]).ok()??;
         Some((row.get(0), row.get(1)))
     }
 
-    /// The per-stream map of a read's row.
+    /// The stream reports of a read's row.
     pub fn streams(&self, task_id: &str) -> serde_json::Value {
         let query = "SELECT description FROM source_task WHERE task_id = $1";
         let row = self.connect().query_one(query, &[&task_id]).expect("the task has a row");
@@ -84,19 +83,14 @@ impl Schema {
         rows.iter().map(|row| (row.get(0), row.get(1))).collect()
     }
 
-    /// Drops it; in the background, because nobody waits for it.
+    /// Drops the schema. If a killed process still holds a lock, the next `tests/cluster/up` drops it.
     pub fn remove(&self) {
-        let (name, mut client) = (self.name.clone(), self.connect());
-        // Of a killed test somebody may still hold a lock: then the next `tests/cluster/up` finds it.
-        std::thread::spawn(move || {
-            client.batch_execute(&format!("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS {name} CASCADE")).ok();
-        })
-        .join()
-        .ok();
+        let sql = format!("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS {} CASCADE", self.name);
+        self.connect().batch_execute(&sql).ok();
     }
 }
 
-/// A URL with the schema in it.
+/// The URL with the schema as search path.
 pub fn in_schema(url: &str, schema: &str) -> String {
     let separator = if url.contains('?') { '&' } else { '?' };
     format!("{url}{separator}search_path={schema}")

@@ -25,7 +25,7 @@ pub use database::Schema;
 pub use http::{Http, Service};
 pub use machine::Machine;
 pub use program::{Done, Program, Running};
-pub use switch::Away;
+pub use switch::StoppedServer;
 pub use warehouse::Warehouse;
 
 /// Ordinary tests hold a read lock; a test that stops a server which others use holds the write lock.

@@ -1,7 +1,7 @@
-//! Stands between the service and the API server and holds the calls that a test names, so that the service can be
-//! killed at an exact point of a task's life. Everything else passes.
+//! A proxy between the service and the API server that holds the calls that a test names, so that the service can be
+//! killed at an exact point of a task's lifecycle. It passes all other calls.
 //!
-//! `kubectl proxy` behind it speaks TLS and adds the credentials: those of the shipped Role.
+//! `kubectl proxy` behind it adds TLS and the credentials of the shipped Role.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,21 +15,21 @@ use serde_json::{Value, json};
 
 use super::World;
 
-/// Calls of the service are small; their heads even more so.
-const LONGEST_HEAD: usize = 64 * 1024;
-/// How long a held call waits for the death of its caller, which no test delays for so long.
-const LONGEST_HOLD: Duration = Duration::from_mins(2);
+/// The limit of the head of a request, in bytes.
+const MAX_HEAD_LENGTH: usize = 64 * 1024;
+/// How long a call is held at most.
+const MAX_HOLD: Duration = Duration::from_mins(2);
 
 /// When a call is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// The API server never hears of it.
+    /// Before it reaches the API server, which never gets it.
     Before,
-    /// The API server has done it; the answer is never delivered.
+    /// After the API server has executed it; the caller never gets the answer.
     After,
 }
 
-/// Which calls are held.
+/// The calls that are held.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
     pub moment: Moment,
@@ -40,7 +40,7 @@ pub struct Call {
 
 struct Rule {
     call: Call,
-    /// In the body of the call, or of the call that made the object it names.
+    /// A part of the body of the call, or of the call that created its object.
     mark: String,
     reached: Sender<()>,
 }
@@ -48,9 +48,9 @@ struct Rule {
 #[derive(Default)]
 struct Shared {
     rules: Vec<Rule>,
-    /// Name and body of what was created.
-    made: Vec<(String, String)>,
-    /// Dropped when the held calls are let go: then they end.
+    /// Names and bodies of created objects.
+    created: Vec<(String, String)>,
+    /// Held calls wait until these are dropped.
     held: Vec<Sender<()>>,
     ended: bool,
 }
@@ -61,9 +61,8 @@ fn lock(rules: &Rules) -> MutexGuard<'_, Shared> {
     rules.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// See the module.
 pub struct Proxy {
-    /// A kubeconfig that leads here.
+    /// A kubeconfig with the address of the proxy.
     pub kubeconfig: String,
     address: SocketAddr,
     rules: Rules,
@@ -72,7 +71,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it, for this world's namespace and its shipped Role.
+    /// Starts a proxy with the permissions of the shipped Role in the namespace of a world.
     pub fn start(world: &World) -> Self {
         let (kubectl, upstream) = kubectl_proxy(&world.namespace().kubeconfig.display().to_string());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -91,15 +90,15 @@ impl Proxy {
         Self { kubeconfig, address, rules, kubectl, accepting: Some(accepting) }
     }
 
-    /// Holds each such call that is about the object with this mark; the receiver is told of it.
+    /// Holds each such call on the object with this mark. The receiver gets a message for each.
     pub fn hold(&self, call: Call, mark: &str) -> Receiver<()> {
         let (reached, held) = mpsc::channel();
         lock(&self.rules).rules.push(Rule { call, mark: mark.to_owned(), reached });
         held
     }
 
-    /// Nothing is held any more. What was held is not done now: who asked for it is dead.
-    pub fn let_go(&self) {
+    /// Removes all rules and ends the held calls without executing them.
+    pub fn release(&self) {
         let mut shared = lock(&self.rules);
         shared.rules.clear();
         shared.held.clear();
@@ -108,12 +107,12 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.let_go();
+        self.release();
         lock(&self.rules).ended = true;
-        // What is still being relayed ends with it.
+        // Ends relayed calls, too.
         self.kubectl.kill().ok();
         self.kubectl.wait().ok();
-        // Wakes the thread that accepts.
+        // Unblocks `accept`.
         TcpStream::connect(self.address).ok();
         if let Some(thread) = self.accepting.take() {
             thread.join().ok();
@@ -121,7 +120,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Starts `kubectl proxy` and returns where it listens.
+/// Starts `kubectl proxy` and returns its address.
 fn kubectl_proxy(kubeconfig: &str) -> (Child, SocketAddr) {
     let mut child = Command::new("kubectl")
         .args(["proxy", "--port=0", "--address=127.0.0.1", "--kubeconfig", kubeconfig])
@@ -131,9 +130,9 @@ fn kubectl_proxy(kubeconfig: &str) -> (Child, SocketAddr) {
         .spawn()
         .expect("kubectl is installed");
     let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("it is piped")).read_line(&mut line).expect("kubectl says where");
+    BufReader::new(child.stdout.take().expect("it is piped")).read_line(&mut line).expect("kubectl prints the address");
     let address = line.trim().rsplit(' ').next().and_then(|address| address.parse().ok());
-    (child, address.unwrap_or_else(|| panic!("kubectl proxy says {line:?}")))
+    (child, address.unwrap_or_else(|| panic!("kubectl proxy prints {line:?}")))
 }
 
 fn accept(listener: &TcpListener, upstream: SocketAddr, rules: &Rules) {
@@ -144,13 +143,12 @@ fn accept(listener: &TcpListener, upstream: SocketAddr, rules: &Rules) {
         let Ok(client) = client else { continue };
         let rules = Arc::clone(rules);
         std::thread::spawn(move || {
-            // A caller that was killed in the middle is what all of this is about.
+            // Fails when the caller is killed, which is what the tests do.
             serve(client, upstream, &rules).ok();
         });
     }
 }
 
-/// One request.
 struct Request {
     method: String,
     path: String,
@@ -158,12 +156,12 @@ struct Request {
     body: Vec<u8>,
 }
 
-/// One connection is one call.
+/// Serves the only request of a connection.
 fn serve(mut client: TcpStream, upstream: SocketAddr, rules: &Rules) -> io::Result<()> {
     let Some(request) = read(&mut client)? else { return Ok(()) };
-    let held = lock(rules).judge(&request);
+    let held = lock(rules).hold(&request);
     if let Some((Moment::Before, held)) = held {
-        held.recv_timeout(LONGEST_HOLD).ok();
+        held.recv_timeout(MAX_HOLD).ok();
         return Ok(());
     }
     let mut server = TcpStream::connect(upstream)?;
@@ -172,23 +170,23 @@ fn serve(mut client: TcpStream, upstream: SocketAddr, rules: &Rules) -> io::Resu
     if let Some((_, held)) = held {
         let mut answer = Vec::new();
         server.read_to_end(&mut answer)?;
-        // A caller that got no answer may ask again, and then there is nothing more to do.
+        // A repeated call fails and is not the one that the test waits for.
         if answer.starts_with(b"HTTP/1.1 2") {
-            lock(rules).tell_after(&request);
+            lock(rules).notify_executed(&request);
         }
-        held.recv_timeout(LONGEST_HOLD).ok();
+        held.recv_timeout(MAX_HOLD).ok();
         return Ok(());
     }
     relay(client, server)
 }
 
-/// Until either side ends: a watch lasts until its caller is gone.
+/// Copies the answer until either side ends: a watch lasts until its caller closes the connection.
 fn relay(mut client: TcpStream, mut server: TcpStream) -> io::Result<()> {
-    let (mut gone, ended) = (client.try_clone()?, server.try_clone()?);
+    let (mut client_side, server_side) = (client.try_clone()?, server.try_clone()?);
     let watcher = std::thread::spawn(move || {
-        // It has said all it had to say: what comes now is its end.
-        io::copy(&mut gone, &mut io::sink()).ok();
-        ended.shutdown(Shutdown::Both).ok();
+        // The request is complete, so the next event is the end of the connection.
+        io::copy(&mut client_side, &mut io::sink()).ok();
+        server_side.shutdown(Shutdown::Both).ok();
     });
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -207,47 +205,47 @@ fn relay(mut client: TcpStream, mut server: TcpStream) -> io::Result<()> {
 }
 
 impl Shared {
-    /// The rule that a call falls under, as an index.
+    /// The index of the rule that applies to a call.
     fn rule(&self, request: &Request) -> Option<usize> {
         let segments: Vec<&str> = request.path.split('?').next().unwrap_or_default().split('/').collect();
         let body = String::from_utf8_lossy(&request.body);
         self.rules.iter().position(|rule| {
             let Some(at) = segments.iter().position(|segment| *segment == rule.call.kind) else { return false };
-            let of_object = segments
-                .get(at + 1)
-                .is_some_and(|name| self.made.iter().any(|(made, body)| made == name && body.contains(&rule.mark)));
+            let of_object = segments.get(at + 1).is_some_and(|name| {
+                self.created.iter().any(|(created, body)| created == name && body.contains(&rule.mark))
+            });
             rule.call.method == request.method && (body.contains(&rule.mark) || of_object)
         })
     }
 
-    /// Whether a call is held, and what it then waits for.
-    fn judge(&mut self, request: &Request) -> Option<(Moment, Receiver<()>)> {
+    /// The moment of a call that is to be held, and the receiver on which it waits.
+    fn hold(&mut self, request: &Request) -> Option<(Moment, Receiver<()>)> {
         if request.method == "POST"
             && let Ok(object) = serde_json::from_slice::<Value>(&request.body)
             && let Some(name) = object["metadata"]["name"].as_str()
         {
-            self.made.push((name.to_owned(), String::from_utf8_lossy(&request.body).into_owned()));
+            self.created.push((name.to_owned(), String::from_utf8_lossy(&request.body).into_owned()));
         }
         let rule = self.rule(request)?;
         let (holder, held) = mpsc::channel();
         self.held.push(holder);
         let Rule { call, reached, .. } = &self.rules[rule];
         if call.moment == Moment::Before {
-            // A test that no longer listens has seen an earlier one.
+            // Fails if the test has got an earlier call and no longer waits.
             reached.send(()).ok();
         }
         Some((call.moment, held))
     }
 
-    /// A call that was held for its answer has been done.
-    fn tell_after(&self, request: &Request) {
+    /// Notifies the test that a call held for its answer was executed.
+    fn notify_executed(&self, request: &Request) {
         if let Some(rule) = self.rule(request) {
             self.rules[rule].reached.send(()).ok();
         }
     }
 }
 
-/// Reads a request and makes it the last one of its connection; `None`: nothing was asked.
+/// Reads a request and makes it the last one of its connection. `None` if the connection ends before.
 fn read(client: &mut TcpStream) -> io::Result<Option<Request>> {
     let mut bytes = Vec::new();
     let mut buffer = vec![0; 16 * 1024];
@@ -268,13 +266,13 @@ fn read(client: &mut TcpStream) -> io::Result<Option<Request>> {
                 request.body = body;
                 return Ok(Some(request));
             }
-            Ok(httparse::Status::Partial) if bytes.len() < LONGEST_HEAD => {}
-            other => panic!("the service sends no HTTP: {other:?}"),
+            Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD_LENGTH => {}
+            other => panic!("the service sent invalid HTTP: {other:?}"),
         }
     }
 }
 
-/// The request without its body, and that body's length.
+/// The request without its body, and the length of the body.
 fn rewrite(head: &httparse::Request<'_, '_>) -> (Request, usize) {
     let (method, path) = (head.method.unwrap_or_default().to_owned(), head.path.unwrap_or_default().to_owned());
     let mut lines = vec![format!("{method} {path} HTTP/1.1"), "Connection: close".to_owned()];
@@ -282,7 +280,7 @@ fn rewrite(head: &httparse::Request<'_, '_>) -> (Request, usize) {
     for header in head.headers.iter() {
         let value = String::from_utf8_lossy(header.value);
         let name = header.name.to_ascii_lowercase();
-        assert_ne!(name, "transfer-encoding", "the client knows the length of what it sends");
+        assert_ne!(name, "transfer-encoding", "the client sends the length");
         if name == "content-length" {
             declared = value.trim().parse().expect("a length");
         }
@@ -293,12 +291,12 @@ fn rewrite(head: &httparse::Request<'_, '_>) -> (Request, usize) {
     (Request { method, path, head: lines.join("\r\n") + "\r\n\r\n", body: Vec::new() }, declared)
 }
 
-/// Waits for a held call.
+/// Waits until a call is held.
 #[track_caller]
 pub fn wait_held(label: &str, held: &Receiver<()>, limit: Duration) {
     match held.recv_timeout(limit) {
         Ok(()) => {}
-        Err(RecvTimeoutError::Timeout) => panic!("{label}: the call does not come within {} s", limit.as_secs()),
-        Err(RecvTimeoutError::Disconnected) => panic!("{label}: its rule was lifted"),
+        Err(RecvTimeoutError::Timeout) => panic!("{label}: no call within {} s", limit.as_secs()),
+        Err(RecvTimeoutError::Disconnected) => panic!("{label}: its rule was removed"),
     }
 }

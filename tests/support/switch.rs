@@ -2,30 +2,30 @@
 
 use std::process::Command;
 
-/// A server that is away until it is dropped.
-pub struct Away<'a> {
+/// A server that is stopped until this is dropped.
+pub struct StoppedServer<'a> {
     switch: &'a str,
 }
 
-impl<'a> Away<'a> {
-    /// Stops it. `switch` is a command of `tests/cluster` that takes `stop` and `start`.
+impl<'a> StoppedServer<'a> {
+    /// Stops the server. `switch` is a command of `tests/cluster` that takes `stop` and `start`.
     pub fn stop(switch: &'a str) -> Self {
-        // Made first: what was half stopped is started, too.
-        let away = Self { switch };
-        away.turn("stop");
-        away
+        // Created first, so that the server is started again even if stopping fails.
+        let server = Self { switch };
+        server.run("stop");
+        server
     }
 
-    fn turn(&self, word: &str) {
-        let turned = Command::new(self.switch).arg(word).output().expect("the switch of a server");
-        let said = String::from_utf8_lossy(&turned.stderr);
-        // A panic here, while one is on its way, would hide it.
-        assert!(turned.status.success() || std::thread::panicking(), "{} {word}: {said}", self.switch);
+    fn run(&self, action: &str) {
+        let output = Command::new(self.switch).arg(action).output().expect("the switch of a server");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        // A second panic would abort the tests and hide the first.
+        assert!(output.status.success() || std::thread::panicking(), "{} {action}: {stderr}", self.switch);
     }
 }
 
-impl Drop for Away<'_> {
+impl Drop for StoppedServer<'_> {
     fn drop(&mut self) {
-        self.turn("start");
+        self.run("start");
     }
 }
