@@ -1,4 +1,4 @@
-//! `destinationConfig` of the type `bulker`: its fields, checked without a connection.
+//! Parses and validates a `destinationConfig` of the type `bulker`.
 
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -8,33 +8,33 @@ use crate::failure::Failure;
 use crate::secret::Secret;
 use crate::sidecar::sink::{invalid_field, optional_text, required_text};
 
-/// A Bulker instance, ready to be connected to.
+/// A validated configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where it is.
-    pub place: Place,
-    /// What it wants to hear before it listens.
+    /// The Bulker instance.
+    pub endpoint: Endpoint,
+    /// The bearer token.
     pub token: Secret,
-    /// The destination within Bulker; `None` is the sync's id.
+    /// The destination within Bulker; `None` means the sync's id.
     pub destination_id: Option<String>,
 }
 
-/// Where requests go.
+/// A Bulker instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Over TLS.
+pub struct Endpoint {
+    /// Whether to use TLS.
     pub secure: bool,
     /// A name, or an address without brackets.
     pub host: String,
-    /// Its port.
+    /// The TCP port.
     pub port: u16,
-    /// Host and port as they stand in a URL.
+    /// Host and port as in a URL.
     pub authority: String,
-    /// What every path begins with; without a slash at its end.
+    /// The prefix of every path, without a trailing slash.
     pub prefix: String,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let scheme = if self.secure { "https" } else { "http" };
         write!(f, "Bulker at {scheme}://{}{}", self.authority, self.prefix)
@@ -42,27 +42,27 @@ impl std::fmt::Display for Place {
 }
 
 impl Settings {
-    /// Reads the configuration. Errors name the field, never its value.
+    /// Validates a `destinationConfig`. Errors name the field, never its value.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
-        let place = place(&required_text(config, "url")?).map_err(|why| invalid_field("url", why))?;
+        let endpoint = endpoint(&required_text(config, "url")?).map_err(|why| invalid_field("url", why))?;
         let token = required_text(config, "authToken")?;
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(invalid_field(
                 "authToken",
-                "holds a character that cannot be in a header: expected ASCII without blanks",
+                "contains a character that is not allowed in a header: expected ASCII without spaces",
             ));
         }
         let destination_id = optional_text(config, "destinationId")?;
-        Ok(Self { place, token: Secret::from(token), destination_id })
+        Ok(Self { endpoint, token: Secret::from(token), destination_id })
     }
 
-    /// The header's value; secret.
+    /// The value of the `Authorization` header; secret.
     pub fn authorization(&self) -> String {
         format!("Bearer {}", self.token.expose_secret())
     }
 }
 
-fn place(text: &str) -> Result<Place, &'static str> {
+fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
     const EXPECTED: &str = "expected a URL such as https://bulker.example.com:3042";
     let url = Url::parse(text).map_err(|_| EXPECTED)?;
     let secure = match url.scheme() {
@@ -70,12 +70,12 @@ fn place(text: &str) -> Result<Place, &'static str> {
         "https" => true,
         _ => return Err(EXPECTED),
     };
-    // It is shown in errors.
+    // Errors show the URL.
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("holds credentials: expected them in authToken");
+        return Err("contains credentials: set authToken instead");
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err("has a query or a fragment: expected none");
+        return Err("contains a query or a fragment: expected none");
     }
     let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else { return Err(EXPECTED) };
     let authority = match url.port() {
@@ -87,7 +87,7 @@ fn place(text: &str) -> Result<Place, &'static str> {
         Host::Ipv4(address) => address.to_string(),
         Host::Ipv6(address) => address.to_string(),
     };
-    Ok(Place { secure, host, port, authority, prefix: url.path().trim_end_matches('/').to_owned() })
+    Ok(Endpoint { secure, host, port, authority, prefix: url.path().trim_end_matches('/').to_owned() })
 }
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_may_have_a_port_a_prefix_and_an_address_of_any_kind() {
+    fn urls_with_ports_prefixes_and_addresses_are_parsed() {
         for (label, url, host, port, shown) in [
             ("https", "https://bulker.example.com", "bulker.example.com", 443, "https://bulker.example.com"),
             ("http", "http://bulker", "bulker", 80, "http://bulker"),
@@ -113,13 +113,13 @@ mod tests {
             ("IPv6", "http://[::1]:3042/x", "::1", 3042, "http://[::1]:3042/x"),
         ] {
             let settings = Settings::parse(&with("url", json!(url))).unwrap_or_else(|error| panic!("{label}: {error}"));
-            assert_eq!((settings.place.host.as_str(), settings.place.port), (host, port), "{label}");
-            assert_eq!(settings.place.to_string(), format!("Bulker at {shown}"), "{label}");
+            assert_eq!((settings.endpoint.host.as_str(), settings.endpoint.port), (host, port), "{label}");
+            assert_eq!(settings.endpoint.to_string(), format!("Bulker at {shown}"), "{label}");
         }
     }
 
     #[test]
-    fn errors_name_the_field_and_keep_its_value() {
+    fn errors_name_the_field_but_not_its_value() {
         for (field, value) in [
             ("url", json!(null)),
             ("url", json!("")),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_does_not_print() {
+    fn debug_output_hides_the_token() {
         let settings = Settings::parse(&with("destinationId", json!("d"))).expect("settings");
         assert!(!format!("{settings:?}").contains("s3cret"));
         assert_eq!(settings.authorization(), "Bearer s3cret");

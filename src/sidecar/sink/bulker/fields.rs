@@ -1,7 +1,6 @@
-//! What a stream's fields are called in Bulker, and what it is told of them beforehand: the schema header and the key.
+//! Names of a stream's fields in Bulker, the schema header, and the primary key. Pure.
 //!
-//! Pure. Types are those that the `postgres` destination would give, so that a table is the same whichever way its rows
-//! come.
+//! Types are those of the `postgres` destination, so that both destinations create the same table.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -12,25 +11,24 @@ use crate::sidecar::sink::StreamSpec;
 use crate::sidecar::sink::postgres::names::suffixed;
 use crate::sidecar::sink::postgres::types::ColumnType;
 
-/// When the source sent the row.
+/// Column with the time at which the source emitted the row.
 pub const TIMESTAMP: &str = "_jitsu_timestamp";
-/// A larger header is left out: Bulker takes 1 MiB, but proxies in between much less, and without it fields are typed by
-/// their values.
-const LONGEST_HEADER: usize = 32 * 1024;
+/// A larger header is omitted, and Bulker derives types from values: Bulker accepts 1 MiB, but proxies much less.
+const MAX_HEADER: usize = 32 * 1024;
 
-/// Names of a stream's declared fields.
+/// Names of the fields that the stream's JSON Schema declares.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// Field → its name, for fields whose name is another one.
+    /// Field → name, for renamed fields.
     renamed: HashMap<String, String>,
-    /// All declared fields, as the source calls them.
+    /// All declared fields, as the source spells them.
     declared: HashSet<String>,
-    /// What they are called.
+    /// The names in use.
     taken: HashSet<String>,
 }
 
 impl Names {
-    /// The declared fields in the schema's order: of two that differ in their case alone the first one gets the name.
+    /// In the order of the schema: of two fields that only differ in case, the second one gets a suffix.
     fn new(fields: &[(&String, &Value)], same_case: bool) -> Self {
         let mut names = Self::default();
         for (field, _) in fields {
@@ -47,35 +45,35 @@ impl Names {
         names
     }
 
-    /// Whether the schema has this field at its top level.
+    /// Whether the schema declares this field at the top level.
     pub fn is_declared(&self, field: &str) -> bool {
         self.declared.contains(field)
     }
 
-    /// What a declared field is called.
+    /// The name of a declared field.
     pub fn of_declared<'a>(&'a self, field: &'a str) -> &'a str {
         self.renamed.get(field).map_or(field, String::as_str)
     }
 
-    /// Whether a declared field is called so.
+    /// Whether a declared field has this name.
     pub fn is_taken(&self, name: &str) -> bool {
         self.taken.contains(name)
     }
 }
 
-/// What is known of a stream's fields before its rows come.
+/// The fields of a stream, from its JSON Schema.
 #[derive(Debug)]
 pub struct Fields {
-    /// Names of the declared ones.
+    /// Names of the declared fields.
     pub names: Names,
     /// The value of `X-Jitsu-Schema`.
     pub header: Option<String>,
-    /// Columns of the primary key; empty when there is none, or none that can be used.
+    /// Columns of the primary key; empty if there is no usable one.
     pub key: Vec<String>,
 }
 
 impl Fields {
-    /// Of a stream, whose table is called so.
+    /// For a stream that is written to this table.
     pub fn new(spec: &StreamSpec, table: &str) -> Self {
         let fields = spec.json_schema.get("properties").and_then(Value::as_object);
         let fields: Vec<_> = fields.into_iter().flatten().collect();
@@ -84,8 +82,8 @@ impl Fields {
     }
 }
 
-/// Bulker's number of a type.
-fn number(kind: ColumnType) -> u8 {
+/// Bulker's code of a type.
+fn type_code(kind: ColumnType) -> u8 {
     match kind {
         ColumnType::Boolean => 1,
         ColumnType::Integer { .. } => 2,
@@ -100,21 +98,21 @@ fn header(spec: &StreamSpec, table: &str, fields: &[(&String, &Value)], names: &
     if fields.is_empty() {
         return None;
     }
-    let field = |name: &str, kind| json!({"name": name, "type": number(kind)});
+    let field = |name: &str, kind| json!({"name": name, "type": type_code(kind)});
     let mut typed: Vec<Value> =
         fields.iter().map(|(name, schema)| field(names.of_declared(name), ColumnType::of_schema(schema))).collect();
     if spec.add_meta && !names.is_taken(TIMESTAMP) {
         typed.push(field(TIMESTAMP, ColumnType::TimestampTz));
     }
     let text = ascii(&json!({"name": table, "fields": typed}).to_string());
-    if text.len() > LONGEST_HEADER {
-        tracing::info!(stream = %spec.name.key(), bytes = text.len(), "the schema is too large for a header: left out");
+    if text.len() > MAX_HEADER {
+        tracing::info!(stream = %spec.name.key(), bytes = text.len(), "omitting the schema: too large for a header");
         return None;
     }
     Some(text)
 }
 
-/// JSON with everything escaped that must not be in a header.
+/// Escapes all characters of a JSON document that are not allowed in a header.
 fn ascii(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
@@ -122,15 +120,15 @@ fn ascii(json: &str) -> String {
             text.push(c);
         } else {
             for unit in c.encode_utf16(&mut [0; 2]) {
-                write!(text, "\\u{unit:04x}").expect("a String takes everything");
+                write!(text, "\\u{unit:04x}").expect("a String accepts any text");
             }
         }
     }
     text
 }
 
-/// A path into an object is a column only where Bulker flattens it, which it does to undeclared ones: `a.b` is `a_b`.
-/// What is declared as an object is a document, and a key inside it cannot be used.
+/// A path into an object is a column only if Bulker flattens the object, which it does for undeclared ones: `a.b` becomes
+/// `a_b`. A declared object is a JSON document, so a key inside it is not usable.
 fn key(spec: &StreamSpec, names: &Names) -> Vec<String> {
     let column = |path: &Vec<String>| match path.as_slice() {
         [] => None,
@@ -167,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_has_the_types_of_the_other_destination() {
+    fn header_types_match_the_postgres_destination() {
         let mut spec = spec(&json!({
             "b": {"type": "boolean"}, "i": {"type": "integer"}, "f": {"type": "number"}, "s": {"type": "string"},
             "t": {"type": "string", "format": "date-time"}, "j": {"type": ["null", "object"]},
@@ -182,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_a_header_can_break_it() {
+    fn headers_are_printable_ascii() {
         let header = Fields::new(&spec(&json!({"größe\r\nX: 1": {"type": "integer"}, "😀\u{7f}": {}})), "t").header;
         let header = header.expect("a header");
         assert!(header.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{header}");
@@ -192,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_that_is_too_large_or_empty_makes_no_header() {
+    fn large_and_empty_schemas_have_no_header() {
         let wide: serde_json::Map<_, _> = (0..5000).map(|at| (format!("column_{at}"), json!({}))).collect();
         assert_eq!(Fields::new(&spec(&Value::Object(wide)), "t").header, None);
         assert_eq!(Fields::new(&spec(&json!({})), "t").header, None);
@@ -200,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_columns_or_nothing() {
+    fn keys_inside_declared_objects_are_unusable() {
         let paths = |paths: &[&[&str]]| -> Vec<Vec<String>> {
             paths.iter().map(|path| path.iter().map(|&part| part.to_owned()).collect()).collect()
         };
@@ -208,8 +206,8 @@ mod tests {
             ("declared", false, paths(&[&["Id"], &["doc"]]), vec!["Id", "doc"]),
             ("lower case", true, paths(&[&["Id"]]), vec!["id"]),
             ("undeclared", false, paths(&[&["x"]]), vec!["x"]),
-            ("a path into what is flattened", true, paths(&[&["x", "Y"]]), vec!["x_y"]),
-            ("a path into a document", false, paths(&[&["Id"], &["doc", "y"]]), vec![]),
+            ("a path into a flattened object", true, paths(&[&["x", "Y"]]), vec!["x_y"]),
+            ("a path into a declared object", false, paths(&[&["Id"], &["doc", "y"]]), vec![]),
             ("none", false, paths(&[]), vec![]),
             ("an empty path", false, paths(&[&[]]), vec![]),
         ] {
@@ -220,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_differ_in_their_case_alone_stay_two() {
+    fn fields_that_differ_in_case_keep_distinct_names() {
         let mut spec = spec(&json!({"Name": {}, "name": {}, "other": {}}));
         spec.to_same_case = true;
         let names = Fields::new(&spec, "t").names;

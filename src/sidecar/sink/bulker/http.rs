@@ -1,36 +1,35 @@
-//! As much of HTTP/1.1 as is needed: the head of a request, chunks, and an answer. Pure bytes.
+//! HTTP/1.1 as Bulker needs it: the head of a request, chunks, and responses. Pure: bytes in, bytes out.
 //!
-//! A request is written row by row, while a client library wants to pull a body out of something; and an answer that
-//! comes in the middle of the body has to be noticed there, which none of them does. So what is spoken here is our own,
-//! but for the parsing of heads.
+//! HTTP clients pull the body of a request from a reader, and look for a response only after its end. Here rows are pushed
+//! as they arrive, and a response in the middle of the body must stop them. Heads and chunk sizes are parsed by httparse.
 
 use std::fmt::Write as _;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::form_urlencoded;
 
-use super::config::Place;
+use super::config::Endpoint;
 
-/// What may stand for itself in a part of a path.
+/// Everything else is percent-encoded in a path segment.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// Hexadecimal digits of a chunk's length; leading zeros are allowed, and the place for them is known beforehand.
+/// Hexadecimal digits of a chunk's length, with leading zeros so that their number is fixed.
 const DIGITS: usize = 8;
-/// What every chunk begins with.
+/// Length of the line that precedes the data of a chunk.
 const CHUNK_HEAD: usize = DIGITS + 2;
-/// The end of a body.
+/// The end of a chunked body.
 pub const END: &[u8] = b"0\r\n\r\n";
-/// The most headers that an answer may have.
-const MOST_HEADERS: usize = 128;
-/// What is read of an answer's body: Bulker's are less than a kilobyte, but for a wide table's state.
-pub const LONGEST_BODY: usize = 4 << 20;
+/// Maximum number of headers of a response.
+const MAX_HEADERS: usize = 128;
+/// Maximum size of a response's body. Bulker's responses are below 1 KiB, except for the state of a wide table.
+pub const MAX_BODY: usize = 4 << 20;
 
 /// A request for `POST {url}/bulk/{destinationId}`.
 pub struct Post<'a> {
-    /// Where to.
-    pub place: &'a Place,
+    /// The Bulker instance.
+    pub endpoint: &'a Endpoint,
     /// The destination within Bulker.
     pub destination_id: &'a str,
-    /// The query, in this order.
+    /// The query parameters, in this order.
     pub query: &'a [(&'a str, &'a str)],
     /// The value of `Authorization`; secret.
     pub authorization: &'a str,
@@ -39,7 +38,7 @@ pub struct Post<'a> {
 }
 
 impl Post<'_> {
-    /// The head; secret.
+    /// The request line and headers; secret.
     pub fn head(&self) -> String {
         let id = utf8_percent_encode(self.destination_id, UNRESERVED);
         let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(self.query).finish();
@@ -47,31 +46,31 @@ impl Post<'_> {
             "POST {}/bulk/{id}?{query} HTTP/1.1\r\nHost: {}\r\nUser-Agent: syncctl/{}\r\nAccept: application/json\r\n\
              Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\
              Authorization: {}\r\n",
-            self.place.prefix,
-            self.place.authority,
+            self.endpoint.prefix,
+            self.endpoint.authority,
             env!("CARGO_PKG_VERSION"),
             self.authorization,
         );
         if let Some(schema) = self.schema {
-            write!(head, "X-Jitsu-Schema: {schema}\r\n").expect("a String takes everything");
+            write!(head, "X-Jitsu-Schema: {schema}\r\n").expect("a String accepts any text");
         }
         head.push_str("\r\n");
         head
     }
 }
 
-/// A chunk that is being filled: its length is written into the place in front of it when it is sealed.
+/// A chunk under construction. Its length is filled in when it is sealed.
 #[derive(Default)]
 pub struct Chunk(Vec<u8>);
 
 impl Chunk {
-    /// In the memory of an old one.
+    /// Reuses the memory of a sealed chunk.
     pub fn reusing(mut memory: Vec<u8>) -> Self {
         memory.clear();
         Self(memory)
     }
 
-    /// Where rows are appended.
+    /// The buffer to append rows to.
     pub fn body(&mut self) -> &mut Vec<u8> {
         if self.0.is_empty() {
             self.0.resize(CHUNK_HEAD, b'\r');
@@ -80,17 +79,17 @@ impl Chunk {
         &mut self.0
     }
 
-    /// Bytes of rows.
+    /// Size of the rows in bytes.
     pub fn len(&self) -> usize {
         self.0.len().saturating_sub(CHUNK_HEAD)
     }
 
-    /// Bytes of memory.
+    /// Allocated memory in bytes.
     pub fn memory(&self) -> usize {
         self.0.capacity()
     }
 
-    /// What goes over the wire. An empty chunk would end the body: it is nothing at all.
+    /// The encoded chunk. Empty for an empty chunk, which would otherwise end the body.
     pub fn seal(mut self) -> Vec<u8> {
         let mut length = self.len();
         if length == 0 {
@@ -106,19 +105,19 @@ impl Chunk {
     }
 }
 
-/// What the server said.
+/// A complete response.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The status.
+pub struct Response {
+    /// The status code.
     pub status: u16,
-    /// Its text, as far as it is kept.
+    /// The body, up to [`MAX_BODY`].
     pub body: String,
 }
 
-/// Removes interim answers such as `100 Continue` from the beginning.
+/// Removes interim responses such as `100 Continue`.
 pub fn skip_interim(bytes: &mut Vec<u8>) {
     loop {
-        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut head = httparse::Response::new(&mut headers);
         match head.parse(bytes) {
             Ok(httparse::Status::Complete(length)) if matches!(head.code, Some(100..=199)) => bytes.drain(..length),
@@ -127,15 +126,15 @@ pub fn skip_interim(bytes: &mut Vec<u8>) {
     }
 }
 
-/// Reads an answer out of what was received so far; `ended` says that nothing more will come. `None` is not enough yet.
-pub fn parse(bytes: &[u8], ended: bool) -> Result<Option<Answer>, String> {
-    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+/// Parses the bytes received so far; `ended`: no more will follow. Returns `None` if the response is incomplete.
+pub fn parse_response(bytes: &[u8], ended: bool) -> Result<Option<Response>, String> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Response::new(&mut headers);
     let length = match head.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if ended => return Err("the answer ends in the middle of its head".to_owned()),
+        Ok(httparse::Status::Partial) if ended => return Err("the response ends within its head".to_owned()),
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(error) => return Err(format!("the answer is not HTTP: {error}")),
+        Err(error) => return Err(format!("the response is not HTTP: {error}")),
     };
     let status = head.code.unwrap_or_default();
     let header = |name: &str| {
@@ -148,22 +147,22 @@ pub fn parse(bytes: &[u8], ended: bool) -> Result<Option<Answer>, String> {
     } else if header("transfer-encoding").is_some_and(|coding| coding.to_ascii_lowercase().ends_with("chunked")) {
         dechunk(rest)?
     } else if let Some(length) = header("content-length") {
-        let length: usize = length.parse().map_err(|_| "the answer has a malformed Content-Length".to_owned())?;
-        rest.get(..length.min(LONGEST_BODY)).map(<[u8]>::to_vec)
+        let length: usize = length.parse().map_err(|_| "the response has a malformed Content-Length".to_owned())?;
+        rest.get(..length.min(MAX_BODY)).map(<[u8]>::to_vec)
     } else {
         ended.then(|| rest.to_vec())
     };
     match body {
-        Some(body) => Ok(Some(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })),
-        // Enough to be told.
-        None if ended || rest.len() >= LONGEST_BODY => {
-            Ok(Some(Answer { status, body: String::from_utf8_lossy(rest).into_owned() }))
+        Some(body) => Ok(Some(Response { status, body: String::from_utf8_lossy(&body).into_owned() })),
+        // A truncated body is better than none.
+        None if ended || rest.len() >= MAX_BODY => {
+            Ok(Some(Response { status, body: String::from_utf8_lossy(rest).into_owned() }))
         }
         None => Ok(None),
     }
 }
 
-/// The content of a chunked body; `None` when its end is not there yet.
+/// The content of a chunked body; `None` if it is incomplete.
 fn dechunk(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let mut body = Vec::new();
     loop {
@@ -177,24 +176,24 @@ fn dechunk(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, String> {
                 bytes = bytes.get(end.saturating_add(2)..).unwrap_or_default();
             }
             Ok(httparse::Status::Partial) => return Ok(None),
-            Err(_) => return Err("the answer's chunks are malformed".to_owned()),
+            Err(_) => return Err("the response has malformed chunks".to_owned()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Answer, Chunk, Post, parse, skip_interim};
+    use super::{Chunk, Post, Response, parse_response, skip_interim};
     use crate::sidecar::sink::bulker::config::Settings;
     use serde_json::json;
 
     #[test]
-    fn a_head_says_where_from_whom_and_what() {
+    fn heads_encode_path_and_query() {
         let config = json!({"url": "http://[::1]:3042/to/", "authToken": "t0ken"});
         let settings = Settings::parse(&config).expect("settings");
         let authorization = settings.authorization();
         let post = Post {
-            place: &settings.place,
+            endpoint: &settings.endpoint,
             destination_id: "a b/c",
             query: &[("tableName", "größe & more"), ("mode", "batch"), ("pk", "a"), ("pk", "b+c")],
             authorization: &authorization,
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_knows_its_length_at_its_end() {
+    fn sealed_chunks_start_with_their_length() {
         let mut chunk = Chunk::default();
         assert_eq!(chunk.len(), 0);
         chunk.body().extend_from_slice(&[b'x'; 300]);
@@ -221,42 +220,42 @@ mod tests {
         assert!(sealed.starts_with(b"0000012c\r\nxx") && sealed.ends_with(b"x\r\n"), "{sealed:?}");
         assert_eq!(sealed.len(), 10 + 300 + 2);
         let again = Chunk::reusing(sealed);
-        assert_eq!((again.len(), again.seal()), (0, Vec::new()), "an empty one would end the body");
+        assert_eq!((again.len(), again.seal()), (0, Vec::new()), "an empty chunk would end the body");
     }
 
     #[test]
-    fn answers_are_read_however_their_end_is_told() {
+    fn responses_are_parsed_with_any_framing() {
         for (label, text, ended, expected) in [
-            ("a length", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokrest", false, Some((200, "ok"))),
-            ("not all of it", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok", false, None),
-            ("cut off", "HTTP/1.1 400 Bad\r\nContent-Length: 9\r\n\r\nok", true, Some((400, "ok"))),
+            ("Content-Length", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokrest", false, Some((200, "ok"))),
+            ("incomplete", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok", false, None),
+            ("truncated", "HTTP/1.1 400 Bad\r\nContent-Length: 9\r\n\r\nok", true, Some((400, "ok"))),
             ("no length", "HTTP/1.0 502 Bad Gateway\r\n\r\nbad", false, None),
-            ("until the end", "HTTP/1.0 502 Bad Gateway\r\n\r\nbad", true, Some((502, "bad"))),
+            ("until the end of the connection", "HTTP/1.0 502 Bad Gateway\r\n\r\nbad", true, Some((502, "bad"))),
             (
                 "chunks",
                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n",
                 false,
                 Some((200, "ok")),
             ),
-            ("half a chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nok", false, None),
-            ("nothing", "HTTP/1.1 204 No Content\r\n\r\n", false, Some((204, ""))),
-            ("half a head", "HTTP/1.1 200", false, None),
+            ("incomplete chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nok", false, None),
+            ("no body", "HTTP/1.1 204 No Content\r\n\r\n", false, Some((204, ""))),
+            ("incomplete head", "HTTP/1.1 200", false, None),
         ] {
-            let expected = expected.map(|(status, body)| Answer { status, body: body.to_owned() });
-            assert_eq!(parse(text.as_bytes(), ended), Ok(expected), "{label}");
+            let expected = expected.map(|(status, body)| Response { status, body: body.to_owned() });
+            assert_eq!(parse_response(text.as_bytes(), ended), Ok(expected), "{label}");
         }
         for (label, text) in [
             ("another protocol", "SSH-2.0-OpenSSH\r\n"),
-            ("half a head", "HTTP/1.1 200"),
-            ("a wrong length", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
-            ("a wrong chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+            ("incomplete head", "HTTP/1.1 200"),
+            ("malformed Content-Length", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
+            ("malformed chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
         ] {
-            assert!(parse(text.as_bytes(), true).is_err(), "{label}");
+            assert!(parse_response(text.as_bytes(), true).is_err(), "{label}");
         }
     }
 
     #[test]
-    fn interim_answers_are_no_answers() {
+    fn interim_responses_are_skipped() {
         let mut bytes = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 2".to_vec();
         skip_interim(&mut bytes);
         assert_eq!(bytes, b"HTTP/1.1 2");

@@ -1,7 +1,7 @@
-//! One request: its rows, and what is kept of them in case the connection breaks before its end.
+//! One request: its rows, and a replay buffer in case the connection breaks.
 //!
-//! Bulker takes all rows of a request or none, and none without its end. So until the end is sent everything may be sent
-//! again; afterwards only where the same rows twice make the same table.
+//! Bulker loads all rows of a request or none, and none before its end. Until the end is sent, everything may be sent
+//! again; afterwards only if the same rows twice result in the same table.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -10,384 +10,333 @@ use std::time::{Duration, Instant};
 use memchr::memrchr;
 use rustls::ClientConfig;
 
-use super::answer::{self, Verdict};
-use super::config::Place;
-use super::http::{self, Answer, Chunk};
-use super::row::LONGEST_LINE;
-use super::wire::{Sent, Wire};
-use crate::retry::Retry;
+use super::config::Endpoint;
+use super::connection::{Connection, Sent};
+use super::http::{self, Chunk, Response};
+use super::response::{self, Outcome, RequestError, Retry};
+use super::row::LINE_LIMIT;
+use crate::retry;
 use crate::sidecar::sink::BACKOFF;
 
-/// What one request may keep for being sent again.
-const KEPT_BY_REQUEST: usize = 4 << 20;
-/// What all requests together may keep.
-const KEPT_BY_ALL: usize = 8 << 20;
-/// How long the goodbye of a request that is given up may take.
-const GOODBYE: Duration = Duration::from_secs(2);
-/// How long an answer that has begun before the request's end may take to be complete.
-const EARLY_ANSWER: Duration = Duration::from_secs(10);
+/// Maximum size of the replay buffer of one request.
+const REPLAY_PER_REQUEST: usize = 4 << 20;
+/// Maximum size of all replay buffers.
+const REPLAY_TOTAL: usize = 8 << 20;
+/// How long sending `ABORT` may take.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a response that has begun before the request's end may take to be complete.
+const EARLY_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Limits of time.
+/// Time limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// How long a server that is not there, or that hangs up, is waited for.
-    pub patience: Duration,
-    /// How long a server may take no data.
-    pub stall: Duration,
-    /// How long a server may take to answer once it has all rows.
-    pub answer: Duration,
-    /// How long nothing may be sent in the middle of a request.
+    /// How long to retry while the server is unavailable.
+    pub retry_timeout: Duration,
+    /// How long the server may accept no data.
+    pub stall_timeout: Duration,
+    /// How long the server may take to respond once it has all rows.
+    pub response_timeout: Duration,
+    /// How long nothing may be sent within a request.
     pub idle: Duration,
-    /// How long a request may be open: Bulker and what is in front of it end longer ones.
+    /// How long a request may be open: Bulker, and proxies in front of it, end longer ones.
     pub open: Duration,
 }
 
-/// What all requests of a sink share.
+/// What the requests of a sink share.
 pub struct Server {
-    /// Where it is.
-    pub place: Place,
+    /// The Bulker instance.
+    pub endpoint: Endpoint,
     /// The destination within Bulker.
     pub destination_id: String,
-    /// There when it is reached over TLS.
+    /// `None` for plain connections.
     pub tls: Option<Arc<ClientConfig>>,
-    /// Limits of time.
+    /// Time limits.
     pub limits: Limits,
-    /// What all requests keep.
-    pub kept: usize,
-    /// It was waited for in vain: the next ones are not, or each of a thousand streams would wait anew.
-    pub given_up: bool,
+    /// Size of all replay buffers.
+    pub replay_bytes: usize,
+    /// Retrying has timed out: later requests do not wait again, or each of a thousand streams would.
+    pub is_unavailable: bool,
 }
 
 impl Server {
-    /// Waits until somebody takes a connection.
-    pub fn reach(&self, patience: Duration) -> Result<(), Trouble> {
-        let mut retry = BACKOFF.within(patience);
+    /// Waits until the server accepts a connection.
+    pub fn wait_until_reachable(&self, timeout: Duration) -> Result<(), RequestError> {
+        let mut retry = BACKOFF.within(timeout);
         loop {
-            let Err(error) = Wire::connect(&self.place, self.tls.as_ref()) else { return Ok(()) };
-            let trouble = Trouble::of_connection(CONNECTING, &error);
-            if trouble.passing == Passing::No || !retry.wait() {
-                return Err(trouble);
+            let Err(error) = Connection::open(&self.endpoint, self.tls.as_ref()) else { return Ok(()) };
+            let error = connection_error(CONNECTING, &error);
+            if error.retry == Retry::Never || !retry.wait() {
+                return Err(error);
             }
         }
     }
 
-    fn retry(&self) -> Retry {
-        BACKOFF.within(if self.given_up { Duration::ZERO } else { self.limits.patience })
-    }
-}
-
-/// Why a request did not succeed.
-#[derive(Debug)]
-pub struct Trouble {
-    /// A part of a sentence.
-    pub text: String,
-    /// The same rows may get in later.
-    pub transient: bool,
-    passing: Passing,
-}
-
-/// Whether it is worth to wait here and to send the request again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Passing {
-    /// It will not help.
-    No,
-    /// It may help.
-    Soon,
-    /// It may, and the server says that it did not look at the rows at all.
-    Untouched,
-    /// It may, but if it had all rows, then the server may be busy with them even now.
-    UnderWay,
-}
-
-impl Trouble {
-    /// One that waiting here does not heal.
-    pub fn of(text: impl Into<String>, transient: bool) -> Self {
-        Self { text: text.into(), transient, passing: Passing::No }
-    }
-
-    /// One that may heal while we wait.
-    pub fn passing(text: impl Into<String>) -> Self {
-        Self { text: text.into(), transient: true, passing: Passing::Soon }
-    }
-
-    /// The server did not look at the rows.
-    pub fn untouched(text: impl Into<String>) -> Self {
-        Self { text: text.into(), transient: true, passing: Passing::Untouched }
-    }
-
-    /// The server may be busy with the rows.
-    pub fn under_way(text: impl Into<String>) -> Self {
-        Self { text: text.into(), transient: true, passing: Passing::UnderWay }
-    }
-
-    fn of_connection(doing: &str, error: &std::io::Error) -> Self {
-        let text = format!("{doing}: {error}");
-        match error.kind() {
-            // A certificate that does not fit.
-            ErrorKind::InvalidData => Self::of(text, false),
-            // It had its time.
-            ErrorKind::TimedOut if doing != CONNECTING => Self::of(text, true),
-            _ => Self::passing(text),
-        }
+    fn retry(&self) -> retry::Retry {
+        BACKOFF.within(if self.is_unavailable { Duration::ZERO } else { self.limits.retry_timeout })
     }
 }
 
 const CONNECTING: &str = "connecting";
-const SENDING: &str = "sending rows";
 
-/// A request that is filled row by row. Nothing is connected to before there is a chunk to be sent.
+fn connection_error(action: &str, error: &std::io::Error) -> RequestError {
+    let text = format!("{action}: {error}");
+    match error.kind() {
+        // An invalid certificate.
+        ErrorKind::InvalidData => RequestError::new(text, false),
+        ErrorKind::TimedOut if action != CONNECTING => RequestError::new(text, true),
+        _ => RequestError::retryable(text, Retry::Possible),
+    }
+}
+
+/// A request that is filled row by row. Connects when the first chunk is sent.
 pub struct Request {
-    /// Secret.
+    /// Request line and headers; secret.
     head: Arc<str>,
-    /// The same rows twice make the same table.
-    repeatable: bool,
-    wire: Option<Wire>,
+    /// The same rows twice result in the same table.
+    is_idempotent: bool,
+    connection: Option<Connection>,
     opened: Option<Instant>,
     chunk: Chunk,
     rows: u64,
-    /// Of `rows`, those in the chunk.
-    waiting: u64,
-    /// When something was sent last, and how long the line is that has not ended yet.
-    sent: Instant,
-    line: usize,
-    kept: Vec<Vec<u8>>,
-    kept_bytes: usize,
-    /// More was sent than may be kept.
-    overflowed: bool,
+    /// How many of `rows` are in the chunk.
+    unsent_rows: u64,
+    last_sent: Instant,
+    /// Length of the last line sent, which has no newline yet.
+    open_line: usize,
+    /// The chunks sent so far.
+    replay: Vec<Vec<u8>>,
+    replay_bytes: usize,
+    /// More was sent than fits into the replay buffer.
+    exceeds_replay: bool,
 }
 
 impl Request {
-    /// With this head; nothing is sent.
-    pub fn new(head: Arc<str>, repeatable: bool) -> Self {
+    /// Sends nothing yet.
+    pub fn new(head: Arc<str>, is_idempotent: bool) -> Self {
         Self {
             head,
-            repeatable,
-            wire: None,
+            is_idempotent,
+            connection: None,
             opened: None,
             chunk: Chunk::default(),
             rows: 0,
-            waiting: 0,
-            sent: Instant::now(),
-            line: 0,
-            kept: Vec::new(),
-            kept_bytes: 0,
-            overflowed: false,
+            unsent_rows: 0,
+            last_sent: Instant::now(),
+            open_line: 0,
+            replay: Vec::new(),
+            replay_bytes: 0,
+            exceeds_replay: false,
         }
     }
 
-    /// The chunk that is being filled; whole rows only.
+    /// The chunk under construction; it holds complete rows.
     pub fn chunk(&mut self) -> &mut Chunk {
         &mut self.chunk
     }
 
-    /// One more row is in the chunk.
+    /// Counts a row that was added to the chunk.
     pub fn count_row(&mut self) {
         self.rows += 1;
-        self.waiting += 1;
+        self.unsent_rows += 1;
     }
 
-    /// Whether it is open for longer than it may.
-    pub fn is_old(&self, server: &Server) -> bool {
+    /// Whether the request is open for longer than [`Limits::open`].
+    pub fn is_overdue(&self, server: &Server) -> bool {
         self.opened.is_some_and(|opened| opened.elapsed() >= server.limits.open)
     }
 
-    /// Sends the chunk, but for the end of its last line: until there is another one, blanks may follow.
-    pub fn flush(&mut self, server: &mut Server) -> Result<(), Trouble> {
-        if self.waiting == 0 {
+    /// Sends the chunk without its last newline, so that spaces may follow to keep the connection alive.
+    pub fn flush(&mut self, server: &mut Server) -> Result<(), RequestError> {
+        if self.unsent_rows == 0 {
             return Ok(());
         }
         let mut chunk = std::mem::take(&mut self.chunk);
         let body = chunk.body();
         body.pop();
-        self.line = body.len() - memrchr(b'\n', body).map_or(0, |at| at + 1);
+        self.open_line = body.len() - memrchr(b'\n', body).map_or(0, |at| at + 1);
         let sealed = chunk.seal();
-        self.persist(server, |request, server| request.attempt(server, &sealed))?;
-        self.waiting = 0;
-        self.keep(server, sealed);
+        self.with_retries(server, |request, server| request.send_after_replay(server, &sealed))?;
+        self.unsent_rows = 0;
+        self.retain(server, sealed);
         self.chunk.body().push(b'\n');
         Ok(())
     }
 
-    /// Sends something if nothing was sent for long: who stands in between ends what seems dead.
-    pub fn keep_alive(&mut self, server: &mut Server) -> Result<(), Trouble> {
-        if self.opened.is_none() || self.sent.elapsed() < server.limits.idle {
+    /// Sends something if nothing was sent for [`Limits::idle`]: proxies close idle connections.
+    pub fn keep_alive(&mut self, server: &mut Server) -> Result<(), RequestError> {
+        if self.opened.is_none() || self.last_sent.elapsed() < server.limits.idle {
             return Ok(());
         }
-        if self.waiting > 0 {
+        if self.unsent_rows > 0 {
             return self.flush(server);
         }
-        // Blanks count for the length of the line.
-        if self.line + 2 >= LONGEST_LINE {
+        // Spaces count towards the length of the line.
+        if self.open_line + 2 >= LINE_LIMIT {
             return Ok(());
         }
-        self.persist(server, |request, server| request.attempt(server, b"1\r\n \r\n"))?;
-        self.line += 1;
+        self.with_retries(server, |request, server| request.send_after_replay(server, b"1\r\n \r\n"))?;
+        self.open_line += 1;
         Ok(())
     }
 
-    /// Sends the rest and the end, and hears what became of the rows.
-    pub fn finish(mut self, server: &mut Server) -> Result<Verdict, Trouble> {
+    /// Sends the remaining rows and the end, and waits for the outcome.
+    pub fn finish(mut self, server: &mut Server) -> Result<Outcome, RequestError> {
         self.flush(server)?;
         let last = std::mem::take(&mut self.chunk).seal();
-        let done = self.persist(server, |request, server| {
-            // By itself: whatever goes wrong until here, no row is in the table.
-            request.attempt(server, &last)?;
-            request.end(server).map_err(|trouble| request.in_doubt(trouble))
+        let outcome = self.with_retries(server, |request, server| {
+            // Separate from the end: until here, no row can be in the table.
+            request.send_after_replay(server, &last)?;
+            request.end(server).map_err(|error| request.error_after_end(error))
         });
-        self.release(server);
-        done
+        self.release_replay(server);
+        outcome
     }
 
-    /// Takes the rows back: Bulker forgets them at this line, and also when the end is missing.
+    /// Withdraws the rows: Bulker discards them at this line, or when the end is missing.
     pub fn abort(mut self, server: &mut Server) {
-        if let Some(mut wire) = self.wire.take() {
+        if let Some(mut connection) = self.connection.take() {
             let mut chunk = Chunk::default();
             chunk.body().extend_from_slice(b"\nABORT\n");
-            // Without it the connection's end says the same.
-            let _ = wire.send(&chunk.seal(), GOODBYE);
+            // Closing the connection has the same effect.
+            let _ = connection.send(&chunk.seal(), ABORT_TIMEOUT);
         }
-        self.release(server);
+        self.release_replay(server);
     }
 
-    /// Repeats what fails for a reason that passes, as long as everything can be sent again.
-    fn persist<T>(
+    /// Repeats an attempt after errors that a retry may fix, as long as the replay buffer is complete.
+    fn with_retries<T>(
         &mut self,
         server: &mut Server,
-        mut attempt: impl FnMut(&mut Self, &Server) -> Result<T, Trouble>,
-    ) -> Result<T, Trouble> {
+        mut attempt: impl FnMut(&mut Self, &Server) -> Result<T, RequestError>,
+    ) -> Result<T, RequestError> {
         let mut retry = server.retry();
         loop {
-            let mut trouble = match attempt(self, server) {
+            let mut error = match attempt(self, server) {
                 Ok(done) => {
-                    server.given_up = false;
+                    server.is_unavailable = false;
                     return Ok(done);
                 }
-                Err(trouble) => trouble,
+                Err(error) => error,
             };
-            // In an unknown state: nothing more can be said over it, not even a goodbye.
-            self.wire = None;
-            if trouble.passing != Passing::No && self.overflowed {
-                trouble.text.push_str(
-                    "; more rows were under way than are kept for being sent again: \
-                     the next run resumes from the state that was saved last",
+            // Its state is unknown: not even `ABORT` may be sent.
+            self.connection = None;
+            let is_retryable = error.retry != Retry::Never;
+            if is_retryable && self.exceeds_replay {
+                error.text.push_str(
+                    "; the request has sent more rows than the replay buffer holds: \
+                     the next run resumes from the last stored state",
                 );
             }
-            let worth_it = trouble.passing != Passing::No && !self.overflowed;
-            if worth_it {
-                tracing::warn!(why = %trouble.text, server = %server.place, "may be tried again");
+            let can_retry = is_retryable && !self.exceeds_replay;
+            if can_retry {
+                tracing::warn!(why = %error.text, server = %server.endpoint, "the request may be sent again");
             }
-            if !worth_it || !retry.wait() {
-                server.given_up |= worth_it;
-                self.release(server);
-                return Err(trouble);
+            if !can_retry || !retry.wait() {
+                server.is_unavailable |= can_retry;
+                self.release_replay(server);
+                return Err(error);
             }
         }
     }
 
-    /// Makes sure that there is a connection over which the head and what is kept were sent.
-    fn prepare(&mut self, server: &Server) -> Result<(), Trouble> {
-        if self.wire.is_some() {
-            return Ok(());
+    /// Sends bytes, over a new connection after the head and the replay buffer.
+    fn send_after_replay(&mut self, server: &Server, bytes: &[u8]) -> Result<(), RequestError> {
+        if self.connection.is_none() {
+            let connection = Connection::open(&server.endpoint, server.tls.as_ref());
+            self.connection = Some(connection.map_err(|error| connection_error(CONNECTING, &error))?);
+            self.opened = Some(Instant::now());
+            let head = Arc::clone(&self.head);
+            self.send(server, head.as_bytes())?;
+            let replay = std::mem::take(&mut self.replay);
+            let sent = replay.iter().try_for_each(|chunk| self.send(server, chunk));
+            self.replay = replay;
+            sent?;
         }
-        let wire = Wire::connect(&server.place, server.tls.as_ref());
-        self.wire = Some(wire.map_err(|error| Trouble::of_connection(CONNECTING, &error))?);
-        self.opened = Some(Instant::now());
-        let head = Arc::clone(&self.head);
-        self.send(server, head.as_bytes())?;
-        let kept = std::mem::take(&mut self.kept);
-        let sent = kept.iter().try_for_each(|chunk| self.send(server, chunk));
-        self.kept = kept;
-        sent
-    }
-
-    fn attempt(&mut self, server: &Server, bytes: &[u8]) -> Result<(), Trouble> {
-        self.prepare(server)?;
         self.send(server, bytes)
     }
 
-    /// Sends bytes in the middle of the request.
-    fn send(&mut self, server: &Server, bytes: &[u8]) -> Result<(), Trouble> {
-        let Some(wire) = &mut self.wire else { return Err(gone()) };
-        match wire.send(bytes, server.limits.stall) {
+    fn send(&mut self, server: &Server, bytes: &[u8]) -> Result<(), RequestError> {
+        let Some(connection) = &mut self.connection else { return Err(not_connected()) };
+        match connection.send(bytes, server.limits.stall_timeout) {
             Ok(Sent::All) => {
-                self.sent = Instant::now();
+                self.last_sent = Instant::now();
                 Ok(())
             }
             Ok(Sent::Interrupted) => {
-                let answer = hear(wire, EARLY_ANSWER)?;
-                Err(answer::refusal(server, &answer))
+                let response = receive_response(connection, EARLY_RESPONSE_TIMEOUT)?;
+                Err(response::refusal(&response, &server.destination_id))
             }
-            Err(error) => Err(Trouble::of_connection(SENDING, &error)),
+            Err(error) => Err(connection_error("sending rows", &error)),
         }
     }
 
-    fn end(&mut self, server: &Server) -> Result<Verdict, Trouble> {
-        let Some(wire) = &mut self.wire else { return Err(gone()) };
-        let sent = wire.send(http::END, server.limits.stall);
-        sent.map_err(|error| Trouble::of_connection("sending the end of the rows", &error))?;
-        let answer = hear(wire, server.limits.answer)?;
-        answer::verdict(server, &answer, self.rows)
+    fn end(&mut self, server: &Server) -> Result<Outcome, RequestError> {
+        let Some(connection) = &mut self.connection else { return Err(not_connected()) };
+        let sent = connection.send(http::END, server.limits.stall_timeout);
+        sent.map_err(|error| connection_error("sending the end of the rows", &error))?;
+        let response = receive_response(connection, server.limits.response_timeout)?;
+        response::outcome(&response, self.rows, &server.destination_id)
     }
 
-    /// After the end was sent: what may have succeeded is not tried again where that would double rows, and what may
-    /// still be under way not at all: it could overtake what is sent after it.
-    fn in_doubt(&self, trouble: Trouble) -> Trouble {
-        match trouble.passing {
-            Passing::No | Passing::Untouched => return trouble,
-            Passing::Soon if self.repeatable => return trouble,
-            Passing::Soon | Passing::UnderWay => {}
+    /// An error after the end was sent: the request may have succeeded. It is not sent again if that would duplicate
+    /// rows, or if the server may still be processing it, since it could overtake later requests.
+    fn error_after_end(&self, error: RequestError) -> RequestError {
+        match error.retry {
+            Retry::Never | Retry::NotProcessed => return error,
+            Retry::Possible if self.is_idempotent => return error,
+            Retry::Possible | Retry::MayBeProcessing => {}
         }
-        let twice = if self.repeatable { "" } else { ", and the next run may bring them a second time" };
+        let duplicates = if self.is_idempotent { "" } else { ", and the next run may duplicate them" };
         let text = format!(
-            "{}; whether the {} rows of the request are in the table is not known{twice}",
-            trouble.text, self.rows
+            "{}; whether the {} rows of the request are in the table is unknown{duplicates}",
+            error.text, self.rows
         );
-        Trouble { text, passing: Passing::No, ..trouble }
+        RequestError { text, retry: Retry::Never, ..error }
     }
 
-    /// Keeps what was sent as long as there is room; afterwards nothing, for it is of use only together.
-    fn keep(&mut self, server: &mut Server, mut sealed: Vec<u8>) {
-        if !self.overflowed {
+    /// Adds a sent chunk to the replay buffer, which is dropped as a whole once it is too large.
+    fn retain(&mut self, server: &mut Server, mut sealed: Vec<u8>) {
+        if !self.exceeds_replay {
             sealed.shrink_to_fit();
             let size = sealed.capacity();
-            if self.kept_bytes + size <= KEPT_BY_REQUEST && server.kept + size <= KEPT_BY_ALL {
-                self.kept_bytes += size;
-                server.kept += size;
-                self.kept.push(sealed);
+            if self.replay_bytes + size <= REPLAY_PER_REQUEST && server.replay_bytes + size <= REPLAY_TOTAL {
+                self.replay_bytes += size;
+                server.replay_bytes += size;
+                self.replay.push(sealed);
                 return;
             }
-            self.release(server);
-            self.overflowed = true;
+            self.release_replay(server);
+            self.exceeds_replay = true;
         }
         self.chunk = Chunk::reusing(sealed);
     }
 
-    fn release(&mut self, server: &mut Server) {
-        server.kept -= self.kept_bytes;
-        self.kept_bytes = 0;
-        self.kept.clear();
+    fn release_replay(&mut self, server: &mut Server) {
+        server.replay_bytes -= self.replay_bytes;
+        self.replay_bytes = 0;
+        self.replay.clear();
     }
 }
 
-/// Waits for an answer.
-fn hear(wire: &mut Wire, limit: Duration) -> Result<Answer, Trouble> {
-    let deadline = Instant::now() + limit;
+fn receive_response(connection: &mut Connection, timeout: Duration) -> Result<Response, RequestError> {
+    let deadline = Instant::now() + timeout;
     loop {
-        if wire.received.is_empty() && wire.ended {
-            return Err(Trouble::passing("it closed the connection without an answer"));
+        if connection.received.is_empty() && connection.ended {
+            let text = "it closed the connection without a response";
+            return Err(RequestError::retryable(text, Retry::Possible));
         }
-        match http::parse(&wire.received, wire.ended) {
-            Ok(Some(answer)) => return Ok(answer),
+        match http::parse_response(&connection.received, connection.ended) {
+            Ok(Some(response)) => return Ok(response),
             Ok(None) => {}
-            Err(why) => return Err(Trouble::of(why, false)),
+            Err(why) => return Err(RequestError::new(why, false)),
         }
-        wire.wait_for_more(deadline).map_err(|error| match error.kind() {
-            ErrorKind::TimedOut => Trouble::under_way(error.to_string()),
-            _ => Trouble::of_connection("waiting for the answer", &error),
+        connection.wait_for_more(deadline).map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => RequestError::retryable(error.to_string(), Retry::MayBeProcessing),
+            _ => connection_error("waiting for the response", &error),
         })?;
     }
 }
 
-fn gone() -> Trouble {
-    Trouble::passing("the connection is gone")
+fn not_connected() -> RequestError {
+    RequestError::retryable("the connection is lost", Retry::Possible)
 }

@@ -1,4 +1,4 @@
-//! Rows as lines: one JSON object each, as the source wrote it wherever that will do.
+//! Encodes rows as lines of JSON, unchanged where possible.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -13,35 +13,35 @@ use serde_json::value::RawValue;
 use super::fields::{Names, TIMESTAMP};
 use crate::sidecar::sink::postgres::names::suffixed;
 
-/// Bulker reads lines through a buffer of this size: one that does not fit, with its end, loses all rows of the request.
-pub const LONGEST_LINE: usize = 1 << 20;
+/// Size of Bulker's line buffer: a line that does not fit, including its newline, fails the whole request.
+pub const LINE_LIMIT: usize = 1 << 20;
 
 /// Why a row cannot be sent.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RowError {
     /// Not a JSON object.
     NotAnObject,
-    /// So many bytes, with the newline.
+    /// The length of the line in bytes.
     TooLong(usize),
 }
 
-/// Writes rows as lines.
+/// Encodes the rows of one stream.
 #[derive(Debug)]
 pub struct Encoder {
-    /// Lower-case names.
+    /// Convert names to lower case.
     same_case: bool,
     names: Names,
-    /// The end of a row with the time that was told last, if one is to be added.
-    time: Option<(Option<i64>, String)>,
+    /// Set if rows get a timestamp: the last `emitted_at`, and the encoded end of its rows.
+    timestamp: Option<(Option<i64>, String)>,
 }
 
 impl Encoder {
-    /// For the rows of one stream.
+    /// `add_meta` adds a timestamp to each row.
     pub fn new(names: Names, same_case: bool, add_meta: bool) -> Self {
-        Self { same_case, names, time: add_meta.then(Default::default) }
+        Self { same_case, names, timestamp: add_meta.then(Default::default) }
     }
 
-    /// Appends a row with its newline; nothing on an error.
+    /// Appends a row with its newline. Appends nothing on an error.
     pub fn push(&mut self, data: &str, emitted_at: Option<i64>, into: &mut Vec<u8>) -> Result<(), RowError> {
         let data = data.trim();
         if !data.starts_with('{') || !data.ends_with('}') {
@@ -50,21 +50,21 @@ impl Encoder {
         let data = if self.same_case { self.lower(data)? } else { Cow::Borrowed(data) };
         let begin = into.len();
         into.extend_from_slice(data.as_bytes());
-        // Outside of strings, where JSON has no raw ones, they are blanks.
+        // JSON allows raw newlines only between tokens.
         let mut at = begin;
         while let Some(found) = memchr2(b'\n', b'\r', &into[at..]) {
             into[at + found] = b' ';
             at += found + 1;
         }
-        if let Some(told) = &mut self.time {
+        if let Some(last) = &mut self.timestamp {
             let inner = data[1..data.len() - 1].trim();
             into.pop();
             into.extend_from_slice(if inner.is_empty() { b"" } else { b"," });
-            into.extend_from_slice(tell_time(told, emitted_at).as_bytes());
+            into.extend_from_slice(row_end(last, emitted_at).as_bytes());
         }
         into.push(b'\n');
         let length = into.len() - begin;
-        if length >= LONGEST_LINE {
+        if length >= LINE_LIMIT {
             into.truncate(begin);
             return Err(RowError::TooLong(length));
         }
@@ -72,25 +72,24 @@ impl Encoder {
     }
 
     fn lower<'a>(&self, data: &'a str) -> Result<Cow<'a, str>, RowError> {
-        let pairs = Pairs::of(data).ok_or(RowError::NotAnObject)?;
+        let pairs = Pairs::parse(data).ok_or(RowError::NotAnObject)?;
         let mut out = String::with_capacity(data.len());
         write_lower(&pairs, Some(&self.names), &mut out);
         Ok(Cow::Owned(out))
     }
 }
 
-/// The end of an object with the time when the source sent it.
-fn tell_time(told: &mut (Option<i64>, String), emitted_at: Option<i64>) -> &str {
+/// The end of a row with its timestamp: the current time if the source sent none.
+fn row_end(last: &mut (Option<i64>, String), emitted_at: Option<i64>) -> &str {
     let at = emitted_at.and_then(|at| Timestamp::from_millisecond(at).ok());
-    if at.is_none() || told.0 != emitted_at || told.1.is_empty() {
-        *told = (emitted_at, format!("\"{TIMESTAMP}\":\"{}\"}}", at.unwrap_or_else(Timestamp::now)));
+    if at.is_none() || last.0 != emitted_at || last.1.is_empty() {
+        *last = (emitted_at, format!("\"{TIMESTAMP}\":\"{}\"}}", at.unwrap_or_else(Timestamp::now)));
     }
-    &told.1
+    &last.1
 }
 
-/// Writes an object with lower-case names, also inside of objects that Bulker flattens into columns. Declared ones are
-/// documents, and keep their names. Of two fields that would have one name, each keeps its value: the later one gets a
-/// suffix made of its own.
+/// Writes an object with lower-case names, also in nested objects that Bulker flattens into columns. Declared objects are
+/// JSON documents and keep their names. Of two fields that differ in case, the later one gets a suffix.
 fn write_lower(pairs: &Pairs<'_>, names: Option<&Names>, out: &mut String) {
     let mut used = HashSet::new();
     out.push('{');
@@ -108,7 +107,7 @@ fn write_lower(pairs: &Pairs<'_>, names: Option<&Names>, out: &mut String) {
         out.push_str(&serde_json::Value::from(name.as_str()).to_string());
         out.push(':');
         used.insert(name);
-        match Pairs::of(value.get()).filter(|_| declared.is_none()) {
+        match Pairs::parse(value.get()).filter(|_| declared.is_none()) {
             Some(inner) => write_lower(&inner, None, out),
             None => out.push_str(value.get()),
         }
@@ -116,12 +115,12 @@ fn write_lower(pairs: &Pairs<'_>, names: Option<&Names>, out: &mut String) {
     out.push('}');
 }
 
-/// The fields of an object in their order, duplicates included.
+/// The fields of an object in order, including duplicates.
 struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Pairs<'a> {
-    /// `None` when it is not an object.
-    fn of(text: &'a str) -> Option<Self> {
+    /// `None` if the text is not an object.
+    fn parse(text: &'a str) -> Option<Self> {
         if text.starts_with('{') { serde_json::from_str(text).ok() } else { None }
     }
 }
@@ -151,7 +150,7 @@ impl<'de> Deserialize<'de> for Pairs<'de> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Encoder, LONGEST_LINE, RowError};
+    use super::{Encoder, LINE_LIMIT, RowError};
     use crate::airbyte::message::StreamName;
     use crate::sidecar::sink::bulker::fields::{Fields, Names};
     use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
@@ -169,24 +168,24 @@ mod tests {
     }
 
     #[test]
-    fn a_row_goes_as_it_came_on_one_line() {
+    fn rows_are_unchanged_except_for_raw_newlines() {
         let mut encoder = Encoder::new(Names::default(), false, false);
         for (label, data, expected) in [
             ("byte for byte", r#"{"n": 9007199254740993, "b":1e400,"a":1,"a":2}"#, None),
-            ("raw newlines are blanks", "{\"a\":\r\n [1,\n2]}", Some("{\"a\":   [1, 2]}")),
-            ("escaped ones stay", r#"{"a":"x\ny"}"#, None),
-            ("blanks around it", " {} ", Some("{}")),
+            ("raw newlines become spaces", "{\"a\":\r\n [1,\n2]}", Some("{\"a\":   [1, 2]}")),
+            ("escaped newlines are kept", r#"{"a":"x\ny"}"#, None),
+            ("surrounding spaces", " {} ", Some("{}")),
         ] {
             assert_eq!(line(&mut encoder, data), expected.unwrap_or(data), "{label}");
         }
     }
 
     #[test]
-    fn the_time_comes_last() {
+    fn timestamps_are_appended() {
         let mut encoder = Encoder::new(Names::default(), false, true);
-        let time = r#""_jitsu_timestamp":"2023-11-14T22:13:20.123Z""#;
-        assert_eq!(line(&mut encoder, r#"{"a":"}"}"#), format!(r#"{{"a":"}}",{time}}}"#));
-        assert_eq!(line(&mut encoder, "{ }"), format!("{{ {time}}}"));
+        let timestamp = r#""_jitsu_timestamp":"2023-11-14T22:13:20.123Z""#;
+        assert_eq!(line(&mut encoder, r#"{"a":"}"}"#), format!(r#"{{"a":"}}",{timestamp}}}"#));
+        assert_eq!(line(&mut encoder, "{ }"), format!("{{ {timestamp}}}"));
         let mut out = Vec::new();
         encoder.push("{}", None, &mut out).expect("a row");
         let row: Value = serde_json::from_slice(&out).expect("JSON");
@@ -194,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_or_too_long_is_refused_and_leaves_nothing() {
+    fn invalid_rows_are_rejected_and_append_nothing() {
         let mut encoder = Encoder::new(Names::default(), false, false);
         let row = |bytes: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(bytes - 8));
         let mut out = b"before\n".to_vec();
@@ -202,17 +201,17 @@ mod tests {
             ("a list", "[1]".to_owned(), RowError::NotAnObject),
             ("null", "null".to_owned(), RowError::NotAnObject),
             ("a text", "\"ABORT\"".to_owned(), RowError::NotAnObject),
-            ("too long", row(LONGEST_LINE - 1), RowError::TooLong(LONGEST_LINE)),
+            ("too long", row(LINE_LIMIT - 1), RowError::TooLong(LINE_LIMIT)),
         ] {
             assert_eq!(encoder.push(&data, AT, &mut out), Err(expected), "{label}");
             assert_eq!(out, b"before\n", "{label}");
         }
-        assert_eq!(encoder.push(&row(LONGEST_LINE - 2), AT, &mut out), Ok(()), "the longest one");
-        assert_eq!(out.len(), 7 + LONGEST_LINE - 1);
+        assert_eq!(encoder.push(&row(LINE_LIMIT - 2), AT, &mut out), Ok(()), "the longest row");
+        assert_eq!(out.len(), 7 + LINE_LIMIT - 1);
     }
 
     #[test]
-    fn names_are_lowered_where_they_become_columns() {
+    fn column_names_are_lowercased() {
         let spec = StreamSpec {
             name: StreamName::new(None, "s"),
             schema: None,

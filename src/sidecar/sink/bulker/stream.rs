@@ -2,55 +2,57 @@
 
 use std::sync::Arc;
 
-use super::CHUNK;
-use super::answer::Verdict;
-use super::request::{Request, Server, Trouble};
-use super::row::{Encoder, LONGEST_LINE, RowError};
+use super::request::{Request, Server};
+use super::response::{Outcome, RequestError};
+use super::row::{Encoder, LINE_LIMIT, RowError};
 use crate::airbyte::message::{Record, StreamName};
 use crate::sidecar::sink::{Committed, SinkError, WriteMode};
 
-/// A stream, open or over.
+/// Approximate size of the chunks in which rows are sent.
+const CHUNK: usize = 128 << 10;
+
+/// A stream and its open request, if there is one.
 pub struct Stream {
     name: StreamName,
     table: String,
-    /// `Merge` without a usable key is `Append`.
+    /// `Append` instead of `Merge` without a usable key.
     mode: WriteMode,
-    heads: Heads,
+    heads: RequestHeads,
     encoder: Encoder,
     state: State,
-    /// The table was replaced by a request that had to be ended early: all later rows are added to it.
-    was_cut: bool,
+    /// A request that had to end early has replaced the table: all later rows are added.
+    was_split: bool,
 }
 
 /// The heads of a stream's requests; secret.
-pub struct Heads {
-    /// The first request of a stream that replaces its table.
+pub struct RequestHeads {
+    /// For the request that replaces the table.
     pub replace: Arc<str>,
-    /// All others.
+    /// For all others.
     pub batch: Arc<str>,
-    /// They name a key: the same rows twice are one.
+    /// They name a key: rows that are sent twice are merged.
     pub keyed: bool,
 }
 
 enum State {
-    /// No row is under way.
+    /// No open request.
     Idle,
-    /// Rows are.
+    /// An open request.
     Active(Box<Request>),
-    /// It failed.
+    /// Failed, for this reason.
     Failed(SinkError),
     /// Finished or aborted.
-    Over,
+    Closed,
 }
 
 impl Stream {
-    /// A stream that writes to this table.
-    pub fn new(name: StreamName, table: String, mode: WriteMode, heads: Heads, encoder: Encoder) -> Self {
-        Self { name, table, mode, heads, encoder, state: State::Idle, was_cut: false }
+    /// A stream that is written to this table.
+    pub fn new(name: StreamName, table: String, mode: WriteMode, heads: RequestHeads, encoder: Encoder) -> Self {
+        Self { name, table, mode, heads, encoder, state: State::Idle, was_split: false }
     }
 
-    /// Memory of the chunk that is being filled.
-    pub fn filling(&mut self) -> usize {
+    /// Allocated memory of the chunk under construction, in bytes.
+    pub fn chunk_memory(&mut self) -> usize {
         match &mut self.state {
             State::Active(request) => request.chunk().memory(),
             _ => 0,
@@ -59,7 +61,7 @@ impl Stream {
 
     /// Takes one row.
     pub fn write(&mut self, server: &mut Server, record: &Record<'_>) -> Result<(), SinkError> {
-        self.check()?;
+        self.check_open()?;
         if matches!(self.state, State::Idle) {
             self.state = State::Active(Box::new(self.request()));
         }
@@ -69,145 +71,143 @@ impl Stream {
             let error = self.row_error(&error);
             return self.fail(server, error);
         }
-        let full = chunk.len() >= CHUNK;
+        let is_full = chunk.len() >= CHUNK;
         request.count_row();
-        if full { self.flush(server) } else { Ok(()) }
+        if is_full { self.flush(server) } else { Ok(()) }
     }
 
-    /// Sends what there is, because the chunk is full or memory is needed.
+    /// Sends the chunk under construction.
     pub fn flush(&mut self, server: &mut Server) -> Result<(), SinkError> {
         let State::Active(request) = &mut self.state else { return Ok(()) };
         match request.flush(server) {
-            Ok(()) => self.cut_if_old(server),
-            Err(trouble) => self.fail(server, self.error(&trouble)),
+            Ok(()) => self.split_if_overdue(server),
+            Err(error) => self.fail(server, self.request_error(&error)),
         }
     }
 
-    /// Ends a request that is open for as long as it may, with all rows in it.
-    fn cut_if_old(&mut self, server: &mut Server) -> Result<(), SinkError> {
+    /// Ends a request that is open for too long.
+    fn split_if_overdue(&mut self, server: &mut Server) -> Result<(), SinkError> {
         match &self.state {
-            State::Active(request) if request.is_old(server) => {}
+            State::Active(request) if request.is_overdue(server) => {}
             _ => return Ok(()),
         }
-        self.close(server)?;
-        self.was_cut = self.mode == WriteMode::Replace;
+        self.end_request(server)?;
+        self.was_split = self.mode == WriteMode::Replace;
         Ok(())
     }
 
-    /// Looks after a request that is open: it must be neither too old nor silent for too long.
-    pub fn tend(&mut self, server: &mut Server) -> Result<(), SinkError> {
-        self.cut_if_old(server)?;
+    /// Keeps the open request from becoming too old or idle.
+    pub fn tick(&mut self, server: &mut Server) -> Result<(), SinkError> {
+        self.split_if_overdue(server)?;
         let State::Active(request) = &mut self.state else { return Ok(()) };
-        match request.keep_alive(server) {
-            Ok(()) => Ok(()),
-            Err(trouble) => self.fail(server, self.error(&trouble)),
-        }
+        request.keep_alive(server).or_else(|error| self.fail(server, self.request_error(&error)))
     }
 
     /// Whether the table was replaced before all rows were there.
-    pub fn was_cut(&self) -> bool {
-        self.was_cut
+    pub fn was_split(&self) -> bool {
+        self.was_split
     }
 
-    /// Makes the rows so far durable, where the mode does that before the end.
+    /// Makes the rows so far durable, if the mode allows it before the end.
     pub fn commit(&mut self, server: &mut Server) -> Result<Committed, SinkError> {
-        self.check()?;
-        // Also after a cut: a run that resumed here would replace the table with the rest of the rows.
+        self.check_open()?;
+        // Also after a split: a run that resumed here would replace the table with the remaining rows.
         if self.mode == WriteMode::Replace {
             return Ok(Committed::Deferred);
         }
-        self.close(server).map(|_| Committed::Durable)
+        self.end_request(server).map(|_| Committed::Durable)
     }
 
-    /// Commits for the last time; replaces the table in that mode. Says what became of it.
-    pub fn finish(&mut self, server: &mut Server) -> Result<Verdict, SinkError> {
-        self.check()?;
-        if matches!(self.state, State::Idle) && self.mode == WriteMode::Replace && !self.was_cut {
+    /// Commits for the last time, and replaces the table in that mode.
+    pub fn finish(&mut self, server: &mut Server) -> Result<Outcome, SinkError> {
+        self.check_open()?;
+        if matches!(self.state, State::Idle) && self.replaces_table() {
             self.state = State::Active(Box::new(self.request()));
         }
-        let verdict = self.close(server)?;
-        self.state = State::Over;
-        Ok(verdict)
+        let outcome = self.end_request(server)?;
+        self.state = State::Closed;
+        Ok(outcome)
     }
 
-    /// Commits for the last time, and replaces nothing: Bulker does not tell whether a table has rows. Says whether the
-    /// stream's rows are in the table.
-    pub fn cut(&mut self, server: &mut Server) -> Result<bool, SinkError> {
-        self.check()?;
-        if self.mode == WriteMode::Replace && !self.was_cut {
+    /// Commits for the last time without replacing the table: Bulker does not report whether the table has rows. Returns
+    /// whether the stream's rows are in the table.
+    pub fn finish_early(&mut self, server: &mut Server) -> Result<bool, SinkError> {
+        self.check_open()?;
+        if self.replaces_table() {
             self.abort(server);
             return Ok(false);
         }
-        self.close(server)?;
-        self.state = State::Over;
+        self.end_request(server)?;
+        self.state = State::Closed;
         Ok(true)
     }
 
-    /// Gives up what is not committed.
+    /// Discards the rows since the last commit.
     pub fn abort(&mut self, server: &mut Server) {
-        match std::mem::replace(&mut self.state, State::Over) {
+        match std::mem::replace(&mut self.state, State::Closed) {
             State::Active(request) => request.abort(server),
             failed @ State::Failed(_) => self.state = failed,
-            State::Idle | State::Over => {}
+            State::Idle | State::Closed => {}
         }
     }
 
+    /// Whether the next request replaces the table.
+    fn replaces_table(&self) -> bool {
+        self.mode == WriteMode::Replace && !self.was_split
+    }
+
     fn request(&self) -> Request {
-        if self.mode == WriteMode::Replace && !self.was_cut {
+        if self.replaces_table() {
             return Request::new(Arc::clone(&self.heads.replace), true);
         }
         Request::new(Arc::clone(&self.heads.batch), self.heads.keyed)
     }
 
-    /// Ends the request that is open, if one is.
-    fn close(&mut self, server: &mut Server) -> Result<Verdict, SinkError> {
+    /// Ends the open request, if there is one.
+    fn end_request(&mut self, server: &mut Server) -> Result<Outcome, SinkError> {
         match std::mem::replace(&mut self.state, State::Idle) {
-            State::Active(request) => match request.finish(server) {
-                Ok(verdict) => Ok(verdict),
-                Err(trouble) => self.fail(server, self.error(&trouble)),
-            },
+            State::Active(request) => {
+                request.finish(server).or_else(|error| self.fail(server, self.request_error(&error)))
+            }
             other => {
                 self.state = other;
-                Ok(Verdict::Loaded)
+                Ok(Outcome::Loaded)
             }
         }
     }
 
-    /// From now on the stream only repeats why it failed.
+    /// From now on every operation fails with this error.
     fn fail<T>(&mut self, server: &mut Server, error: SinkError) -> Result<T, SinkError> {
-        let copy = error.clone();
-        if let State::Active(request) = std::mem::replace(&mut self.state, State::Failed(copy)) {
+        if let State::Active(request) = std::mem::replace(&mut self.state, State::Failed(error.clone())) {
             request.abort(server);
         }
         Err(error)
     }
 
-    fn check(&self) -> Result<(), SinkError> {
+    fn check_open(&self) -> Result<(), SinkError> {
         match &self.state {
             State::Idle | State::Active(_) => Ok(()),
             State::Failed(error) => Err(error.clone()),
-            State::Over => Err(SinkError::permanent(format!("stream {:?} is over", self.name.key()))),
+            State::Closed => Err(SinkError::permanent(format!("stream {:?} is closed", self.name.key()))),
         }
     }
 
-    fn error(&self, trouble: &Trouble) -> SinkError {
-        let text = format!("{}: {}", self.subject(), trouble.text);
-        SinkError { text, transient: trouble.transient }
+    fn request_error(&self, error: &RequestError) -> SinkError {
+        SinkError { text: format!("{}: {}", self.subject(), error.text), transient: error.transient }
     }
 
-    /// What is spoken of.
+    /// The stream and its table, for messages.
     pub fn subject(&self) -> String {
         format!("stream {:?}, table {:?}", self.name.key(), self.table)
     }
 
     fn row_error(&self, error: &RowError) -> SinkError {
         let subject = self.subject();
-        let text = match error {
+        SinkError::permanent(match error {
             RowError::NotAnObject => format!("{subject}: a row is not a JSON object"),
             RowError::TooLong(bytes) => {
-                format!("{subject}: a row of {bytes} bytes is too long: Bulker takes less than {LONGEST_LINE} bytes")
+                format!("{subject}: a row of {bytes} bytes is too long: Bulker accepts less than {LINE_LIMIT} bytes")
             }
-        };
-        SinkError::permanent(text)
+        })
     }
 }

@@ -1,6 +1,6 @@
-//! The destination against a server at the other end of a socket.
+//! The destination against a scripted server.
 
+mod failures;
 mod modes;
 mod support;
 mod tls;
-mod troubles;

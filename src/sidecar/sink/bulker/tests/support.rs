@@ -1,11 +1,11 @@
-//! A Bulker that does what a test says, connection by connection, and remembers what it heard.
+//! A scripted Bulker: one behavior per connection. It records what it receives.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
@@ -18,45 +18,47 @@ use crate::sidecar::sink::{Generation, Sink, SinkError, StreamIndex, StreamSpec,
 
 pub const TOKEN: &str = "t0ken-t0ken";
 
-/// Short enough for a test that fails, long enough for a busy machine.
+/// Only reached when a test hangs.
+pub const DEADLINE: Duration = Duration::from_mins(2);
+
 pub const LIMITS: Limits = Limits {
-    patience: Duration::from_secs(10),
-    stall: Duration::from_secs(10),
-    answer: Duration::from_secs(10),
-    idle: Duration::from_secs(10),
-    open: Duration::from_mins(1),
+    retry_timeout: DEADLINE,
+    stall_timeout: DEADLINE,
+    response_timeout: DEADLINE,
+    idle: DEADLINE,
+    open: DEADLINE,
 };
 
-/// What the server does with one connection.
+/// What the server does on one connection.
 #[derive(Debug, Clone)]
-pub enum Does {
-    /// Takes all rows, and answers as Bulker does.
+pub enum Behavior {
+    /// Reads all rows, and responds like Bulker.
     Load,
-    /// Takes all rows, and answers this.
-    Answer(u16, Value),
-    /// Answers this as soon as it has heard the head and some of the body, and reads on.
-    Early(u16, Value),
-    /// Hangs up when it has heard so many bytes of the body.
-    HangUp(usize),
-    /// Takes all rows, and hangs up without an answer.
-    HangUpAfterEnd,
-    /// Hears the head, and nothing more.
-    Freeze(Duration),
+    /// Reads all rows, and responds this.
+    Respond(u16, Value),
+    /// Responds this once it has read the head and a part of the body, and continues to read.
+    RespondEarly(u16, Value),
+    /// Closes the connection after this number of bytes of the body.
+    Close(usize),
+    /// Reads all rows, and closes the connection without a response.
+    CloseAfterEnd,
+    /// Reads the head, and nothing more.
+    Stall,
 }
 
-/// One request as it was heard.
+/// One request as received.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub struct ReceivedRequest {
     pub method: String,
     pub path: String,
     pub query: Vec<(String, String)>,
     pub headers: Vec<(String, String)>,
     pub lines: Vec<String>,
-    /// The end of the body was heard, so that the rows count.
+    /// The end of the body was received: the rows count.
     pub complete: bool,
 }
 
-impl Seen {
+impl ReceivedRequest {
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
@@ -66,174 +68,175 @@ impl Seen {
         self.query.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect()
     }
 
-    /// Table, mode and rows, and whether they count.
+    /// Table, mode and rows; incomplete requests end in `…`.
     pub fn summary(&self) -> String {
         let end = if self.complete { "" } else { " …" };
         format!("{} {}: {}{end}", self.all("tableName")[0], self.all("mode")[0], self.lines.join(" "))
     }
 }
 
-/// The server; it must have been called.
-pub struct Fake {
+/// The server.
+pub struct FakeServer {
     pub port: u16,
-    seen: Arc<Mutex<Vec<Arc<Mutex<Seen>>>>>,
+    requests: Arc<Mutex<Vec<Arc<Mutex<ReceivedRequest>>>>>,
 }
 
-impl Fake {
-    /// Does this with the first connections, and [`Does::Load`] with all others.
-    pub fn start(script: &[Does]) -> Self {
+impl FakeServer {
+    /// Behaves like this on the first connections, and like [`Behavior::Load`] on all others.
+    pub fn start(script: &[Behavior]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         Self::on(listener, script)
     }
 
-    pub fn on(listener: TcpListener, script: &[Does]) -> Self {
+    pub fn on(listener: TcpListener, script: &[Behavior]) -> Self {
         Self::with_tls(listener, script, None)
     }
 
-    /// With a TLS configuration it speaks nothing else.
-    pub fn with_tls(listener: TcpListener, script: &[Does], tls: Option<Arc<ServerConfig>>) -> Self {
+    /// With a TLS configuration it accepts nothing else.
+    pub fn with_tls(listener: TcpListener, script: &[Behavior], tls: Option<Arc<ServerConfig>>) -> Self {
         let port = listener.local_addr().expect("an address").port();
-        let mut script: VecDeque<Does> = script.iter().cloned().collect();
-        let seen: Arc<Mutex<Vec<Arc<Mutex<Seen>>>>> = Arc::default();
-        let all = Arc::clone(&seen);
+        let mut script: VecDeque<Behavior> = script.iter().cloned().collect();
+        let requests: Arc<Mutex<Vec<Arc<Mutex<ReceivedRequest>>>>> = Arc::default();
+        let all = Arc::clone(&requests);
         std::thread::spawn(move || {
             for client in listener.incoming() {
-                let does = script.pop_front().unwrap_or(Does::Load);
-                let one: Arc<Mutex<Seen>> = Arc::default();
-                all.lock().expect("no panic").push(Arc::clone(&one));
+                let behavior = script.pop_front().unwrap_or(Behavior::Load);
+                let request: Arc<Mutex<ReceivedRequest>> = Arc::default();
+                all.lock().expect("no panic").push(Arc::clone(&request));
                 let (client, tls) = (client.expect("a connection"), tls.clone());
                 std::thread::spawn(move || match tls {
-                    None => serve(client, &does, &one),
+                    None => serve(client, &behavior, &request),
                     Some(tls) => {
                         let connection = ServerConnection::new(tls).expect("a connection");
-                        serve(StreamOwned::new(connection, client), &does, &one);
+                        serve(StreamOwned::new(connection, client), &behavior, &request);
                     }
                 });
             }
         });
-        Self { port, seen }
+        Self { port, requests }
     }
 
     pub fn sink(&self, limits: Limits) -> BulkerSink {
         sink_at(self.port, limits)
     }
 
-    /// All requests so far, after those that are under way had a moment to come to an end.
-    pub fn seen(&self) -> Vec<Seen> {
-        let all = self.seen.lock().expect("no panic").clone();
-        assert!(!all.is_empty(), "it was never called");
-        // The thread of a connection lets go of its record when it is over.
-        for one in &all {
-            for _ in 0..500 {
-                if Arc::strong_count(one) <= 2 {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
+    /// All requests so far, once their connections are closed; at least one.
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
+        let all = self.requests.lock().expect("no panic").clone();
+        assert!(!all.is_empty(), "no requests");
+        // The thread of a connection drops its reference when it ends.
+        for request in &all {
+            let deadline = Instant::now() + DEADLINE;
+            while Arc::strong_count(request) > 2 {
+                assert!(Instant::now() < deadline, "an open connection");
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
-        all.iter().map(|one| one.lock().expect("no panic").clone()).collect()
+        all.iter().map(|request| request.lock().expect("no panic").clone()).collect()
     }
 
     pub fn summaries(&self) -> Vec<String> {
-        self.seen().iter().map(Seen::summary).collect()
+        self.requests().iter().map(ReceivedRequest::summary).collect()
     }
 
     pub fn calls(&self) -> usize {
-        self.seen.lock().expect("no panic").len()
+        self.requests.lock().expect("no panic").len()
     }
 }
 
-/// A sink for a server that listens here, or does not.
+/// A sink for a server on this port.
 pub fn sink_at(port: u16, limits: Limits) -> BulkerSink {
     let config = json!({"url": format!("http://127.0.0.1:{port}/to"), "authToken": TOKEN});
     BulkerSink::new(&Settings::parse(&config).expect("settings"), "sync", "task", limits).expect("a sink")
 }
 
-fn serve(client: impl Read + Write, does: &Does, seen: &Mutex<Seen>) {
+fn serve(client: impl Read + Write, behavior: &Behavior, request: &Mutex<ReceivedRequest>) {
     let mut from = BufReader::new(client);
-    let Some((method, target)) = head(&mut from, seen) else { return };
+    let Some((method, target)) = read_head(&mut from, request) else { return };
     let url = url::Url::parse(&format!("http://x{target}")).expect("a target");
     {
-        let mut seen = seen.lock().expect("no panic");
-        (seen.method, seen.path) = (method, url.path().to_owned());
-        seen.query = url.query_pairs().into_owned().collect();
+        let mut request = request.lock().expect("no panic");
+        (request.method, request.path) = (method, url.path().to_owned());
+        request.query = url.query_pairs().into_owned().collect();
     }
-    match does {
-        Does::Early(status, body) => {
-            from.fill_buf().expect("some of the body");
-            answer(from.get_mut(), *status, body);
-            take(&mut from, usize::MAX, seen);
+    match behavior {
+        Behavior::RespondEarly(status, body) => {
+            from.fill_buf().expect("a part of the body");
+            respond(from.get_mut(), *status, body);
+            read_body(&mut from, usize::MAX, request);
         }
-        Does::HangUp(bytes) => {
-            take(&mut from, *bytes, seen);
+        Behavior::Close(bytes) => {
+            read_body(&mut from, *bytes, request);
         }
-        Does::Freeze(time) => std::thread::sleep(*time),
-        Does::Load | Does::Answer(..) | Does::HangUpAfterEnd => {
-            if !take(&mut from, usize::MAX, seen) {
+        Behavior::Stall => loop {
+            std::thread::park();
+        },
+        Behavior::Load | Behavior::Respond(..) | Behavior::CloseAfterEnd => {
+            if !read_body(&mut from, usize::MAX, request) {
                 return;
             }
-            let rows = seen.lock().expect("no panic").lines.len();
+            let rows = request.lock().expect("no panic").lines.len();
             let state = json!({"status": "COMPLETED", "processedRows": rows, "successfulRows": rows});
-            match does {
-                Does::Answer(status, body) => answer(from.get_mut(), *status, body),
-                Does::HangUpAfterEnd => {}
-                _ if rows == 0 => answer(from.get_mut(), 200, &json!({"message": "ok"})),
-                _ => answer(from.get_mut(), 200, &json!({"message": "ok", "state": state})),
+            match behavior {
+                Behavior::Respond(status, body) => respond(from.get_mut(), *status, body),
+                Behavior::CloseAfterEnd => {}
+                _ if rows == 0 => respond(from.get_mut(), 200, &json!({"message": "ok"})),
+                _ => respond(from.get_mut(), 200, &json!({"message": "ok", "state": state})),
             }
         }
     }
 }
 
-fn head(from: &mut impl BufRead, seen: &Mutex<Seen>) -> Option<(String, String)> {
+fn read_head(from: &mut impl BufRead, request: &Mutex<ReceivedRequest>) -> Option<(String, String)> {
     let mut line = String::new();
     from.read_line(&mut line).ok()?;
-    let mut words = line.split(' ').map(str::to_owned);
-    let (method, target) = (words.next()?, words.next()?);
+    let mut parts = line.split(' ').map(str::to_owned);
+    let (method, target) = (parts.next()?, parts.next()?);
     loop {
         let mut line = String::new();
         from.read_line(&mut line).ok()?;
         let Some((key, value)) = line.trim_end().split_once(": ") else { return Some((method, target)) };
-        seen.lock().expect("no panic").headers.push((key.to_owned(), value.to_owned()));
+        request.lock().expect("no panic").headers.push((key.to_owned(), value.to_owned()));
     }
 }
 
-/// Reads the body, chunk by chunk; returns whether its end came.
-fn take(from: &mut impl BufRead, most: usize, seen: &Mutex<Seen>) -> bool {
-    let (mut body, mut told) = (Vec::new(), 0);
+/// Reads the body, chunk by chunk, up to a size. Returns whether it is complete.
+fn read_body(from: &mut impl BufRead, limit: usize, request: &Mutex<ReceivedRequest>) -> bool {
+    let (mut body, mut recorded) = (Vec::new(), 0);
     loop {
         let mut line = String::new();
         if from.read_line(&mut line).unwrap_or_default() == 0 {
             return false;
         }
         let length = usize::from_str_radix(line.trim_end(), 16).expect("a chunk's length");
-        let wanted = length.min(most - body.len());
+        let wanted = length.min(limit - body.len());
         if from.take(wanted as u64).read_to_end(&mut body).unwrap_or_default() < wanted || wanted < length {
             return false;
         }
         from.read_line(&mut String::new()).expect("the end of a chunk");
-        let end = body.iter().rposition(|byte| *byte == b'\n').map_or(told, |at| at + 1).max(told);
-        let lines: Vec<String> = body[told..end].split_inclusive(|byte| *byte == b'\n').map(text).collect();
-        told = end;
-        let mut seen = seen.lock().expect("no panic");
-        seen.lines.extend(lines);
+        let end = body.iter().rposition(|byte| *byte == b'\n').map_or(recorded, |at| at + 1).max(recorded);
+        let lines: Vec<String> = body[recorded..end].split_inclusive(|byte| *byte == b'\n').map(text).collect();
+        recorded = end;
+        let mut request = request.lock().expect("no panic");
+        request.lines.extend(lines);
         if length == 0 {
-            assert_eq!(told, body.len(), "the last line has no end");
-            seen.complete = true;
+            assert_eq!(recorded, body.len(), "the last line has no newline");
+            request.complete = true;
             return true;
         }
     }
 }
 
 fn text(line: &[u8]) -> String {
-    let line = line.strip_suffix(b"\n").expect("it was cut there");
+    let line = line.strip_suffix(b"\n").expect("a newline");
     String::from_utf8(line.to_vec()).expect("text")
 }
 
-fn answer(client: &mut impl Write, status: u16, body: &Value) {
+fn respond(client: &mut impl Write, status: u16, body: &Value) {
     let body = body.to_string();
     let head =
         format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
-    // Who has gone does not want to hear it.
+    // The client may have closed the connection.
     let _ = client.write_all(format!("{head}{body}").as_bytes()).and_then(|()| client.flush());
 }
 
@@ -262,7 +265,7 @@ pub fn write(sink: &mut BulkerSink, stream: StreamIndex, data: &str) -> Result<(
     sink.write(stream, &record)
 }
 
-/// Rows `{"id":N}`, that must be taken.
+/// Writes rows `{"id":N}`.
 pub fn rows(sink: &mut BulkerSink, stream: StreamIndex, ids: std::ops::RangeInclusive<u32>) {
     for id in ids {
         write(sink, stream, &format!(r#"{{"id":{id}}}"#)).expect("a row");
