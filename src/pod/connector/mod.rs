@@ -141,22 +141,19 @@ fn resolve_runtime(
 
 /// One failure for all attempts, in their order. An engine that is not installed matters only if nothing else failed.
 fn combine(image: &Image, mut errors: Vec<ImageError>, last: Failure) -> Failure {
-    let is_missing = last.class == Class::ImageNotFound;
-    if !is_missing {
+    let join = |errors: Vec<ImageError>, last: String| {
+        errors.into_iter().map(|error| error.failure.text).chain([last]).collect::<Vec<_>>().join("; ")
+    };
+    if last.class != Class::ImageNotFound {
         errors.retain(|error| !error.is_engine_missing && error.failure.class != Class::ImageNotFound);
+        let hint = last.hint().unwrap_or_default().to_owned();
+        return Failure::new(last.class, join(errors, last.text)).with_hint(hint);
     }
     // A registry that was not reached may have the image.
-    let unreachable = |error: &ImageError| !error.is_engine_missing && error.failure.class == Class::ImagePull;
-    let class = if errors.iter().any(unreachable) { Class::ImagePull } else { last.class };
-    let hint = last.hint().unwrap_or_default().to_owned();
-    let texts: Vec<String> = errors.into_iter().map(|error| error.failure.text).chain([last.text]).collect();
-    let text = texts.join("; ");
-    if is_missing {
-        Failure::new(class, format!("connector {image} not found: {text}"))
-            .with_hint("check its name and version, start Docker or Podman, or give its command with --exec")
-    } else {
-        Failure::new(last.class, text).with_hint(hint)
-    }
+    let is_unreachable = |error: &ImageError| error.failure.class == Class::ImagePull;
+    let class = if errors.iter().any(is_unreachable) { Class::ImagePull } else { Class::ImageNotFound };
+    Failure::new(class, format!("connector {image} not found: {}", join(errors, last.text)))
+        .with_hint("check its name and version, start Docker or Podman, or give its command with --exec")
 }
 
 /// Takes the command of `--exec` as it is if its program exists.

@@ -62,10 +62,11 @@ def read(location):
             return "\n".join(os.listdir(path))
         with open(page if os.path.isdir(path) else path, errors="replace") as file:
             return file.read()
-    credentials, _, host = url.netloc.rpartition("@")
+    login, _, host = url.netloc.rpartition("@")
     page = request.Request(url._replace(netloc=host).geturl(), headers={"User-Agent": "syncctl"})
-    if credentials:
-        token = base64.b64encode(parse.unquote(credentials).encode()).decode()
+    if login:
+        user, _, password = login.partition(":")
+        token = base64.b64encode("{}:{}".format(parse.unquote(user), parse.unquote(password)).encode()).decode()
         # Not sent to the target of a redirect.
         page.add_unredirected_header("Authorization", "Basic " + token)
     with opener.open(page, timeout=10) as response:
@@ -87,7 +88,9 @@ for location in locations:
         pass
     except Exception as failure:
         if getattr(failure, "code", None) not in (404, 410):
-            problem = str(failure.reason if type(failure) is error.URLError else failure)
+            cause = failure.reason if type(failure) is error.URLError else failure
+            # The text of other exceptions may contain a part of the URL, and thus of a password.
+            problem = str(cause) if isinstance(cause, OSError) else type(failure).__name__
 
 
 def canonical(version):

@@ -196,8 +196,8 @@ fn missing_python(text: &str) -> Failure {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let mut ids = release.lines().filter(|line| line.starts_with("ID=") || line.starts_with("ID_LIKE="));
     let command = ids.find_map(|line| INSTALL_COMMANDS.iter().find(|(id, _)| line.contains(id)));
-    let command = command.map_or("brew install python", |(_, command)| command);
-    start_error(format!("{text}: install it, e.g. with `{command}`"), "or install uv, Docker or Podman")
+    let command = command.map_or("your package manager".to_owned(), |(_, command)| format!("`{command}`"));
+    start_error(format!("{text}: install it with {command}"), "or install uv, Docker or Podman")
 }
 
 /// A path as a word of a shell command.

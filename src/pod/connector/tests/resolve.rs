@@ -163,7 +163,7 @@ fn another_python_is_tried_when_the_first_one_fails() {
 #[test]
 fn without_python_the_error_names_the_command_that_installs_it() {
     let machine = Machine::new();
-    let parts = ["requires Python 3, which is not in PATH: install it, e.g. with `"];
+    let parts = ["requires Python 3, which is not in PATH: install it with "];
     machine.fails("t/source-x", Class::StartError, &parts);
     // A version manager's shim without an interpreter.
     let machine = machine.program("python3", "echo 'command not found' >&2; exit 127");
@@ -173,7 +173,7 @@ fn without_python_the_error_names_the_command_that_installs_it() {
 #[test]
 fn without_the_venv_module_the_error_names_the_command_that_installs_it() {
     let machine = Machine::new().python_that(r#""-I -c import venv"*) exit 1 ;;"#).good("t-source-x");
-    machine.fails("t/source-x", Class::StartError, &["requires the module venv", "install it, e.g. with `"]);
+    machine.fails("t/source-x", Class::StartError, &["requires the module venv", "install it with "]);
 }
 
 #[test]
