@@ -319,7 +319,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subc
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "stop" -d 'Stop it now, unless it is in use'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "hold" -d 'Stop the server after its last user'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -l into -d 'Folder to write the files into [default: stdout, for man with the first page alone]' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -l into -d 'Directory for the files [default: write to stdout; of the man pages only the first]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand generate" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l command -d 'Command of the connector: spec, check, discover or read' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l stdout-pipe-file -d 'FIFO of the connector\'s stdout' -r -F

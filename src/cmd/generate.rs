@@ -1,4 +1,4 @@
-//! `syncctl generate`: completions, man pages and the table of settings, made from the same definitions as `--help`.
+//! `syncctl generate`: completions, man pages and the table of settings, generated from the same definitions as `--help`.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -18,7 +18,7 @@ pub struct GenerateArgs {
     /// What to write
     #[arg(value_enum)]
     artifact: Artifact,
-    /// Folder to write the files into [default: stdout, for man with the first page alone]
+    /// Directory for the files [default: write to stdout; of the man pages only the first]
     #[arg(long, value_name = "FOLDER")]
     into: Option<PathBuf>,
 }
@@ -38,7 +38,7 @@ enum Artifact {
 }
 
 impl Artifact {
-    /// The files, by name.
+    /// The files: names and contents.
     fn files(self) -> io::Result<Vec<(String, Vec<u8>)>> {
         let shell = match self {
             Self::Bash => Shell::Bash,

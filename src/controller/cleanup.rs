@@ -50,7 +50,7 @@ fn delete_abandoned(backend: &Backend, db: &Db) -> Result<Vec<String>, PodError>
     let mut deleted = Vec::new();
     for pod in pods.iter().filter(|pod| is_abandoned_pod(pod, now)) {
         let name = &pod.id.name;
-        tracing::info!(pod = name, "deleting the Pod of a killed command");
+        tracing::info!(pod = name, "removing the task of a killed command");
         record_outcome(db, pod);
         // The end of a Pod that is being deleted already must be awaited, too.
         if !pod.deleting {
@@ -65,7 +65,7 @@ fn delete_abandoned(backend: &Backend, db: &Db) -> Result<Vec<String>, PodError>
     if let Some(secrets) = &backend.secrets {
         for secret in secrets.list_secrets()? {
             if !secret.is_owned && !names.contains(secret.pod.as_str()) && is_abandoned_secret(&secret, now) {
-                tracing::info!(secret = secret.name, "deleting the Secret of a killed command");
+                tracing::info!(secret = secret.name, "removing the Secret of a killed command");
                 secrets.delete_secret(&secret)?;
             }
         }
@@ -138,7 +138,7 @@ fn record_outcome(db: &Db, pod: &TaskPod) {
                 tracing::warn!(%error, task = task.task_id, "cannot record the outcome of the task");
             }
         }
-        Err(error) => tracing::warn!(pod = pod.id.name, error, "the annotations of the Pod describe no task"),
+        Err(error) => tracing::warn!(pod = pod.id.name, error, "cannot read the description of a task"),
     }
 }
 
@@ -146,7 +146,7 @@ fn record_outcome(db: &Db, pod: &TaskPod) {
 pub fn wait_deleted(backend: &Backend, pods: &[String]) {
     for pod in pods {
         if let Err(error) = backend.launcher.wait_deleted(pod, DELETION_TIMEOUT) {
-            tracing::warn!(%error, "an abandoned Pod still exists");
+            tracing::warn!(%error, "an abandoned task still exists");
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::pod::kubernetes::Cluster;
 use crate::pod::local::Machine;
 use crate::secret::Secret;
 
-/// Opens the place where tasks run: a cluster, or this machine.
+/// Opens the backend that runs tasks: a cluster, or this machine.
 pub fn open_backend(settings: &Settings) -> Result<Backend, Failure> {
     Ok(match &settings.engine {
         Engine::Kubernetes(client) => Cluster::connect(client)?.into(),

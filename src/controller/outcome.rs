@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::db::{ConcurrencyPolicy, Db, DbError, ResultKey, SpecKey, StartOutcome, Writer};
+use crate::db::{ConcurrencyPolicy, Db, DbError, ResultKey, SpecKey, StartOutcome, StoredTask, Writer};
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
@@ -69,17 +69,16 @@ impl Outcome {
                 Some(Failure::new(Class::ConnectorFailed, text))
             }
             Self::Read { status, error, .. } => {
-                let stored = error.as_deref().map(Failure::from_stored);
-                let or = |class, text: &str| stored.clone().unwrap_or_else(|| Failure::new(class, text));
-                match status {
-                    TaskStatus::Success => None,
-                    TaskStatus::Cancelled => Some(or(Class::Cancelled, "the task was cancelled")),
-                    TaskStatus::TimeExceeded => Some(or(Class::TimeExceeded, "the task exceeded its timeout")),
-                    TaskStatus::Partial => Some(or(Class::ConnectorFailed, "some streams are incomplete")),
+                let (class, text) = match status {
+                    TaskStatus::Success => return None,
+                    TaskStatus::Cancelled => (Class::Cancelled, "the task was cancelled"),
+                    TaskStatus::TimeExceeded => (Class::TimeExceeded, "the task exceeded its timeout"),
+                    TaskStatus::Partial => (Class::ConnectorFailed, "some streams are incomplete"),
                     TaskStatus::Failed | TaskStatus::Running | TaskStatus::Skipped => {
-                        Some(or(Class::ConnectorFailed, "the read failed"))
+                        (Class::ConnectorFailed, "the read failed")
                     }
-                }
+                };
+                Some(error.as_deref().map_or_else(|| Failure::new(class, text), Failure::from_stored))
             }
         }
     }
@@ -142,62 +141,55 @@ fn has_committed_rows(db: &Db, task: &Task) -> Result<bool, DbError> {
 
 /// Loads the result of this very task; `None` while it has none.
 pub fn load(db: &Db, task: &Task) -> Result<Option<TaskResult>, DbError> {
-    match task.kind {
+    // A row of an earlier task may have the same key.
+    let is_current = |timestamp| timestamp >= task.started_at;
+    Ok(match task.kind {
         TaskKind::Spec => {
-            let Some(row) = db.spec(&SpecKey::of(task))?.filter(|row| row.timestamp >= task.started_at) else {
-                return Ok(None);
-            };
-            match (row.error, row.specs) {
-                (Some(error), _) => Ok(Some(Err(Failure::from_stored(&error)))),
-                (None, Some(specs)) => Ok(Some(document(&specs).map(Outcome::Spec))),
-                (None, None) => Ok(None),
-            }
+            let row = db.spec(&SpecKey::of(task))?.filter(|row| is_current(row.timestamp));
+            row.and_then(|row| match (row.error, row.specs) {
+                (Some(error), _) => Some(Err(Failure::from_stored(&error))),
+                (None, specs) => specs.map(|specs| document(&specs).map(Outcome::Spec)),
+            })
         }
         TaskKind::Check => {
-            let row = db.check(&task.storage_key)?.filter(|row| row.timestamp >= task.started_at);
-            Ok(row.map(|row| check_outcome(&row.status, row.description)))
+            let row = db.check(&task.storage_key)?.filter(|row| is_current(row.timestamp));
+            row.map(|row| check_result(&row.status, row.description))
         }
         TaskKind::Discover => {
-            let Some(row) = db.catalog(&ResultKey::of(task))?.filter(|row| row.timestamp >= task.started_at) else {
-                return Ok(None);
-            };
-            match (row.status.as_str(), row.catalog) {
-                ("SUCCESS", Some(catalog)) => Ok(Some(document(&catalog).map(Outcome::Discover))),
+            let row = db.catalog(&ResultKey::of(task))?.filter(|row| is_current(row.timestamp));
+            row.and_then(|row| match (row.status.as_str(), row.catalog) {
+                ("SUCCESS", Some(catalog)) => Some(document(&catalog).map(Outcome::Discover)),
                 ("FAILED", _) => {
-                    Ok(Some(Err(Failure::from_stored(row.description.as_deref().unwrap_or("no reason given")))))
+                    Some(Err(Failure::from_stored(row.description.as_deref().unwrap_or("no reason given"))))
                 }
-                _ => Ok(None),
-            }
+                _ => None,
+            })
         }
-        TaskKind::Read => {
-            let Some(row) = db.task(&task.task_id)? else { return Ok(None) };
-            let Some(status) = row.status else {
-                let text = format!("the row of task {} has the unknown status {:?}", row.task_id, row.status_text);
-                return Ok(Some(Err(Failure::new(Class::DatabaseError, text))));
-            };
-            if status == TaskStatus::Running {
-                return Ok(None);
-            }
-            Ok(Some(Ok(Outcome::Read {
-                task_id: row.task_id,
-                sync_id: row.sync_id,
-                status,
-                streams: row.streams,
-                error: row.error,
-            })))
-        }
-    }
+        TaskKind::Read => db.task(&task.task_id)?.and_then(read_result),
+    })
 }
 
 /// A failure of ours is stored with its class, an answer of the connector without one.
-fn check_outcome(status: &str, description: Option<String>) -> Result<Outcome, Failure> {
-    if status == "SUCCESS" {
-        return Ok(Outcome::Check { succeeded: true, message: description });
-    }
-    match description.as_deref().map(StoredError::parse) {
-        Some(StoredError::Failure(failure)) => Err(failure),
-        Some(StoredError::Connector(message)) => Ok(Outcome::Check { succeeded: false, message: Some(message) }),
-        None => Ok(Outcome::Check { succeeded: false, message: None }),
+fn check_result(status: &str, description: Option<String>) -> TaskResult {
+    let succeeded = status == "SUCCESS";
+    let message = match description.as_deref().map(StoredError::parse) {
+        _ if succeeded => description,
+        Some(StoredError::Failure(failure)) => return Err(failure),
+        Some(StoredError::Connector(message)) => Some(message),
+        None => None,
+    };
+    Ok(Outcome::Check { succeeded, message })
+}
+
+fn read_result(row: StoredTask) -> Option<TaskResult> {
+    let StoredTask { task_id, sync_id, status, status_text, streams, error, .. } = row;
+    match status {
+        Some(TaskStatus::Running) => None,
+        Some(status) => Some(Ok(Outcome::Read { task_id, sync_id, status, streams, error })),
+        None => {
+            let text = format!("the row of task {task_id} has the unknown status {status_text:?}");
+            Some(Err(Failure::new(Class::DatabaseError, text)))
+        }
     }
 }
 

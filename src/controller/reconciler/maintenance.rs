@@ -53,8 +53,8 @@ impl Maintenance {
         shared.spawn("maintenance", move || {
             cleanup.repeat(&[
                 ("heartbeats", HEARTBEAT, |worker| worker.with_snapshot(Worker::send_heartbeats)),
-                ("unwanted Pods", UNWANTED, |worker| worker.with_snapshot(Worker::delete_unwanted)),
-                ("rows and Secrets without a Pod", ORPHANS, Worker::close_orphans),
+                ("unwanted tasks", UNWANTED, |worker| worker.with_snapshot(Worker::delete_unwanted)),
+                ("rows and Secrets without a task", ORPHANS, Worker::close_orphans),
                 ("stale rows", STALE, |worker| worker.with_snapshot(Worker::close_stale)),
             ]);
         });
@@ -196,7 +196,7 @@ impl Worker {
             }
             if backend.watcher.get(&task.pod_name())?.is_none() {
                 let failure = Failure::new(Class::PodDeleted, "the task is gone, and how it ended is unknown");
-                tracing::warn!(task = task.task_id, "closing a task without a Pod");
+                tracing::warn!(task = task.task_id, "closing the row of a task that no longer exists");
                 outcome::conclude(db, &task, &failure)?;
             }
         }
@@ -218,7 +218,7 @@ impl Worker {
             let text = "the process that accepted the task ended before it started the task";
             outcome::conclude(db, task, &Failure::new(Class::Abandoned, text))?;
         }
-        tracing::warn!(secret = secret.name, "deleting a Secret without a Pod");
+        tracing::warn!(secret = secret.name, "removing a Secret without a task");
         // By uid: a repeated request may have created another one of this name.
         store.delete_secret(secret)?;
         Ok(())

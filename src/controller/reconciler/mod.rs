@@ -266,7 +266,7 @@ impl ReconcileLoop {
         let job = match event {
             PodEvent::Updated(pod) => match &pod.task {
                 Err(error) => {
-                    tracing::warn!(pod = pod.id.name, error, "the annotations of the Pod describe no task");
+                    tracing::warn!(pod = pod.id.name, error, "cannot read the description of a task");
                     None
                 }
                 Ok(_) if pod.owner.is_some() => {
@@ -281,7 +281,7 @@ impl ReconcileLoop {
             }
             PodEvent::Synced => {
                 if !term.is_synced {
-                    tracing::info!(pods = term.tasks.pods().len(), "listed all Pods");
+                    tracing::info!(tasks = term.tasks.pods().len(), "listed all tasks");
                 }
                 term.is_synced = true;
                 term.tasks.synced();
@@ -290,7 +290,7 @@ impl ReconcileLoop {
                 None
             }
             PodEvent::Failed(error) => {
-                tracing::warn!(%error, "cannot watch the Pods; retrying");
+                tracing::warn!(%error, "cannot watch the tasks; retrying");
                 None
             }
         };
@@ -323,7 +323,7 @@ impl ReconcileLoop {
         }
         let silence = self.shared.config.resync + WATCH_SILENCE;
         if self.term.as_ref().is_some_and(|term| term.last_event.elapsed() > silence) {
-            tracing::error!("the watch of the Pods has stopped, which is a bug; starting a new one");
+            tracing::error!("the watch of the tasks has stopped, which is a bug; starting a new one");
             self.begin_term();
         }
         let Some(term) = &mut self.term else { return true };
