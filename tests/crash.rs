@@ -1,28 +1,26 @@
-//! Round after round of a sync whose source, sidecar, database sessions, Pod or node's containerd is killed at a random
-//! moment. In the end the tables are those of an undisturbed sync. `make soak` plays more rounds.
+//! Rounds of a sync in which the connector, the sidecar, a database session, the Pod or the node's containerd is killed at a
+//! random moment. At the end the tables equal those of an undisturbed sync. `make soak` runs more rounds.
 
 mod ledger;
 mod victim;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ledger::{Lane, Onlooker, Source};
-use victim::{Hunt, Victim};
+use ledger::{Source, SyncKind, TableReader};
+use victim::{Attack, Victim};
 
 use super::support::{Done, Program, Running, Warehouse, World, eventually, unique};
 
 const LEDGER: &str = "syncctl-test/ledger:1";
-/// From a kill to the end of the command.
-const END: Duration = Duration::from_secs(45);
-/// From the end of the command until nothing of the run is left anywhere.
-const GONE: Duration = Duration::from_secs(20);
-/// What the source has more in each round: rows of each stream.
+/// A deadline that only means "hangs".
+const DEADLINE: Duration = Duration::from_mins(5);
+/// Rows of each stream that the source gains in each round.
 const GROWTH: u32 = 1500;
 
-/// A sequence of numbers that its seed decides.
-pub struct Dice(u64);
+/// A pseudo-random sequence.
+pub struct Random(u64);
 
-impl Dice {
+impl Random {
     fn next(&mut self) -> u64 {
         // SplitMix64.
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -41,7 +39,7 @@ impl Dice {
     }
 }
 
-/// A variable of this test.
+/// An environment variable of this test.
 fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}: expected a number")))
@@ -53,11 +51,11 @@ fn victims() -> Vec<Victim> {
     list.split(',').map(|name| named(name).unwrap_or_else(|| panic!("SYNCCTL_TEST_VICTIMS: no {name:?}"))).collect()
 }
 
-/// The turns of an endless test: twice each victim, those last that all other tests have to wait for.
+/// An endless sequence of turns: each victim twice, and last those that disturb other tests.
 fn turns(victims: &[Victim]) -> impl Iterator<Item = usize> + use<> {
     let count = 2 * victims.len();
     let (last, first): (Vec<usize>, Vec<usize>) =
-        (0..count).partition(|turn| victims[turn % victims.len()].is_everybodys());
+        (0..count).partition(|turn| victims[turn % victims.len()].disturbs_other_tests());
     (0..)
         .step_by(count)
         .flat_map(move |start| first.clone().into_iter().chain(last.clone()).map(move |turn| start + turn))
@@ -68,16 +66,16 @@ struct Scene {
     warehouse: Warehouse,
     world: World,
     containerd: String,
-    dice: Dice,
+    random: Random,
     /// Rounds in which something was killed.
-    struck: u32,
+    kills: u32,
 }
 
 impl Scene {
-    /// A read of a lane's sync, or of its undisturbed twin, into this schema.
-    fn read(&self, lane: Lane, schema: &str, source: Source, task: &str) -> Program {
-        // Files of its own: another command may be reading what would be written anew.
-        let config = self.world.json(&format!("{task}-config.json"), &source.config(lane));
+    /// A read of the sync into the schema `live`, or of its undisturbed counterpart into `calm`.
+    fn read(&self, kind: SyncKind, schema: &str, source: Source, task: &str) -> Program {
+        // Files for each task: another command may be reading those of another one.
+        let config = self.world.json(&format!("{task}-config.json"), &source.config(kind));
         let catalog = self.world.json(&format!("{task}-catalog.json"), &ledger::catalog());
         let destination = self.world.json(&format!("{task}-destination.json"), &self.warehouse.destination(schema));
         let setup = self.world.setup;
@@ -91,11 +89,11 @@ impl Scene {
             "--destination-config",
             &destination,
             "--sync-id",
-            &format!("{schema}-{}", lane.name()),
+            &format!("{schema}-{}", kind.name()),
             "--task-id",
             task,
             "--table-name-prefix",
-            &lane.prefix(),
+            &kind.prefix(),
             "--state",
             "db",
             "-o",
@@ -107,16 +105,17 @@ impl Scene {
             .env("SYNCCTL_SIDECAR_DATABASE_URL", &self.warehouse.within(&setup.sidecar_database_url, "results"))
     }
 
-    fn round(&mut self, number: u32, victim: Victim, lane: Lane, source: Source, when: &str) {
+    fn round(&mut self, number: u32, victim: Victim, kind: SyncKind, source: Source, when: &str) {
         let task = unique(&format!("crash-{number}-"));
         let before = self.staging();
-        let mut running = self.read(lane, "live", source, &task).start();
+        let mut running = self.read(kind, "live", source, &task).start();
         let (world, warehouse, containerd) = (&self.world, &self.warehouse, self.containerd.as_str());
-        let mut hunt = Hunt { world, warehouse, containerd, task: &task, dice: &mut self.dice, running: &mut running };
-        let killed = victim.strike(&mut hunt);
-        let done = end(running, END, when);
-        self.struck += u32::from(killed.is_some());
-        let status = self.assert_told(&task, &done, when);
+        let random = &mut self.random;
+        let mut attack = Attack { world, warehouse, containerd, task: &task, random, running: &mut running };
+        let killed = victim.kill(&mut attack);
+        let done = running.wait();
+        self.kills += u32::from(killed.is_some());
+        let status = self.assert_consistent(&task, &done, when);
         println!("{when}: {} took {:.1} s: {status}", killed.as_deref().unwrap_or("nothing"), done.took.as_secs_f64());
         if killed.is_none() || victim.is_survived() {
             assert_eq!(status, "SUCCESS", "{when}: {killed:?}\n{done}");
@@ -124,20 +123,20 @@ impl Scene {
         self.assert_nothing_left(when);
         let staging = self.staging();
         let new: Vec<&String> = staging.iter().filter(|table| !before.contains(table)).collect();
-        assert!(new.is_empty() || victim.may_leave_staging() && killed.is_some(), "{when}: {new:?} is left");
+        assert!(new.is_empty() || victim.may_leave_staging() && killed.is_some(), "{when}: {new:?} are left");
         if status == "SUCCESS" {
-            // A run that was whole has looked after all tables of its sync.
-            let own: Vec<&String> = staging.iter().filter(|table| table.contains(&lane.prefix())).collect();
-            assert!(own.is_empty(), "{when}: {own:?} is left of earlier runs");
+            // A successful run removes the staging tables of all earlier runs of its sync.
+            let own: Vec<&String> = staging.iter().filter(|table| table.contains(&kind.prefix())).collect();
+            assert!(own.is_empty(), "{when}: {own:?} are left from earlier runs");
         }
-        ledger::assert_backed(&self.warehouse, "live", lane, &format!("live-{}", lane.name()), when);
+        ledger::assert_backed(&self.warehouse, "live", kind, &format!("live-{}", kind.name()), when);
     }
 
-    /// The end is told the same way by the exit code, the document and the row.
-    fn assert_told(&self, task: &str, done: &Done, when: &str) -> String {
+    /// Exit code, document and row agree. Returns status and class.
+    fn assert_consistent(&self, task: &str, done: &Done, when: &str) -> String {
         let document = done.json();
         let query = format!("SELECT status FROM results.source_task WHERE task_id = '{task}'");
-        let row = eventually("the task's row", GONE, || {
+        let row = eventually("the task's row", DEADLINE, || {
             let rows = self.warehouse.query(&query, &[]).ok()?;
             Some(rows.first().map(|row| row.get::<_, String>(0)))
         });
@@ -150,21 +149,21 @@ impl Scene {
                 assert!(code.is_some_and(|code| code != 0) && !class.is_empty(), "{when}\n{done}");
                 assert_ne!(class, "INTERNAL", "{when}\n{done}");
             }
-            _ => panic!("{when}: {status} is no end of this task\n{done}"),
+            _ => panic!("{when}: unexpected status {status}\n{done}"),
         }
         assert!(!done.stderr.contains("panicked"), "{when}\n{done}");
         format!("{status} {class}").trim().to_owned()
     }
 
     fn assert_nothing_left(&self, when: &str) {
-        eventually(&format!("{when}: an empty namespace"), GONE, || {
+        eventually(&format!("{when}: an empty namespace"), DEADLINE, || {
             self.world.place.leftovers().is_empty().then_some(())
         });
         let query = "SELECT (SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
                              WHERE l.locktype = 'advisory' AND d.datname = current_database())
                           + (SELECT count(*) FROM pg_stat_activity
                              WHERE datname = current_database() AND application_name LIKE 'syncctl%')";
-        eventually(&format!("{when}: no lock and no session"), GONE, || {
+        eventually(&format!("{when}: no lock and no session"), DEADLINE, || {
             let left: i64 = self.warehouse.query(query, &[]).ok()?.first()?.get(0);
             (left == 0).then_some(())
         });
@@ -174,24 +173,24 @@ impl Scene {
         self.warehouse.texts(r"SELECT schemaname || '.' || tablename FROM pg_tables WHERE tablename LIKE '\_syncctl%'")
     }
 
-    /// The last run of each sync, and one run of each undisturbed twin, all undisturbed.
+    /// Runs each sync and its counterpart once more, undisturbed, and compares them.
     fn compare(&self, source: Source, when: &str) {
-        let reads: Vec<Running> = Lane::ALL
+        let reads: Vec<Running> = SyncKind::ALL
             .into_iter()
-            .flat_map(|lane| ["live", "calm"].map(|schema| (lane, schema)))
-            .map(|(lane, schema)| self.read(lane, schema, source, &unique("last-")).start())
+            .flat_map(|kind| ["live", "calm"].map(|schema| (kind, schema)))
+            .map(|(kind, schema)| self.read(kind, schema, source, &unique("last-")).start())
             .collect();
         for read in reads {
-            let done = end(read, END + Duration::from_secs(u64::from(source.until / 1000)), when);
+            let done = read.wait();
             assert_eq!(done.code(0).json()["status"], "SUCCESS", "{when}\n{done}");
         }
-        for lane in Lane::ALL {
-            ledger::assert_equal(&self.warehouse, lane, source.until, when);
+        for kind in SyncKind::ALL {
+            ledger::assert_equal(&self.warehouse, kind, source.until, when);
             let states = |schema: &str| {
                 self.warehouse.texts(&format!(
                     "SELECT stream || ' ' || state::text FROM results.source_state
                      WHERE sync_id = '{schema}-{}' ORDER BY stream",
-                    lane.name()
+                    kind.name()
                 ))
             };
             assert_eq!(states("live"), states("calm"), "{when}");
@@ -202,20 +201,10 @@ impl Scene {
     }
 }
 
-/// Waits for the end of a command.
-fn end(mut running: Running, limit: Duration, when: &str) -> Done {
-    let deadline = Instant::now() + limit;
-    while !running.has_ended() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    assert!(running.has_ended(), "{when}: the command did not end within {} s", limit.as_secs());
-    running.wait()
-}
-
 #[test]
-fn whatever_is_killed_the_tables_end_as_if_nothing_had_been() {
+fn tables_are_complete_whatever_is_killed() {
     let Some(world) = World::in_cluster() else { return };
-    // Only on the tests' own cluster the processes of Pods are processes of this machine.
+    // Only in the cluster of the tests the processes of Pods are visible on this machine.
     let (Some(containerd), Some(_)) = (world.setup.containerd.clone(), &world.setup.postgres) else { return };
     let seed = setting("SYNCCTL_TEST_SEED").unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
@@ -225,22 +214,22 @@ fn whatever_is_killed_the_tables_end_as_if_nothing_had_been() {
     println!("SYNCCTL_TEST_SEED={seed} SYNCCTL_TEST_ROUNDS={rounds} {victims:?}");
     let warehouse = Warehouse::create(world.setup);
     warehouse.execute("CREATE SCHEMA results; CREATE SCHEMA live; CREATE SCHEMA calm");
-    let onlooker = Onlooker::start(&world, &warehouse);
-    let mut scene = Scene { warehouse, world, containerd, dice: Dice(seed), struck: 0 };
+    let reader = TableReader::start(&world, &warehouse);
+    let mut scene = Scene { warehouse, world, containerd, random: Random(seed), kills: 0 };
     let mut source = Source { until: 0, edition: 0, batch: 100, pause: "0.1" };
     for (number, turn) in (0..rounds).zip(turns(&victims)) {
         let victim = victims[turn % victims.len()];
-        // Each victim meets both syncs.
-        let lane = Lane::ALL[(turn + turn / victims.len()) % 2];
-        scene.world.without_others(victim.is_everybodys());
+        // Each victim is killed in both syncs.
+        let kind = SyncKind::ALL[(turn + turn / victims.len()) % 2];
+        scene.world.without_others(victim.disturbs_other_tests());
         source.edition += 1;
         source.until += GROWTH / 2;
-        let when = format!("seed {seed}, round {number}, {victim:?} of {}", lane.name());
-        scene.round(number, victim, lane, source, &when);
+        let when = format!("seed {seed}, round {number}, {victim:?} of {}", kind.name());
+        scene.round(number, victim, kind, source, &when);
     }
     scene.world.without_others(false);
     let when = format!("seed {seed}, after {rounds} rounds");
     scene.compare(Source { edition: source.edition + 1, batch: 1000, pause: "0", ..source }, &when);
-    onlooker.assert_content(&when);
-    assert!(scene.struck * 2 > rounds, "{when}: only {} runs were there to be killed", scene.struck);
+    reader.assert_only_complete(&when);
+    assert!(scene.kills * 2 > rounds, "{when}: only {} runs lasted until the kill", scene.kills);
 }

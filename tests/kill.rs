@@ -1,7 +1,7 @@
-//! `kill -9` of the service at named points of a task's life, and what the next process makes of it.
+//! `kill -9` of the service at named points of a task's lifecycle, and how the next process continues.
 //!
-//! Nothing in the program helps: a proxy holds its calls to the API server, locks of the test hold its statements, and
-//! while it is held it is killed. All tasks of a test are at their points when it is: one kill hits all of them.
+//! The program has no hooks for this: a proxy holds its calls to the API server, and locks of the test hold its SQL
+//! statements. All tasks of a test are at their points when the service is killed.
 
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
@@ -14,13 +14,10 @@ use super::support::proxy::{Call, Moment, Proxy, wait_held};
 use super::support::tasks::{Kind, Order};
 use super::support::{Service, World, eventually, unique};
 
-/// Until a task is at its point.
-const REACH: Duration = Duration::from_secs(40);
-/// From the next start to the truth: the dead process's Lease has to expire, and strays that are too young to be told
-/// from launches of others are looked for a minute later again.
-const TRUTH: Duration = Duration::from_secs(150);
-/// A process that starts within this time takes what was about to be launched for what somebody else launches: then it
-/// is found one round later, which only takes longer.
+/// A deadline that only means "hangs".
+const DEADLINE: Duration = Duration::from_mins(5);
+/// A service that starts sooner takes the interrupted launches for those of another process and finds them a minute later,
+/// which only makes the test slower.
 const LAUNCHING: Duration = Duration::from_secs(24);
 
 const INSTANT: &str = "syncctl-test/instant:1";
@@ -29,38 +26,38 @@ const SLOW: &str = "syncctl-test/slow:1";
 /// 4000 rows in eight seconds.
 const ODD: &str = "syncctl-test/odd:1";
 
-/// Where a task is when the service dies.
+/// The point of a task at which the service is killed.
 #[derive(Debug, Clone, Copy)]
 enum Hold {
     /// The statement that inserts its row waits.
     Insert,
     /// The statement that stores its outcome waits.
     Outcome,
-    /// A call waits: the API server has not heard of it, or nobody hears its answer.
+    /// A call waits: before it reaches the API server, or before its answer reaches the service.
     Call(Call),
-    /// The same, of its cancellation.
+    /// The same for a call of its cancellation.
     Cancel(Call),
-    /// Its Pod is there and does not run yet.
+    /// Its Pod exists and does not run yet.
     Starting,
-    /// Its connector has begun to write.
+    /// Its connector writes.
     Running,
 }
 
-/// What there is of a task: the status in its row, its Pod, its Secret.
-type There = (&'static str, bool, bool);
+/// The status in the row of a task, and whether its Pod and its Secret exist.
+type State = (&'static str, bool, bool);
 
-/// A named point of a task's life.
+/// A test case.
 struct Point {
     label: &'static str,
     kind: Kind,
     image: &'static str,
     hold: Hold,
-    /// Proof that the task was at the point, looked at when the service was dead.
-    there: There,
-    /// Whether the caller, who got no answer, sends the same request again.
-    again: bool,
-    /// The status at the end, and what the error begins with.
-    truth: (&'static str, &'static [&'static str]),
+    /// The state after the kill, which proves that the task was at the point.
+    state: State,
+    /// Whether the client, which got no answer, repeats its request.
+    repeats: bool,
+    /// The final status, and the possible prefixes of the error.
+    outcome: (&'static str, &'static [&'static str]),
     /// Rows in its table of the destination.
     rows: Option<i64>,
 }
@@ -73,23 +70,23 @@ const fn after(method: &'static str, kind: &'static str) -> Call {
     Call { moment: Moment::After, method, kind }
 }
 
-/// A task that never had a Pod, or whose Pod nobody saw.
+/// The errors of a task whose Pod never existed or was never observed.
 const NEVER_RAN: &[&str] = &["ABANDONED: ", "POD_DELETED: "];
 /// No failure.
 const NONE: &[&str] = &[""];
 
-/// A task at its point.
-struct Life<'a> {
+/// A task of a test case.
+struct Case<'a> {
     point: &'a Point,
     order: Order,
-    /// The request that is not answered.
-    asked: Option<JoinHandle<Result<Answer, String>>>,
+    /// The request without an answer.
+    request: Option<JoinHandle<Result<Answer, String>>>,
     held: Option<Receiver<()>>,
     /// Holds a lock until it is dropped.
     lock: Option<Client>,
 }
 
-/// One world, its service, and the proxy between them and the API server.
+/// A service and the proxy between it and the API server.
 struct Scene {
     // Dropped in this order.
     service: Service,
@@ -107,177 +104,178 @@ impl Scene {
         Some(Self { service, proxy, world })
     }
 
-    /// Brings tasks to their points, all at a time.
-    fn bring<'a>(&self, points: &'a [Point]) -> Vec<Life<'a>> {
-        let mut lives: Vec<Life<'a>> = points.iter().map(|point| self.begin(point)).collect();
-        for life in &mut lives {
-            self.reach(life);
+    /// Starts tasks concurrently and waits until each is at its point.
+    fn bring<'a>(&self, points: &'a [Point]) -> Vec<Case<'a>> {
+        let mut cases: Vec<Case<'a>> = points.iter().map(|point| self.start(point)).collect();
+        for case in &mut cases {
+            self.wait_at_point(case);
         }
-        lives
+        cases
     }
 
-    /// Brings tasks to their points one after the other: the last ones leave theirs soon.
-    fn bring_in_turn<'a>(&self, points: &'a [Point]) -> Vec<Life<'a>> {
+    /// The same one after the other, for points that a task soon leaves.
+    fn bring_in_turn<'a>(&self, points: &'a [Point]) -> Vec<Case<'a>> {
         points.iter().flat_map(|point| self.bring(std::slice::from_ref(point))).collect()
     }
 
-    fn begin<'a>(&self, point: &'a Point) -> Life<'a> {
+    fn start<'a>(&self, point: &'a Point) -> Case<'a> {
         let order = Order { kind: point.kind, image: point.image, id: unique("k") };
-        let mut life = Life { point, order, asked: None, held: None, lock: None };
+        let mut case = Case { point, order, request: None, held: None, lock: None };
         match point.hold {
             Hold::Insert => {
                 let mut client = self.world.schema.connect();
-                let id = &life.order.id;
+                let id = &case.order.id;
                 let row = format!("'another', '{id}', 'p', 'v', 'RUNNING'");
                 let insert = "INSERT INTO source_task (sync_id, task_id, package, version, status) VALUES";
                 client.batch_execute(&format!("BEGIN; {insert} ({row})")).expect("a row of our own");
-                life.lock = Some(client);
+                case.lock = Some(client);
             }
-            Hold::Call(call) | Hold::Cancel(call) => life.held = Some(self.proxy.hold(call, &life.order.id)),
+            Hold::Call(call) | Hold::Cancel(call) => case.held = Some(self.proxy.hold(call, &case.order.id)),
             Hold::Outcome | Hold::Starting | Hold::Running => {}
         }
         let waits = matches!(point.hold, Hold::Insert | Hold::Call(Call { method: "POST", .. }));
-        let asked = self.ask(&life);
+        let request = self.send(&case);
         if waits {
-            life.asked = Some(asked);
+            case.request = Some(request);
         } else {
-            accepted(point, asked);
+            assert_accepted(point, request);
         }
         if let Hold::Outcome = point.hold {
             let mut client = self.world.schema.connect();
-            // It conflicts with the outcome alone: reports and signs of life do not touch the key.
-            let lock = format!("BEGIN; SELECT FROM source_task WHERE task_id = '{}' FOR KEY SHARE", life.order.id);
+            // It conflicts with the outcome alone: reports and heartbeats do not update the key.
+            let lock = format!("BEGIN; SELECT FROM source_task WHERE task_id = '{}' FOR KEY SHARE", case.order.id);
             client.batch_execute(&lock).expect("a lock");
-            life.lock = Some(client);
+            case.lock = Some(client);
         }
-        life
+        case
     }
 
-    fn reach(&self, life: &mut Life) {
-        let label = life.point.label;
-        if let Hold::Running | Hold::Cancel(_) = life.point.hold {
-            eventually(label, REACH, || life.order.runs(&self.world).then_some(()));
+    fn wait_at_point(&self, case: &mut Case) {
+        let label = case.point.label;
+        if let Hold::Running | Hold::Cancel(_) = case.point.hold {
+            eventually(label, DEADLINE, || case.order.runs(&self.world).then_some(()));
         }
-        match life.point.hold {
+        match case.point.hold {
             Hold::Call(_) | Hold::Running => {}
             Hold::Cancel(_) => {
-                let (http, target) = (self.service.http.clone(), life.order.cancellation());
-                life.asked = Some(std::thread::spawn(move || http.try_send("GET", &target, &[], &[])));
+                let (http, target) = (self.service.http.clone(), case.order.cancellation());
+                case.request = Some(std::thread::spawn(move || http.try_send("GET", &target, &[], &[])));
             }
-            Hold::Insert | Hold::Outcome => self.wait_locked(label, life.lock.as_mut().expect("it is locked")),
-            Hold::Starting => eventually(label, REACH, || {
+            Hold::Insert | Hold::Outcome => self.wait_locked(label, case.lock.as_mut().expect("a lock")),
+            Hold::Starting => eventually(label, DEADLINE, || {
                 let pods = self.world.place.pods();
-                pods.iter().any(|pod| life.order.owns(pod) && pod["status"]["phase"] == "Pending").then_some(())
+                pods.iter().any(|pod| case.order.owns(pod) && pod["status"]["phase"] == "Pending").then_some(())
             }),
         }
-        if let Some(held) = &life.held {
-            wait_held(label, held, REACH);
+        if let Some(held) = &case.held {
+            wait_held(label, held, DEADLINE);
         }
     }
 
-    /// Waits until the service waits for our lock.
+    /// Waits until a statement of the service waits for the lock.
     fn wait_locked(&self, label: &str, lock: &mut Client) {
-        let ours: i32 = lock.query_one("SELECT pg_backend_pid()", &[]).expect("an answer").get(0);
+        let pid: i32 = lock.query_one("SELECT pg_backend_pid()", &[]).expect("an answer").get(0);
         let query = format!(
             "SELECT count(*) FROM pg_stat_activity
-             WHERE application_name = 'syncctl serve' AND {ours} = ANY (pg_blocking_pids(pid))"
+             WHERE application_name = 'syncctl serve' AND {pid} = ANY (pg_blocking_pids(pid))"
         );
-        eventually(label, REACH, || (self.world.schema.number(&query) > 0).then_some(()));
+        eventually(label, DEADLINE, || (self.world.schema.number(&query) > 0).then_some(()));
     }
 
-    /// Asks for the task.
-    fn ask(&self, life: &Life) -> JoinHandle<Result<Answer, String>> {
-        let (method, target, body) = life.order.request(&self.world);
+    /// Sends the request for the task.
+    fn send(&self, case: &Case) -> JoinHandle<Result<Answer, String>> {
+        let (method, target, body) = case.order.request(&self.world);
         let http = self.service.http.clone();
         std::thread::spawn(move || http.try_send(method, &target, &[], body.as_bytes()))
     }
 
-    /// kill -9. Whoever waited for an answer gets none.
-    fn kill(&mut self, lives: &mut [Life]) {
+    /// kill -9. Waiting clients get no answer.
+    fn kill(&mut self, cases: &mut [Case]) {
         let done = self.service.kill();
-        assert_eq!(done.code, None, "it did not end by itself\n{done}");
-        for life in lives {
-            if let Some(asked) = life.asked.take() {
-                let answer = asked.join().expect("a request");
-                assert!(answer.is_err(), "{}: {answer:?}", life.point.label);
+        assert_eq!(done.code, None, "the service ended before the kill\n{done}");
+        for case in cases {
+            if let Some(request) = case.request.take() {
+                let answer = request.join().expect("a request");
+                assert!(answer.is_err(), "{}: {answer:?}", case.point.label);
             }
-            let there = self.there(life);
-            assert_eq!(there, life.point.there, "{}: status, pod, secret", life.point.label);
-            life.lock = None;
+            let state = self.state(case);
+            assert_eq!(state, case.point.state, "{}: status, pod, secret", case.point.label);
+            case.lock = None;
         }
         self.proxy.release();
     }
 
-    fn there(&self, life: &Life) -> There {
-        let row = match life.order.row(&self.world) {
+    fn state(&self, case: &Case) -> State {
+        let row = match case.order.row(&self.world) {
             None => "",
             Some((status, _)) => ["RUNNING", "SUCCESS", "FAILED", "CANCELLED"]
                 .into_iter()
                 .find(|known| *known == status)
-                .unwrap_or_else(|| panic!("{}: {status}", life.point.label)),
+                .unwrap_or_else(|| panic!("{}: {status}", case.point.label)),
         };
-        let is_there = |kind: &str| self.world.namespace().list(kind, &[]).iter().any(|object| life.order.owns(object));
-        (row, is_there("pods"), is_there("secrets"))
+        let exists = |kind: &str| self.world.namespace().list(kind, &[]).iter().any(|object| case.order.owns(object));
+        (row, exists("pods"), exists("secrets"))
     }
 
-    /// The callers who got no answer ask again.
-    fn ask_again(&self, lives: &[Life]) {
-        for life in lives.iter().filter(|life| life.point.again) {
-            accepted(life.point, self.ask(life));
+    /// Clients without an answer repeat their requests.
+    fn repeat_requests(&self, cases: &[Case]) {
+        for case in cases.iter().filter(|case| case.point.repeats) {
+            assert_accepted(case.point, self.send(case));
         }
     }
 
     /// Ends the service in order.
-    fn end(&mut self) {
+    fn stop(&mut self) {
         self.service.stop().code(0);
         assert!(!self.service.stderr().contains("panicked"), "{}", self.service.stderr());
     }
 
-    /// Every task reaches its true status, once, and nothing is left.
-    fn wait_for_the_truth(&self, lives: &[Life]) {
-        for life in lives {
-            let (status, errors) = life.point.truth;
-            let found = eventually(life.point.label, TRUTH, || {
-                life.order.row(&self.world).filter(|(status, _)| status != "RUNNING")
+    /// Waits until every task has its final outcome, once, and nothing is left behind.
+    fn wait_for_outcomes(&self, cases: &[Case]) {
+        for case in cases {
+            let (status, errors) = case.point.outcome;
+            let found = eventually(case.point.label, DEADLINE, || {
+                case.order.row(&self.world).filter(|(status, _)| status != "RUNNING")
             });
-            assert_eq!(found.0, status, "{}: {}", life.point.label, found.1);
-            let told = errors.iter().any(|error| found.1.starts_with(error)) && (errors != NONE || found.1.is_empty());
-            assert!(told, "{}: {}", life.point.label, found.1);
+            assert_eq!(found.0, status, "{}: {}", case.point.label, found.1);
+            let is_expected =
+                errors.iter().any(|error| found.1.starts_with(error)) && (errors != NONE || found.1.is_empty());
+            assert!(is_expected, "{}: {}", case.point.label, found.1);
         }
-        eventually("an empty namespace", TRUTH, || self.world.place.leftovers().is_empty().then_some(()));
-        for life in lives {
-            let label = life.point.label;
-            // What came last did not change what was true.
-            assert_eq!(life.order.row(&self.world).expect("a row").0, life.point.truth.0, "{label}");
-            if let Some(rows) = life.point.rows {
-                life.order.assert_rows(&self.world, rows);
+        eventually("an empty namespace", DEADLINE, || self.world.place.leftovers().is_empty().then_some(()));
+        for case in cases {
+            let label = case.point.label;
+            // The cleanup did not change the outcome.
+            assert_eq!(case.order.row(&self.world).expect("a row").0, case.point.outcome.0, "{label}");
+            if let Some(rows) = case.point.rows {
+                case.order.assert_rows(&self.world, rows);
             }
         }
-        let reads = lives.iter().filter(|life| life.point.kind == Kind::Read).count();
+        let reads = cases.iter().filter(|case| case.point.kind == Kind::Read).count();
         assert_eq!(self.world.schema.count("source_task"), i64::try_from(reads).expect("a few"), "rows of tasks");
     }
 }
 
-/// Waits for the answer to a request that has to be accepted.
+/// Waits for the answer 200.
 #[track_caller]
-fn accepted(point: &Point, asked: JoinHandle<Result<Answer, String>>) {
-    let answer = asked.join().expect("a request").unwrap_or_else(|error| panic!("{}: {error}", point.label));
+fn assert_accepted(point: &Point, request: JoinHandle<Result<Answer, String>>) {
+    let answer = request.join().expect("a request").unwrap_or_else(|error| panic!("{}: {error}", point.label));
     assert_eq!(answer.status, 200, "{}: {}", point.label, answer.text());
 }
 
 #[test]
-fn killed_while_it_launches_or_cleans_up() {
+fn killed_during_launches_and_cleanups() {
     let Some(mut scene) = Scene::new() else { return };
-    // What stays as it is until the kill comes first; then what goes on by itself.
-    let staying = [
+    // First the tasks that are held until the kill, then those that continue by themselves.
+    let held = [
         Point {
             label: "pod deleted, secret not yet deleted",
             kind: Kind::Read,
             image: INSTANT,
             hold: Hold::Call(before("DELETE", "secrets")),
-            there: ("SUCCESS", false, true),
-            again: true,
-            truth: ("SUCCESS", NONE),
+            state: ("SUCCESS", false, true),
+            repeats: true,
+            outcome: ("SUCCESS", NONE),
             rows: Some(1000),
         },
         Point {
@@ -285,9 +283,9 @@ fn killed_while_it_launches_or_cleans_up() {
             kind: Kind::Check,
             image: INSTANT,
             hold: Hold::Call(after("DELETE", "pods")),
-            there: ("SUCCESS", false, true),
-            again: false,
-            truth: ("SUCCESS", NONE),
+            state: ("SUCCESS", false, true),
+            repeats: false,
+            outcome: ("SUCCESS", NONE),
             rows: None,
         },
         Point {
@@ -295,9 +293,9 @@ fn killed_while_it_launches_or_cleans_up() {
             kind: Kind::Read,
             image: INSTANT,
             hold: Hold::Call(before("POST", "secrets")),
-            there: ("RUNNING", false, false),
-            again: true,
-            truth: ("FAILED", NEVER_RAN),
+            state: ("RUNNING", false, false),
+            repeats: true,
+            outcome: ("FAILED", NEVER_RAN),
             rows: None,
         },
         Point {
@@ -305,41 +303,41 @@ fn killed_while_it_launches_or_cleans_up() {
             kind: Kind::Read,
             image: INSTANT,
             hold: Hold::Call(after("POST", "secrets")),
-            there: ("RUNNING", false, true),
-            again: false,
-            truth: ("FAILED", NEVER_RAN),
+            state: ("RUNNING", false, true),
+            repeats: false,
+            outcome: ("FAILED", NEVER_RAN),
             rows: None,
         },
         Point {
-            label: "secret there, pod of a check not yet created",
+            label: "secret created, pod of a check not yet created",
             kind: Kind::Check,
             image: INSTANT,
             hold: Hold::Call(before("POST", "pods")),
-            there: ("", false, true),
-            again: false,
-            truth: ("FAILED", NEVER_RAN),
+            state: ("", false, true),
+            repeats: false,
+            outcome: ("FAILED", NEVER_RAN),
             rows: None,
         },
         Point {
-            label: "secret there, pod of a discover not yet created, sent again",
+            label: "secret created, pod of a discover not yet created, request repeated",
             kind: Kind::Discover,
             image: INSTANT,
             hold: Hold::Call(before("POST", "pods")),
-            there: ("", false, true),
-            again: true,
-            truth: ("SUCCESS", NONE),
+            state: ("", false, true),
+            repeats: true,
+            outcome: ("SUCCESS", NONE),
             rows: None,
         },
     ];
-    let moving = [
+    let passing = [
         Point {
             label: "request accepted, row not yet written",
             kind: Kind::Read,
             image: INSTANT,
             hold: Hold::Insert,
-            there: ("", false, false),
-            again: true,
-            truth: ("SUCCESS", NONE),
+            state: ("", false, false),
+            repeats: true,
+            outcome: ("SUCCESS", NONE),
             rows: Some(1000),
         },
         Point {
@@ -347,34 +345,34 @@ fn killed_while_it_launches_or_cleans_up() {
             kind: Kind::Read,
             image: ODD,
             hold: Hold::Call(after("POST", "pods")),
-            there: ("RUNNING", true, true),
-            again: true,
-            truth: ("SUCCESS", NONE),
+            state: ("RUNNING", true, true),
+            repeats: true,
+            outcome: ("SUCCESS", NONE),
             rows: Some(4000),
         },
     ];
-    let lives = scene.bring(&staying).into_iter().chain(scene.bring_in_turn(&moving));
-    let mut lives: Vec<Life> = lives.collect();
-    scene.kill(&mut lives);
+    let cases = scene.bring(&held).into_iter().chain(scene.bring_in_turn(&passing));
+    let mut cases: Vec<Case> = cases.collect();
+    scene.kill(&mut cases);
     std::thread::sleep(LAUNCHING);
     scene.service.start_again();
-    scene.ask_again(&lives);
-    scene.wait_for_the_truth(&lives);
-    scene.end();
+    scene.repeat_requests(&cases);
+    scene.wait_for_outcomes(&cases);
+    scene.stop();
 }
 
 #[test]
 fn killed_while_tasks_run_and_end() {
     let Some(mut scene) = Scene::new() else { return };
-    let staying = [
+    let held = [
         Point {
             label: "pod ended, outcome not yet recorded",
             kind: Kind::Read,
             image: KILLED,
             hold: Hold::Outcome,
-            there: ("RUNNING", true, true),
-            again: false,
-            truth: ("FAILED", &["CONNECTOR_FAILED: the connector was killed"]),
+            state: ("RUNNING", true, true),
+            repeats: false,
+            outcome: ("FAILED", &["CONNECTOR_FAILED: the connector was killed"]),
             rows: None,
         },
         Point {
@@ -382,9 +380,9 @@ fn killed_while_tasks_run_and_end() {
             kind: Kind::Read,
             image: KILLED,
             hold: Hold::Call(before("DELETE", "pods")),
-            there: ("FAILED", true, true),
-            again: true,
-            truth: ("FAILED", &["CONNECTOR_FAILED: the connector was killed"]),
+            state: ("FAILED", true, true),
+            repeats: true,
+            outcome: ("FAILED", &["CONNECTOR_FAILED: the connector was killed"]),
             rows: None,
         },
         Point {
@@ -392,21 +390,21 @@ fn killed_while_tasks_run_and_end() {
             kind: Kind::Read,
             image: SLOW,
             hold: Hold::Cancel(before("DELETE", "pods")),
-            there: ("CANCELLED", true, true),
-            again: false,
-            truth: ("CANCELLED", &["CANCELLED: "]),
+            state: ("CANCELLED", true, true),
+            repeats: false,
+            outcome: ("CANCELLED", &["CANCELLED: "]),
             rows: None,
         },
     ];
-    let moving = [
+    let passing = [
         Point {
             label: "connector running",
             kind: Kind::Read,
             image: ODD,
             hold: Hold::Running,
-            there: ("RUNNING", true, true),
-            again: false,
-            truth: ("SUCCESS", NONE),
+            state: ("RUNNING", true, true),
+            repeats: false,
+            outcome: ("SUCCESS", NONE),
             rows: Some(4000),
         },
         Point {
@@ -414,23 +412,23 @@ fn killed_while_tasks_run_and_end() {
             kind: Kind::Read,
             image: ODD,
             hold: Hold::Starting,
-            there: ("RUNNING", true, true),
-            again: true,
-            truth: ("SUCCESS", NONE),
+            state: ("RUNNING", true, true),
+            repeats: true,
+            outcome: ("SUCCESS", NONE),
             rows: Some(4000),
         },
     ];
-    let lives = scene.bring(&staying).into_iter().chain(scene.bring_in_turn(&moving));
-    let mut lives: Vec<Life> = lives.collect();
-    scene.kill(&mut lives);
+    let cases = scene.bring(&held).into_iter().chain(scene.bring_in_turn(&passing));
+    let mut cases: Vec<Case> = cases.collect();
+    scene.kill(&mut cases);
     scene.service.start_again();
-    scene.ask_again(&lives);
-    scene.wait_for_the_truth(&lives);
-    scene.end();
+    scene.repeat_requests(&cases);
+    scene.wait_for_outcomes(&cases);
+    scene.stop();
 }
 
 #[test]
-fn killed_once_more_while_the_next_process_takes_over() {
+fn killed_again_during_the_takeover() {
     let Some(mut scene) = Scene::new() else { return };
     let points = [
         Point {
@@ -438,32 +436,36 @@ fn killed_once_more_while_the_next_process_takes_over() {
             kind: Kind::Read,
             image: ODD,
             hold: Hold::Running,
-            there: ("RUNNING", true, true),
-            again: true,
-            truth: ("SUCCESS", NONE),
+            state: ("RUNNING", true, true),
+            repeats: true,
+            outcome: ("SUCCESS", NONE),
             rows: Some(4000),
         },
         Point {
-            label: "ended while nobody looked",
+            label: "ended between two leaders",
             kind: Kind::Read,
             image: KILLED,
             hold: Hold::Starting,
-            there: ("RUNNING", true, true),
-            again: true,
-            truth: ("FAILED", &["CONNECTOR_FAILED: the connector was killed"]),
+            state: ("RUNNING", true, true),
+            repeats: true,
+            outcome: ("FAILED", &["CONNECTOR_FAILED: the connector was killed"]),
             rows: None,
         },
     ];
-    let mut lives = scene.bring_in_turn(&points);
-    scene.kill(&mut lives);
-    let taking = scene.proxy.hold(after("PUT", "leases"), "");
+    let mut cases = scene.bring_in_turn(&points);
+    scene.kill(&mut cases);
+    let takeover = scene.proxy.hold(after("PUT", "leases"), "");
     scene.service.launch();
-    wait_held("the takeover", &taking, REACH);
+    wait_held("the takeover", &takeover, DEADLINE);
     scene.service.kill();
     scene.proxy.release();
-    assert_eq!(lives[1].order.row(&scene.world).expect("a row").0, "RUNNING", "nobody led since the first kill");
+    assert_eq!(
+        cases[1].order.row(&scene.world).expect("a row").0,
+        "RUNNING",
+        "no process has led since the first kill"
+    );
     scene.service.start_again();
-    scene.ask_again(&lives);
-    scene.wait_for_the_truth(&lives);
-    scene.end();
+    scene.repeat_requests(&cases);
+    scene.wait_for_outcomes(&cases);
+    scene.stop();
 }

@@ -1,9 +1,9 @@
-//! Cancelling, killing, timing out, and outages in the middle.
+//! Cancelling, killing, timing out, and outages of servers during a read.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -12,14 +12,14 @@ use super::support::{Done, Program, Running, World, catalog, eventually, unique}
 
 const INSTANT: &str = "syncctl-test/instant:1";
 const SLOW: &str = "syncctl-test/slow:1";
-const DEAF: &str = "syncctl-test/deaf:1";
+const IGNORES_TERM: &str = "syncctl-test/deaf:1";
 const ODD: &str = "syncctl-test/odd:1";
-/// Until something that was started can be seen.
-const START: Duration = Duration::from_mins(1);
+/// A deadline that only means "hangs".
+const DEADLINE: Duration = Duration::from_mins(5);
 
-/// Waits until the stream is seen to run.
+/// Waits until the stream is RUNNING.
 fn wait_for_rows(world: &World, task: &str, stream: &str) {
-    eventually("a stream that runs", START, || {
+    eventually("a running stream", DEADLINE, || {
         world.schema.task(task)?;
         (world.schema.streams(task)[stream]["status"] == "RUNNING").then_some(())
     });
@@ -27,19 +27,19 @@ fn wait_for_rows(world: &World, task: &str, stream: &str) {
 
 /// Waits until the Pod runs.
 fn wait_for_running(world: &World) -> Value {
-    eventually("a running pod", START, || {
+    eventually("a running pod", DEADLINE, || {
         world.place.pods().into_iter().find(|pod| pod["status"]["phase"] == "Running")
     })
 }
 
-/// A listener that connectors reach from their Pods.
-struct Ear {
+/// A TCP listener for messages of a connector, which stay readable when its Pod is gone.
+struct Messages {
     listener: TcpListener,
-    /// HOST PORT, as the connector is told.
+    /// HOST PORT, as a Pod reaches it.
     address: String,
 }
 
-impl Ear {
+impl Messages {
     fn new(world: &World) -> Self {
         let listener = TcpListener::bind("0.0.0.0:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket");
@@ -47,14 +47,13 @@ impl Ear {
         Self { listener, address: format!("{} {port}", world.setup.pod_host) }
     }
 
-    /// The next thing that is told.
-    fn hear(&self, limit: Duration) -> String {
-        eventually("a word of the connector", limit, || {
+    fn next(&self) -> String {
+        eventually("a message of the connector", DEADLINE, || {
             let (stream, _) = self.listener.accept().ok()?;
             stream.set_nonblocking(false).expect("a socket");
             let mut line = String::new();
-            // One line: the other end stays until we go.
-            BufReader::new(stream).read_line(&mut line).expect("a short text");
+            // One line: the connector keeps the connection open.
+            BufReader::new(stream).read_line(&mut line).expect("a line");
             Some(line.trim().to_owned())
         })
     }
@@ -73,18 +72,16 @@ fn odd(world: &World, mode: &Value, task: &str) -> Program {
 fn ctrl_c_cancels_and_the_connector_gets_term() {
     let Some(world) = World::new() else { return };
     let task = unique("cancelled-");
-    let ear = Ear::new(&world);
-    let running = odd(&world, &json!({"mode": "signals", "tell": ear.address}), &task).start();
-    assert_eq!(ear.hear(START), "started");
+    let messages = Messages::new(&world);
+    let running = odd(&world, &json!({"mode": "signals", "tell": messages.address}), &task).start();
+    assert_eq!(messages.next(), "started");
     wait_for_rows(&world, &task, "one");
-    // A kubelet that has not yet told of its containers may be slow to end them.
+    // A kubelet that has not reported its containers yet may be slow to end them.
     wait_for_running(&world);
-    let asked = Instant::now();
     running.signal(Signal::INT);
-    assert_eq!(ear.hear(Duration::from_secs(10)), "TERM");
+    assert_eq!(messages.next(), "TERM");
     let done = running.wait();
-    assert!(asked.elapsed() < Duration::from_secs(15), "a connector that listens ends at once\n{done}");
-    // Before the program has ended, not some time later.
+    // The program ends after its task is removed.
     world.place.assert_empty();
     assert_eq!(done.code(130).json()["status"], "CANCELLED", "{done}");
     let (status, _) = world.schema.task(&task).expect("a row");
@@ -93,7 +90,7 @@ fn ctrl_c_cancels_and_the_connector_gets_term() {
 }
 
 #[test]
-fn term_cancels_as_ctrl_c_does() {
+fn term_cancels_like_ctrl_c() {
     let Some(world) = World::new() else { return };
     let task = unique("termed-");
     let running = world.read(SLOW, "s", &task, &["ticks"]).start();
@@ -106,11 +103,11 @@ fn term_cancels_as_ctrl_c_does() {
 }
 
 #[test]
-fn cancelling_a_check_leaves_nothing() {
+fn cancelling_a_check_leaves_nothing_behind() {
     let Some(world) = World::new() else { return };
     let config = world.json("config.json", &json!({}));
     let running = world.syncctl(&["check", SLOW, "--config", &config, "--storage-key", "k", "-o", "json"]).start();
-    eventually("a pod", START, || world.place.pods().first().cloned());
+    eventually("a pod", DEADLINE, || world.place.pods().first().cloned());
     running.signal(Signal::INT);
     let done = running.wait();
     world.place.assert_empty();
@@ -118,45 +115,42 @@ fn cancelling_a_check_leaves_nothing() {
 }
 
 #[test]
-fn a_deaf_connector_is_killed_after_its_grace_period() {
+fn a_connector_that_ignores_term_is_killed() {
     let Some(world) = World::new() else { return };
-    let task = unique("deaf-");
-    let running = world.read(DEAF, "s", &task, &["one"]).start();
+    let task = unique("ignores-term-");
+    let running = world.read(IGNORES_TERM, "s", &task, &["one"]).start();
     wait_for_running(&world);
-    let asked = Instant::now();
     running.signal(Signal::INT);
     let done = running.wait();
     world.place.assert_empty();
     done.code(130);
-    // The grace period, and the time after which a Pod is removed without its node's word: an old kubelet may stumble.
-    assert!(asked.elapsed() < Duration::from_secs(5 + 10 + 10), "{done}");
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
 }
 
 #[test]
-fn a_second_ctrl_c_ends_at_once_and_the_next_command_cleans_up() {
+fn a_second_ctrl_c_ends_the_program_and_the_next_command_cleans_up() {
     let Some(world) = World::new() else { return };
     let task = unique("twice-");
-    let running = world.read(DEAF, "s", &task, &["one"]).env("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "20").start();
+    let grace = ("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "30");
+    let running = world.read(IGNORES_TERM, "s", &task, &["one"]).env(grace.0, grace.1).start();
     wait_for_running(&world);
     running.signal(Signal::INT);
-    eventually("the row of the cancelled task", Duration::from_secs(10), || {
+    eventually("the row of the cancelled task", DEADLINE, || {
         world.schema.task(&task).filter(|(status, _)| status == "CANCELLED")
     });
-    let asked = Instant::now();
     running.signal(Signal::INT);
-    let done = running.wait();
-    assert!(asked.elapsed() < Duration::from_secs(2), "{done}");
-    assert_eq!(done.code, Some(130), "{done}");
+    running.wait().code(130);
+    // It did not wait for the end of its task.
+    assert!(!world.place.pods().is_empty());
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
     world.syncctl(&["spec", INSTANT]).run().code(0);
-    // The deletion was asked for with the first one; the Pod is in its grace period.
-    eventually("nothing left", Duration::from_secs(40), || world.place.leftovers().is_empty().then_some(()));
+    // The first one requested the deletion; the Pod is in its grace period.
+    eventually("the removal of the task", DEADLINE, || world.place.leftovers().is_empty().then_some(()));
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
 }
 
 #[test]
-fn a_read_that_takes_too_long_is_ended() {
+fn a_read_that_exceeds_its_timeout_is_ended() {
     let Some(world) = World::new() else { return };
     let task = unique("long-");
     let done = world.read(SLOW, "s", &task, &["ticks"]).with(&["--timeout", "8s"]).run();
@@ -170,7 +164,7 @@ fn a_read_that_takes_too_long_is_ended() {
 }
 
 #[test]
-fn a_check_that_takes_too_long_is_ended() {
+fn a_check_that_exceeds_its_timeout_is_ended() {
     let Some(world) = World::new() else { return };
     let config = world.json("config.json", &json!({}));
     let arguments = ["check", SLOW, "--config", &config, "--storage-key", "k", "-o", "json", "--timeout", "6s"];
@@ -181,24 +175,24 @@ fn a_check_that_takes_too_long_is_ended() {
 }
 
 #[test]
-fn the_next_command_removes_what_a_killed_one_left() {
+fn the_next_command_cleans_up_after_a_killed_one() {
     let Some(world) = World::in_cluster() else { return };
     let task = unique("killed-");
     let running = world.read(SLOW, "s", &task, &["ticks"]).start();
     wait_for_rows(&world, &task, "ticks");
     running.signal(Signal::KILL);
     assert_eq!(running.wait().code, None);
-    assert_eq!(world.place.leftovers().len(), 2, "a Pod and its Secret: the test is about these");
+    assert_eq!(world.place.leftovers().len(), 2, "a Pod and its Secret");
     assert_eq!(world.schema.task(&task).expect("a row").0, "RUNNING");
     world.syncctl(&["spec", INSTANT, "-o", "json"]).run().code(0);
     world.place.assert_empty();
     let (status, error) = world.schema.task(&task).expect("a row");
-    // The sidecar, which is told to end, may be first to say so.
+    // The sidecar gets TERM too and may store its outcome first.
     assert!(status == "CANCELLED" || (status == "FAILED" && error.starts_with("ABANDONED: ")), "{status}: {error}");
 }
 
 #[test]
-fn a_pod_of_a_living_command_is_left_alone_by_another() {
+fn a_command_does_not_remove_the_pod_of_another_running_command() {
     let Some(world) = World::new() else { return };
     let task = unique("alive-");
     let mut running = world.read(SLOW, "s", &task, &["ticks"]).start();
@@ -211,44 +205,40 @@ fn a_pod_of_a_living_command_is_left_alone_by_another() {
 }
 
 #[test]
-fn a_pod_that_somebody_deletes_ends_the_task_at_once() {
+fn deleting_the_pod_ends_the_task() {
     let Some(world) = World::in_cluster() else { return };
     let task = unique("deleted-");
     let running = world.read(SLOW, "s", &task, &["ticks"]).start();
     wait_for_rows(&world, &task, "ticks");
-    let asked = Instant::now();
     world.namespace().kubectl(&["delete", "pods", "--all", "-n", &world.namespace().name, "--wait=false"]);
     let done = running.wait();
-    assert!(asked.elapsed() < Duration::from_secs(12), "{done}");
     let (status, _) = world.schema.task(&task).expect("a row");
     assert_ne!(status, "RUNNING");
-    told_of_the_deletion(&done);
+    assert_reports_deletion(&done);
 }
 
-/// The sidecar, which is asked to end, may be first: then it was cancelled, by whomever.
+/// The sidecar gets TERM and may store its outcome first: then the task was cancelled.
 #[track_caller]
-fn told_of_the_deletion(done: &Done) {
+fn assert_reports_deletion(done: &Done) {
     let document = done.json();
     let class = document["class"].as_str().unwrap_or_default();
     assert!(matches!((done.code, class), (Some(130), "CANCELLED") | (Some(3), "POD_DELETED")), "{done}");
 }
 
 #[test]
-fn a_pod_that_is_deleted_by_force_ends_the_task_at_once() {
+fn deleting_the_pod_by_force_ends_the_task() {
     let Some(world) = World::in_cluster() else { return };
     let config = world.json("config.json", &json!({}));
     let running = world.syncctl(&["check", SLOW, "--config", &config, "--storage-key", "k", "-o", "json"]).start();
     wait_for_running(&world);
-    let asked = Instant::now();
     let name = &world.namespace().name;
     world.namespace().kubectl(&["delete", "pods", "--all", "-n", name, "--force", "--grace-period=0", "--wait=false"]);
     let done = running.wait();
-    assert!(asked.elapsed() < Duration::from_secs(12), "{done}");
-    told_of_the_deletion(&done);
+    assert_reports_deletion(&done);
 }
 
 #[test]
-fn the_same_task_id_again_is_refused_and_the_first_result_stays() {
+fn a_repeated_task_id_is_rejected_and_the_first_result_stays() {
     let Some(world) = World::new() else { return };
     let task = unique("once-");
     world.read(INSTANT, "s", &task, &["items"]).run().code(0);
@@ -260,7 +250,7 @@ fn the_same_task_id_again_is_refused_and_the_first_result_stays() {
 }
 
 #[test]
-fn a_running_task_is_not_disturbed_by_its_own_id() {
+fn a_repeated_task_id_does_not_disturb_the_running_task() {
     let Some(world) = World::new() else { return };
     let task = unique("both-");
     let running = world.read(SLOW, "s", &task, &["ticks"]).start();
@@ -273,14 +263,14 @@ fn a_running_task_is_not_disturbed_by_its_own_id() {
 }
 
 #[test]
-fn ids_may_be_anything() {
+fn ids_may_contain_any_text() {
     let Some(world) = World::new() else { return };
     let long = "x".repeat(300);
     for (label, sync, task) in [
         ("unicode", "Заказы 🛒", "Ω≈ç√"),
         ("long", long.as_str(), long.as_str()),
         ("slashes", "a/b/../c", "//"),
-        ("blanks and quotes", " it's \"one\"; -- ", "$(reboot) `x` \\"),
+        ("spaces and quotes", " it's \"one\"; -- ", "$(reboot) `x` \\"),
         ("a line break", "a\nb", "c\td"),
         ("like a flag", "=--sync", "UPPER.case_"),
     ] {
@@ -293,9 +283,9 @@ fn ids_may_be_anything() {
     }
 }
 
-/// Everything in a real Pod, as the API server keeps it.
+/// Looks at a real Pod as the API server stores it.
 #[test]
-fn a_pod_holds_no_secret_and_no_right() {
+fn a_pod_contains_no_credentials_and_no_permissions() {
     let Some(world) = World::in_cluster() else { return };
     let task = unique("audit-");
     let config = world.json("config.json", &json!({"api_key": "hunter2-config"}));
@@ -315,7 +305,7 @@ fn a_pod_holds_no_secret_and_no_right() {
     let spec = &pod["spec"];
     assert_eq!(spec["automountServiceAccountToken"], false);
     assert_eq!(spec["restartPolicy"], "Never");
-    assert!(spec["initContainers"].is_null(), "our own sidecar needs none");
+    assert!(spec["initContainers"].is_null(), "our own sidecar needs no init container");
     for volume in spec["volumes"].as_array().expect("volumes") {
         assert!(volume["hostPath"].is_null() && !volume.to_string().contains("serviceAccountToken"), "{volume}");
     }
@@ -329,7 +319,7 @@ fn a_pod_holds_no_secret_and_no_right() {
     assert!(!source.to_string().contains("secretKeyRef"), "{source}");
     let sidecar = container("sidecar");
     let url = sidecar["env"].as_array().and_then(|env| env.iter().find(|variable| variable["name"] == "DATABASE_URL"));
-    let url = url.expect("the sidecar is told its database");
+    let url = url.expect("DATABASE_URL");
     assert!(url["value"].is_null() && url["valueFrom"]["secretKeyRef"].is_object(), "{url}");
     let security = &sidecar["securityContext"];
     assert_eq!(security["runAsNonRoot"], true);
@@ -349,13 +339,13 @@ fn a_pod_holds_no_secret_and_no_right() {
     running.wait().code(130);
 }
 
-/// Waits until a state of the read is stored, so that the outage falls into its middle.
+/// Waits until the read has stored a state, so that the outage happens during the read.
 fn wait_for_state(world: &World) {
-    eventually("a state", START, || {
-        let there = world.schema.number(
+    eventually("a state", DEADLINE, || {
+        let exists = world.schema.number(
             "SELECT count(*) FROM pg_tables WHERE tablename = 'source_state' AND schemaname = current_schema()",
         );
-        (there > 0 && world.schema.count("source_state") > 0).then_some(())
+        (exists > 0 && world.schema.count("source_state") > 0).then_some(())
     });
 }
 
@@ -368,13 +358,13 @@ fn steady(world: &World, task: &str) -> Running {
 }
 
 #[test]
-fn a_restart_of_postgres_in_the_middle_loses_nothing_and_doubles_nothing() {
+fn a_restart_of_postgres_during_a_read_neither_loses_nor_duplicates_rows() {
     let Some(world) = World::alone() else { return };
     let Some(postgres) = &world.setup.postgres else { return };
     let task = unique("restart-");
     let running = steady(&world, &task);
     wait_for_state(&world);
-    let restarted = Command::new(postgres).arg("restart").output().expect("the switch of Postgres");
+    let restarted = Command::new(postgres).arg("restart").output().expect("tests/cluster/postgres");
     assert!(restarted.status.success(), "{}", String::from_utf8_lossy(&restarted.stderr));
     let done = running.wait();
     assert_eq!(done.code(0).json()["status"], "SUCCESS", "{done}");
@@ -385,19 +375,19 @@ fn a_restart_of_postgres_in_the_middle_loses_nothing_and_doubles_nothing() {
 }
 
 #[test]
-fn an_outage_of_the_api_server_in_the_middle_does_not_end_a_read() {
+fn an_outage_of_the_api_server_does_not_end_a_read() {
     let Some(world) = World::alone() else { return };
     let Some(apiserver) = &world.setup.apiserver else { return };
     let task = unique("outage-");
     let running = steady(&world, &task);
     wait_for_state(&world);
-    let switch = |word: &str| {
-        let switched = Command::new(apiserver).arg(word).output().expect("the switch of the API server");
-        assert!(switched.status.success(), "{word}: {}", String::from_utf8_lossy(&switched.stderr));
+    let run = |command: &str| {
+        let output = Command::new(apiserver).arg(command).output().expect("tests/cluster/apiserver");
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     };
-    switch("stop");
+    run("stop");
     std::thread::sleep(Duration::from_secs(2));
-    switch("start");
+    run("start");
     let done = running.wait();
     assert_eq!(done.code(0).json()["status"], "SUCCESS", "{done}");
     assert_eq!(world.schema.count("one"), 4000);

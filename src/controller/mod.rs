@@ -20,14 +20,14 @@ use crate::db::local_server::{DATABASE, LocalServer, PORT, SCHEMA, USER};
 use crate::failure::{Class, Failure};
 use crate::pod::Backend;
 use crate::pod::kubernetes::Cluster;
-use crate::pod::local::Machine;
+use crate::pod::local::LocalBackend;
 use crate::secret::Secret;
 
 /// Opens the backend that runs tasks: a cluster, or this machine.
 pub fn open_backend(settings: &Settings) -> Result<Backend, Failure> {
     Ok(match &settings.engine {
         Engine::Kubernetes(client) => Cluster::connect(client)?.into(),
-        Engine::Local(local) => Machine::open(local.clone())?.into(),
+        Engine::Local(local) => LocalBackend::open(local.clone())?.into(),
     })
 }
 

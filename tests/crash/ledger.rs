@@ -1,4 +1,4 @@
-//! What the connector `ledger` has, and what of it has to be in the tables.
+//! The data of the connector `ledger`, and the expected content of the tables.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,15 +16,15 @@ const RATES: i64 = 1200;
 
 /// Two syncs of the same source: one with a state for each stream, one with a state for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
+pub enum SyncKind {
     Streams,
     Global,
 }
 
-impl Lane {
+impl SyncKind {
     pub const ALL: [Self; 2] = [Self::Streams, Self::Global];
 
-    /// Its sync id, and what the names of its tables begin with.
+    /// The suffix of its sync id, and the prefix of its tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Streams => "stream",
@@ -36,7 +36,7 @@ impl Lane {
         format!("{}_", self.name())
     }
 
-    /// How far the stored state of a sync says that a stream is.
+    /// The position of a stream in the stored state of a sync.
     fn position(self, warehouse: &Warehouse, sync: &str, stream: &str) -> i64 {
         let (key, path) = match self {
             Self::Streams => (stream, format!("state->>'{stream}_at'")),
@@ -49,20 +49,20 @@ impl Lane {
     }
 }
 
-/// What the source has at a time.
+/// The content of the source in one round.
 #[derive(Debug, Clone, Copy)]
 pub struct Source {
     pub until: u32,
     pub edition: u32,
-    /// Rows of a stream between two pauses, and the pause.
+    /// Rows of a stream between two pauses.
     pub batch: u32,
     pub pause: &'static str,
 }
 
 impl Source {
-    pub fn config(self, lane: Lane) -> Value {
+    pub fn config(self, kind: SyncKind) -> Value {
         let Self { until, edition, batch, pause } = self;
-        json!({"kind": lane.name(), "until": until, "edition": edition, "batch": batch, "pause": pause})
+        json!({"kind": kind.name(), "until": until, "edition": edition, "batch": batch, "pause": pause})
     }
 }
 
@@ -101,9 +101,9 @@ pub fn catalog() -> Value {
     ]})
 }
 
-/// Rows are in before the state that stands for them: whatever the state says has been read is in the tables.
-pub fn assert_backed(warehouse: &Warehouse, schema: &str, lane: Lane, sync: &str, when: &str) {
-    let prefix = lane.prefix();
+/// Rows are committed before their state is stored: all rows up to the stored state are in the tables.
+pub fn assert_backed(warehouse: &Warehouse, schema: &str, kind: SyncKind, sync: &str, when: &str) {
+    let prefix = kind.prefix();
     for (stream, query) in [
         (
             "accounts",
@@ -114,24 +114,24 @@ pub fn assert_backed(warehouse: &Warehouse, schema: &str, lane: Lane, sync: &str
         ),
         ("entries", "SELECT $AT - count(DISTINCT id) FROM $TABLE WHERE id BETWEEN 1 AND $AT"),
     ] {
-        let at = lane.position(warehouse, sync, stream);
+        let at = kind.position(warehouse, sync, stream);
         if at > 0 {
             let query = query.replace("$AT", &at.to_string()).replace("$TABLE", &format!("{schema}.{prefix}{stream}"));
             let missing = warehouse.number(&query);
-            assert_eq!(missing, 0, "{when}: rows of {prefix}{stream} that its state, {at}, says are there");
+            assert_eq!(missing, 0, "{when}: missing rows of {prefix}{stream} below the state {at}");
         }
     }
 }
 
-/// The tables of both schemas hold the same rows in all columns: each as often, but for the stream without a key, of
-/// which a row may have come again.
-pub fn assert_equal(warehouse: &Warehouse, lane: Lane, until: u32, when: &str) {
+/// The tables of both schemas contain the same rows, equally often except for the stream without a key, whose rows may be
+/// duplicated.
+pub fn assert_equal(warehouse: &Warehouse, kind: SyncKind, until: u32, when: &str) {
     for (stream, all, columns) in [
         ("accounts", "ALL", "id, version, balance, owner, changed_at, tags"),
         ("entries", "", "id, account, cents, note"),
         ("rates", "ALL", "id, edition, rate"),
     ] {
-        let table = format!("{}{stream}", lane.prefix());
+        let table = format!("{}{stream}", kind.prefix());
         let described = |schema: &str| {
             warehouse.texts(&format!(
                 "SELECT column_name || ' ' || data_type FROM information_schema.columns
@@ -144,36 +144,36 @@ pub fn assert_equal(warehouse: &Warehouse, lane: Lane, until: u32, when: &str) {
             let query = format!(
                 "SELECT count(*) FROM (SELECT {columns} FROM {one}.{table} EXCEPT {all} SELECT {columns} FROM {other}.{table}) x"
             );
-            assert_eq!(warehouse.number(&query), 0, "{when}: rows of {table} that {one} has and {other} has not");
+            assert_eq!(warehouse.number(&query), 0, "{when}: rows of {table} in {one} but not in {other}");
         }
     }
-    let entries = |what: &str| warehouse.number(&format!("SELECT count({what}) FROM live.{}entries", lane.prefix()));
+    let entries = |what: &str| warehouse.number(&format!("SELECT count({what}) FROM live.{}entries", kind.prefix()));
     assert_eq!(entries("DISTINCT id"), i64::from(until), "{when}");
-    println!("{}: {} of {until} entries are there more than once", lane.name(), entries("*") - i64::from(until));
+    println!("{}: {} of {until} entries are duplicates", kind.name(), entries("*") - i64::from(until));
 }
 
-/// Looks at the tables that are replaced, all the time, as their readers do.
-pub struct Onlooker {
+/// Continuously reads the tables that are replaced.
+pub struct TableReader {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(u32, Vec<String>)>,
 }
 
-/// What was seen of one of them last.
+/// The last observation of a table.
 #[derive(Default)]
-struct Seen {
+struct Observation {
     edition: Option<i64>,
 }
 
-impl Onlooker {
+impl TableReader {
     pub fn start(world: &World, warehouse: &Warehouse) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let url = warehouse
             .within(&world.setup.database_url, "live")
-            .replace("search_path=live", "application_name=onlooker");
+            .replace("search_path=live", "application_name=table-reader");
         let thread = std::thread::spawn(move || {
-            let (mut looks, mut bad) = (0, Vec::new());
-            let mut seen = Lane::ALL.map(|lane| (lane, Seen::default()));
+            let (mut reads, mut bad) = (0, Vec::new());
+            let mut observations = SyncKind::ALL.map(|kind| (kind, Observation::default()));
             let mut client = None;
             while !stopped.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(10));
@@ -182,32 +182,32 @@ impl Onlooker {
                     continue;
                 };
                 client = Some(open).and_then(|mut open| {
-                    for (lane, seen) in &mut seen {
-                        let complete = seen.look(&mut open, *lane, &mut bad)?;
-                        looks += u32::from(complete);
+                    for (kind, observation) in &mut observations {
+                        let complete = observation.read(&mut open, *kind, &mut bad)?;
+                        reads += u32::from(complete);
                     }
                     Some(open)
                 });
             }
-            (looks, bad)
+            (reads, bad)
         });
         Self { stop, thread }
     }
 
-    /// It never saw anything but complete editions, one after the other.
-    pub fn assert_content(self, when: &str) {
+    /// Every read returned a complete edition, and no edition older than the one before.
+    pub fn assert_only_complete(self, when: &str) {
         self.stop.store(true, Ordering::Relaxed);
-        let (looks, bad) = self.thread.join().expect("the thread that looks");
-        assert!(bad.is_empty(), "{when}: {} of {looks} looks were bad, such as: {}", bad.len(), bad[0]);
-        assert!(looks > 100, "{when}: looked {looks} times");
-        println!("an onlooker saw complete tables {looks} times");
+        let (reads, bad) = self.thread.join().expect("the reading thread");
+        assert!(bad.is_empty(), "{when}: {} of {reads} reads were bad, such as: {}", bad.len(), bad[0]);
+        assert!(reads > 100, "{when}: read {reads} times");
+        println!("the tables were complete in {reads} reads");
     }
 }
 
-impl Seen {
-    /// Returns whether the table is there; `None` when the connection is gone.
-    fn look(&mut self, client: &mut Client, lane: Lane, bad: &mut Vec<String>) -> Option<bool> {
-        let table = format!("live.{}rates", lane.prefix());
+impl Observation {
+    /// Returns whether the table exists; `None` if the connection is lost.
+    fn read(&mut self, client: &mut Client, kind: SyncKind, bad: &mut Vec<String>) -> Option<bool> {
+        let table = format!("live.{}rates", kind.prefix());
         let query = format!("SELECT count(*), min(edition), max(edition), sum(rate)::bigint FROM {table}");
         let row = match client.query_one(&query, &[]) {
             Ok(row) => row,
@@ -218,7 +218,7 @@ impl Seen {
                 return Some(false);
             }
             Err(error) => {
-                // Ended by the server's end, never by what the program does to the table.
+                // Only a shutdown of the server may end the statement.
                 if error.as_db_error().is_some_and(|answer| !answer.code().code().starts_with("57P")) {
                     bad.push(format!("{table}: {error}"));
                 }
@@ -230,7 +230,7 @@ impl Seen {
         let complete = found.0 == RATES && found.1 == found.2 && found.3 == Some(sum);
         if !complete || found.1 < self.edition {
             bad.push(format!(
-                "{table} after edition {:?}: rows, least and greatest edition, sum: {found:?}",
+                "{table} after edition {:?}: rows, lowest and highest edition, sum: {found:?}",
                 self.edition
             ));
         }

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::Dice;
+use super::Random;
 use crate::support::processes::{self, Role, kill};
 use crate::support::{Running, StoppedServer, Warehouse, World};
 
-/// From when a victim is there until it is struck: about as long as it lives.
-const LIFE: Duration = Duration::from_millis(1800);
-/// The same for what is there before any container is.
-const LONG_LIFE: Duration = Duration::from_millis(3800);
-/// How long containerd is away.
+/// The longest delay from the appearance of a victim until its kill: about its lifetime.
+const LIFETIME: Duration = Duration::from_millis(1800);
+/// The same for victims that exist before the containers do.
+const LONG_LIFETIME: Duration = Duration::from_millis(3800);
+/// The longest outage of containerd.
 const OUTAGE: Duration = Duration::from_millis(1500);
 
 /// A victim.
@@ -18,24 +18,24 @@ const OUTAGE: Duration = Duration::from_millis(1500);
 pub enum Victim {
     /// The connector's own process, by SIGKILL.
     Connector,
-    /// The first process of its container, and with it all of them.
+    /// The first process of its container, which ends the container.
     Container,
     Sidecar,
-    /// A session that loads rows is terminated.
+    /// A database session that loads rows.
     Backend,
-    /// A session that stores states and the outcome is terminated.
+    /// A database session that stores states and the outcome.
     Results,
-    /// A backend's process gets SIGKILL: Postgres ends all others and recovers.
+    /// A backend process, by SIGKILL: Postgres ends all others and recovers.
     Server,
-    /// The Pod is deleted and has its time to end.
+    /// The Pod, deleted with its grace period.
     Pod,
-    /// The Pod is deleted without any.
+    /// The Pod, deleted without a grace period.
     PodAtOnce,
-    /// The node's containerd, by SIGKILL; it is back in a moment.
+    /// The node's containerd, by SIGKILL; it is restarted soon.
     Containerd,
 }
 
-/// In turn; what is easily hit in a hundred ways comes twice.
+/// In turn; the sidecar, which can be killed in many states, twice.
 pub const ALL: [Victim; 10] = [
     Victim::Connector,
     Victim::Sidecar,
@@ -49,13 +49,13 @@ pub const ALL: [Victim; 10] = [
     Victim::Server,
 ];
 
-/// Where victims are looked for.
-pub struct Hunt<'a> {
+/// A round in which a victim is killed.
+pub struct Attack<'a> {
     pub world: &'a World,
     pub warehouse: &'a Warehouse,
     pub containerd: &'a str,
     pub task: &'a str,
-    pub dice: &'a mut Dice,
+    pub random: &'a mut Random,
     pub running: &'a mut Running,
 }
 
@@ -65,43 +65,42 @@ impl Victim {
         format!("{self:?}").to_ascii_lowercase()
     }
 
-    /// Whether the sidecar had no time to clean up, so that a staging table may wait for the next run.
+    /// Whether the sidecar may have had no time to drop its staging tables.
     pub fn may_leave_staging(self) -> bool {
         matches!(self, Self::Sidecar | Self::Pod | Self::PodAtOnce | Self::Server)
     }
 
-    /// Whether all other tests would be its victims, too.
-    pub fn is_everybodys(self) -> bool {
+    /// Whether the kill affects other tests too.
+    pub fn disturbs_other_tests(self) -> bool {
         matches!(self, Self::Containerd | Self::Server)
     }
 
-    /// Whether a run goes on as if nothing had been.
+    /// Whether the run must succeed nevertheless.
     pub fn is_survived(self) -> bool {
         matches!(self, Self::Backend | Self::Results | Self::Server)
     }
 
-    /// Kills it at a random moment. `None` when the run was over before; else what was killed, and how long after its
-    /// appearance.
-    pub fn strike(self, hunt: &mut Hunt<'_>) -> Option<String> {
+    /// Kills it at a random moment. Returns what was killed and when; `None` if the run ended before.
+    pub fn kill(self, attack: &mut Attack<'_>) -> Option<String> {
         match self {
-            Self::Connector => hunt.kill(Role::Connector),
-            Self::Container => hunt.kill(Role::Wrapper),
-            Self::Sidecar => hunt.kill(Role::Sidecar),
-            Self::Backend => hunt.terminate(&["syncctl-sidecar"]),
-            Self::Results => hunt.terminate(&["syncctl read", "syncctl"]),
-            Self::Server => hunt.crash_server(),
-            Self::Pod => hunt.delete_pod(&["--wait=false"]),
-            Self::PodAtOnce => hunt.delete_pod(&["--grace-period=0", "--force", "--wait=false"]),
-            Self::Containerd => hunt.lose_containerd(),
+            Self::Connector => attack.kill(Role::Connector),
+            Self::Container => attack.kill(Role::Wrapper),
+            Self::Sidecar => attack.kill(Role::Sidecar),
+            Self::Backend => attack.terminate(&["syncctl-sidecar"]),
+            Self::Results => attack.terminate(&["syncctl read", "syncctl"]),
+            Self::Server => attack.crash_server(),
+            Self::Pod => attack.delete_pod(&["--wait=false"]),
+            Self::PodAtOnce => attack.delete_pod(&["--grace-period=0", "--force", "--wait=false"]),
+            Self::Containerd => attack.lose_containerd(),
         }
     }
 }
 
-impl Hunt<'_> {
-    /// Waits for a victim to appear; `None` when the run ends before.
-    fn appears<T>(&mut self, mut look: impl FnMut(&Self) -> Option<T>) -> Option<T> {
+impl Attack<'_> {
+    /// Waits for a victim to appear; `None` if the run ends before.
+    fn wait_for<T>(&mut self, mut find: impl FnMut(&Self) -> Option<T>) -> Option<T> {
         loop {
-            if let Some(found) = look(self) {
+            if let Some(found) = find(self) {
                 return Some(found);
             }
             if self.running.has_ended() {
@@ -111,9 +110,9 @@ impl Hunt<'_> {
         }
     }
 
-    /// Lets a random part of a life pass; `None` when the run ends in it.
-    fn let_live(&mut self, life: Duration) -> Option<Duration> {
-        let pause = self.dice.part_of(life);
+    /// Waits for a random part of the lifetime; `None` if the run ends before.
+    fn wait(&mut self, lifetime: Duration) -> Option<Duration> {
+        let pause = self.random.part_of(lifetime);
         let until = Instant::now() + pause;
         while Instant::now() < until {
             if self.running.has_ended() {
@@ -125,46 +124,46 @@ impl Hunt<'_> {
     }
 
     fn kill(&mut self, role: Role) -> Option<String> {
-        self.appears(|hunt| processes::of_task(hunt.task, role))?;
-        let pause = self.let_live(LIFE)?;
+        self.wait_for(|attack| processes::of_task(attack.task, role))?;
+        let pause = self.wait(LIFETIME)?;
         let pid = processes::of_task(self.task, role)?;
         kill(pid).then(|| format!("process {pid} after {pause:?}"))
     }
 
     fn terminate(&mut self, applications: &[&str]) -> Option<String> {
         let sessions =
-            |hunt: &Self| applications.iter().flat_map(|name| hunt.warehouse.sessions(name)).collect::<Vec<i32>>();
-        self.appears(|hunt| (!sessions(hunt).is_empty()).then_some(()))?;
-        let pause = self.let_live(LIFE)?;
-        let session = self.dice.pick(&sessions(self))?;
+            |attack: &Self| applications.iter().flat_map(|name| attack.warehouse.sessions(name)).collect::<Vec<i32>>();
+        self.wait_for(|attack| (!sessions(attack).is_empty()).then_some(()))?;
+        let pause = self.wait(LIFETIME)?;
+        let session = self.random.pick(&sessions(self))?;
         let query = format!("SELECT pg_terminate_backend({session})::int::bigint");
         (self.warehouse.number(&query) == 1).then(|| format!("session {session} after {pause:?}"))
     }
 
     fn crash_server(&mut self) -> Option<String> {
-        let sessions = |hunt: &Self| hunt.warehouse.sessions("syncctl-sidecar");
-        self.appears(|hunt| (!sessions(hunt).is_empty()).then_some(()))?;
-        let pause = self.let_live(LIFE)?;
-        let session = self.dice.pick(&sessions(self))?;
+        let sessions = |attack: &Self| attack.warehouse.sessions("syncctl-sidecar");
+        self.wait_for(|attack| (!sessions(attack).is_empty()).then_some(()))?;
+        let pause = self.wait(LIFETIME)?;
+        let session = self.random.pick(&sessions(self))?;
         kill(session).then(|| format!("the server through backend {session} after {pause:?}"))
     }
 
     fn delete_pod(&mut self, how: &[&str]) -> Option<String> {
-        let pod = self.appears(|hunt| Some(hunt.world.place.pods().first()?["metadata"]["name"].clone()))?;
+        let pod = self.wait_for(|attack| Some(attack.world.place.pods().first()?["metadata"]["name"].clone()))?;
         let pod = pod.as_str().expect("a name");
-        let pause = self.let_live(LONG_LIFE)?;
+        let pause = self.wait(LONG_LIFETIME)?;
         let namespace = self.world.namespace();
         let arguments = [&["delete", "pod", pod, "-n", &namespace.name, "--ignore-not-found"], how].concat();
-        let said = namespace.kubectl(&arguments);
-        said.contains("deleted").then(|| format!("pod {pod} after {pause:?}"))
+        let output = namespace.kubectl(&arguments);
+        output.contains("deleted").then(|| format!("pod {pod} after {pause:?}"))
     }
 
     fn lose_containerd(&mut self) -> Option<String> {
-        let pause = self.let_live(LONG_LIFE)?;
-        let outage = self.dice.part_of(OUTAGE);
-        let away = StoppedServer::stop(self.containerd);
+        let pause = self.wait(LONG_LIFETIME)?;
+        let outage = self.random.part_of(OUTAGE);
+        let stopped = StoppedServer::stop(self.containerd);
         std::thread::sleep(outage);
-        drop(away);
+        drop(stopped);
         Some(format!("containerd after {pause:?} for {outage:?}"))
     }
 }

@@ -1,4 +1,4 @@
-//! Which of several services on one machine leads: the one that holds a lock, which the kernel gives back when it dies.
+//! Leader election among the services of one machine: the leader holds a file lock, which the kernel releases when it dies.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -6,77 +6,71 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::store::trouble;
-use crate::failure::Failure;
-use crate::pod::{Callback, LeaderElection, Leadership, PodError};
+use super::store::io_failure;
+use crate::pod::{Callback, LeaderElection, Leadership};
 
 /// How often the lock is tried.
-const TRY: Duration = Duration::from_millis(250);
+const LOCK_POLL: Duration = Duration::from_millis(250);
 
 /// Takes part until it is dropped.
 pub struct Election {
-    leads: Arc<AtomicBool>,
-    stopped: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    is_leader: Arc<AtomicBool>,
+    /// Dropping it stops the thread.
+    stop: Sender<()>,
+    thread: JoinHandle<()>,
 }
 
 impl Election {
-    /// `path` is the lock's file; its content says who holds it.
+    /// `path` is the file of the lock, which contains the identity of the leader.
     pub fn start(path: PathBuf, identity: &str, on_change: Callback<Leadership>) -> Self {
-        let (leads, stopped) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (leading, stop, identity) = (Arc::clone(&leads), Arc::clone(&stopped), identity.to_owned());
+        let is_leader = Arc::new(AtomicBool::new(false));
+        let (stop, stopped) = mpsc::channel();
+        let (leads, identity) = (Arc::clone(&is_leader), identity.to_owned());
         let thread = std::thread::spawn(move || {
-            let mut told = false;
-            while !stop.load(Ordering::SeqCst) {
-                match hold(&path, &identity) {
-                    Ok(Some(lock)) => {
-                        leading.store(true, Ordering::SeqCst);
+            let mut is_reported = false;
+            loop {
+                match acquire(&path, &identity) {
+                    Ok(Some(_lock)) => {
+                        leads.store(true, Ordering::SeqCst);
                         on_change(Leadership::Leads { term: 1 });
-                        while !stop.load(Ordering::SeqCst) {
-                            std::thread::sleep(TRY);
-                        }
-                        drop(lock);
+                        stopped.recv().ok();
                         return;
                     }
-                    Ok(None) if told => {}
+                    Ok(None) if is_reported => {}
                     Ok(None) => {
-                        told = true;
+                        is_reported = true;
                         on_change(Leadership::Follows { holder: std::fs::read_to_string(&path).ok() });
                     }
-                    Err(error) => on_change(Leadership::Failed(PodError::from(failure(&path, &error)))),
+                    Err(error) => on_change(Leadership::Failed(io_failure("lock", &path, &error).into())),
                 }
-                std::thread::sleep(TRY);
+                if stopped.recv_timeout(LOCK_POLL) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
             }
         });
-        Self { leads, stopped, thread: Some(thread) }
+        Self { is_leader, stop, thread }
     }
 }
 
 impl LeaderElection for Election {
     fn is_leader(&self) -> bool {
-        self.leads.load(Ordering::SeqCst) && !self.stopped.load(Ordering::SeqCst)
+        self.is_leader.load(Ordering::SeqCst)
     }
 
-    fn release(mut self: Box<Self>) {
-        self.stopped.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            // The lock is released when the thread has ended, whether by a panic or not.
-            thread.join().ok();
-        }
-    }
-}
-
-impl Drop for Election {
-    fn drop(&mut self) {
-        self.stopped.store(true, Ordering::SeqCst);
+    fn release(self: Box<Self>) {
+        let Self { stop, thread, .. } = *self;
+        drop(stop);
+        // A panic has released the lock too.
+        thread.join().ok();
     }
 }
 
-/// Takes the lock; `None`: somebody else has it.
-fn hold(path: &Path, identity: &str) -> io::Result<Option<File>> {
+/// Takes the lock; `None` if another process holds it.
+fn acquire(path: &Path, identity: &str) -> io::Result<Option<File>> {
     let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
     match file.try_lock() {
         Ok(()) => {
@@ -87,8 +81,4 @@ fn hold(path: &Path, identity: &str) -> io::Result<Option<File>> {
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
-}
-
-fn failure(path: &Path, error: &io::Error) -> Failure {
-    trouble("locking", path, error)
 }

@@ -1,9 +1,6 @@
-//! What is known of one task: its Pod with a status, as the API server would keep it, in a file.
-//!
-//! One writer at a time (who launches, then the supervisor), any number of readers: a file is replaced, never changed.
+//! The stored state of a task, pure: its Pod with a status, as an API server would keep it.
 
-use std::io::{self, Write};
-use std::path::Path;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -15,88 +12,90 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Class, Failure};
 use crate::pod::TaskPod;
-use crate::pod::connector::ContainerEngine;
+use crate::pod::connector::{ContainerEngine, Runtime};
 use crate::pod::status::{Ended, Exit, Observation, Phase, SIDECAR, SOURCE};
 
-/// A task of this machine.
+/// The state of a task. One process writes it at a time: the one that launches the task, then the supervisor.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Record {
-    /// The Pod: who it is for in its annotations, how far it is in its status.
+pub struct TaskRecord {
+    /// The task in its annotations, its state in its status.
     pub pod: Pod,
-    /// Why it could not run, if that is so.
+    /// Why the task could not run.
     pub failure: Option<Failure>,
-    /// How its connector was found: one line.
+    /// How the connector was resolved, in one line.
     pub notice: Option<String>,
-    /// The process that looks after it.
+    /// The supervisor's process id.
     pub supervisor: Option<u32>,
-    /// What runs the connector if this machine does not do so itself; the container is called as the Pod is.
+    /// The engine that runs the connector, if it runs in a container. The container has the name of the Pod.
     pub container: Option<ContainerEngine>,
 }
 
-/// The failure of a task whose supervisor has gone without a word.
-pub fn abandoned() -> Failure {
-    Failure::new(Class::Abandoned, "the syncctl that ran this task was killed")
+/// What the supervisor needs to resolve the connector.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConnectorSettings {
+    /// The command of `--exec`.
+    pub exec: Option<String>,
+    /// Where to look for the connector.
+    pub runtime: Runtime,
+    /// The cache directory.
+    pub cache: PathBuf,
+    /// The working directory of the command.
+    pub working_directory: PathBuf,
 }
 
-impl Record {
+impl ConnectorSettings {
+    /// The file in the directory of the task.
+    pub const FILE: &str = "connector.json";
+}
+
+/// The failure of a task whose supervisor was killed.
+pub fn abandoned() -> Failure {
+    Failure::new(Class::Abandoned, "the process that ran this task was killed")
+}
+
+impl TaskRecord {
     /// The Pod's uid.
     pub fn uid(&self) -> &str {
         self.pod.metadata.uid.as_deref().unwrap_or_default()
     }
 
-    /// Reads a file.
-    pub fn read(path: &Path) -> io::Result<Self> {
-        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+    /// A snapshot of the task. `is_supervised`: its supervisor is alive.
+    pub fn snapshot(&self, is_supervised: bool) -> TaskPod {
+        TaskPod { observation: self.observation(is_supervised), ..TaskPod::of(&self.pod) }
     }
 
-    /// Replaces the file.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        let new = path.with_extension("json.new");
-        let mut file = super::private_file(&new)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        drop(file);
-        std::fs::rename(&new, path)
-    }
-
-    /// How far the task is. `supervised`: the process that looks after it lives.
-    pub fn observation(&self, supervised: bool) -> Observation {
-        let mut seen = Observation::of(&self.pod);
-        seen.notice.clone_from(&self.notice);
-        let failure = match (&self.failure, &seen.phase) {
+    fn observation(&self, is_supervised: bool) -> Observation {
+        let mut observation = Observation::of(&self.pod);
+        observation.notice.clone_from(&self.notice);
+        let failure = match (&self.failure, &observation.phase) {
             (Some(failure), _) => failure.clone(),
-            (None, Phase::Ended(_)) => return seen,
-            (None, _) if !supervised => abandoned(),
-            (None, _) => return seen,
+            (None, Phase::Ended(_)) => return observation,
+            (None, _) if !is_supervised => abandoned(),
+            (None, _) => return observation,
         };
-        // What the containers did before counts for who wants to know when it ended.
-        let ended = match seen.phase {
+        // The exits of containers stay visible.
+        let ended = match observation.phase {
             Phase::Ended(ended) => ended,
             _ => Ended::default(),
         };
-        seen.phase = Phase::Ended(Ended { pod: Some(failure), ..ended });
-        seen
+        observation.phase = Phase::Ended(Ended { pod: Some(failure), ..ended });
+        observation
     }
 
-    /// A snapshot of the task. `supervised`: its supervisor lives.
-    pub fn snapshot(&self, supervised: bool) -> TaskPod {
-        TaskPod { observation: self.observation(supervised), ..TaskPod::of(&self.pod) }
-    }
-
-    /// What is being waited for before the containers start.
-    pub fn waits(&mut self, for_what: &str) {
-        let waiting =
-            ContainerStateWaiting { reason: Some("Preparing".to_owned()), message: Some(for_what.to_owned()) };
+    /// Sets the progress before the containers start: a gerund and its object.
+    pub fn set_progress(&mut self, text: &str) {
+        let waiting = ContainerStateWaiting { reason: Some("Preparing".to_owned()), message: Some(text.to_owned()) };
         self.set(SOURCE, ContainerState { waiting: Some(waiting), ..ContainerState::default() });
     }
 
     /// A container has started.
-    pub fn started(&mut self, name: &str) {
+    pub fn set_started(&mut self, name: &str) {
         let running = ContainerStateRunning { started_at: Some(now()) };
         self.set(name, ContainerState { running: Some(running), ..ContainerState::default() });
     }
 
     /// A container has ended.
-    pub fn ended(&mut self, name: &str, exit: &Exit) {
+    pub fn set_ended(&mut self, name: &str, exit: &Exit) {
         let started_at = self.state(name).and_then(|state| state.running.as_ref()?.started_at.clone());
         let terminated = ContainerStateTerminated {
             exit_code: exit.code,
@@ -110,12 +109,12 @@ impl Record {
     }
 
     /// Whether the container has started and not ended.
-    pub fn runs(&self, name: &str) -> bool {
+    pub fn is_running(&self, name: &str) -> bool {
         self.state(name).is_some_and(|state| state.running.is_some())
     }
 
-    /// It is being ended.
-    pub fn deleting(&mut self) {
+    /// The deletion of the task was requested.
+    pub fn set_deleting(&mut self) {
         self.pod.metadata.deletion_timestamp = Some(now());
     }
 
@@ -132,9 +131,9 @@ impl Record {
             (None, None) => "Pending",
             _ => "Running",
         };
-        self.pod.status.get_or_insert_with(PodStatus::default).phase = Some(phase.to_owned());
-        let containers =
-            self.pod.status.get_or_insert_with(PodStatus::default).container_statuses.get_or_insert_default();
+        let status = self.pod.status.get_or_insert_with(PodStatus::default);
+        status.phase = Some(phase.to_owned());
+        let containers = status.container_statuses.get_or_insert_default();
         if let Some(container) = containers.iter_mut().find(|container| container.name == name) {
             container.state = Some(state);
         } else {

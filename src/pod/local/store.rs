@@ -1,253 +1,264 @@
-//! The tasks of this machine on its disk: a file that tells, and a private folder, for each.
+//! The tasks of this machine on disk.
 //!
-//! `tasks/NAME.json` is the [`Record`]; `tasks/NAME/` holds what only this user may see and goes when the task ends. The
-//! supervisor of a task holds a lock in its folder for as long as it lives, so whoever gets the lock knows that nobody
-//! looks after the task. The kernel gives locks back, whatever a process died of.
+//! `tasks/NAME.json` is the [`TaskRecord`] of a task, `tasks/NAME/` a private directory that is removed when the task ends.
+//! The supervisor of a task holds a lock in its directory for its whole life, and the kernel releases the lock whatever the
+//! supervisor died of: a directory whose lock is free belongs to no process.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::containers;
-use super::limits;
-use super::processes;
-use super::record::Record;
+use super::record::TaskRecord;
 use crate::failure::{Class, Failure};
-use crate::pod::connector::ContainerEngine;
 use crate::pod::{PodError, TaskPod};
 
-/// Where the tasks are. Clones mean the same place.
+/// The directory of all tasks. Clones refer to the same one.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub struct TaskStore {
     root: PathBuf,
 }
 
-/// The private folder of one task.
+/// The private directory of one task.
 #[derive(Debug, Clone)]
-pub struct Folder {
+pub struct TaskDirectory {
     path: PathBuf,
 }
 
-/// Held while a folder is made, so that nobody takes a half-made one for an abandoned one.
-const MAKING: &str = ".making";
-/// No record takes longer to be written.
-const HALF_A_RECORD: Duration = Duration::from_mins(1);
+/// Locked shared while a task directory is being created, so that a cleanup does not remove it half-made.
+const CREATION_LOCK: &str = ".making";
 /// The supervisor's lock.
 const LOCK: &str = "lock";
+/// A request to end the task: the grace period of its containers in seconds, or nothing for that of the Pod.
+const DELETION: &str = "delete";
 
-impl Store {
-    /// Below the folder of this user's states.
+impl TaskStore {
+    /// In the directory of this user's state.
     pub fn new(state: &Path) -> Self {
         Self { root: state.join("tasks") }
     }
 
-    /// Makes the folder.
-    pub fn ready(&self) -> io::Result<()> {
-        // Others may have to pass through what is above: the server of the embedded database is another user's.
+    /// Creates the directory.
+    pub fn create(&self) -> io::Result<()> {
+        // Not the parents: the server of the embedded database, another user, must be able to pass through them.
         self.root.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-        private_folder(&self.root)
+        private_directory(&self.root)
     }
 
-    /// Where records are.
+    /// Where the records are.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The record of one task.
-    pub fn record(&self, name: &str) -> PathBuf {
+    /// The file of a task's record.
+    pub fn record_path(&self, name: &str) -> PathBuf {
         self.root.join(format!("{name}.json"))
     }
 
-    /// The folder of one task.
-    pub fn folder(&self, name: &str) -> Folder {
-        Folder { path: self.root.join(name) }
+    /// The directory of one task.
+    pub fn directory(&self, name: &str) -> TaskDirectory {
+        TaskDirectory { path: self.root.join(name) }
     }
 
-    /// The names of all tasks that have a record.
-    pub fn names(&self) -> io::Result<Vec<String>> {
+    /// The names of all tasks with a record.
+    pub fn names(&self) -> Result<Vec<String>, Failure> {
+        let failure = |error| io_failure("read", &self.root, &error);
         let entries = match std::fs::read_dir(&self.root) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
+            entries => entries.map_err(failure)?,
         };
         let mut names = Vec::new();
         for entry in entries {
-            if let Some(name) = entry?.file_name().to_str().and_then(|name| name.strip_suffix(".json")) {
+            if let Some(name) = entry.map_err(failure)?.file_name().to_str().and_then(|name| name.strip_suffix(".json"))
+            {
                 names.push(name.to_owned());
             }
         }
         Ok(names)
     }
 
-    /// Reads one record; `None`: there is none. One that cannot be read is none of ours.
-    pub fn read(&self, name: &str) -> io::Result<Option<Record>> {
-        match Record::read(&self.record(name)) {
+    /// The record of a task; `None` if there is none.
+    pub fn read(&self, name: &str) -> Result<Option<TaskRecord>, Failure> {
+        let path = self.record_path(name);
+        let record = std::fs::read(&path).and_then(|text| Ok(serde_json::from_slice(&text)?));
+        match record {
             Ok(record) => Ok(Some(record)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(io_failure("read", &path, &error)),
         }
     }
 
-    /// One task as it is now; `None`: there is none.
+    /// Replaces the record of a task atomically.
+    pub fn write(&self, name: &str, record: &TaskRecord) -> Result<(), Failure> {
+        let path = self.record_path(name);
+        let new = path.with_extension("json.new");
+        private_file(&new)
+            .and_then(|mut file| file.write_all(&serde_json::to_vec(record)?))
+            .and_then(|()| std::fs::rename(&new, &path))
+            .map_err(|error| io_failure("write", &path, &error))
+    }
+
+    /// Removes the record of a task.
+    pub fn remove(&self, name: &str) -> Result<(), Failure> {
+        let path = self.record_path(name);
+        ignore_missing(std::fs::remove_file(&path)).map_err(|error| io_failure("remove", &path, &error))
+    }
+
+    /// A snapshot of one task; `None` if there is none.
     pub fn task(&self, name: &str) -> Result<Option<TaskPod>, PodError> {
-        // Asked for before the record is read: a supervisor that ends in order leaves a record that says so.
-        let supervised = self.folder(name).is_supervised();
-        match self.read(name) {
-            Ok(record) => Ok(record.map(|record| record.snapshot(supervised))),
-            Err(error) => Err(trouble("reading", &self.record(name), &error).into()),
-        }
+        // Before the record is read: a supervisor that ends in order updates the record first.
+        let is_supervised = self.directory(name).is_supervised();
+        Ok(self.read(name)?.map(|record| record.snapshot(is_supervised)))
     }
 
-    /// All tasks. A record that cannot be read is told and passed over.
+    /// Snapshots of all tasks, except those whose record cannot be read.
     pub fn tasks(&self) -> Result<Vec<TaskPod>, PodError> {
-        let names = self.names().map_err(|error| trouble("looking through", &self.root, &error))?;
         let mut tasks = Vec::new();
-        for name in names {
+        for name in self.names()? {
             match self.task(&name) {
                 Ok(task) => tasks.extend(task),
-                Err(error) => tracing::warn!(%error, "a task is not known"),
+                Err(error) => tracing::warn!(%error, "skipping a task"),
             }
         }
         Ok(tasks)
     }
 
-    /// Makes the folder of a task, fills it, and takes its lock; an error of kind `AlreadyExists`: there is one.
-    pub fn make(&self, name: &str, fill: impl FnOnce(&Folder) -> io::Result<()>) -> io::Result<File> {
-        let making = self.making()?;
-        making.lock_shared()?;
-        // Two may be making a task of one name: the first one has it.
-        let new = Folder { path: self.root.join(format!(".{name}.{}.new", Uuid::new_v4().simple())) };
-        let made = private_folder(&new.path).and_then(|()| {
+    /// Creates the directory of a task, fills it and returns its lock. An error of kind `AlreadyExists`: there is a
+    /// directory of this name.
+    pub fn create_directory(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&TaskDirectory) -> io::Result<()>,
+    ) -> io::Result<File> {
+        let creation = self.creation_lock()?;
+        creation.lock_shared()?;
+        // Two processes may create a task of one name: the first to rename wins.
+        let new = TaskDirectory { path: self.root.join(format!(".{name}.{}.new", Uuid::new_v4().simple())) };
+        let created = private_directory(&new.path).and_then(|()| {
             let lock = private_file(&new.path.join(LOCK))?;
             lock.lock()?;
             fill(&new)?;
-            let folder = self.folder(name);
-            match std::fs::rename(&new.path, &folder.path) {
+            match std::fs::rename(&new.path, self.directory(name).path) {
                 Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Err(ErrorKind::AlreadyExists.into()),
                 renamed => renamed.map(|()| lock),
             }
         });
-        if made.is_err() {
+        if created.is_err() {
             new.remove().ok();
         }
-        made
+        created
     }
 
-    /// Removes what tasks have left that nobody looks after: processes, folders. Their records stay for who reads them,
-    /// and tell how they ended.
-    pub fn sweep(&self) -> io::Result<()> {
-        let making = self.making()?;
-        making.lock()?;
+    /// Prevents the creation of directories until it is dropped.
+    pub fn block_creation(&self) -> io::Result<File> {
+        let creation = self.creation_lock()?;
+        creation.lock()?;
+        Ok(creation)
+    }
+
+    /// The directories without a supervisor, and temporary files of records that are older than `age`. To be called while
+    /// creation is blocked.
+    pub fn abandoned(&self, age: Duration) -> io::Result<(Vec<TaskDirectory>, Vec<PathBuf>)> {
+        let (mut directories, mut files) = (Vec::new(), Vec::new());
         for entry in std::fs::read_dir(&self.root)? {
             let entry = entry?;
+            let directory = TaskDirectory { path: entry.path() };
             if entry.file_type()?.is_dir() {
-                let folder = Folder { path: entry.path() };
-                if !folder.is_supervised() {
-                    self.clear(&folder);
-                }
-            } else if entry.path().extension().is_some_and(|ending| ending == "new") {
-                // Half a record. Its writer was killed, unless it is just writing it.
-                let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-                if age > HALF_A_RECORD {
-                    std::fs::remove_file(entry.path()).ok();
-                }
+                directories.extend(Some(directory).filter(|directory| !directory.is_supervised()));
+            } else if entry.path().extension().is_some_and(|extension| extension == "new")
+                && entry.metadata()?.modified()?.elapsed().unwrap_or_default() > age
+            {
+                files.push(entry.path());
             }
         }
-        Ok(())
+        Ok((directories, files))
     }
 
-    /// Ends and removes everything of a task that nobody looks after, but its record.
-    pub fn clear(&self, folder: &Folder) {
-        let name = folder.name();
-        if let Ok(Some(record)) = self.read(name)
-            && let Some(tool) = record.container
-        {
-            let tool = ContainerEngine { environment: containers::inherited(), ..tool };
-            if let Err(error) = tool.remove(name) {
-                tracing::warn!(error, container = name, "the container of a task could not be removed");
-            }
-        }
-        processes::kill_marked(&folder.path);
-        limits::remove(name);
-        if let Err(error) = folder.remove() {
-            tracing::warn!(%error, folder = %folder.path.display(), "the folder of a task could not be removed");
-        }
-    }
-
-    /// Forgets a task.
-    pub fn forget(&self, name: &str) -> io::Result<()> {
-        ignore_missing(std::fs::remove_file(self.record(name)))
-    }
-
-    fn making(&self) -> io::Result<File> {
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.root.join(MAKING))
+    fn creation_lock(&self) -> io::Result<File> {
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.root.join(CREATION_LOCK))
     }
 }
 
-impl Folder {
-    /// One that exists, by its path.
+impl TaskDirectory {
+    /// An existing directory.
     pub fn at(path: &Path) -> Self {
         Self { path: path.to_owned() }
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Something in it.
+    /// The path of a file in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// The task's.
+    /// The name of the task.
     pub fn name(&self) -> &str {
         self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 
-    /// What a path of the Pod is on this machine: its volumes are folders of this one.
+    /// The path on this machine of a path in the Pod, whose volumes are directories in this one.
     pub fn on_host(&self, in_pod: &str) -> String {
         self.path.join(in_pod.trim_start_matches('/')).display().to_string()
     }
 
-    /// Whether somebody looks after the task.
+    /// Whether the task has a supervisor.
     pub fn is_supervised(&self) -> bool {
         let Ok(lock) = File::open(self.join(LOCK)) else { return false };
-        // Shared, so that two who ask at the same time do not take each other for the supervisor.
+        // Shared, so that two processes that test the lock do not see each other as the supervisor.
         matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
     }
 
-    /// Removes it with all that is in it.
+    /// Asks the supervisor to end the task. `None`: with the Pod's own grace period.
+    pub fn request_deletion(&self, grace: Option<Duration>) -> Result<(), Failure> {
+        let text = grace.map(|grace| grace.as_secs().to_string()).unwrap_or_default();
+        let (new, file) = (self.join("delete.new"), self.join(DELETION));
+        // A directory that is missing was removed just now.
+        ignore_missing(std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &file)))
+            .map_err(|error| io_failure("write", &file, &error))
+    }
+
+    /// Takes the grace period of a [requested deletion](Self::request_deletion). An error: none was requested.
+    pub fn take_deletion_request(&self) -> io::Result<Option<Duration>> {
+        let file = self.join(DELETION);
+        let text = std::fs::read_to_string(&file)?;
+        std::fs::remove_file(&file).ok();
+        Ok(text.trim().parse().ok().map(Duration::from_secs))
+    }
+
+    /// Removes it with its content.
     pub fn remove(&self) -> io::Result<()> {
         ignore_missing(std::fs::remove_dir_all(&self.path))
     }
 }
 
-/// A new file that only this user can read.
+/// Creates or truncates a file that only this user can read.
 pub fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)
 }
 
-/// A folder that only this user can look into.
-fn private_folder(path: &Path) -> io::Result<()> {
+fn private_directory(path: &Path) -> io::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        made => made,
+        created => created,
     }
 }
 
-/// What this machine does not let us do, told with where.
-pub fn trouble(doing: &str, path: &Path, error: &io::Error) -> Failure {
-    let failure = Failure::new(Class::LocalError, format!("{doing} {}: {error}", path.display()));
+/// "cannot {action} {path}: {error}".
+pub fn io_failure(action: &str, path: &Path, error: &io::Error) -> Failure {
+    let failure = Failure::new(Class::LocalError, format!("cannot {action} {}: {error}", path.display()));
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            failure.with_hint("free some space, or set SYNCCTL_STATE_DIR to a folder on another disk")
+            failure.with_hint("free disk space, or set SYNCCTL_STATE_DIR to a directory on another disk")
         }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            failure.with_hint("set SYNCCTL_STATE_DIR to a folder that you may write to")
+            failure.with_hint("set SYNCCTL_STATE_DIR to a writable directory")
         }
         _ => failure,
     }
@@ -257,43 +268,5 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         result => result,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{ErrorKind, Folder, Store};
-    use crate::pod::local::record::Record;
-
-    #[test]
-    fn a_task_is_made_once_and_supervised_as_long_as_its_lock_is_held() {
-        let state = tempfile::tempdir().expect("a folder");
-        let store = Store::new(state.path());
-        store.ready().expect("a folder");
-        let fill = |folder: &Folder| std::fs::write(folder.join("content"), "x");
-        let lock = store.make("t", fill).expect("a task");
-        assert!(store.folder("t").is_supervised());
-        let again = store.make("t", |_| Ok(())).expect_err("it is there");
-        assert_eq!(again.kind(), ErrorKind::AlreadyExists);
-        assert_eq!(std::fs::read_to_string(store.folder("t").join("content")).expect("the first one's"), "x");
-        store.sweep().expect("a look");
-        assert!(store.folder("t").path().exists(), "somebody looks after it");
-        Record::default().write(&store.record("t")).expect("a record");
-        drop(lock);
-        store.sweep().expect("a look");
-        assert!(!store.folder("t").path().exists());
-        assert_eq!(store.names().expect("a list"), ["t"], "how it ended is not known yet");
-        let left = std::fs::read_dir(store.root()).expect("a folder").count();
-        assert_eq!(left, 2, "the record, and the lock of those who make tasks");
-    }
-
-    #[test]
-    fn a_task_that_cannot_be_filled_leaves_nothing() {
-        let state = tempfile::tempdir().expect("a folder");
-        let store = Store::new(state.path());
-        store.ready().expect("a folder");
-        let full = store.make("t", |_| Err(ErrorKind::StorageFull.into())).expect_err("no space");
-        assert_eq!(full.kind(), ErrorKind::StorageFull);
-        assert_eq!(std::fs::read_dir(store.root()).expect("a folder").count(), 1);
     }
 }

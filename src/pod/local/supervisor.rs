@@ -1,12 +1,11 @@
-//! What looks after one task: a process of its own that plays the kubelet's part for one Pod.
+//! The supervisor: a process of its own that does for one task what a kubelet does for a Pod.
 //!
-//! It finds the connector, starts sidecar and source, keeps the task's record current, ends both when asked to, and
-//! removes all that the task has left. It ends everything at once when the process that launched the task has died: that
-//! one holds the other end of its stdin. Everything that happens arrives as an [`Event`] in one channel.
+//! It resolves the connector, starts sidecar and source, updates the task's record, ends both on request and removes
+//! everything that the task leaves behind. It ends the task at once when the process that launched it has died: that one
+//! holds the other end of the supervisor's stdin. Everything that happens arrives as an [`Event`] in one channel.
 
-use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,161 +14,149 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{DumpableBehavior, Signal};
-use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::containers::{self, Container};
-use super::limits;
-use super::processes;
-use super::record::{Record, abandoned};
-use super::store::{Folder, Store, trouble};
-use super::usage::Usage;
-use super::watch::Changes;
+use super::cgroup::{ControlGroup, Limits};
+use super::process::{self, UsageSampler};
+use super::record::{ConnectorSettings, TaskRecord, abandoned};
+use super::store::{TaskDirectory, TaskStore, io_failure};
+use super::watch::DirectoryWatch;
+use super::{cleanup, containers};
 use crate::contract::READY_FILE;
-use crate::failure::Failure;
-use crate::pod::connector::{self, ConnectorRequest, ResolvedConnector, Runtime};
-use crate::pod::status::{SIDECAR, SOURCE};
+use crate::failure::{Class, Failure};
+use crate::pod::connector::{self, Connector, ConnectorRequest, ResolvedConnector};
+use crate::pod::status::{Exit, SIDECAR, SOURCE};
+use crate::task::Task;
 
-/// What the supervisor is told beside the record.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Plan {
-    /// A connector under development.
-    pub exec: Option<String>,
-    /// Where connectors come from.
-    pub runtime: Runtime,
-    /// Where installed connectors are kept.
-    pub cache: PathBuf,
-    /// Where the command was given.
-    pub working_directory: PathBuf,
-}
-
-/// The file of the plan.
-pub const PLAN: &str = "plan.json";
-/// Asks for the end of the task: how many seconds its containers have, or nothing for as long as the Pod says.
-pub const DELETE: &str = "delete";
-/// How often it is looked what nobody tells: whether the sidecar has read its secrets, later what the connector uses.
-const TICKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
+/// How often files are polled: until the sidecar has read its documents, and later for the usage of the connector.
+const POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
+/// How often a request to end the task is looked for if the file system does not report it.
+const REQUEST_POLL: Duration = Duration::from_secs(1);
 /// How long an installation may take to stop.
-const STOP: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 enum Event {
-    /// What is going on while the connector is looked for.
-    Told(String),
-    /// It was found, or not.
-    Found(Result<ResolvedConnector, Failure>),
+    /// Progress of resolving the connector.
+    Progress(String),
+    /// The connector was resolved, or cannot be.
+    Resolved(Result<ResolvedConnector, Failure>),
     /// A container has ended.
-    Ended(&'static str, crate::pod::status::Exit),
-    /// The task is to end, in so much time.
+    Exited(&'static str, Exit),
+    /// End the task with this grace period. `None`: that of the Pod.
     Delete(Option<Duration>),
-    /// Who launched the task is gone.
-    Orphaned,
+    /// The process that launched the task has died.
+    LauncherDied,
 }
 
-/// Looks after the task of a folder until it is gone.
+/// Supervises the task of a directory until it is gone.
 pub fn supervise(path: &Path) -> Result<(), Failure> {
-    // Parent of everything that loses its own.
+    // Adopts the orphans among its descendants.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).ok();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
-    let folder = Folder::at(path);
-    let store = Store::new(path.parent().and_then(Path::parent).unwrap_or(Path::new("/")));
-    let read = |file: &Path| std::fs::read(file).map_err(|error| trouble("reading", file, &error));
-    let plan: Plan = serde_json::from_slice(&read(&folder.join(PLAN))?)
-        .map_err(|error| trouble("reading", &folder.join(PLAN), &error.into()))?;
-    let file = store.record(folder.name());
-    let record = Record::read(&file).map_err(|error| trouble("reading", &file, &error))?;
+    let directory = TaskDirectory::at(path);
+    let store = TaskStore::new(path.parent().and_then(Path::parent).unwrap_or(Path::new("/")));
+    let file = directory.join(ConnectorSettings::FILE);
+    let settings = std::fs::read(&file).and_then(|text| Ok(serde_json::from_slice(&text)?));
+    let settings = settings.map_err(|error| io_failure("read", &file, &error))?;
+    let record = store.read(directory.name())?;
+    let record = record.ok_or_else(|| Failure::new(Class::Internal, "the task has no record"))?;
     let (events, inbox) = mpsc::channel();
     let mut supervisor = Supervisor {
         store,
-        plan,
-        file,
+        directory,
+        settings,
         record,
         events,
-        stop: Arc::default(),
-        finder: None,
+        is_cancelled: Arc::default(),
+        resolving: None,
         sidecar: None,
         source: None,
         usage: None,
-        secrets_read: false,
-        folder,
+        are_secrets_removed: false,
     };
-    supervisor.listen();
-    supervisor.find();
+    supervisor.start_listeners();
+    supervisor.start_resolving();
     supervisor.run(&inbox);
     Ok(())
 }
 
 struct Supervisor {
-    store: Store,
-    plan: Plan,
-    folder: Folder,
-    /// The file of the record.
-    file: PathBuf,
-    record: Record,
+    store: TaskStore,
+    directory: TaskDirectory,
+    settings: ConnectorSettings,
+    record: TaskRecord,
     events: Sender<Event>,
-    /// Set when nothing more is to be installed.
-    stop: Arc<AtomicBool>,
-    finder: Option<JoinHandle<()>>,
-    sidecar: Option<Container>,
-    source: Option<Container>,
-    usage: Option<Usage>,
-    secrets_read: bool,
+    /// Cancels the resolution of the connector.
+    is_cancelled: Arc<AtomicBool>,
+    resolving: Option<JoinHandle<()>>,
+    /// The process that leads the group of the sidecar while it runs.
+    sidecar: Option<u32>,
+    /// The same for the connector.
+    source: Option<u32>,
+    usage: Option<UsageSampler>,
+    are_secrets_removed: bool,
 }
 
 impl Supervisor {
-    /// Until the task is gone.
+    /// Runs until the task is gone.
     fn run(&mut self, inbox: &Receiver<Event>) {
         self.record.supervisor = Some(std::process::id());
-        self.record.waits("the connector is looked for");
-        self.tell();
+        self.record.set_progress("Resolving connector");
+        self.save_record();
         let mut deadline: Option<Instant> = None;
         loop {
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline || !self.lives()) {
-                return self.vanish();
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline || !self.is_active()) {
+                return self.remove_task();
             }
-            match inbox.recv_timeout(if self.secrets_read { TICKS.1 } else { TICKS.0 }) {
-                Ok(Event::Told(text)) => {
-                    self.record.waits(&text);
-                    self.tell();
+            match inbox.recv_timeout(if self.are_secrets_removed { POLL.1 } else { POLL.0 }) {
+                Ok(Event::Progress(text)) => {
+                    self.record.set_progress(&text);
+                    self.save_record();
                 }
-                Ok(Event::Found(found)) if deadline.is_none() => self.found(found),
-                Ok(Event::Ended(name, exit)) => self.ended(name, &exit),
+                Ok(Event::Resolved(resolved)) if deadline.is_none() => {
+                    if let Err(failure) = resolved.and_then(|resolved| self.start_containers(&resolved)) {
+                        self.record.failure = Some(failure);
+                        self.save_record();
+                    }
+                }
+                Ok(Event::Exited(name, exit)) => self.container_exited(name, &exit),
                 Ok(Event::Delete(grace)) => {
                     let until = Instant::now() + grace.unwrap_or(self.grace());
                     if deadline.is_none() {
-                        self.record.deleting();
-                        self.tell();
-                        self.end();
+                        self.record.set_deleting();
+                        self.save_record();
+                        self.terminate();
                     }
-                    // Who asks once more may want it sooner.
+                    // A repeated request may shorten the grace period.
                     deadline = Some(deadline.map_or(until, |deadline| deadline.min(until)));
                 }
-                Ok(Event::Orphaned) => return self.orphaned(),
-                // What is found now comes too late.
-                Ok(Event::Found(_)) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => unreachable!("this one holds a sender"),
+                Ok(Event::LauncherDied) => return self.abandon(),
+                // A connector that is resolved now is too late.
+                Ok(Event::Resolved(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("self holds a sender"),
             }
-            self.look();
+            self.poll();
         }
     }
 
-    /// Hears of all that may end the task.
-    fn listen(&self) {
+    /// Starts the threads that report requests to end the task.
+    fn start_listeners(&self) {
         let events = self.events.clone();
         std::thread::spawn(move || {
-            // Nothing is ever written: it ends when the other side does.
+            // Nothing is ever written: this returns when the other end is closed.
             std::io::stdin().read_to_end(&mut Vec::new()).ok();
-            events.send(Event::Orphaned).ok();
+            events.send(Event::LauncherDied).ok();
         });
-        let (events, folder) = (self.events.clone(), self.folder.clone());
+        let (events, directory) = (self.events.clone(), self.directory.clone());
         std::thread::spawn(move || {
-            let changes = Changes::of(folder.path());
+            let changes = DirectoryWatch::new(directory.path());
             loop {
-                if let Some(request) = request(&folder)
-                    && events.send(request).is_err()
+                if let Ok(grace) = directory.take_deletion_request()
+                    && events.send(Event::Delete(grace)).is_err()
                 {
                     return;
                 }
-                changes.wait(Duration::from_secs(1));
+                changes.wait(REQUEST_POLL);
             }
         });
         let events = self.events.clone();
@@ -179,202 +166,177 @@ impl Supervisor {
                     events.send(Event::Delete(None)).ok();
                 }
             })),
-            Err(error) => tracing::warn!(%error, "signals are not heard"),
+            Err(error) => tracing::warn!(%error, "cannot listen for signals"),
         }
     }
 
-    /// Looks for the connector, on a thread of its own.
-    fn find(&mut self) {
-        let (events, stop, plan) = (self.events.clone(), Arc::clone(&self.stop), self.plan.clone());
-        let image =
-            crate::task::Task::from_annotations(&self.record.pod.metadata.annotations.clone().unwrap_or_default())
-                .map(|task| task.image);
-        self.finder = Some(std::thread::spawn(move || {
-            let environment = containers::inherited();
-            let found = image.map_err(|error| Failure::new(crate::failure::Class::Internal, error)).and_then(|image| {
+    /// Resolves the connector on its own thread.
+    fn start_resolving(&mut self) {
+        let (events, is_cancelled, settings) =
+            (self.events.clone(), Arc::clone(&self.is_cancelled), self.settings.clone());
+        let task = Task::from_annotations(&self.record.pod.metadata.annotations.clone().unwrap_or_default());
+        self.resolving = Some(std::thread::spawn(move || {
+            let environment = process::environment();
+            let resolved = task.map_err(|error| Failure::new(Class::Internal, error)).and_then(|task| {
                 let request = ConnectorRequest {
-                    image: &image,
-                    exec: plan.exec.as_deref(),
-                    runtime: plan.runtime,
-                    cache: &plan.cache,
+                    image: &task.image,
+                    exec: settings.exec.as_deref(),
+                    runtime: settings.runtime,
+                    cache: &settings.cache,
                     environment: &environment,
-                    working_directory: &plan.working_directory,
+                    working_directory: &settings.working_directory,
                 };
-                let mut tell = |text: &str| drop(events.send(Event::Told(text.to_owned())));
-                connector::resolve(&request, &mut tell, &|| stop.load(Ordering::SeqCst))
+                let mut on_progress = |text: &str| drop(events.send(Event::Progress(text.to_owned())));
+                connector::resolve(&request, &mut on_progress, &|| is_cancelled.load(Ordering::SeqCst))
             });
-            events.send(Event::Found(found)).ok();
+            events.send(Event::Resolved(resolved)).ok();
         }));
     }
 
-    fn found(&mut self, found: Result<ResolvedConnector, Failure>) {
-        if let Err(failure) = found.and_then(|found| self.start(&found)) {
-            self.record.failure = Some(failure);
-            self.tell();
-        }
-    }
-
-    /// Starts both, the sidecar first: the pipes should be there when the connector starts.
-    fn start(&mut self, found: &ResolvedConnector) -> Result<(), Failure> {
-        self.record.notice = Some(found.summary.clone());
-        if let connector::Connector::Container { engine, .. } = &found.connector {
-            // Before it is there: whoever cleans up must know of it.
+    /// The sidecar first: the connector waits for its pipes.
+    fn start_containers(&mut self, resolved: &ResolvedConnector) -> Result<(), Failure> {
+        self.record.notice = Some(resolved.summary.clone());
+        if let Connector::Container { engine, .. } = &resolved.connector {
+            // Before the container exists: a later cleanup must know of it.
             self.record.container = Some(engine.clone());
-            self.tell();
+            self.save_record();
         }
-        let sidecar = containers::sidecar(&self.record.pod, &self.folder)?;
-        self.sidecar = Some(self.watch(SIDECAR, sidecar)?);
-        let source = containers::source(&self.record.pod, &self.folder, &found.connector, &self.plan)?;
-        self.source = Some(self.watch(SOURCE, source)?);
-        self.record.started(SIDECAR);
-        self.record.started(SOURCE);
-        self.tell();
+        let sidecar = containers::start_sidecar(&self.record.pod, &self.directory)?;
+        self.sidecar = Some(self.watch_container(SIDECAR, sidecar)?);
+        let source = containers::start_source(&self.record.pod, &self.directory, &resolved.connector, &self.settings)?;
+        self.source = Some(self.watch_container(SOURCE, source)?);
+        self.record.set_started(SIDECAR);
+        self.record.set_started(SOURCE);
+        self.save_record();
         Ok(())
     }
 
-    /// Waits for the end of a container on a thread of its own.
-    fn watch(&mut self, name: &'static str, mut child: Child) -> Result<Container, Failure> {
+    /// Limits a container and waits for its end on its own thread. Returns its process.
+    fn watch_container(&mut self, name: &'static str, mut child: Child) -> Result<u32, Failure> {
         let pid = child.id();
-        // One that runs elsewhere is limited, and looked at, there.
-        let here = name == SIDECAR || self.record.container.is_none();
-        let limits = if here { containers::limits(&self.record.pod, name) } else { limits::Limits::default() };
-        let group = limits::Group::make(self.folder.name(), name, limits);
+        // An engine limits and measures its containers itself.
+        let engine = self.record.container.clone().filter(|_| name == SOURCE);
+        let limits = if engine.is_none() { containers::limits(&self.record.pod, name) } else { Limits::default() };
+        let group = ControlGroup::create(self.directory.name(), name, limits);
         group.add(pid, limits);
-        let container = Container { pid };
-        let (events, folder) = (self.events.clone(), self.folder.clone());
-        let elsewhere = self.record.container.clone().filter(|_| name == SOURCE);
-        let usage = (name == SOURCE && here).then(|| Usage::of(pid, &folder.join("pipes")));
+        let usage = (name == SOURCE && engine.is_none()).then(|| UsageSampler::new(pid, &self.directory.join("pipes")));
         if usage.is_some() {
             self.usage.clone_from(&usage);
         }
+        let (events, directory) = (self.events.clone(), self.directory.clone());
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                containers::wait_for_end(pid);
+                process::wait_for_exit(pid);
                 if let Some(usage) = usage {
-                    usage.last();
+                    usage.sample_last();
                 }
                 let status = child.wait();
-                let ran_out = elsewhere.is_some_and(|tool| {
-                    let state = tool.state(folder.name()).ok().flatten();
-                    state.is_some_and(|state| tool.ran_out_of_memory(state, &folder.join("home")))
-                });
-                let used_too_much = group.has_killed() || ran_out;
-                let exit = containers::exit(name, &status, used_too_much, &folder);
-                events.send(Event::Ended(name, exit)).ok();
+                let is_oom_killed = group.is_oom_killed()
+                    || engine.is_some_and(|engine| {
+                        let state = engine.state(directory.name()).ok().flatten();
+                        state.is_some_and(|state| engine.ran_out_of_memory(state, &directory.join("home")))
+                    });
+                let exit = containers::exit(name, &status, is_oom_killed, &directory);
+                events.send(Event::Exited(name, exit)).ok();
             })
-            .map_err(|error| trouble("starting a thread for", self.folder.path(), &error))?;
-        Ok(container)
+            .map_err(|error| io_failure("start a thread for", self.directory.path(), &error))?;
+        Ok(pid)
     }
 
-    fn ended(&mut self, name: &'static str, exit: &crate::pod::status::Exit) {
+    fn container_exited(&mut self, name: &'static str, exit: &Exit) {
         let container = if name == SOURCE { &mut self.source } else { &mut self.sidecar };
-        if let Some(container) = container.take() {
-            // What a connector leaves running ends with it, as in a container.
-            processes::kill_group(container.pid);
+        if let Some(pid) = container.take() {
+            // The processes that it started end with it, as in a container.
+            process::kill_group(pid);
         }
         if name == SOURCE {
             self.usage = None;
-            let sidecar: Vec<u32> = self.sidecar.iter().map(|container| container.pid).collect();
-            if !sidecar.is_empty() {
-                processes::kill_descendants(std::process::id(), &sidecar);
+            if let Some(sidecar) = self.sidecar {
+                process::kill_descendants(std::process::id(), &[sidecar]);
             }
         }
-        self.record.ended(name, exit);
-        self.tell();
+        self.record.set_ended(name, exit);
+        self.save_record();
     }
 
-    /// Whether a container, or an installation, has not ended yet.
-    fn lives(&self) -> bool {
-        self.source.is_some()
-            || self.sidecar.is_some()
-            || self.finder.as_ref().is_some_and(|finder| !finder.is_finished())
+    /// Whether a container or an installation is still running.
+    fn is_active(&self) -> bool {
+        self.source.is_some() || self.sidecar.is_some() || self.is_resolving()
     }
 
-    /// Asks everything to end.
-    fn end(&self) {
-        self.stop.store(true, Ordering::SeqCst);
-        for container in [&self.sidecar, &self.source].into_iter().flatten() {
-            processes::signal(container.pid, Signal::TERM);
+    fn is_resolving(&self) -> bool {
+        self.resolving.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    fn terminate(&self) {
+        self.is_cancelled.store(true, Ordering::SeqCst);
+        for pid in [self.sidecar, self.source].into_iter().flatten() {
+            process::signal(pid, Signal::TERM);
         }
     }
 
+    /// The grace period of the Pod.
     fn grace(&self) -> Duration {
         let spec = self.record.pod.spec.as_ref();
         let seconds = spec.and_then(|spec| spec.termination_grace_period_seconds).unwrap_or_default();
         Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
     }
 
-    /// What nobody tells.
-    fn look(&mut self) {
-        if !self.secrets_read && self.folder.join("pipes").join(READY_FILE).exists() {
-            // The sidecar has them in its memory, and the connector, which starts now, is none of those who may see them.
-            self.secrets_read = true;
-            if let Err(error) = std::fs::remove_dir_all(self.folder.join("secrets"))
+    /// Does what no event reports.
+    fn poll(&mut self) {
+        if !self.are_secrets_removed && self.directory.join("pipes").join(READY_FILE).exists() {
+            // The sidecar has read its documents, and the connector, which starts now, must not see them.
+            self.are_secrets_removed = true;
+            if let Err(error) = std::fs::remove_dir_all(self.directory.join("secrets"))
                 && error.kind() != ErrorKind::NotFound
             {
-                tracing::warn!(%error, "the task's documents stay until its end");
+                tracing::warn!(%error, "cannot remove the documents of the task before its end");
             }
         }
         if let Some(usage) = &mut self.usage {
-            usage.look();
+            usage.sample_if_due();
         }
     }
 
-    /// Kills what is left, and removes everything that has to do with the task.
-    fn vanish(&mut self) {
+    /// Kills and removes everything of the task.
+    fn remove_task(&mut self) {
         self.kill();
-        if let Err(error) = self.store.forget(self.folder.name()) {
-            tracing::error!(%error, "the record of the task stays");
+        if let Err(error) = self.store.remove(self.directory.name()) {
+            tracing::error!(%error, "the record of the task remains");
         }
-        self.clear();
+        cleanup::remove_files(&self.directory);
     }
 
-    /// The same, but for the record: who comes next has to tell the database how the task ended.
-    fn orphaned(&mut self) {
+    /// Kills and removes everything of the task but its record, from which the next process stores the outcome.
+    fn abandon(&mut self) {
         self.kill();
-        // What the sidecar has said before counts.
-        if self.record.failure.is_none() && self.record.runs(SIDECAR) {
+        // A sidecar that has ended has stored the result or its own failure.
+        if self.record.failure.is_none() && self.record.is_running(SIDECAR) {
             self.record.failure = Some(abandoned());
         }
-        self.tell();
-        self.clear();
+        self.save_record();
+        cleanup::remove_files(&self.directory);
     }
 
     fn kill(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        if let Some(tool) = &self.record.container
-            && let Err(error) = tool.remove(self.folder.name())
+        self.is_cancelled.store(true, Ordering::SeqCst);
+        if let Some(engine) = &self.record.container
+            && let Err(error) = engine.remove(self.directory.name())
         {
-            tracing::error!(error, "the container of the task stays");
+            tracing::error!(error, "the container of the task remains");
         }
-        // An installation removes what it has half made, which takes it a moment.
-        let deadline = Instant::now() + STOP;
-        while self.finder.as_ref().is_some_and(|finder| !finder.is_finished()) && Instant::now() < deadline {
+        // An installation that is cancelled removes its incomplete files.
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while self.is_resolving() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        processes::kill_descendants(std::process::id(), &[]);
+        process::kill_descendants(std::process::id(), &[]);
     }
 
-    fn clear(&self) {
-        limits::remove(self.folder.name());
-        if let Err(error) = self.folder.remove() {
-            tracing::error!(%error, "the folder of the task stays");
+    fn save_record(&self) {
+        if let Err(error) = self.store.write(self.directory.name(), &self.record) {
+            tracing::error!(%error, "other processes cannot see the state of the task");
         }
     }
-
-    fn tell(&self) {
-        if let Err(error) = self.record.write(&self.file) {
-            tracing::error!(%error, "the state of the task is not known to others");
-        }
-    }
-}
-
-/// The event of a request for the end of the task, if there is one.
-fn request(folder: &Folder) -> Option<Event> {
-    let file = folder.join(DELETE);
-    let mut text = String::new();
-    File::open(&file).and_then(|mut file| file.read_to_string(&mut text)).ok()?;
-    std::fs::remove_file(&file).ok();
-    Some(Event::Delete(text.trim().parse().ok().map(Duration::from_secs)))
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
-use super::store::Store;
+use super::store::TaskStore;
 use crate::pod::{Callback, PodEvent, Scope, Subscription, TaskPod};
 
 /// How often tasks are read even if no change was reported.
@@ -21,18 +21,18 @@ const POLL: Duration = Duration::from_secs(1);
 /// The longest wait for a change, after which a dropped subscription is noticed.
 const STOP_POLL: Duration = Duration::from_millis(200);
 
-/// Notices changes in a folder.
-pub struct Changes {
+/// Notices changes in a directory.
+pub struct DirectoryWatch {
     inotify: Option<OwnedFd>,
 }
 
-impl Changes {
+impl DirectoryWatch {
     /// From now on. If the system has no inotify instance left, a change is only noticed at the next look.
-    pub fn of(folder: &Path) -> Self {
+    pub fn new(directory: &Path) -> Self {
         let watch = || -> io::Result<OwnedFd> {
             let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
             let events = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE | inotify::WatchFlags::CREATE;
-            inotify::add_watch(&inotify, folder, events)?;
+            inotify::add_watch(&inotify, directory, events)?;
             Ok(inotify)
         };
         Self { inotify: watch().ok() }
@@ -57,7 +57,7 @@ impl Changes {
 }
 
 /// Reports the tasks of a scope until the subscription is dropped.
-pub fn start(store: Store, scope: Scope<'_>, resync: Duration, on_event: Callback<PodEvent>) -> Subscription {
+pub fn start(store: TaskStore, scope: Scope<'_>, resync: Duration, on_event: Callback<PodEvent>) -> Subscription {
     // Of each task its uid and the last snapshot that was reported.
     let mut known: HashMap<String, (String, Option<TaskPod>)> = HashMap::new();
     let only = match scope {
@@ -70,7 +70,7 @@ pub fn start(store: Store, scope: Scope<'_>, resync: Duration, on_event: Callbac
     let mut synced: Option<Instant> = None;
     let is_stopped = Arc::new(AtomicBool::new(false));
     let stop = StopOnDrop(Arc::clone(&is_stopped));
-    let mut report = move |store: &Store, is_stopped: &AtomicBool| {
+    let mut report = move |store: &TaskStore, is_stopped: &AtomicBool| {
         let tasks = match &only {
             Some(name) => store.task(name).map(|task| task.into_iter().collect()),
             None => store.tasks(),
@@ -97,7 +97,7 @@ pub fn start(store: Store, scope: Scope<'_>, resync: Duration, on_event: Callbac
         }
     };
     std::thread::spawn(move || {
-        let changes = Changes::of(store.root());
+        let changes = DirectoryWatch::new(store.root());
         while !is_stopped.load(Ordering::SeqCst) {
             report(&store, &is_stopped);
             let next = Instant::now() + POLL;

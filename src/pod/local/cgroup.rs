@@ -1,22 +1,24 @@
-//! How much of this machine a container of a task may use: control groups where this user may make some, else what a
-//! process may allocate.
+//! Resource limits of the processes of a task: control groups where this user may create them, else a limit on the memory
+//! that a process may allocate.
 //!
-//! Control groups are of the first kind (a tree for memory, another one for CPU) or of the second (one tree). Ours are
-//! called after the task, so that they are found again after a `kill -9`.
+//! Version 1 has one tree for memory and another one for CPU, version 2 a single tree. Control groups are named after the
+//! task, so that they are found again after a `kill -9`.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit};
+use rustix::process::{Resource, Rlimit};
+
+use super::process::to_pid;
 
 /// Where control groups are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
-/// The period in which a share of the CPU counts.
+/// The period of a CPU quota.
 const PERIOD_MICROSECONDS: u64 = 100_000;
-/// A group that is not empty yet cannot be removed: its last process may just be ending.
-const REMOVAL: Duration = Duration::from_secs(2);
+/// How long to retry the removal of a group whose last process is just ending.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What one container may use; 0 is no limit.
+/// The limits of one container; 0 means none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Thousandths of a processor.
@@ -25,84 +27,76 @@ pub struct Limits {
     pub memory_bytes: u64,
 }
 
-/// The control groups of one container.
+/// The control groups of one container, as far as they are needed and possible. In version 2 `memory` limits the CPU too.
 #[derive(Debug, Default)]
-pub struct Group {
+pub struct ControlGroup {
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
 }
 
-impl Group {
-    /// Makes the groups that are needed and possible.
-    pub fn make(task: &str, container: &str, limits: Limits) -> Self {
+impl ControlGroup {
+    /// Creates the control groups.
+    pub fn create(task: &str, container: &str, limits: Limits) -> Self {
         let name = format!("{}{container}", prefix(task));
-        let make = |controller: &str, files: &[(&str, String)]| -> Option<PathBuf> {
+        let create = |controller: &str, files: &[(&str, String)]| -> Option<PathBuf> {
+            if files.is_empty() {
+                return None;
+            }
             let path = parent(controller)?.join(&name);
             std::fs::create_dir(&path).ok()?;
-            let set = files.iter().all(|(file, value)| std::fs::write(path.join(file), value).is_ok());
-            if !set {
+            let is_set = files.iter().all(|(file, value)| std::fs::write(path.join(file), value).is_ok());
+            if !is_set {
                 std::fs::remove_dir(&path).ok();
             }
-            set.then_some(path)
+            is_set.then_some(path)
         };
         let quota = limits.cpu_millicores * PERIOD_MICROSECONDS / 1000;
-        let memory = limits.memory_bytes.to_string();
-        if is_unified() {
-            let mut files = Vec::new();
-            if limits.memory_bytes > 0 {
-                files.push(("memory.max", memory));
-            }
-            if limits.cpu_millicores > 0 {
-                files.push(("cpu.max", format!("{quota} {PERIOD_MICROSECONDS}")));
-            }
-            let path = if files.is_empty() { None } else { make("", &files) };
-            return Self { memory: path, cpu: None };
+        let (mut memory, mut cpu) = (Vec::new(), Vec::new());
+        let v2 = is_v2();
+        if limits.memory_bytes > 0 {
+            let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
+            memory.push((file, limits.memory_bytes.to_string()));
         }
-        Self {
-            memory: (limits.memory_bytes > 0).then(|| make("memory", &[("memory.limit_in_bytes", memory)])).flatten(),
-            cpu: (limits.cpu_millicores > 0)
-                .then(|| {
-                    let files = [
-                        ("cpu.cfs_period_us", PERIOD_MICROSECONDS.to_string()),
-                        ("cpu.cfs_quota_us", quota.to_string()),
-                    ];
-                    make("cpu", &files)
-                })
-                .flatten(),
+        if limits.cpu_millicores > 0 && v2 {
+            memory.push(("cpu.max", format!("{quota} {PERIOD_MICROSECONDS}")));
+        } else if limits.cpu_millicores > 0 {
+            cpu.push(("cpu.cfs_period_us", PERIOD_MICROSECONDS.to_string()));
+            cpu.push(("cpu.cfs_quota_us", quota.to_string()));
         }
+        Self { memory: create(if v2 { "" } else { "memory" }, &memory), cpu: create("cpu", &cpu) }
     }
 
-    /// Limits a process and what it starts from now on.
+    /// Limits a process and its future children.
     pub fn add(&self, pid: u32, limits: Limits) {
         for group in [&self.memory, &self.cpu].into_iter().flatten() {
             if let Err(error) = std::fs::write(group.join("cgroup.procs"), pid.to_string()) {
-                tracing::warn!(%error, group = %group.display(), "a limit does not hold");
+                tracing::warn!(%error, group = %group.display(), "cannot apply a resource limit");
             }
         }
         if self.memory.is_none()
             && limits.memory_bytes > 0
-            && let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw)
+            && let Some(pid) = to_pid(pid)
         {
-            // What a process may allocate, and not what it reserves: runtimes reserve much more than they ever use.
+            // Of allocated memory, not of address space: runtimes reserve much more than they ever use.
             let limit = Some(limits.memory_bytes);
             let limit = Rlimit { current: limit, maximum: limit };
             rustix::process::prlimit(Some(pid), Resource::Data, limit).ok();
         }
     }
 
-    /// Whether the kernel has killed something for using too much memory.
-    pub fn has_killed(&self) -> bool {
+    /// Whether the kernel has killed a process that exceeded the memory limit.
+    pub fn is_oom_killed(&self) -> bool {
         let Some(group) = &self.memory else { return false };
-        let file = if is_unified() { "memory.events" } else { "memory.oom_control" };
+        let file = if is_v2() { "memory.events" } else { "memory.oom_control" };
         let text = std::fs::read_to_string(group.join(file)).unwrap_or_default();
         text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
     }
 }
 
-/// Removes the groups of a task, whose processes have ended.
+/// Removes the control groups of a task whose processes have ended.
 pub fn remove(task: &str) {
-    let controllers: &[&str] = if is_unified() { &[""] } else { &["memory", "cpu"] };
-    let deadline = Instant::now() + REMOVAL;
+    let controllers: &[&str] = if is_v2() { &[""] } else { &["memory", "cpu"] };
+    let deadline = Instant::now() + REMOVAL_TIMEOUT;
     for controller in controllers {
         let entries = parent(controller).and_then(|parent| std::fs::read_dir(parent).ok()).into_iter().flatten();
         for entry in entries.flatten() {
@@ -120,18 +114,18 @@ fn prefix(task: &str) -> String {
     format!("syncctl.{task}.")
 }
 
-fn is_unified() -> bool {
+fn is_v2() -> bool {
     Path::new(MOUNT).join("cgroup.controllers").exists()
 }
 
-/// The group below which ours are made: the one that this process is in, where the mount shows it, or the topmost.
+/// The control group in which ours are created: that of this process if the mount shows it, else the root.
 fn parent(controller: &str) -> Option<PathBuf> {
     let root = Path::new(MOUNT).join(controller);
-    if is_unified() {
-        // A group with processes in it hands no controllers on to groups below it; the topmost one may.
+    if is_v2() {
+        // A control group with processes in it enables no controllers for its children; only the root may.
         let controllers = std::fs::read_to_string(root.join("cgroup.subtree_control")).unwrap_or_default();
-        let hands_on = |name: &str| controllers.split_whitespace().any(|controller| controller == name);
-        return (hands_on("memory") && hands_on("cpu")).then_some(root);
+        let is_enabled = |name: &str| controllers.split_whitespace().any(|controller| controller == name);
+        return (is_enabled("memory") && is_enabled("cpu")).then_some(root);
     }
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| {
@@ -145,15 +139,15 @@ fn parent(controller: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Group, Limits, remove};
+    use super::{ControlGroup, Limits, remove};
     use std::process::Command;
 
     #[test]
-    fn a_limit_of_memory_ends_who_uses_more() {
+    fn a_process_that_exceeds_its_memory_limit_ends() {
         let task = format!("test-{}", std::process::id());
         let limits = Limits { cpu_millicores: 0, memory_bytes: 32 << 20 };
-        let group = Group::make(&task, "source", limits);
-        // It waits for its limits as the wrapper waits for its pipes.
+        let group = ControlGroup::create(&task, "source", limits);
+        // It waits until its limits are set.
         let mut child = Command::new("sh")
             .args(["-c", "read line; x=0123456789; while :; do x=$x$x; done"])
             .stdin(std::process::Stdio::piped())
@@ -165,8 +159,8 @@ mod tests {
         drop(child.stdin.take());
         let ended = child.wait().expect("it ends");
         assert!(!ended.success());
-        // Without control groups it was refused the memory and ended by itself.
-        assert_eq!(group.has_killed(), group.memory.is_some());
+        // Without control groups the allocation fails instead.
+        assert_eq!(group.is_oom_killed(), group.memory.is_some());
         remove(&task);
         assert!(group.memory.is_none_or(|path| !path.exists()));
     }
