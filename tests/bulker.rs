@@ -1,4 +1,4 @@
-//! read into Bulker: what a Pod sends to a server on this machine, and what becomes of it.
+//! read into Bulker: what a task sends to a server on this machine.
 
 use std::time::Duration;
 
@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use super::support::bulker::{Bulker, TOKEN};
 use super::support::{Program, Service, World, catalog, eventually, unique};
+
+/// Only reached when a test hangs.
+const DEADLINE: Duration = Duration::from_mins(3);
 
 const INSTANT: &str = "syncctl-test/instant:1";
 const ODD: &str = "syncctl-test/odd:1";
@@ -19,7 +22,7 @@ fn read(world: &World, bulker: &Bulker, image: &str, config: &Value, catalog: &V
     program.env("SYNCCTL_BULKER_URL", &bulker.url).env("SYNCCTL_BULKER_AUTH_TOKEN", TOKEN)
 }
 
-/// Streams with a key, each read and written in this way.
+/// Streams with a key, all with the same modes.
 fn streams(names: &[&str], mode: &str, write: &str) -> Value {
     let mut catalog = catalog(names);
     for stream in catalog["streams"].as_array_mut().expect("a list") {
@@ -30,22 +33,22 @@ fn streams(names: &[&str], mode: &str, write: &str) -> Value {
     catalog
 }
 
-/// Nothing that was stored holds the token.
+/// Asserts that no table contains the token.
 #[track_caller]
-fn assert_secret(world: &World) {
+fn assert_token_hidden(world: &World) {
     for table in ["source_task", "task_log", "source_state"] {
         let rows = world.schema.number(&format!("SELECT count(*) FROM {table} t WHERE t::text LIKE '%{TOKEN}%'"));
-        assert_eq!(rows, 0, "{table} holds the token");
+        assert_eq!(rows, 0, "{table} contains the token");
     }
 }
 
-/// The ids of a table that has all rows, once and in their order.
-fn all(last: u64) -> Vec<u64> {
+/// The ids of a table with all rows, each once and in order.
+fn ids_up_to(last: u64) -> Vec<u64> {
     (1..=last).collect()
 }
 
 #[test]
-fn a_full_refresh_is_one_request_and_the_next_run_replaces_it() {
+fn full_refreshes_send_one_request_that_replaces_the_table() {
     let Some(world) = World::new() else { return };
     let bulker = Bulker::start(&world, 0);
     let catalog = streams(&["items"], "full_refresh", "overwrite");
@@ -53,7 +56,7 @@ fn a_full_refresh_is_one_request_and_the_next_run_replaces_it() {
         let options = ["--table-name-prefix", "Pre_", "--to-same-case", "--add-meta"];
         let done = read(&world, &bulker, INSTANT, &json!({}), &catalog).with(&options).run();
         assert_eq!(done.code(0).hides(TOKEN).json()["status"], "SUCCESS", "{done}");
-        assert_eq!(bulker.ids("pre_items"), Some(all(1000)));
+        assert_eq!(bulker.ids("pre_items"), Some(ids_up_to(1000)));
     }
     let calls = bulker.calls();
     assert_eq!(calls.len(), 2, "{calls:?}");
@@ -66,18 +69,18 @@ fn a_full_refresh_is_one_request_and_the_next_run_replaces_it() {
         assert_eq!(schema, json!({"name": "pre_items", "fields": fields}));
     }
     assert!(bulker.text().contains(r#""_jitsu_timestamp": String("2023-11-14T22:13:20Z")"#));
-    assert_secret(&world);
+    assert_token_hidden(&world);
 }
 
 #[test]
-fn an_incremental_read_is_one_request_for_each_state() {
+fn incremental_reads_send_one_request_per_state() {
     let Some(world) = World::new() else { return };
     let bulker = Bulker::start(&world, 0);
     let catalog = streams(&["one"], "incremental", "append_dedup");
     let config = json!({"mode": "steady"});
     let done = read(&world, &bulker, ODD, &config, &catalog).run();
     assert_eq!(done.code(0).json()["streams"]["one"]["events"], 4000, "{done}");
-    assert_eq!(bulker.ids("one"), Some(all(4000)));
+    assert_eq!(bulker.ids("one"), Some(ids_up_to(4000)));
     let calls = bulker.calls();
     assert!(calls.iter().all(|call| call.target.contains("?tableName=one&mode=batch&pk=id&")), "{calls:?}");
     assert_eq!(calls.iter().map(|call| call.rows).collect::<Vec<_>>(), [500; 8]);
@@ -85,19 +88,19 @@ fn an_incremental_read_is_one_request_for_each_state() {
 }
 
 #[test]
-fn a_server_that_dies_in_the_middle_and_comes_back_gets_every_row_once() {
+fn interrupted_requests_are_repeated_without_duplicates() {
     let Some(world) = World::new() else { return };
     let bulker = Bulker::start(&world, 2);
     for (mode, write) in [("full_refresh", "overwrite"), ("incremental", "append_dedup")] {
         let done = read(&world, &bulker, INSTANT, &json!({}), &streams(&["items"], mode, write)).run();
         assert_eq!(done.code(0).json()["status"], "SUCCESS", "{done}");
-        assert_eq!(bulker.ids("items"), Some(all(1000)), "{write}");
+        assert_eq!(bulker.ids("items"), Some(ids_up_to(1000)), "{write}");
     }
     assert_eq!(bulker.calls().iter().map(|call| call.status).collect::<Vec<_>>(), [0, 0, 200, 200]);
 }
 
 #[test]
-fn a_wrong_token_fails_the_read_and_is_told_nowhere() {
+fn wrong_tokens_fail_the_read_and_stay_hidden() {
     let Some(world) = World::new() else { return };
     let bulker = Bulker::start(&world, 0);
     let wrong = "a-t0ken-that-is-wrong";
@@ -112,12 +115,12 @@ fn a_wrong_token_fails_the_read_and_is_told_nowhere() {
     assert_eq!(document["streams"]["items"]["error"], expected, "{done}");
     assert!(bulker.calls()[0].target.starts_with("/bulk/d%2F1?"), "{:?}", bulker.calls());
     let rows = world.schema.number(&format!("SELECT count(*) FROM task_log t WHERE t::text LIKE '%{wrong}%'"));
-    assert_eq!(rows, 0, "the log holds the token");
+    assert_eq!(rows, 0, "the log contains the token");
     assert_eq!(world.schema.count("source_state"), 0);
 }
 
 #[test]
-fn a_row_that_is_too_long_fails_its_stream_and_an_empty_stream_is_told() {
+fn too_long_rows_fail_their_stream_and_empty_streams_warn() {
     let Some(world) = World::new() else { return };
     let bulker = Bulker::start(&world, 0);
     let catalog = streams(&["wide", "good", "none"], "full_refresh", "overwrite");
@@ -128,15 +131,15 @@ fn a_row_that_is_too_long_fails_its_stream_and_an_empty_stream_is_told() {
     assert!(error.contains(r#"stream "wide", table "wide": a row of 200"#) && error.contains("1048576"), "{error}");
     assert_eq!(document["streams"]["wide"]["status"], "FAILED");
     assert_eq!(document["streams"]["good"]["status"], "SUCCESS");
-    assert_eq!((bulker.ids("wide"), bulker.ids("good"), bulker.ids("none")), (None, Some(all(4)), None));
+    assert_eq!((bulker.ids("wide"), bulker.ids("good"), bulker.ids("none")), (None, Some(ids_up_to(4)), None));
     assert_eq!(document["streams"]["none"]["status"], "SUCCESS", "{done}");
     let warnings = "SELECT message FROM task_log WHERE level = 'WARN'";
-    let warned = eventually("a warning", Duration::from_secs(10), || world.schema.texts(warnings).pop());
-    assert!(warned.contains(r#"stream "none""#) && warned.contains("Bulker cannot empty a table"), "{warned}");
+    let warning = eventually("a warning", DEADLINE, || world.schema.texts(warnings).pop());
+    assert!(warning.contains(r#"stream "none""#) && warning.contains("Bulker cannot empty a table"), "{warning}");
 }
 
 #[test]
-fn a_connector_that_fails_leaves_the_old_rows() {
+fn failed_connectors_leave_the_old_rows() {
     let Some(world) = World::new() else { return };
     let bulker = Bulker::start(&world, 0);
     let run = |image: &str, config: &Value, names: &[&str]| {
@@ -149,11 +152,11 @@ fn a_connector_that_fails_leaves_the_old_rows() {
     assert!(calls[0].status == 0 && bulker.ids("t_many").is_none(), "{calls:?}");
     run(INSTANT, &json!({}), &["items"]).code(0);
     run("syncctl-test/stillborn:1", &json!({}), &["items"]).code(1);
-    assert_eq!(bulker.ids("t_items"), Some(all(1000)));
+    assert_eq!(bulker.ids("t_items"), Some(ids_up_to(1000)));
 }
 
 #[test]
-fn the_service_fills_in_what_a_caller_leaves_out() {
+fn the_service_completes_the_destination_of_a_request() {
     let Some(world) = World::new() else { return };
     let bulker = Bulker::start(&world, 0);
     let service = Service::start_with(&world, |program| {
@@ -170,7 +173,7 @@ fn the_service_fills_in_what_a_caller_leaves_out() {
         let (status, answer) = service.read(INSTANT, &sync, &task, &body(destination));
         assert_eq!(status, 200, "{answer}");
         let ended = || world.schema.task(&task).filter(|(status, _)| status != "RUNNING");
-        let (status, error) = eventually("the end of a read", Duration::from_mins(1), ended);
+        let (status, error) = eventually("the end of a read", DEADLINE, ended);
         assert_eq!((status.as_str(), error.as_str()), ("SUCCESS", ""));
         let call = bulker.calls().pop().expect("a call");
         assert!(call.target.starts_with(&format!("/bulk/{sync}?")) && call.status == 200, "{call:?}");
@@ -179,6 +182,6 @@ fn the_service_fills_in_what_a_caller_leaves_out() {
     let (status, answer) = service.read(INSTANT, "sync", &unique("foreign-"), &body(Some(foreign)));
     let text = answer.to_string();
     assert!(status == 400 && text.contains("authToken: is required") && !text.contains(TOKEN), "{text}");
-    assert_secret(&world);
-    eventually("an empty namespace", Duration::from_mins(1), || world.place.leftovers().is_empty().then_some(()));
+    assert_token_hidden(&world);
+    eventually("an empty namespace", DEADLINE, || world.place.leftovers().is_empty().then_some(()));
 }

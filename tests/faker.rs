@@ -1,9 +1,8 @@
-//! A real connector with as many records as one likes: cancelled and killed in the middle, resumed, read again, replaced.
-//! `make soak` lets it have a million.
+//! A real connector with any number of records: cancelled and killed within a stream, resumed, read again, replaced.
+//! `make soak` runs it with a million.
 //!
-//! What `source-faker` makes is decided by its seed, but for times near now; and once a stream has a state, of whatever
-//! row, it takes the stream for complete. So the state of a stream that was cut off is forgotten before the next run, as
-//! its users do it.
+//! The seed of `source-faker` determines its rows, except for times. Once a stream has a state, whatever the row,
+//! `source-faker` considers it complete: the state of an interrupted stream is deleted before the next run, as users do.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,14 +14,14 @@ use serde_json::{Value, json};
 use super::support::{Done, Program, Running, World, eventually, processes, unique};
 
 const FAKER: &str = "airbyte/source-faker:7.2.1";
-/// Beyond what it takes to start: no read is slower than this many records of `users` a second.
+/// Assumed minimum of `users` per second, for deadlines.
 const SLOWEST: u64 = 1000;
-/// Until a Pod runs and Python has loaded the connector.
-const START: Duration = Duration::from_mins(1);
-/// Rows of `products`.
+/// How long a Pod and the connector may take to start: only reached when a test hangs.
+const START: Duration = Duration::from_mins(3);
+/// Number of `products`.
 const PRODUCTS: i64 = 100;
 
-/// Records of `users`.
+/// Number of `users`.
 fn records() -> u64 {
     let records = std::env::var("SYNCCTL_TEST_FAKER_RECORDS").ok();
     records.map_or(2000, |text| text.parse().expect("SYNCCTL_TEST_FAKER_RECORDS is a number"))
@@ -34,29 +33,30 @@ struct Scene {
     discovered: Value,
 }
 
-/// How often a state comes.
+/// Number of records between states.
 fn slice(records: u64) -> u64 {
     (records / 20).clamp(1, 10_000)
 }
 
-/// How a read writes.
+/// How to run a read.
 #[derive(Clone, Copy)]
 struct Mode {
     sync: &'static str,
     prefix: &'static str,
     /// Sync mode and destination sync mode.
     modes: [&'static str; 2],
-    /// Whether the source has something new of each row.
+    /// Whether all rows have changed since the last run.
     updated: bool,
 }
 
-/// One run after the other fills these tables.
-const TORN: Mode = Mode { sync: "torn", prefix: "torn_", modes: ["incremental", "append_dedup"], updated: false };
-/// One run alone fills these.
-const STRAIGHT: Mode =
-    Mode { sync: "straight", prefix: "straight_", modes: ["full_refresh", "overwrite"], updated: false };
+/// Several interrupted runs fill these tables.
+const INTERRUPTED: Mode =
+    Mode { sync: "interrupted", prefix: "interrupted_", modes: ["incremental", "append_dedup"], updated: false };
+/// One run fills these tables.
+const UNINTERRUPTED: Mode =
+    Mode { sync: "uninterrupted", prefix: "uninterrupted_", modes: ["full_refresh", "overwrite"], updated: false };
 
-/// What a table holds, whatever the time: number of rows and distinct keys, and a sum over the content.
+/// The content of tables except for times: number of rows, number of distinct keys, and a checksum.
 type Content = BTreeMap<&'static str, (i64, i64, String)>;
 
 impl Scene {
@@ -92,8 +92,8 @@ impl Scene {
         self.world.syncctl(&arguments).with(&ids).with(&["--destination-config", &destination, "-o", "json"])
     }
 
-    /// Runs a read to its good end.
-    fn whole(&self, label: &str, mode: Mode, extra: &[&str]) -> Value {
+    /// Runs a read that must succeed.
+    fn succeed(&self, label: &str, mode: Mode, extra: &[&str]) -> Value {
         let task = unique("faker-");
         let done = self.end(label, &task, self.read(mode, &task).with(extra).start());
         let document = done.code(0).json();
@@ -101,9 +101,9 @@ impl Scene {
         document["streams"].clone()
     }
 
-    /// Waits for the end of a command, and tells how it went.
+    /// Waits for the end of a command, and prints a summary.
     fn end(&self, label: &str, task: &str, mut running: Running) -> Done {
-        let deadline = Instant::now() + self.patience();
+        let deadline = Instant::now() + self.timeout();
         let mut peak = 0;
         while !running.has_ended() {
             assert!(Instant::now() < deadline, "{label}: the command did not end in time");
@@ -118,12 +118,12 @@ impl Scene {
         done
     }
 
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         START + Duration::from_secs(3 * self.records / SLOWEST)
     }
 
     fn content(&self, mode: Mode) -> Content {
-        // Of a purchase nothing else is free of the time.
+        // The other columns of purchases depend on the time.
         let rows = [
             ("products", "to_jsonb(t) - 'updated_at'"),
             ("users", "to_jsonb(t) - 'updated_at'"),
@@ -141,23 +141,24 @@ impl Scene {
         content.into()
     }
 
-    /// Where the stored state says that a stream is.
+    /// The position of a stream in its stored state.
     fn position(&self, stream: &str) -> i64 {
         self.world.schema.number(&format!(
             "SELECT coalesce(max((state->>'loop_offset')::bigint), 0) FROM source_state
              WHERE sync_id = '{}' AND stream = '{stream}'",
-            TORN.sync
+            INTERRUPTED.sync
         ))
     }
 
-    fn forget(&self, stream: &str) {
-        let statement = format!("DELETE FROM source_state WHERE sync_id = '{}' AND stream = '{stream}'", TORN.sync);
+    fn delete_state(&self, stream: &str) {
+        let statement =
+            format!("DELETE FROM source_state WHERE sync_id = '{}' AND stream = '{stream}'", INTERRUPTED.sync);
         self.world.schema.execute(&statement);
     }
 
-    /// Of a stream that was cut off at its barrier everything up to its state is in the table, once.
-    fn assert_half(&self, stream: &str, barrier: i64) {
-        let table = format!("{}{stream}", TORN.prefix);
+    /// Asserts that the table of an interrupted stream has all rows up to its state, without duplicates.
+    fn assert_interrupted(&self, stream: &str, barrier: i64) {
+        let table = format!("{}{stream}", INTERRUPTED.prefix);
         let (rows, distinct) = (
             self.world.schema.count(&table),
             self.world.schema.number(&format!("SELECT count(DISTINCT id) FROM {table}")),
@@ -165,11 +166,11 @@ impl Scene {
         let position = self.position(stream);
         assert_eq!(rows, distinct, "{stream}");
         assert!(position >= barrier && rows >= position, "{stream}: {rows} rows, state {position}, barrier {barrier}");
-        assert!(rows < i64::try_from(self.records).expect("a count"), "{stream} was cut off: {rows} rows");
+        assert!(rows < i64::try_from(self.records).expect("a count"), "{stream} was interrupted: {rows} rows");
     }
 }
 
-/// Holds the statement that stores the state of a stream's middle, so that whatever happens then happens in the middle.
+/// Blocks the statement that stores a state in the middle of a stream, so that a test can interrupt the read there.
 struct Barrier {
     client: Client,
     key: u32,
@@ -179,7 +180,7 @@ impl Barrier {
     fn new(scene: &Scene, stream: &str, at: i64) -> Self {
         let mut client = scene.world.schema.connect();
         let key = uuid::Uuid::new_v4().as_fields().0 >> 1;
-        let sync = TORN.sync;
+        let sync = INTERRUPTED.sync;
         client
             .batch_execute(&format!(
                 "SELECT pg_advisory_lock({key});
@@ -198,7 +199,7 @@ impl Barrier {
         Self { client, key }
     }
 
-    /// Waits until somebody waits.
+    /// Waits until a statement is blocked.
     fn wait_reached(&mut self, limit: Duration) {
         let query = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid::bigint = $1";
         let key = i64::from(self.key);
@@ -210,7 +211,7 @@ impl Barrier {
     }
 }
 
-/// Records of each stream, by its report.
+/// Number of records of each stream, from its report.
 fn events(streams: &Value) -> BTreeMap<String, u64> {
     let streams = streams.as_object().into_iter().flatten();
     streams.map(|(name, report)| (name.clone(), report["events"].as_u64().unwrap_or_default())).collect()
@@ -221,27 +222,27 @@ fn megabytes(bytes: u64) -> f64 {
 }
 
 #[test]
-fn a_large_sync_is_cancelled_and_killed_in_the_middle_resumed_read_again_and_replaced() {
+fn interrupted_reads_resume_without_loss_or_duplicates() {
     let Some(scene) = Scene::new() else { return };
     let schema = &scene.world.schema;
     let all = i64::try_from(scene.records).expect("a count");
     let middle = all / 2;
 
-    // A full refresh gives exactly the rows, whatever was there.
-    schema.execute("CREATE TABLE straight_users (id bigint); INSERT INTO straight_users VALUES (-1)");
-    let straight = events(&scene.whole("straight", STRAIGHT, &[]));
-    let expected = scene.content(STRAIGHT);
-    for (stream, events) in &straight {
+    // A full refresh replaces existing rows.
+    schema.execute("CREATE TABLE uninterrupted_users (id bigint); INSERT INTO uninterrupted_users VALUES (-1)");
+    let uninterrupted = events(&scene.succeed("uninterrupted", UNINTERRUPTED, &[]));
+    let expected = scene.content(UNINTERRUPTED);
+    for (stream, events) in &uninterrupted {
         let (rows, distinct, _) = &expected[stream.as_str()];
         assert_eq!((*rows, *distinct), (events.cast_signed(), events.cast_signed()), "{stream}");
     }
     assert_eq!((expected["users"].0, expected["products"].0), (all, PRODUCTS));
 
-    // Cancelled in the middle of the users.
+    // Cancelled within `users`.
     let task = unique("faker-");
     let mut barrier = Barrier::new(&scene, "users", middle);
-    let running = scene.read(TORN, &task).with(&["--state", "db"]).start();
-    barrier.wait_reached(scene.patience());
+    let running = scene.read(INTERRUPTED, &task).with(&["--state", "db"]).start();
+    barrier.wait_reached(scene.timeout());
     running.signal(Signal::INT);
     eventually("the row of the cancelled task", START, || {
         schema.task(&task).filter(|(status, _)| status == "CANCELLED")
@@ -251,14 +252,14 @@ fn a_large_sync_is_cancelled_and_killed_in_the_middle_resumed_read_again_and_rep
     let first = done.code(130).json();
     assert_eq!(first["status"], "CANCELLED", "{done}");
     assert_eq!(first["streams"]["products"]["status"], "SUCCESS", "{done}");
-    scene.assert_half("users", middle);
+    scene.assert_interrupted("users", middle);
 
-    // What is complete is not read again, what is not is; and the Pod is killed in the middle of the purchases.
-    scene.forget("users");
+    // Complete streams are not read again, incomplete ones are. The Pod is deleted within `purchases`.
+    scene.delete_state("users");
     let task = unique("faker-");
     let mut barrier = Barrier::new(&scene, "purchases", middle);
-    let running = scene.read(TORN, &task).with(&["--state", "db"]).start();
-    barrier.wait_reached(scene.patience());
+    let running = scene.read(INTERRUPTED, &task).with(&["--state", "db"]).start();
+    barrier.wait_reached(scene.timeout());
     let namespace = scene.world.namespace();
     namespace.kubectl(&["delete", "pods", "--all", "-n", &namespace.name, "--wait=false"]);
     barrier.release();
@@ -267,26 +268,26 @@ fn a_large_sync_is_cancelled_and_killed_in_the_middle_resumed_read_again_and_rep
     assert_eq!(second["class"], "POD_DELETED", "{done}");
     let read = events(&second["streams"]);
     assert_eq!((read["products"], read["users"]), (0, scene.records), "{done}");
-    assert_eq!(scene.content(TORN)["users"], expected["users"]);
-    scene.assert_half("purchases", middle);
+    assert_eq!(scene.content(INTERRUPTED)["users"], expected["users"]);
+    scene.assert_interrupted("purchases", middle);
 
-    // The last part.
-    scene.forget("purchases");
-    let read = events(&scene.whole("resumed", TORN, &["--state", "db"]));
-    assert_eq!((read["products"], read["users"], read["purchases"]), (0, 0, straight["purchases"]));
-    assert_eq!(scene.content(TORN), expected);
+    // The remaining stream.
+    scene.delete_state("purchases");
+    let read = events(&scene.succeed("resumed", INTERRUPTED, &["--state", "db"]));
+    assert_eq!((read["products"], read["users"], read["purchases"]), (0, 0, uninterrupted["purchases"]));
+    assert_eq!(scene.content(INTERRUPTED), expected);
 
-    // Everything again, merged by its key.
-    let read = events(&scene.whole("again", Mode { updated: true, ..TORN }, &["--state", "db"]));
-    assert_eq!(read, straight);
-    assert_eq!(scene.content(TORN), expected);
+    // All rows again, merged by key.
+    let read = events(&scene.succeed("again", Mode { updated: true, ..INTERRUPTED }, &["--state", "db"]));
+    assert_eq!(read, uninterrupted);
+    assert_eq!(scene.content(INTERRUPTED), expected);
 
-    // Everything anew, in place of what was there.
-    schema.execute("INSERT INTO torn_users (id) VALUES (-1)");
-    let read = events(&scene.whole("full sync", TORN, &["--state", "db", "--full-sync"]));
-    assert_eq!(read, straight);
-    assert_eq!(scene.content(TORN), expected);
-    let states = format!("SELECT stream FROM source_state WHERE sync_id = '{}' ORDER BY stream", TORN.sync);
+    // All rows again, replacing the tables.
+    schema.execute("INSERT INTO interrupted_users (id) VALUES (-1)");
+    let read = events(&scene.succeed("full sync", INTERRUPTED, &["--state", "db", "--full-sync"]));
+    assert_eq!(read, uninterrupted);
+    assert_eq!(scene.content(INTERRUPTED), expected);
+    let states = format!("SELECT stream FROM source_state WHERE sync_id = '{}' ORDER BY stream", INTERRUPTED.sync);
     assert_eq!(schema.texts(&states), ["products", "purchases", "users"]);
     let staging = r"SELECT tablename::text FROM pg_tables WHERE tablename LIKE '\_syncctl%' AND schemaname = ";
     assert_eq!(schema.texts(&format!("{staging}'{}'", schema.name)), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! Sources that speak the protocol in odd ways, through a whole Pod.
+//! Connectors with unusual output, as complete tasks.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ fn report<'a>(document: &'a Value, stream: &str) -> (&'a Value, &'a Value) {
 }
 
 #[test]
-fn streams_interleave_and_what_comes_after_complete_is_judged() {
+fn streams_interleave_and_rows_after_complete_fail_the_stream() {
     let Some(world) = World::new() else { return };
     let script = r#"
         for id in 1 2 3; do
@@ -36,13 +36,13 @@ fn streams_interleave_and_what_comes_after_complete_is_judged() {
         assert_eq!(report(&document, stream), (&json!(status), &json!(events)), "{stream:?}: {done}");
         assert_eq!(world.schema.count(table), rows, "{stream:?}");
     }
-    // The state of the row that came too late stands for a row that is not there.
+    // The second state of `late` follows a row that was dropped.
     let states = world.schema.texts("SELECT stream || ' ' || state::text FROM source_state ORDER BY stream");
     assert_eq!(states, [r#"a {"a": 1}"#, r#"b {"b": 1}"#, r#"late {"id": 1}"#]);
 }
 
 #[test]
-fn rows_that_are_hardly_json_arrive_as_far_as_they_are() {
+fn malformed_rows_are_stored_as_far_as_possible() {
     let Some(world) = World::new() else { return };
     let script = r#"
         row one '{"id":1,"n":NaN,"i":[Infinity,-Infinity],"big":12345678901234567890}'
@@ -75,7 +75,7 @@ fn rows_that_are_hardly_json_arrive_as_far_as_they_are() {
 }
 
 #[test]
-fn enormous_lines_pass_whatever_they_are() {
+fn very_long_lines_of_every_kind_are_handled() {
     let Some(world) = World::new() else { return };
     let script = r#"
         filling() { head -c "$2" /dev/zero | tr '\000' "$1"; }
@@ -95,7 +95,7 @@ fn enormous_lines_pass_whatever_they_are() {
             "SELECT max(length(message))::text FROM task_log WHERE level = '{level}' AND message LIKE '{beginning}%'"
         );
         let length: usize = world.schema.text(&query).parse().expect(label);
-        assert!((10_000..20_000).contains(&length), "{label} is kept as far as a log keeps it: {length}");
+        assert!((10_000..20_000).contains(&length), "{label} is truncated: {length}");
     }
 }
 
@@ -117,19 +117,19 @@ fn a_million_log_lines_are_capped_and_counted() {
     let number = |condition: &str| {
         world.schema.number(&format!("SELECT count(*) FROM task_log WHERE task_id = '{task}' AND {condition}"))
     };
-    let told = world.schema.texts(&format!(
+    let dropped = world.schema.texts(&format!(
         "SELECT substring(message FROM '^([0-9]+) lines dropped') FROM task_log WHERE task_id = '{task}' AND message LIKE '% lines dropped%'"
     ));
-    let kept = number("message LIKE 'noise%'");
-    assert!((1000..=3000).contains(&kept), "{kept}");
-    assert_eq!(told, [(1_000_000 - kept).to_string()], "{kept} are kept");
+    let stored = number("message LIKE 'noise%'");
+    assert!((1000..=3000).contains(&stored), "{stored}");
+    assert_eq!(dropped, [(1_000_000 - stored).to_string()], "{stored} are stored");
     assert_eq!(number("message = 'warned in the middle' AND level = 'WARN'"), 1);
     assert_eq!(number("message = 'failed at the end' AND level = 'ERROR'"), 1);
     assert_eq!(world.schema.count("one"), 20);
 }
 
 #[test]
-fn messages_that_only_the_sidecar_tells_take_no_row_from_others() {
+fn messages_below_the_database_log_level_take_no_rows() {
     let Some(world) = World::new() else { return };
     let task = unique("chatty-");
     let script = r#"
@@ -138,15 +138,15 @@ fn messages_that_only_the_sidecar_tells_take_no_row_from_others() {
     "#;
     let program = world.script(script, &catalog(&["one"]), &task).env("SYNCCTL_LOG_LEVEL", "DEBUG");
     program.run().code(0);
-    let kept = world.schema.texts(&format!(
+    let stored = world.schema.texts(&format!(
         "SELECT message FROM task_log WHERE task_id = '{task}' AND message <> 'detail' ORDER BY timestamp, id"
     ));
-    assert_eq!(kept, ["worth knowing"], "what is stored nowhere is not dropped either");
+    assert_eq!(stored, ["worth knowing"], "unstored messages do not count as dropped");
     assert_eq!(world.schema.number("SELECT count(*) FROM task_log WHERE level = 'DEBUG'"), 0);
 }
 
 #[test]
-fn streams_of_equal_names_get_tables_of_their_own() {
+fn streams_of_equal_names_get_separate_tables() {
     let Some(world) = World::new() else { return };
     let names = [("one", "n"), ("two", "n"), ("", "a.b"), ("", "a/b"), ("", "Named")];
     let mut streams = catalog(&names.map(|(_, name)| name));
@@ -169,7 +169,7 @@ fn streams_of_equal_names_get_tables_of_their_own() {
     }
     ids.sort();
     assert_eq!((ids[0].as_str(), ids[2].as_str(), ids[4].as_str()), ("0 n", "2 a_b", "4 given"), "{ids:?}");
-    // What came later has a suffix that depends on its full name alone.
+    // The later stream gets a suffix that only depends on its full name.
     assert!(ids[1].starts_with("1 n_") && ids[3].starts_with("3 a_b_") && ids.len() == 5, "{ids:?}");
 
     let schema = format!("{}_${{SOURCE_NAMESPACE}}", world.schema.name);
@@ -185,7 +185,7 @@ fn streams_of_equal_names_get_tables_of_their_own() {
     }
 }
 
-/// A catalog of so many streams, of which every hundredth gets a row.
+/// Reads this number of streams, of which every hundredth has a row.
 fn many(world: &World, streams: usize, destination: &str) -> Done {
     let names: Vec<String> = (0..streams).map(|n| format!("s{n:05}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -206,7 +206,6 @@ fn many(world: &World, streams: usize, destination: &str) -> Done {
 fn ten_thousand_streams_are_read() {
     let Some(world) = World::new() else { return };
     let done = many(&world, 10_000, &world.discard());
-    // In half a minute, when the machine has nothing else to do.
     let document = done.code(0).json();
     assert_eq!(document["streams"].as_object().map(serde_json::Map::len), Some(10_000));
     assert_eq!(report(&document, "s09900"), (&json!("SUCCESS"), &json!(1)));

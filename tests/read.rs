@@ -8,11 +8,14 @@ use serde_json::{Value, json};
 
 use super::support::{Done, Program, World, catalog, eventually, unique};
 
+/// Only reached when a test hangs.
+const DEADLINE: Duration = Duration::from_mins(3);
+
 const FAKER: &str = "airbyte/source-faker:7.2.1";
 const INSTANT: &str = "syncctl-test/instant:1";
 const ODD: &str = "syncctl-test/odd:1";
 
-/// A read into this world's schema.
+/// A read into the schema of this world.
 pub fn read(world: &World, image: &str, config: &Value, catalog: &Value, task: &str) -> Program {
     let config = world.json("read-config.json", config);
     let catalog = world.json("read-catalog.json", catalog);
@@ -26,7 +29,7 @@ fn odd(world: &World, mode: &str, streams: &[&str], task: &str) -> Done {
     read(world, ODD, &config, &catalog(streams), task).run()
 }
 
-/// What a user makes of a discovered catalog.
+/// Configures all streams of a discovered catalog.
 pub fn configured(discovered: &Value, mode: &str, write: &str) -> Value {
     let streams = discovered["streams"].as_array().expect("streams");
     let stream = |stream: &Value| {
@@ -46,7 +49,7 @@ pub fn discover(world: &World, image: &str, config: &Value) -> Value {
 }
 
 #[test]
-fn a_read_of_a_real_connector_resumes_and_adds_no_duplicates() {
+fn reads_of_a_real_connector_resume_without_duplicates() {
     let Some(world) = World::new() else { return };
     let config = json!({"count": 150, "seed": 7, "parallelism": 1, "records_per_slice": 50, "always_updated": false});
     let catalog = configured(&discover(&world, FAKER, &config), "incremental", "append_dedup");
@@ -63,13 +66,13 @@ fn a_read_of_a_real_connector_resumes_and_adds_no_duplicates() {
     let counts = |world: &World| ["users", "products", "purchases"].map(|table| world.schema.count(table));
     let before = counts(&world);
     assert_eq!(before[..2], [150, 100]);
-    assert_eq!(Some(before[2]), document["streams"]["purchases"]["events"].as_i64(), "every purchase is in");
+    assert_eq!(Some(before[2]), document["streams"]["purchases"]["events"].as_i64(), "all purchases are stored");
     let query = "SELECT concat_ws('|', package, version, sync_id, status, error) FROM source_task";
     assert_eq!(world.schema.texts(query), ["airbyte/source-faker|7.2.1|sync|SUCCESS"]);
     assert_eq!(world.schema.streams(&first), document["streams"]);
     let used: Value = serde_json::from_str(&world.schema.text("SELECT metrics::text FROM source_task")).expect("JSON");
     let (seconds, bytes) = (used["cpu_usage"].as_f64().expect("seconds"), used["mem_usage"].as_u64().expect("bytes"));
-    // A Python program has to be loaded, and the Pod's limit holds.
+    // More than loading a Python program takes, less than the container's limits.
     assert!((0.1..600.0).contains(&seconds), "{used}");
     assert!((5 << 20..=1024 << 20).contains(&bytes), "{used}");
     let states = "SELECT stream || ' ' || state::text FROM source_state WHERE sync_id = 'sync' ORDER BY stream";
@@ -83,7 +86,7 @@ fn a_read_of_a_real_connector_resumes_and_adds_no_duplicates() {
     let done = read(&world, FAKER, &config, &catalog, &second).with(&["--state", "db"]).run();
     let document = done.code(0).json();
     assert_eq!(document["status"], "SUCCESS", "{done}");
-    // It was told where to go on: users and purchases are not read again.
+    // It resumes from the state: users and purchases are not read again.
     assert_eq!(document["streams"]["users"]["events"], 0, "{done}");
     assert_eq!(counts(&world), before);
     let distinct = |table: &str| world.schema.number(&format!("SELECT count(DISTINCT id) FROM {table}"));
@@ -92,14 +95,14 @@ fn a_read_of_a_real_connector_resumes_and_adds_no_duplicates() {
 }
 
 #[test]
-fn what_a_connector_uses_is_told_while_it_runs() {
+fn resource_usage_is_reported_while_the_connector_runs() {
     let Some(world) = World::new() else { return };
     let task = unique("uses-");
     let running = world.read("syncctl-test/slow:1", "s", &task, &["ticks"]).start();
-    // The wrapper looks after two seconds, the sidecar tells it with its next sign of life, ten seconds after the first.
+    // The wrapper measures after two seconds, and the sidecar reports it with its next heartbeat, after ten.
     let query = "SELECT metrics::text FROM source_task WHERE status = 'RUNNING' AND metrics IS NOT NULL";
-    let told = || world.schema.task(&task).and_then(|_| world.schema.texts(query).pop());
-    let used = eventually("the metrics of a running task", Duration::from_mins(1), told);
+    let metrics = || world.schema.task(&task).and_then(|_| world.schema.texts(query).pop());
+    let used = eventually("the metrics of a running task", DEADLINE, metrics);
     let used: Value = serde_json::from_str(&used).expect("JSON");
     // A shell and its sleeping child.
     assert!((0.000_1..10.0).contains(&used["cpu_usage"].as_f64().expect("seconds")), "{used}");
@@ -109,13 +112,13 @@ fn what_a_connector_uses_is_told_while_it_runs() {
 }
 
 #[test]
-fn a_source_that_never_pauses_for_long_is_shown_as_it_goes() {
+fn progress_of_sources_without_long_pauses_is_reported() {
     let Some(world) = World::new() else { return };
     let task = unique("steady-");
     let script = r#"while :; do row a '{"id":1}'; sleep 0.1; done"#;
     let running = world.script(script, &catalog(&["a"]), &task).start();
-    // The first row is always shown: the stream has begun then.
-    eventually("counts that grow", Duration::from_mins(1), || {
+    // The first row is reported at once, with the changed status.
+    eventually("growing counts", DEADLINE, || {
         let (status, _) = world.schema.task(&task)?;
         let events = world.schema.streams(&task)["a"]["events"].as_u64()?;
         (status == "RUNNING" && events >= 20).then_some(())
@@ -125,7 +128,7 @@ fn a_source_that_never_pauses_for_long_is_shown_as_it_goes() {
 }
 
 #[test]
-fn a_second_read_without_state_starts_from_scratch_and_merges() {
+fn reads_without_state_start_from_scratch_and_merge() {
     let Some(world) = World::new() else { return };
     let mut catalog = configured(&discover(&world, INSTANT, &json!({})), "incremental", "append_dedup");
     let run = |catalog: &Value| {
@@ -141,7 +144,7 @@ fn a_second_read_without_state_starts_from_scratch_and_merges() {
 }
 
 #[test]
-fn a_full_refresh_replaces_and_keeps_what_others_made_of_the_table() {
+fn full_refreshes_replace_rows_and_keep_views() {
     let Some(world) = World::new() else { return };
     let catalog = configured(&discover(&world, INSTANT, &json!({})), "full_refresh", "overwrite");
     let run = |image: &str| read(&world, image, &json!({}), &catalog, &unique("full-")).run();
@@ -151,14 +154,14 @@ fn a_full_refresh_replaces_and_keeps_what_others_made_of_the_table() {
     );
     run(INSTANT).code(0);
     assert_eq!(world.schema.count("items"), 1000);
-    assert_eq!(world.schema.count("seen"), 1000, "the view still stands");
-    // A source that fails must never empty the table.
+    assert_eq!(world.schema.count("seen"), 1000, "the view is kept");
+    // A failed source must not empty the table.
     run("syncctl-test/stillborn:1").code(1);
     assert_eq!(world.schema.count("items"), 1000);
 }
 
 #[test]
-fn full_sync_forgets_the_state_and_replaces() {
+fn full_syncs_clear_states_and_replace_rows() {
     let Some(world) = World::new() else { return };
     let catalog = configured(&discover(&world, INSTANT, &json!({})), "incremental", "append");
     let run = |more: &[&str]| {
@@ -172,7 +175,7 @@ fn full_sync_forgets_the_state_and_replaces() {
 }
 
 #[test]
-fn a_full_sync_that_fails_in_part_leaves_the_rest_where_it_was() {
+fn partly_failed_full_syncs_keep_the_states_of_failed_streams() {
     let Some(world) = World::new() else { return };
     let states = "INSERT INTO source_state (sync_id, stream, state) SELECT 'sync', name, '{\"old\": 1}'
                   FROM unnest(ARRAY['good', 'stateless', 'bad', 'gone']) name";
@@ -187,7 +190,7 @@ fn a_full_sync_that_fails_in_part_leaves_the_rest_where_it_was() {
 }
 
 #[test]
-fn tables_are_named_and_placed_as_asked() {
+fn table_options_are_applied() {
     let Some(world) = World::new() else { return };
     let mut streams = catalog(&["items"]);
     streams["streams"][0]["stream"]["json_schema"]["properties"] =
@@ -205,7 +208,7 @@ fn tables_are_named_and_placed_as_asked() {
 }
 
 #[test]
-fn a_failed_stream_keeps_no_state_and_does_not_take_the_others_with_it() {
+fn failed_streams_store_no_state_and_do_not_affect_others() {
     let Some(world) = World::new() else { return };
     let task = unique("twins-");
     let done = odd(&world, "twins", &["good", "bad"], &task);
@@ -223,16 +226,16 @@ fn a_failed_stream_keeps_no_state_and_does_not_take_the_others_with_it() {
 }
 
 #[test]
-fn a_stream_that_the_source_gives_up_is_no_success_although_the_exit_code_is_0() {
+fn incomplete_streams_fail_despite_exit_code_0() {
     let Some(world) = World::new() else { return };
-    let done = odd(&world, "incomplete", &["one"], &unique("given-up-"));
+    let done = odd(&world, "incomplete", &["one"], &unique("incomplete-"));
     let document = done.code(1).json();
     assert_eq!(document["status"], "FAILED", "{done}");
     assert_eq!(document["streams"]["one"]["status"], "FAILED");
 }
 
 #[test]
-fn without_any_status_exit_code_0_is_a_success() {
+fn exit_code_0_without_stream_statuses_is_a_success() {
     let Some(world) = World::new() else { return };
     let done = odd(&world, "quiet", &["one"], &unique("quiet-"));
     assert_eq!(done.code(0).json()["streams"]["one"], json!({"events": 4, "bytes": 32, "status": "SUCCESS"}));
@@ -241,14 +244,14 @@ fn without_any_status_exit_code_0_is_a_success() {
 }
 
 #[test]
-fn a_global_state_is_stored_once_and_given_back() {
+fn global_states_are_stored_and_passed_to_the_next_read() {
     let Some(world) = World::new() else { return };
     let task = unique("global-");
     odd(&world, "global", &["one", "two"], &task).code(0);
     let row = world.schema.text("SELECT stream || ' ' || state::text FROM source_state");
     assert!(row.starts_with("_GLOBAL_STATE ") && row.contains("9007199254740993"), "{row}");
     assert_eq!((world.schema.count("one"), world.schema.count("two")), (5, 7));
-    // The connector sees it again, to the last digit: in a read that shows what it sees.
+    // A connector that prints its input shows that all digits are preserved.
     let config = json!({"mode": "look"});
     let again = unique("again-");
     read(&world, ODD, &config, &catalog(&["one", "two"]), &again).with(&["--state", "db"]).run().code(0);
@@ -257,7 +260,7 @@ fn a_global_state_is_stored_once_and_given_back() {
 }
 
 #[test]
-fn a_legacy_state_is_stored() {
+fn legacy_states_are_stored() {
     let Some(world) = World::new() else { return };
     odd(&world, "legacy", &["one"], &unique("legacy-")).code(0);
     let row = world.schema.text("SELECT stream || ' ' || state::text FROM source_state");
@@ -265,7 +268,7 @@ fn a_legacy_state_is_stored() {
 }
 
 #[test]
-fn messages_that_a_read_need_not_know_do_not_disturb_it() {
+fn other_messages_do_not_affect_a_read() {
     let Some(world) = World::new() else { return };
     let task = unique("chatty-");
     let done = odd(&world, "chatty", &["one"], &task);
@@ -280,7 +283,7 @@ fn messages_that_a_read_need_not_know_do_not_disturb_it() {
         ("plain text is a log line", "plain text before anything", 1),
         ("a warning", "something to think about", 1),
         ("below the level", "for developers only", 0),
-        ("a stream that nobody selected", "unselected", 1),
+        ("an unselected stream", "unselected", 1),
     ] {
         assert_eq!(lines(&format!("message LIKE '%{text}%'")).len(), count, "{label}");
     }
@@ -292,7 +295,7 @@ fn messages_that_a_read_need_not_know_do_not_disturb_it() {
 }
 
 #[test]
-fn a_renewed_configuration_is_used_until_the_caller_sends_another_one() {
+fn renewed_configurations_are_used_until_the_caller_changes_its_own() {
     let Some(world) = World::new() else { return };
     let run = |token: &str| {
         let config = json!({"mode": "renew", "token": token});
@@ -301,7 +304,7 @@ fn a_renewed_configuration_is_used_until_the_caller_sends_another_one() {
         world.schema.texts("SELECT token FROM one ORDER BY length(token), token").join(" ")
     };
     assert_eq!(run("token"), "token");
-    // This one fails, after it had used its token up.
+    // This run fails after it has used its token.
     assert_eq!(run("token"), "token");
     let used = |text: &str| {
         world.schema.number(&format!("SELECT count(*) FROM source_config WHERE config::text LIKE '%\"{text}\"%'"))
@@ -314,11 +317,11 @@ fn a_renewed_configuration_is_used_until_the_caller_sends_another_one() {
 }
 
 #[test]
-fn a_destination_that_refuses_everything_ends_the_read_at_once() {
+fn reads_end_when_the_destination_refuses_all_streams() {
     let Some(world) = World::new() else { return };
     world.schema.execute("CREATE VIEW ticks AS SELECT 1 AS id");
     let task = unique("refused-");
-    // This connector never ends by itself.
+    // This connector does not end on its own.
     let done = read(&world, "syncctl-test/slow:1", &json!({}), &catalog(&["ticks"]), &task).run();
     let document = done.code(3).json();
     assert_eq!(document["class"], "DESTINATION_FAILED", "{done}");
@@ -327,12 +330,12 @@ fn a_destination_that_refuses_everything_ends_the_read_at_once() {
 }
 
 #[test]
-fn a_read_of_so_many_records_is_a_success_although_the_connector_never_ends() {
+fn reads_with_a_record_limit_succeed_although_the_connector_never_ends() {
     let Some(world) = World::new() else { return };
     let mut streams = catalog(&["done", "endless", "refreshed", "idle"]);
     streams["streams"][2]["sync_mode"] = json!("full_refresh");
     streams["streams"][2]["destination_sync_mode"] = json!("overwrite");
-    // One that writes on until nobody reads, and one that falls silent and does not notice.
+    // One connector writes until the pipe is closed, the other stops writing but does not end.
     for (label, ending, old) in [
         ("loud", "while :; do rows endless 5 1000; done", None),
         ("silent", "rows endless 5 100; trap : PIPE TERM; while :; do sleep 1; done", Some("7")),
@@ -345,7 +348,7 @@ fn a_read_of_so_many_records_is_a_success_although_the_connector_never_ends() {
             "rows done 1 3; state done '{{\"id\":3}}'; status done COMPLETE; rows refreshed 1 2
              status endless STARTED; rows endless 1 4; state endless '{{\"id\":4}}'; {ending}"
         );
-        let task = unique("enough-");
+        let task = unique("limit-");
         let done = world.script(&script, &streams, &task).with(&["--max-records", "20"]).run();
         let document = done.code(0).json();
         assert_eq!((&document["status"], &document["error"]), (&json!("SUCCESS"), &Value::Null), "{label}: {done}");
@@ -366,7 +369,7 @@ fn a_read_of_so_many_records_is_a_success_although_the_connector_never_ends() {
 }
 
 #[test]
-fn debug_is_passed_on_to_the_connector() {
+fn debug_is_passed_to_the_connector() {
     let Some(world) = World::new() else { return };
     let config = json!({"mode": "chatty", "password": "hunter2-hunter2"});
     read(&world, ODD, &config, &catalog(&["one"]), &unique("debug-"))
@@ -380,7 +383,7 @@ fn debug_is_passed_on_to_the_connector() {
 }
 
 #[test]
-fn a_line_beyond_every_limit_is_dropped_and_told() {
+fn too_long_lines_are_dropped_and_reported() {
     let Some(world) = World::new() else { return };
     let task = unique("endless-");
     let done = odd(&world, "endless", &["one"], &task);
@@ -392,7 +395,7 @@ fn a_line_beyond_every_limit_is_dropped_and_told() {
 }
 
 #[test]
-fn a_connector_sees_its_documents_and_nothing_else() {
+fn connectors_see_only_their_documents() {
     let Some(world) = World::new() else { return };
     let task = unique("look-");
     let done = odd(&world, "look", &["one"], &task);
@@ -403,7 +406,7 @@ fn a_connector_sees_its_documents_and_nothing_else() {
         ("its catalog", "\"streams\""),
         ("its environment", "USE_STREAM_CAPABLE_STATE=true"),
         ("its environment", "AUTO_DETECT_SCHEMA=true"),
-        // On this machine it is the user's own process.
+        // Local tasks run as the user.
         ("another user than root", if world.place.is_cluster() { "uid=1000" } else { "uid=" }),
     ] {
         assert!(seen.contains(text), "{label} is missing:\n{seen}");
@@ -423,7 +426,7 @@ fn a_connector_sees_its_documents_and_nothing_else() {
 }
 
 #[test]
-fn a_state_file_is_given_to_the_connector() {
+fn state_files_are_passed_to_the_connector() {
     let Some(world) = World::new() else { return };
     let state = json!([{"type": "STREAM", "stream": {"stream_descriptor": {"name": "one"},
         "stream_state": {"id": 42, "exact": 1}}}]);
@@ -435,11 +438,11 @@ fn a_state_file_is_given_to_the_connector() {
 }
 
 #[test]
-fn no_secret_is_in_any_row_and_the_log_has_some() {
+fn secrets_are_in_no_table_and_the_log_is_not_empty() {
     let Some(world) = World::new() else { return };
     let task = unique("secrets-");
     let mut destination = world.destination_config();
-    // The tests' Postgres may trust everybody; what counts is that it is nowhere.
+    // The tests' Postgres may require no password: the secret only must not appear anywhere.
     destination["parameters"] = json!({"application_name": "hunter2-destination"});
     let destination = world.json("secret-destination.json", &destination);
     let config = world.json("secret-config.json", &json!({"password": "hunter2-config", "user": "ann"}));

@@ -1,4 +1,4 @@
-//! A Bulker on this machine, as Pods reach it: it keeps tables in memory by the rules of the real one.
+//! A fake Bulker that Pods can reach. It holds tables in memory, by the rules of the real one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,18 +9,18 @@ use serde_json::{Value, json};
 
 use super::World;
 
-/// What it wants to hear.
+/// The accepted token.
 pub const TOKEN: &str = "bulker-t0ken-of-the-test";
 
-/// One request, when it is over.
+/// A finished request.
 #[derive(Debug, Clone)]
 pub struct Call {
     /// Path and query.
     pub target: String,
-    /// Names in lower case.
+    /// By name in lower case.
     pub headers: HashMap<String, String>,
     pub rows: usize,
-    /// How it ended: a status, or 0 for a request that never came to its end.
+    /// The status of the response; 0 for an incomplete request.
     pub status: u16,
 }
 
@@ -28,8 +28,8 @@ pub struct Call {
 struct State {
     tables: BTreeMap<String, Vec<Value>>,
     calls: Vec<Call>,
-    /// So many requests are ended in the middle of their body.
-    deaths: u32,
+    /// How many requests to interrupt within their body.
+    interruptions: u32,
 }
 
 /// The server.
@@ -39,11 +39,11 @@ pub struct Bulker {
 }
 
 impl Bulker {
-    /// Listens; ends the first `deaths` requests in the middle.
-    pub fn start(world: &World, deaths: u32) -> Self {
+    /// Interrupts the first requests within their body.
+    pub fn start(world: &World, interruptions: u32) -> Self {
         let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let state = Arc::new(Mutex::new(State { deaths, ..State::default() }));
+        let state = Arc::new(Mutex::new(State { interruptions, ..State::default() }));
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -54,15 +54,15 @@ impl Bulker {
         Self { url: format!("http://{}:{port}", world.setup.pod_host), state }
     }
 
-    /// The requests that are over; there must have been one.
+    /// The finished requests; at least one.
     #[track_caller]
     pub fn calls(&self) -> Vec<Call> {
         let calls = lock(&self.state).calls.clone();
-        assert!(!calls.is_empty(), "it was never called");
+        assert!(!calls.is_empty(), "no requests");
         calls
     }
 
-    /// The ids in a table, in their order.
+    /// The ids in a table, in order.
     pub fn ids(&self, table: &str) -> Option<Vec<u64>> {
         let id = |row: &Value| row["id"].as_u64().expect("an id");
         lock(&self.state).tables.get(table).map(|rows| rows.iter().map(id).collect())
@@ -94,13 +94,13 @@ fn serve(client: &TcpStream, state: &Mutex<State>) {
     });
     let headers: HashMap<String, String> = pairs.collect();
     let allowed = headers.get("authorization").is_some_and(|value| *value == format!("Bearer {TOKEN}"));
-    let dies = {
+    let is_interrupted = {
         let mut state = lock(state);
-        let dies = state.deaths > 0;
-        state.deaths = state.deaths.saturating_sub(1);
-        dies
+        let is_interrupted = state.interruptions > 0;
+        state.interruptions = state.interruptions.saturating_sub(1);
+        is_interrupted
     };
-    let body = if dies {
+    let body = if is_interrupted {
         from.take(100).read_to_end(&mut Vec::new()).ok();
         None
     } else {
@@ -122,13 +122,13 @@ fn serve(client: &TcpStream, state: &Mutex<State>) {
     if status > 0 {
         let body = answer.to_string();
         let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n", body.len());
-        // Who has gone does not want to hear it.
+        // The client may have closed the connection.
         let mut client = client;
         client.write_all(format!("{head}{body}").as_bytes()).ok();
     }
 }
 
-/// A chunked body; `None` when it is cut off.
+/// A chunked body; `None` if it is incomplete.
 fn body(from: &mut impl BufRead) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {
@@ -145,7 +145,7 @@ fn body(from: &mut impl BufRead) -> Option<Vec<u8>> {
     }
 }
 
-/// What Bulker does with the rows of a whole request.
+/// Loads the rows of a complete request, and returns the response.
 fn load(tables: &mut BTreeMap<String, Vec<Value>>, target: &str, lines: &[&[u8]]) -> Value {
     if lines.is_empty() {
         return json!({"message": "ok"});
