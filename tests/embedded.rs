@@ -423,6 +423,22 @@ fn impossible_settings_are_refused_and_create_nothing() {
 }
 
 #[test]
+fn failed_start_names_the_reason_in_the_log() {
+    let Some(database) = Database::new() else { return };
+    assert_eq!(database.query("SELECT 1"), "1");
+    database.wait_until_stopped();
+    let file = database.postgres().join("data/postgresql.conf");
+    let settings = fs::read_to_string(&file).expect("the settings of the server");
+    fs::write(&file, format!("{settings}\nno_such_setting = 1\n")).expect("a writable file");
+    let log = database.postgres().join("log").display().to_string();
+    let done = database.syncctl(&["db", "url"]).run();
+    assert_refused(&done, &["cannot start the embedded database in ", "postgresql.conf\" contains errors", &log]);
+    fs::write(&file, settings).expect("a writable file");
+    assert_eq!(database.query("SELECT 1"), "1");
+    database.wait_until_stopped();
+}
+
+#[test]
 fn directory_closed_to_the_server_of_root_is_named() {
     let Some(database) = Database::new().filter(|_| is_root()) else { return };
     let closed = database.directory.path().join("closed");

@@ -171,9 +171,9 @@ pub(super) fn detach(command: &mut Command) {
     command.envs(PASSED_VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
 }
 
-/// Opens the log for a process that writes to it.
+/// Opens the log to append to it, and to read what a process appends.
 fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
 }
 
 /// Moves the lines of a large log away, also while the server writes to it: lines written meanwhile may be lost.

@@ -2,7 +2,6 @@
 //! lock.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -108,9 +107,9 @@ fn main_process(directory: &ServerDirectory) -> Option<(Pid, bool)> {
     let pid = Pid::from_raw(file.lines().next()?.trim().parse().ok()?)?;
     let is_ours = match fs::read_link(format!("/proc/{pid}/cwd")) {
         Ok(path) => fs::canonicalize(directory.data()).is_ok_and(|data| data == path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self").exists() => false,
-        // Not for this user, or there is no `/proc`.
-        Err(_) => test_kill_process(pid).is_ok(),
+        // A zombie, or a process of another user; or there is no `/proc`.
+        Err(_) => process::stat(pid.as_raw_pid().cast_unsigned())
+            .map_or_else(|| test_kill_process(pid).is_ok(), |stat| !stat.is_zombie),
     };
     is_ours.then(|| (pid, file.lines().nth(7).is_some_and(|status| status.trim() == "ready")))
 }
