@@ -22,7 +22,7 @@ mod crash;
 mod deploy;
 mod embedded;
 mod faker;
-mod foreign;
+mod foreign_sidecar;
 mod hostile;
 mod kill;
 mod layers;

@@ -1,30 +1,30 @@
-//! What is in the table after two reads, for each combination of modes and options.
+//! The rows of the table after two reads, for each combination of modes and options.
 
 use serde_json::{Value, json};
 
 use super::support::World;
 
-/// What becomes of the rows of the second read.
+/// What the second read does to the rows of the first one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// They take the place of all others.
+enum Effect {
+    /// Replaces them.
     Replace,
-    /// They are added.
+    /// Adds rows.
     Append,
-    /// They are merged by the key.
+    /// Merges rows by the key.
     Merge,
 }
 
-use Way::{Append, Merge, Replace};
+use Effect::{Append, Merge, Replace};
 
-/// `sync_mode`, `destination_sync_mode`, and what becomes of rows with a key and without one.
-const MODES: [(&str, Option<&str>, Way, Way); 10] = [
+/// `sync_mode`, `destination_sync_mode`, and the effect on a stream with a key and without one.
+const MODES: [(&str, Option<&str>, Effect, Effect); 10] = [
     ("full_refresh", None, Replace, Replace),
     ("full_refresh", Some("overwrite"), Replace, Replace),
     ("full_refresh", Some("append"), Append, Append),
     ("full_refresh", Some("append_dedup"), Merge, Append),
     ("incremental", None, Merge, Append),
-    // Only what is new must not take the place of what is not.
+    // An incremental read brings only new rows, which must not replace the others.
     ("incremental", Some("overwrite"), Merge, Append),
     ("incremental", Some("append"), Append, Append),
     ("incremental", Some("append_dedup"), Merge, Append),
@@ -32,9 +32,9 @@ const MODES: [(&str, Option<&str>, Way, Way); 10] = [
     ("incremental", Some("soft_delete"), Merge, Append),
 ];
 
-/// A stream of [`MODES`], with or without a key.
+/// The name of a stream for an entry of [`MODES`].
 fn stream(index: usize, keyed: bool) -> String {
-    format!("s{index}_{}", if keyed { "keyed" } else { "free" })
+    format!("s{index}_{}", if keyed { "keyed" } else { "keyless" })
 }
 
 fn catalog() -> Value {
@@ -57,7 +57,7 @@ fn catalog() -> Value {
     json!({"streams": streams.collect::<Vec<_>>()})
 }
 
-/// A connector that sends these rows, `id` and `v`, in each stream.
+/// The script of a connector that sends these rows in each stream: a digit for `id` and a letter for `v`.
 fn script(rows: &[&str]) -> String {
     let mut lines: Vec<String> = Vec::new();
     for (index, keyed) in (0..MODES.len()).flat_map(|index| [(index, true), (index, false)]) {
@@ -72,9 +72,9 @@ fn script(rows: &[&str]) -> String {
     lines.join("\n")
 }
 
-/// The table after a first read of `1a 2a 3a 3b` and a second one of `3c 4a`.
-fn expected(way: Way, keyed: bool) -> [&'static str; 2] {
-    match (way, keyed) {
+/// The table after a first read of `1a 2a 3a 3b`, and after a second one of `3c 4a`.
+fn expected(effect: Effect, keyed: bool) -> [&'static str; 2] {
+    match (effect, keyed) {
         (Replace, true) => ["1a 2a 3b", "3c 4a"],
         (Replace, false) => ["1a 2a 3a 3b", "3c 4a"],
         (Append, _) => ["1a 2a 3a 3b", "1a 2a 3a 3b 3c 4a"],
@@ -82,38 +82,38 @@ fn expected(way: Way, keyed: bool) -> [&'static str; 2] {
     }
 }
 
-/// Reads twice with these options and compares every table after each read. `way` says what the options make of a
-/// stream: its way, and whether its key counts.
-fn hold(options: &[&str], way: impl Fn(Way, bool) -> (Way, bool)) {
+/// Reads twice with these options and compares each table after each read. `adjust` applies the options to the effect on
+/// a stream, and to whether it has a key.
+fn check(options: &[&str], adjust: impl Fn(Effect, bool) -> (Effect, bool)) {
     let Some(world) = World::new() else { return };
     for (read, rows) in [&["1a", "2a", "3a", "3b"][..], &["3c", "4a"]].into_iter().enumerate() {
         let task = super::support::unique("modes-");
         let done = world.script(&script(rows), &catalog(), &task).with(options).with(&["--state", "db"]).run();
         assert_eq!(done.code(0).json()["status"], "SUCCESS", "{done}");
         for (index, (sync, write, with_key, without)) in MODES.into_iter().enumerate() {
-            for (keyed, usual) in [(true, with_key), (false, without)] {
-                let (way, is_unique) = way(usual, keyed);
+            for (keyed, effect) in [(true, with_key), (false, without)] {
+                let (effect, has_key) = adjust(effect, keyed);
                 let table = stream(index, keyed);
                 let rows = world.schema.texts(&format!("SELECT string_agg(id || v, ' ' ORDER BY id, v) FROM {table}"));
                 let label = format!("{sync} {write:?}, {table}, {options:?}, read {}", read + 1);
-                assert_eq!(rows, [expected(way, is_unique)[read]], "{label}");
+                assert_eq!(rows, [expected(effect, has_key)[read]], "{label}");
             }
         }
     }
 }
 
 #[test]
-fn each_mode_leaves_the_rows_it_promises() {
-    hold(&[], |way, keyed| (way, keyed));
+fn modes_replace_append_or_merge() {
+    check(&[], |effect, keyed| (effect, keyed));
 }
 
 #[test]
-fn without_deduplication_nothing_is_merged() {
-    hold(&["--no-deduplicate"], |way, _| (if way == Replace { Replace } else { Append }, false));
+fn no_deduplicate_appends_instead_of_merging() {
+    check(&["--no-deduplicate"], |effect, _| (if effect == Replace { Replace } else { Append }, false));
 }
 
 #[test]
-fn a_full_sync_replaces_in_every_mode() {
-    // A stream that is only added to keeps rows of equal keys also when it is read anew.
-    hold(&["--full-sync"], |way, keyed| (Replace, keyed && way != Append));
+fn full_sync_replaces_in_all_modes() {
+    // A stream that appends keeps rows with equal keys when it is replaced as well.
+    check(&["--full-sync"], |effect, keyed| (Replace, keyed && effect != Append));
 }

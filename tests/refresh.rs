@@ -1,4 +1,4 @@
-//! Truncate refreshes: the old generation is there until the new one is complete, whatever happens in between.
+//! Truncate refreshes: the old generation stays until the new one is complete, even if reads are interrupted.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::support::{Program, World, eventually, unique};
 
 const FAKER: &str = "airbyte/source-faker:7.2.1";
 
-/// Reads the users of a generation.
+/// Reads the stream `users` in this generation.
 fn users(world: &World, count: u32, generation: u32, minimum: u32, state: &[&str]) -> Program {
     let config =
         json!({"count": count, "seed": 7, "parallelism": 1, "records_per_slice": 1000, "always_updated": true});
@@ -29,32 +29,32 @@ fn users(world: &World, count: u32, generation: u32, minimum: u32, state: &[&str
 }
 
 #[test]
-fn a_refresh_that_is_cancelled_in_the_middle_goes_on_where_it_stopped() {
-    // The source begins anew in spite of its state: what it sent before, and does not send again, shows what was kept.
+fn cancelled_refresh_resumes_and_replaces_the_old_generation_at_the_end() {
+    // The source ignores its state and starts over, with fewer rows: the others are from the first run.
     const COUNT: u32 = 30_000;
-    const AGAIN: u32 = 500;
+    const SECOND_COUNT: u32 = 500;
     let Some(world) = World::new() else { return };
     let table = "SELECT concat_ws('|', count(*), count(DISTINCT id), min(_airbyte_generation_id), \
                  max(_airbyte_generation_id)) FROM users";
     users(&world, 100, 1, 0, &[]).run().code(0);
     assert_eq!(world.schema.text(table), "100|100|1|1");
-    // Whoever asks for a refresh lets the source begin anew.
-    world.schema.execute("DELETE FROM source_state; CREATE VIEW seen AS SELECT id FROM users");
+    // A refresh starts without a state.
+    world.schema.execute("DELETE FROM source_state; CREATE VIEW user_ids AS SELECT id FROM users");
 
     let running = users(&world, COUNT, 2, 2, &[]).start();
     let stored = || world.schema.texts("SELECT stream FROM source_state").pop();
-    assert_eq!(eventually("a state in the middle", Duration::from_mins(1), stored), "users");
+    assert_eq!(eventually("a state is saved", Duration::from_mins(1), stored), "users");
     running.signal(Signal::INT);
     running.wait().code(130);
-    assert_eq!(world.schema.text(table), "100|100|1|1", "half a generation shows nothing");
+    assert_eq!(world.schema.text(table), "100|100|1|1", "a partial generation is not visible");
 
-    users(&world, AGAIN, 2, 2, &["--state", "db"]).run().code(0);
-    let kept = world.schema.count("seen");
-    assert!(kept >= 1000, "{kept} rows, though each state stands for a thousand");
-    assert_eq!(world.schema.text(table), format!("{kept}|{kept}|2|2"));
+    users(&world, SECOND_COUNT, 2, 2, &["--state", "db"]).run().code(0);
+    let count = world.schema.count("user_ids");
+    assert!(count >= 1000, "{count} rows, but there is a state after every 1,000");
+    assert_eq!(world.schema.text(table), format!("{count}|{count}|2|2"));
 
-    // A state of generation 2 is of no use to generation 3.
-    let done = users(&world, AGAIN, 3, 3, &["--state", "db"]).run();
+    // A state of generation 2 is not valid for generation 3.
+    let done = users(&world, SECOND_COUNT, 3, 3, &["--state", "db"]).run();
     assert!(done.code != Some(0) && done.to_string().contains("without its state"), "{done}");
-    assert_eq!(world.schema.text(table), format!("{kept}|{kept}|2|2"));
+    assert_eq!(world.schema.text(table), format!("{count}|{count}|2|2"));
 }

@@ -1,4 +1,4 @@
-//! A database of one test, on the tests' server: whose sessions and locks there are is clear without asking.
+//! A database for one test on the tests' server, so that all of its sessions and locks belong to the test.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,29 +8,29 @@ use serde_json::{Value, json};
 
 use super::{Setup, keep, unique};
 
-/// The database, empty when made.
+/// The database, which is empty at first.
 pub struct Warehouse {
     pub name: String,
     setup: &'static Setup,
-    /// A connection for questions; made again when the server has ended it.
+    /// A connection for queries, replaced after an error.
     client: Mutex<Option<Client>>,
 }
 
 impl Warehouse {
-    /// Creates it.
+    /// Creates the database.
     pub fn create(setup: &'static Setup) -> Self {
         let warehouse = Self { name: unique("it_"), setup, client: Mutex::default() };
-        warehouse.of_server(&format!("CREATE DATABASE {}", warehouse.name));
+        warehouse.execute_on_server(&format!("CREATE DATABASE {}", warehouse.name));
         warehouse
     }
 
-    /// Runs a statement in the server's own database.
-    fn of_server(&self, statement: &str) {
-        let mut client = Client::connect(&self.setup.database_url, NoTls).expect("the tests' Postgres answers");
+    /// Runs a statement in the server's default database.
+    fn execute_on_server(&self, statement: &str) {
+        let mut client = Client::connect(&self.setup.database_url, NoTls).expect("a connection to the tests' Postgres");
         client.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
     }
 
-    /// A URL of the server, with this database and a schema in it.
+    /// The URL of the server changed to this database and a schema in it.
     pub fn within(&self, url: &str, schema: &str) -> String {
         let mut url = url::Url::parse(url).expect("a URL");
         url.set_path(&self.name);
@@ -43,14 +43,14 @@ impl Warehouse {
         self.with(|client| client.batch_execute(statements)).unwrap_or_else(|error| panic!("{statements}: {error}"));
     }
 
-    /// Rows of a query, or why there is no answer: the server may just be recovering.
+    /// Rows of a query. Fails while the server is recovering.
     pub fn query(&self, query: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, postgres::Error> {
         self.with(|client| client.query(query, parameters))
     }
 
-    fn with<T>(&self, ask: impl FnOnce(&mut Client) -> Result<T, postgres::Error>) -> Result<T, postgres::Error> {
-        let mut kept = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut client = match kept.take() {
+    fn with<T>(&self, run: impl FnOnce(&mut Client) -> Result<T, postgres::Error>) -> Result<T, postgres::Error> {
+        let mut slot = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut client = match slot.take() {
             Some(client) if !client.is_closed() => client,
             _ => {
                 let mut url = url::Url::parse(&self.setup.database_url).expect("a URL");
@@ -58,19 +58,19 @@ impl Warehouse {
                 Client::connect(url.as_str(), NoTls)?
             }
         };
-        let answer = ask(&mut client);
-        *kept = Some(client).filter(|_| answer.is_ok());
-        answer
+        let result = run(&mut client);
+        *slot = Some(client).filter(|_| result.is_ok());
+        result
     }
 
-    /// The first column of each row, which has to be text.
+    /// The first column of each row, which must be text.
     #[track_caller]
     pub fn texts(&self, query: &str) -> Vec<String> {
         let rows = self.query(query, &[]).unwrap_or_else(|error| panic!("{query}: {error}"));
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// The one number of a query.
+    /// The only value of a query, which must be a bigint.
     #[track_caller]
     pub fn number(&self, query: &str) -> i64 {
         let rows = self.query(query, &[]).unwrap_or_else(|error| panic!("{query}: {error}"));
@@ -78,7 +78,7 @@ impl Warehouse {
         rows[0].get(0)
     }
 
-    /// A `destinationConfig` that loads into a schema of it, as Pods reach it.
+    /// A `destinationConfig` for a schema of the database, with the address that Pods use.
     pub fn destination(&self, schema: &str) -> Value {
         let url = url::Url::parse(&self.setup.sidecar_database_url).expect("a URL");
         json!({
@@ -93,7 +93,7 @@ impl Warehouse {
         })
     }
 
-    /// Process ids of the program's sessions of this kind: `syncctl-sidecar` loads rows, `syncctl read` stores results.
+    /// Process ids of the sessions with this `application_name`: `syncctl-sidecar` loads rows, `syncctl read` stores results.
     pub fn sessions(&self, application: &str) -> Vec<i32> {
         let query = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = $2 ORDER BY pid";
         let found = self.query(query, &[&self.name, &application]).unwrap_or_default();
@@ -106,7 +106,7 @@ impl Drop for Warehouse {
         if !keep() {
             let dropped = Client::connect(&self.setup.database_url, NoTls)
                 .and_then(|mut client| client.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)));
-            // A panic here, while one is on its way, would hide it.
+            // A second panic would hide the first one.
             assert!(dropped.is_ok() || std::thread::panicking(), "dropping {}: {dropped:?}", self.name);
         }
     }
