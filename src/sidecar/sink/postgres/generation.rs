@@ -69,7 +69,7 @@ impl PartialGeneration {
         }))
     }
 
-    /// Whether it was written for this generation or a later one. True if the comment does not tell.
+    /// Whether it was written for this generation or a later one. True without a checkpoint.
     pub fn is_at_least(&self, minimum: i64) -> bool {
         self.checkpoint.as_ref().is_none_or(|checkpoint| checkpoint.generation >= minimum)
     }

@@ -1,5 +1,7 @@
 //! Decodes JSON strings, and converts JSON documents to what `jsonb` accepts.
 
+use std::char::REPLACEMENT_CHARACTER as REPLACEMENT;
+
 use memchr::{memchr, memchr2};
 
 use super::number;
@@ -42,7 +44,6 @@ pub fn unescape(inner: &[u8], out: &mut Vec<u8>) {
 /// Decodes the `\uXXXX` or surrogate pair at the start of the text. Returns the character, U+FFFD for a lone surrogate,
 /// and the length of the escape.
 fn unicode(text: &[u8]) -> (char, usize) {
-    const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
     unicode_escape(text).map_or((REPLACEMENT, 2), |(character, length)| (character.unwrap_or(REPLACEMENT), length))
 }
 
@@ -97,30 +98,23 @@ fn push_tokens(raw: &[u8], out: &mut Vec<u8>) -> bool {
 
 /// Appends the string that starts at `at`. Returns its end.
 fn push_string(raw: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
-    let mut from = at;
-    let mut at = at + 1;
+    let (mut from, mut at) = (at, at + 1);
     while let Some(found) = memchr2(b'"', b'\\', &raw[at..]) {
         at += found;
         if raw[at] == b'"' {
             out.extend_from_slice(&raw[from..=at]);
             return at + 1;
         }
-        if raw.get(at + 1) == Some(&b'u') {
-            let (character, length) = unicode(&raw[at..]);
-            if matches!(character, '\0' | char::REPLACEMENT_CHARACTER) {
-                out.extend_from_slice(&raw[from..at]);
-                if character != '\0' {
-                    out.extend_from_slice("\u{fffd}".as_bytes());
-                }
-                from = (at + length).min(raw.len());
-            }
-            at += length;
-        } else {
-            at += 2;
+        let (character, length) = if raw.get(at + 1) == Some(&b'u') { unicode(&raw[at..]) } else { (' ', 2) };
+        let end = raw.len().min(at + length);
+        if matches!(character, '\0' | REPLACEMENT) {
+            out.extend_from_slice(&raw[from..at]);
+            out.extend_from_slice(if character == REPLACEMENT { "\u{fffd}".as_bytes() } else { b"" });
+            from = end;
         }
-        at = at.min(raw.len());
+        at = end;
     }
-    out.extend_from_slice(&raw[from.min(raw.len())..]);
+    out.extend_from_slice(&raw[from..]);
     raw.len()
 }
 

@@ -20,7 +20,7 @@ const MAX_REPLAY_BYTES: usize = 8 << 20;
 /// Bytes in the replay buffers of all streams.
 const MAX_TOTAL_REPLAY_BYTES: usize = 12 << 20;
 
-/// The way of a stream's rows to the target.
+/// Where chunks are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadMode {
     /// Into the target, in a transaction that is open until the commit.
@@ -40,7 +40,7 @@ struct ReplayBuffer {
 
 /// Loads the chunks of one stream. Moves between the sink's thread and the loader thread.
 pub struct TableLoader {
-    /// The connection. Owned while a transaction is open, borrowed for the time of an operation otherwise.
+    /// The connection. Stays while a transaction is open; otherwise only for the time of an operation.
     pub session: Option<Session>,
     /// The target.
     pub target: Table,

@@ -8,7 +8,7 @@ use super::layout::{Column, ExistingColumn, Layout, MergeKey};
 use super::session::{Session, SessionError};
 use super::staged_rows::StagedRows;
 use super::table::Table;
-use crate::sidecar::sink::{StreamSpec, WriteMode};
+use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
 
 /// When rows become visible in the target, and which rows they replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct CommitPlan {
     pub update: TargetUpdate,
     /// The last checkpoint of the generation table.
     pub checkpoint: Checkpoint,
-    /// The statement of the first commit that drops an obsolete generation table; empty without one.
+    /// The statement that drops an obsolete generation table with the next commit; empty without one.
     pub drop_obsolete: String,
 }
 
@@ -74,7 +74,7 @@ impl StreamTable<'_> {
             && let Some(collected) = &partial
         {
             // No rows are obsolete any more: the collected ones count, and a state was stored after them.
-            self.publish(collected, session, &mut target)?;
+            self.merge_collected(collected, session, &mut target)?;
             (target, existing, partial) = self.inspect(session)?;
         }
         let update = self.target_update(session, &target, partial.is_some())?;
@@ -126,19 +126,14 @@ impl StreamTable<'_> {
         &self,
         session: &mut Session,
         target: &Table,
-        has_partial_generation: bool,
+        has_partial: bool,
     ) -> Result<TargetUpdate, SessionError> {
-        let generation = self.spec.generation;
-        if self.spec.mode == WriteMode::Replace {
-            return Ok(TargetUpdate::ReplaceAll);
-        }
-        if generation.minimum == 0 {
-            return Ok(TargetUpdate::EachCommit);
-        }
-        let has_rows_below = |client: &mut Client| generation::has_rows_below(client, target, generation.minimum);
-        let has_obsolete_rows = has_partial_generation || session.transaction(has_rows_below)?;
-        Ok(if has_obsolete_rows {
-            TargetUpdate::ReplaceGenerations { minimum: generation.minimum, resumable: generation.resumable }
+        let Generation { minimum, resumable, .. } = self.spec.generation;
+        let has_rows_below = |client: &mut Client| generation::has_rows_below(client, target, minimum);
+        Ok(if self.spec.mode == WriteMode::Replace {
+            TargetUpdate::ReplaceAll
+        } else if minimum > 0 && (has_partial || session.transaction(has_rows_below)?) {
+            TargetUpdate::ReplaceGenerations { minimum, resumable }
         } else {
             TargetUpdate::EachCommit
         })
@@ -166,7 +161,7 @@ impl StreamTable<'_> {
     }
 
     /// Adds or merges the rows of a generation table to the target.
-    fn publish(
+    fn merge_collected(
         &self,
         partial: &PartialGeneration,
         session: &mut Session,

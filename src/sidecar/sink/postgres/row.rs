@@ -41,8 +41,9 @@ pub struct Encoder {
     /// The columns of the stream.
     pub layout: Layout,
     /// The number of the last row, if rows are numbered in a first column.
-    sequence: Option<u64>,
-    generation: i64,
+    pub sequence: Option<u64>,
+    /// The generation of the rows; 0: none.
+    pub generation: i64,
     /// The encoded field of the generation column.
     generation_field: Vec<u8>,
     /// Where in the text of the current row the value of each column is; empty if it has none.
@@ -71,16 +72,6 @@ impl Encoder {
             document: String::new(),
             timestamp: TimestampField::default(),
         }
-    }
-
-    /// The number of the last row; 0 before the first one and if rows are not numbered.
-    pub fn sequence(&self) -> u64 {
-        self.sequence.unwrap_or_default()
-    }
-
-    /// The generation of the rows; 0: none.
-    pub fn generation(&self) -> i64 {
-        self.generation
     }
 
     /// Appends a row to a chunk. An error leaves the chunk unchanged, except for new columns with nulls.

@@ -15,10 +15,10 @@ use crate::sidecar::sink::{BACKOFF, SinkError};
 
 /// The `application_name` of the connections.
 const APPLICATION: &str = "syncctl-sidecar";
-/// Locks are waited for longer than connections, because a user's long query may hold them.
+/// Locks are waited for this many times longer than connections: a user's long query may hold them.
 const LOCK_TIMEOUT_FACTOR: u32 = 12;
-/// A server configured to confirm commits that its own crash could undo would let a state outlive its rows. This enables
-/// `synchronous_commit` unless the parameters of the destination set it.
+/// If the server's configuration turns `synchronous_commit` off, its crash could undo a commit whose state is already
+/// saved. This statement turns it on, unless the parameters of the destination set it.
 const ENABLE_SYNCHRONOUS_COMMIT: &str = "SELECT set_config('synchronous_commit', 'on', false) FROM pg_settings
      WHERE name = 'synchronous_commit' AND setting = 'off' AND source NOT IN ('client', 'session')";
 
@@ -127,7 +127,7 @@ impl SessionError {
     }
 }
 
-/// The time left to retry one operation.
+/// The time that is left to retry one operation.
 struct RetryBudget {
     /// For an unreachable server and conflicts.
     server: Retry,

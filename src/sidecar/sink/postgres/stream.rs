@@ -283,9 +283,9 @@ impl ActiveStream {
     fn save_checkpoint(&mut self, resources: &mut Resources) -> Result<(), SessionError> {
         self.flush(resources)?;
         self.plan.checkpoint = Checkpoint {
-            rows: self.encoder.sequence(),
+            rows: self.encoder.sequence.unwrap_or_default(),
             merge_key: self.merge_key(),
-            generation: self.encoder.generation(),
+            generation: self.encoder.generation,
         };
         let (checkpoint, run_id) = (self.plan.checkpoint.clone(), resources.config.run_id);
         let drop_obsolete = std::mem::take(&mut self.plan.drop_obsolete);
