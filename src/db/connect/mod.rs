@@ -127,12 +127,12 @@ impl Target {
         format!("{database} at {}", hosts.join(","))
     }
 
-    /// The search path of the URL, in the syntax of the server.
+    /// The `search_path` of the URL, in SQL syntax.
     pub fn search_path(&self) -> Option<&str> {
         self.settings.iter().find(|(name, _)| name == "search_path").map(|(_, value)| value.as_str())
     }
 
-    /// Sets a server setting that the URL did not set.
+    /// Adds a server setting unless the URL has it.
     #[must_use]
     pub fn with_default_setting(mut self, name: &str, value: &str) -> Self {
         if !self.settings.iter().any(|(other, _)| other == name) {
@@ -141,10 +141,10 @@ impl Target {
         self
     }
 
-    /// Opens a connection with the settings of the URL in force. One attempt, bounded in time.
+    /// Opens a connection and applies the server settings of the URL. One attempt, bounded in time.
     ///
-    /// The settings are set after connecting, because `PgBouncer` refuses them as start-up parameters. Behind a
-    /// `PgBouncer` that pools transactions they only hold if the caller sets them in each transaction
+    /// The settings are applied after connecting, because `PgBouncer` refuses them as start-up parameters. Behind a
+    /// `PgBouncer` that pools transactions, callers must apply them in each transaction
     /// ([`settings_sql`](Self::settings_sql)).
     pub fn connect(&self, application_name: &str) -> Result<Client, DbError> {
         let mut client = self.connect_without_settings(application_name)?;
@@ -154,7 +154,7 @@ impl Target {
         Ok(client)
     }
 
-    /// Opens a connection as it comes from the server.
+    /// Opens a connection with the settings of the server.
     pub(super) fn connect_without_settings(&self, application_name: &str) -> Result<Client, DbError> {
         let mut config = self.config.clone();
         if config.get_application_name().is_none() {
@@ -162,27 +162,27 @@ impl Target {
         }
         let limit = self.connect_limit();
         let tls = self.tls.clone();
-        // The crate's own limit covers the TCP connection alone: a server that accepts and then says nothing would
-        // hold us for ever. A thread that is given up on ends when the peer closes the connection.
+        // The crate's own limit covers only the TCP connection, and not a server that accepts and then is silent. Such
+        // a thread ends when the peer closes the connection.
         let (sender, receiver) = mpsc::sync_channel(1);
         let run = move || {
             let result = match tls {
                 Some(tls) => match config.connect(tls) {
-                    Err(error) if may_go_without_tls(&config, &error) => {
+                    Err(error) if may_retry_without_tls(&config, &error) => {
                         config.ssl_mode(postgres::config::SslMode::Disable).connect(NoTls)
                     }
                     result => result,
                 },
                 None => config.connect(NoTls),
             };
-            // Nobody waits any more: the connection is dropped here.
+            // Drops the connection if the caller no longer waits.
             let _ = sender.send(result);
         };
         let transient = |reason: String| DbError::Unreachable { address: self.address(), reason, transient: true };
         thread::Builder::new()
             .name("db-connect".to_owned())
             .spawn(run)
-            .map_err(|error| transient(format!("starting a thread: {error}")))?;
+            .map_err(|error| transient(format!("cannot start a thread: {error}")))?;
         match receiver.recv_timeout(limit) {
             Ok(result) => result.map_err(|error| self.unreachable(&error)),
             Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -194,14 +194,14 @@ impl Target {
         }
     }
 
-    /// The limit of one attempt at all hosts.
+    /// The limit of one attempt, which may try all hosts.
     fn connect_limit(&self) -> Duration {
         let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len()).max(1);
         let one = self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         one.saturating_mul(ATTEMPT_FACTOR).saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX))
     }
 
-    /// The statement that sets the settings, for the session or for the current transaction alone.
+    /// The statement that applies the server settings, to the session or, if `local`, to the current transaction.
     pub fn settings_sql(&self, local: bool) -> Option<String> {
         let calls: Vec<String> = self
             .settings
@@ -213,7 +213,7 @@ impl Target {
         (!calls.is_empty()).then(|| format!("SELECT {}", calls.join(", ")))
     }
 
-    /// The text of an error of this database for people, without user and password.
+    /// The message of an error of this database, without user and password.
     pub fn describe(&self, error: &postgres::Error) -> String {
         error::describe(error, self.config.get_user(), self.config.get_password())
     }
@@ -227,8 +227,9 @@ impl Target {
     }
 }
 
-/// libpq's `prefer`: where TLS is offered but does not come about, or is not wanted for this user, go without.
-fn may_go_without_tls(config: &Config, error: &postgres::Error) -> bool {
+/// Whether to connect without TLS, as libpq's `prefer` does: the handshake failed, or the server does not accept the user
+/// with TLS.
+fn may_retry_without_tls(config: &Config, error: &postgres::Error) -> bool {
     config.get_ssl_mode() == postgres::config::SslMode::Prefer
         && (error::is_tls(error) || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION))
 }

@@ -158,6 +158,26 @@ fn a_statement_error_is_not_retried_and_keeps_the_connection() {
 }
 
 #[test]
+fn only_transient_sqlstates_are_retried() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let pid = backend_pid(&db);
+    for (code, expected_attempts) in [("40001", 2), ("40P01", 2), ("57P04", 1), ("57014", 1)] {
+        let mut attempts = 0;
+        let result = db.run("raise an error", |tx| {
+            attempts += 1;
+            let raise = format!("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$");
+            if attempts == 1 {
+                tx.batch(&raise)?;
+            }
+            Ok(())
+        });
+        assert_eq!((attempts, result.is_ok()), (expected_attempts, expected_attempts == 2), "{code}");
+    }
+    assert_eq!(backend_pid(&db), pid, "the connection is kept");
+}
+
+#[test]
 fn a_failed_operation_is_rolled_back() {
     let schema = Schema::new();
     let db = schema.ready();
