@@ -1,7 +1,7 @@
 //! The classes of failure: code, exit code and remedy of each, in one place.
 //!
 //! A class is what `source_task.error` starts with (`INIT_TIMEOUT: …`), what `-o json` prints as `class`, and what
-//! decides the exit code. The text beside it is for people and may hold what the cluster said, verbatim.
+//! decides the exit code. The text after it is for people and may quote the cluster verbatim.
 //! Knows nothing of Kubernetes or Postgres types.
 
 use std::borrow::Cow;

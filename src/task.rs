@@ -329,7 +329,7 @@ impl Task {
         format!("{slug}{tail}")
     }
 
-    /// A read as its row tells it: enough to find its Pod and to write its row.
+    /// A read, as far as its row describes it: enough to find its Pod and to write its row.
     pub fn of_read(package: &str, version: &str, sync_id: &str, task_id: &str, started_at: Timestamp) -> Self {
         Self {
             kind: TaskKind::Read,

@@ -11,7 +11,7 @@ use crate::output::{Format, Output};
 use crate::secret::Secret;
 use crate::server::auth;
 
-/// Bytes of a token: nobody guesses 256 bits.
+/// Bytes of a token: 256 bits cannot be guessed.
 const TOKEN_BYTES: usize = 32;
 /// Bytes of a salt: no two tokens get the same one.
 const SALT_BYTES: usize = 16;

@@ -36,7 +36,7 @@ impl Db {
             (&per_stream as _, Type::BOOL),
         ];
         let outdated = "sync_id = $1 AND stream <> ALL ($2) AND (stream = ANY ($4) OR NOT $5)";
-        // The kind of states hardly ever changes, so the same statement tells whether there is anything to delete.
+        // The kind of states hardly ever changes, so the same statement returns whether there is anything to delete.
         let insert = format!(
             "INSERT INTO source_state (sync_id, stream, state, timestamp)
              SELECT $1, stream, state::jsonb, CURRENT_TIMESTAMP

@@ -1,4 +1,4 @@
-/* The process that holds a Pod's namespaces: it does nothing, reaps what is left to it, and ends when told to. */
+/* The process that holds a Pod's namespaces: it does nothing, reaps orphans, and ends on a signal. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

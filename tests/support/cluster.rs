@@ -278,7 +278,7 @@ impl Namespace {
         left
     }
 
-    /// Tells the states of Pods and the events, for a look at a failed test.
+    /// Prints the states of Pods and the events of a failed test.
     pub fn dump(&self) {
         for arguments in [
             [
@@ -310,7 +310,7 @@ impl Namespace {
 /// The program, far from any cluster and database: whatever it tries there fails.
 pub fn nowhere<A: AsRef<str>>(arguments: &[A]) -> Program {
     Program::new(arguments)
-        .env("SYNCCTL_DATABASE_URL", "postgresql://nobody:nothing@127.0.0.1:1/none?sslmode=disable")
+        .env("SYNCCTL_DATABASE_URL", "postgresql://none:nothing@127.0.0.1:1/none?sslmode=disable")
         .env("SYNCCTL_SIDECAR_IMAGE", "syncctl:none")
         .env("SYNCCTL_KUBERNETES_CLIENT_CONFIG", "/nonexistent/kubeconfig")
 }

@@ -2,5 +2,5 @@
 # Is in an image that does not say how to start it: AIRBYTE_ENTRYPOINT is not set.
 # no-entrypoint
 
-echo 'this must never run: nobody was told of it' >&2
+echo 'this must never run: the image sets no entry point' >&2
 exit 3

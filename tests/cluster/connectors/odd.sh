@@ -1,5 +1,5 @@
 #!/bin/sh
-# Behaves in one of many odd ways, which its configuration chooses: {"mode":"…","tell":"HOST PORT"}, on one line. What it "tells" goes to a TCP listener of the test: it is seen even when the Pod
+# Behaves in one of many odd ways, which its configuration chooses: {"mode":"…","report":"HOST PORT"}, on one line. What it reports goes to a TCP listener of the test: it is seen even when the Pod
 # and all that it wrote are gone.
 # user: 1000
 
@@ -16,12 +16,12 @@ while [ $# -gt 0 ]; do
     shift
 done
 setting() { sed -n 's/.*"'"$1"'": *"\([^"]*\)".*/\1/p' "$config" 2>/dev/null; }
-tell() {
-    [ -n "$(setting tell)" ] || return 0
+report() {
+    [ -n "$(setting report)" ] || return 0
     for try in 1 2 3 4 5; do
         # shellcheck disable=SC2046 # host and port are two words
-        echo "$1" | nc -w 3 $(setting tell) && return 0
-        echo "try $try of telling $1 failed" >&2
+        echo "$1" | nc -w 3 $(setting report) && return 0
+        echo "try $try of reporting $1 failed" >&2
         sleep 0.2
     done
 }
@@ -50,7 +50,7 @@ case $command-$(setting mode) in
             records good $id $id
             records bad $id $id
         done
-        echo '{"type":"TRACE","trace":{"type":"ERROR","emitted_at":1700000000000,"error":{"message":"the API said 500","failure_type":"system_error","stream_descriptor":{"name":"bad"}}}}'
+        echo '{"type":"TRACE","trace":{"type":"ERROR","emitted_at":1700000000000,"error":{"message":"the API answered 500","failure_type":"system_error","stream_descriptor":{"name":"bad"}}}}'
         status_of bad INCOMPLETE
         state_of bad 10
         records good 11 20
@@ -63,7 +63,7 @@ case $command-$(setting mode) in
         records one 1 5
         records two 1 7
         echo '{"type":"STATE","state":{"type":"GLOBAL","global":{"shared_state":{"lsn":9007199254740993},"stream_states":[{"stream_descriptor":{"name":"one"},"stream_state":{"id":5}},{"stream_descriptor":{"name":"two"}}]}}}'
-        tell "state $(cat "$state" 2>/dev/null)"
+        report "state $(cat "$state" 2>/dev/null)"
         ;;
     read-legacy)
         records one 1 5
@@ -123,7 +123,7 @@ case $command-$(setting mode) in
         status_of one COMPLETE
         ;;
     read-look)
-        # Tells in rows all that it can see.
+        # Sends all that it can see as rows.
         {
             env
             id
@@ -137,10 +137,10 @@ case $command-$(setting mode) in
         quoted <"${TMPDIR:-/tmp}/seen" | awk '{ printf "{\"type\":\"RECORD\",\"record\":{\"stream\":\"one\",\"emitted_at\":1,\"data\":{\"id\":%d,\"line\":\"%s\"}}}\n", NR, $0 }'
         ;;
     *-signals)
-        trap 'tell TERM; exit 143' TERM
+        trap 'report TERM; exit 143' TERM
         status_of one STARTED
         records one 1 1
-        tell started
+        report started
         while :; do
             sleep 1 &
             wait $!

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Does what a test tells it: its configuration holds {"run":"BASE64 OF A SHELL SCRIPT"}, which runs for check, discover
+# Runs what a test passes to it: its configuration holds {"run":"BASE64 OF A SHELL SCRIPT"}, which runs for check, discover
 # and read with the command as $1 and the paths of its documents in $config, $catalog and $state (empty when not given).
 # user: 1000
 

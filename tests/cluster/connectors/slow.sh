@@ -1,6 +1,6 @@
 #!/bin/sh
 # Takes its time: check and discover need five minutes, read gives one record a second for ever and a STATE every
-# five. Ends within a moment when asked to, even as PID 1, where only a trap is heard.
+# five. Ends within a moment when asked to, even as PID 1, where only a trap receives the signal.
 
 trap 'kill "$sleeper" 2>/dev/null; exit 143' TERM INT
 pause() {

@@ -48,7 +48,7 @@ brought_cluster() {
     skipped_cluster || [[ -n ${SYNCCTL_TEST_KUBECONFIG:-} && $SYNCCTL_TEST_KUBECONFIG != "$STATE/admin.kubeconfig" ]]
 }
 
-# Somebody said in so many words that the tests shall do without a cluster; they still get their PostgreSQL.
+# The tests that need a cluster are switched off; the others still get their PostgreSQL.
 skipped_cluster() { [[ ${SYNCCTL_TEST_SKIP_CLUSTER:-} == 1 ]]; }
 
 brought_database() {

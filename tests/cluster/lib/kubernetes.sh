@@ -16,7 +16,7 @@ ensure_containerd() {
     alive containerd && return
     mkdir -p "$RUN"
     # restrict_oom_score_adj: without CAP_SYS_RESOURCE every sandbox would fail to lower its score.
-    # netns_mounts_under_state_dir: so that the namespaces of a killed cluster can be told from those of others.
+    # netns_mounts_under_state_dir: so that the namespaces of a killed cluster can be distinguished from those of others.
     cat >"$STATE/containerd.toml" <<TOML
 version = 2
 root = "$STATE/containerd"
@@ -44,7 +44,7 @@ has_image() {
     [[ -n $(ctr --address "$CONTAINERD_SOCKET" --namespace k8s.io images ls --quiet "name==docker.io/$1") ]]
 }
 
-# It tells no endpoint of its own: how its Service is reached is in network.sh.
+# It announces no endpoint of its own: how its Service is reached is in network.sh.
 # NodeRestriction stays on as in a usual cluster. TaintNodesByCondition (and below the node lifecycle controller) are
 # off: with one node they only delay the first Pod, and evict everything when a busy machine misses heartbeats.
 ensure_apiserver() {
@@ -160,7 +160,7 @@ YAML
         --root-dir "$STATE/kubelet" --cert-dir "$STATE/kubelet/pki"
 }
 
-# The kubelet is asked too: after its restart the API server still tells what it said before.
+# The kubelet is asked too: after its restart the API server still returns the old status.
 node_ready() {
     [[ $(curl --silent --noproxy '*' "http://127.0.0.1:$KUBELET_HEALTH_PORT/healthz") == ok ]] || return
     api "/api/v1/nodes/$NODE" \

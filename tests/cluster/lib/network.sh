@@ -18,7 +18,7 @@ ensure_network() {
     local rule table chain match
     if [[ ! -d /sys/class/net/$BRIDGE ]]; then
         # With an address of its own: else it takes that of whatever Pod has the lowest, and each time that changes,
-        # the other Pods talk to nobody for seconds.
+        # the other Pods have no connection for seconds.
         ip link add "$BRIDGE" address 0a:58:0a:f4:00:01 type bridge
         ip address add "$BRIDGE_ADDRESS/${POD_NETWORK#*/}" dev "$BRIDGE"
         ip link set "$BRIDGE" up

@@ -38,8 +38,8 @@ need_packages() {
     logged "$STATE/log/apt.log" "Debian packages could not be installed: ${missing[*]}" apt_install "${missing[@]}"
 }
 
-# A list of packages that is out of date names files that are gone: then it is fetched anew. Somebody else may be
-# installing at the moment (a machine that updates itself): that is waited for.
+# A list of packages that is out of date names files that are gone: then it is fetched anew. Another program may be
+# installing at the moment (a machine that updates itself): apt waits for it.
 apt_install() {
     export DEBIAN_FRONTEND=noninteractive
     local install=(apt-get install --yes --no-install-recommends --option DPkg::Lock::Timeout=300 "$@")

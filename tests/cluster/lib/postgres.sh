@@ -50,7 +50,7 @@ ensure_postgres() {
     ensure_pg_data "$bin"
     # Children of a killed server need a moment to notice; a second server would refuse to start beside them.
     while [[ -n $(pg_processes) ]]; do sleep 0.05; done
-    rm -f "$PG_DATA/postmaster.pid" # ours is dead, and its number may already be somebody else's
+    rm -f "$PG_DATA/postmaster.pid" # ours is dead, and its number may already belong to another process
     read -ra addresses <<<"$(pg_listen_addresses)"
     # The operating system does not crash here, so fsync may be off; a commit must still outlive a killed server,
     # so synchronous_commit stays on.

@@ -4,7 +4,7 @@
 
 mkdir -p "$STATE/pid" "$STATE/log"
 
-# A pid alone may by now belong to somebody else; together with its start time (in ticks since boot) it cannot.
+# A pid alone may by now belong to another process; together with its start time (in ticks since boot) it cannot.
 process_start_time() {
     local stat fields
     { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
