@@ -73,7 +73,7 @@ fn ctrl_c_cancels_and_the_connector_gets_term() {
     let Some(world) = World::new() else { return };
     let task = unique("cancelled-");
     let messages = Messages::new(&world);
-    let running = odd(&world, &json!({"mode": "signals", "tell": messages.address}), &task).start();
+    let running = odd(&world, &json!({"mode": "signals", "report": messages.address}), &task).start();
     assert_eq!(messages.next(), "started");
     wait_for_rows(&world, &task, "one");
     // A kubelet that has not reported its containers yet may be slow to end them.
