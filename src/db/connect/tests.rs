@@ -80,6 +80,7 @@ fn errors_of_a_url_do_not_quote_secrets() {
         ("bad timeout", "postgres://u@h/d?tcp_user_timeout=hunter2", "invalid value for option `tcp_user_timeout`"),
         ("bad escape", "postgres://u@h/d?user=%zz", r#"parameter "user""#),
         ("open quote", "host=h password='hunter2", "cannot be parsed"),
+        ("word at the end", "host=h password=x hunter2", "cannot be parsed"),
         ("stray word", "host=h password=x hunter2 y=z", "cannot be parsed"),
         ("missing file", "postgres://u@h/d?sslmode=verify-ca&sslrootcert=/no/such", "cannot read the root certificate"),
         ("half a client", "postgres://u@h/d?sslcert=/no/such", "needs both sslcert and sslkey"),

@@ -97,12 +97,12 @@ fn parse_pairs(text: &str) -> Option<Vec<(String, String)>> {
         if chars.peek().is_none() {
             return Some(pairs);
         }
-        let (key, _) = take_until(&mut chars, |c| c == '=')?;
+        let (key, has_value) = take_until(&mut chars, |c| c == '=')?;
         skip_whitespace(&mut chars);
         let quoted = chars.next_if_eq(&'\'').is_some();
         let (value, ended) = take_until(&mut chars, |c| if quoted { c == '\'' } else { c.is_whitespace() })?;
-        // A key of several words is a value without its quotes, which must not get into a message.
-        if quoted && !ended || !is_name(key.trim()) {
+        // Such a key may be a part of a value without quotes, which must not get into a message.
+        if !has_value || quoted && !ended || !is_name(key.trim()) {
             return None;
         }
         pairs.push((key.trim().to_owned(), value));
