@@ -237,3 +237,16 @@ fn insert_batches(rows: &Receiver<LogRow>, insert: impl Fn(&[LogRow]) -> Result<
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Level;
+
+    #[test]
+    fn levels_are_parsed_leniently() {
+        for (text, expected) in [("warn", "WARN"), ("WARNING", "WARN"), ("Critical", "FATAL"), ("odd", "INFO")] {
+            assert_eq!(Level::parse(text).to_string(), expected, "{text}");
+        }
+        assert!(Level::Fatal > Level::Warn && Level::Warn > Level::Info);
+    }
+}

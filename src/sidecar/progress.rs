@@ -15,6 +15,8 @@ use crate::task::{StreamReports, TaskMetrics};
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The minimum time between two writes.
 const MIN_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the database may be unavailable when only the resource usage would be lost.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum size of the metrics file: two numbers.
 const MAX_METRICS: u64 = 64;
 
@@ -71,14 +73,16 @@ impl ProgressReporter {
     }
 
     /// Writes a last time after [`finish`](Self::finish).
-    pub fn write_last(&self, reports: &StreamReports, retry_timeout: Duration) {
-        let db = self.row.db.with_retry_timeout(retry_timeout);
-        Row { db, ..self.row.clone() }.write(reports);
+    pub fn write_last(&self, reports: &StreamReports) {
+        self.row.write(reports);
     }
 
-    /// Whether the connector's resource usage is known.
-    pub fn has_metrics(&self) -> bool {
-        read_metrics(&self.row.metrics_file).is_some()
+    /// Writes the resource usage of the connector, if it is known, without waiting for an unavailable database.
+    pub fn write_metrics(&self, reports: &StreamReports) {
+        if read_metrics(&self.row.metrics_file).is_some() {
+            let db = self.row.db.with_retry_timeout(METRICS_TIMEOUT);
+            Row { db, ..self.row.clone() }.write(reports);
+        }
     }
 }
 

@@ -22,8 +22,6 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 /// How often to do work that depends on time, such as reporting a changed status: with thousands of streams, looking at
 /// all of them is expensive.
 const TICK_INTERVAL: Duration = Duration::from_millis(200);
-/// How long the database may be unavailable when only the connector's resource usage would be lost.
-const LAST_REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A commit that takes longer counts as activity: meanwhile the connector's output is not read.
 const LONG_COMMIT: Duration = Duration::from_secs(1);
 /// How many unmapped stream names to log.
@@ -311,7 +309,7 @@ impl<'a> Session<'a> {
             End::Killed => {
                 self.streams.source_ended(false, "the connector was killed");
                 self.reporter.finish();
-                self.reporter.write_last(&self.reports(), super::RETRY_TIMEOUT);
+                self.reporter.write_last(&self.reports());
                 return Ok(SidecarExit::OutcomeUnknown);
             }
             End::Exited(code) => self.outcome_of_exit(source, code)?,
@@ -340,10 +338,8 @@ impl<'a> Session<'a> {
         self.clear_replaced_states()?;
         let reports = self.reports();
         self.reporter.finish();
-        // The outcome does not include the resource usage.
-        if self.reporter.has_metrics() {
-            self.reporter.write_last(&reports, LAST_REPORT_TIMEOUT);
-        }
+        // The outcome does not include it.
+        self.reporter.write_metrics(&reports);
         self.read.finish(status, Some(&reports), failure)?;
         Ok(SidecarExit::Finished)
     }

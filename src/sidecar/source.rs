@@ -45,7 +45,7 @@ const MASKED_LINE_BYTES: usize = 64 * 1024;
 /// Where the connector is, and how long it may take.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The FIFO of its stdout.
+    /// The FIFO of its stdout. The wrapper's files are next to it.
     pub stdout: PathBuf,
     /// The FIFO of its stderr.
     pub stderr: PathBuf,
@@ -94,9 +94,7 @@ pub enum Input<'a> {
 pub struct Pipes {
     stdout: Lines,
     stderr: Lines,
-    folder: PathBuf,
-    init_timeout: Duration,
-    silence: Duration,
+    settings: Settings,
 }
 
 /// A connector that is running or about to start.
@@ -112,9 +110,7 @@ pub struct Source {
 
 /// Everything about the connector except its stdout.
 struct Connector {
-    pipes: PathBuf,
-    init_timeout: Duration,
-    silence: Duration,
+    settings: Settings,
     activity: Arc<Activity>,
     stderr_thread: Option<JoinHandle<()>>,
     log: TaskLog,
@@ -177,10 +173,9 @@ impl Pipes {
             let path = settings.config.join(name);
             write_read_only(&path, content.as_bytes()).map_err(|error| failure(&path, &error))?;
         }
-        let folder = settings.stdout.parent().map(Path::to_owned).unwrap_or_default();
-        let ready = folder.join(READY_FILE);
+        let ready = settings.stdout.with_file_name(READY_FILE);
         std::fs::write(&ready, "").map_err(|error| failure(&ready, &error))?;
-        Ok(Self { stdout, stderr, folder, init_timeout: settings.init_timeout, silence: settings.silence })
+        Ok(Self { stdout, stderr, settings: settings.clone() })
     }
 }
 
@@ -197,20 +192,14 @@ impl Source {
             let (log, activity) = (log.clone(), Arc::clone(&activity));
             move || log_stderr(pipes.stderr, &log, &activity)
         });
-        let connector = Connector {
-            pipes: pipes.folder,
-            init_timeout: pipes.init_timeout,
-            silence: pipes.silence,
-            activity,
-            stderr_thread: Some(stderr_thread),
-            log: log.clone(),
-        };
+        let stderr_thread = Some(stderr_thread);
+        let connector = Connector { settings: pipes.settings, activity, stderr_thread, log: log.clone() };
         Self { stdout: pipes.stdout, connector, stop, has_unnoted_lines: false, noted: true }
     }
 
     /// The file with the resource usage of the connector's container.
     pub fn metrics_file(&self) -> PathBuf {
-        self.connector.pipes.join(METRICS_FILE)
+        self.connector.settings.stdout.with_file_name(METRICS_FILE)
     }
 
     /// Notes activity other than output: while the caller handles a message that takes long, nothing is read.
@@ -260,8 +249,8 @@ impl Source {
                 message => Input::Message(message),
             },
             Line::TooLong(head, length) => Input::TooLong(String::from_utf8_lossy(head).into_owned(), length),
-            // Without POLLHUP the connector ended before it opened its pipes.
             Line::Eof => connector.end(&self.stop),
+            // It ended before it opened its pipes.
             Line::Idle if has_ended => connector.end(&self.stop),
             Line::Idle => connector.silent().map_or(Input::Idle, Input::Stopped),
         })
@@ -283,7 +272,7 @@ impl Source {
 
 impl Connector {
     fn exit_code_file(&self) -> PathBuf {
-        self.pipes.join(EXIT_CODE_FILE)
+        self.settings.stdout.with_file_name(EXIT_CODE_FILE)
     }
 
     /// How the connector has ended.
@@ -308,7 +297,8 @@ impl Connector {
     /// A connector that has not started has at least the time that a container may take to start.
     fn silent(&self) -> Option<Stopped> {
         let has_output = self.activity.has_output.load(Ordering::Relaxed);
-        let limit = if has_output { self.silence } else { self.silence.max(self.init_timeout) };
+        let Settings { silence, init_timeout, .. } = self.settings;
+        let limit = if has_output { silence } else { silence.max(init_timeout) };
         let silent_for = self.activity.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         (silent_for >= limit).then_some(Stopped::Silent(limit))
     }
