@@ -23,8 +23,6 @@ use crate::task::{self, Image, ReadOptions, Task, TaskKind};
 /// The default timeout of spec, check and discover: most connectors answer within seconds, large databases take minutes,
 /// and the image may have to be pulled.
 const SHORT_TIMEOUT: Duration = Duration::from_mins(10);
-/// Postgres limits an index entry to about 2,700 bytes; callers use UUIDs.
-const MAX_ID_BYTES: usize = 512;
 /// Linux limits one environment variable to 128 KiB.
 const MAX_FUNCTIONS_ENV_BYTES: usize = 120 * 1024;
 /// The `destinationType` that the settings complete.
@@ -86,20 +84,6 @@ pub fn new_task(kind: TaskKind, image: Image, timeout: Option<Duration>, started
         options: ReadOptions::default(),
         timeout: timeout.unwrap_or(SHORT_TIMEOUT),
     }
-}
-
-/// Checks an id or key; the error completes a sentence that begins with its name.
-pub fn check_id(id: &str) -> Result<(), String> {
-    if id.trim().is_empty() {
-        return Err("is empty: expected an id such as orders-to-warehouse".to_owned());
-    }
-    if id.len() > MAX_ID_BYTES {
-        return Err(format!("is longer than {MAX_ID_BYTES} bytes"));
-    }
-    if id.chars().any(char::is_control) {
-        return Err("contains control characters".to_owned());
-    }
-    Ok(())
 }
 
 impl Request {
