@@ -149,7 +149,7 @@ impl Layout {
         !self.key.is_empty()
     }
 
-    /// The source's name of the first key field for whose column (`None` before its first value) this is true.
+    /// The source's name of the first key field whose column (`None` before its first value) matches.
     pub fn find_key_field(&self, matches: impl Fn(Option<usize>) -> bool) -> Option<String> {
         self.key.iter().find(|field| matches(field.column)).map(|field| field.identity.replace(SEPARATOR, "."))
     }
