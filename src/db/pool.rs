@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Row};
 use r2d2::{ManageConnection, NopErrorHandler};
+use r2d2_postgres::PostgresConnectionManager;
 
 use super::connect::Target;
 use super::error::{DbError, is_connection_lost, is_transient};
@@ -47,8 +48,10 @@ struct State {
     error_count: AtomicU64,
 }
 
-/// Opens connections on r2d2's threads. In contrast to `r2d2_postgres` it bounds the handshake and keeps the typed error.
+/// Opens connections on r2d2's threads. Whether a connection is broken is decided by `r2d2_postgres`; opening one is not,
+/// because it neither bounds the handshake nor keeps the typed error.
 struct Manager {
+    postgres: PostgresConnectionManager<postgres::NoTls>,
     target: Target,
     application_name: String,
     state: Arc<State>,
@@ -81,7 +84,7 @@ impl ManageConnection for Manager {
     }
 
     fn has_broken(&self, connection: &mut Pooled) -> bool {
-        connection.broken || connection.client.is_closed()
+        connection.broken || self.postgres.has_broken(&mut connection.client)
     }
 }
 
@@ -173,6 +176,8 @@ impl Db {
         client.batch_execute(&format!("{begin}; COMMIT")).map_err(|error| target.unreachable(&error))?;
         let state = Arc::new(State::default());
         let manager = Manager {
+            // Checks open connections only, so its own settings do not matter.
+            postgres: PostgresConnectionManager::new(postgres::Config::new(), postgres::NoTls),
             target: target.clone(),
             application_name: application_name.clone(),
             state: state.clone(),
