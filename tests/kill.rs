@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use postgres::Client;
 
-use super::support::http::Answer;
+use super::support::http::Response;
 use super::support::proxy::{Call, Moment, Proxy, wait_held};
 use super::support::tasks::{Kind, Order};
 use super::support::{Service, World, eventually, unique};
@@ -80,7 +80,7 @@ struct Case<'a> {
     point: &'a Point,
     order: Order,
     /// The request without an answer.
-    request: Option<JoinHandle<Result<Answer, String>>>,
+    request: Option<JoinHandle<Result<Response, String>>>,
     held: Option<Receiver<()>>,
     /// Holds a lock until it is dropped.
     lock: Option<Client>,
@@ -183,7 +183,7 @@ impl Scene {
     }
 
     /// Sends the request for the task.
-    fn send(&self, case: &Case) -> JoinHandle<Result<Answer, String>> {
+    fn send(&self, case: &Case) -> JoinHandle<Result<Response, String>> {
         let (method, target, body) = case.order.request(&self.world);
         let http = self.service.http.clone();
         std::thread::spawn(move || http.try_send(method, &target, &[], body.as_bytes()))
@@ -258,7 +258,7 @@ impl Scene {
 
 /// Waits for the answer 200.
 #[track_caller]
-fn assert_accepted(point: &Point, request: JoinHandle<Result<Answer, String>>) {
+fn assert_accepted(point: &Point, request: JoinHandle<Result<Response, String>>) {
     let answer = request.join().expect("a request").unwrap_or_else(|error| panic!("{}: {error}", point.label));
     assert_eq!(answer.status, 200, "{}: {}", point.label, answer.text());
 }

@@ -1,7 +1,7 @@
-//! `syncctl serve`: what its callers and its operators see.
+//! `syncctl serve`: its endpoints, its metrics, and how processes replace each other.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -10,30 +10,30 @@ use super::support::{Http, Service, World, catalog, cluster, database, eventuall
 
 const INSTANT: &str = "syncctl-test/instant:1";
 const SLOW: &str = "syncctl-test/slow:1";
-/// Until a task of a fake connector has ended, also beside other tests.
-const TASK: Duration = Duration::from_mins(1);
+/// A test that waits longer for a task or a leader hangs.
+const DEADLINE: Duration = Duration::from_mins(3);
 
-/// The body of a read whose rows go nowhere.
+/// The body of a read into the destination `discard`.
 fn body(streams: &[&str]) -> Value {
     json!({"config": {}, "catalog": catalog(streams), "destinationConfig": {"destinationType": "discard"}})
 }
 
-/// Waits until a read has ended and returns its document.
+/// Waits for the end of a read and returns its document.
 fn ended(service: &Http, task: &str) -> Value {
-    eventually("the end of a task", TASK, || {
+    eventually("the end of a task", DEADLINE, || {
         let (status, document) = service.call(&format!("/tasks/{task}"), &[], None);
         (status == 200 && document["task"]["status"] != "RUNNING").then(|| document["task"].clone())
     })
 }
 
-/// Waits until nothing of the service's tasks is left.
+/// Waits until no object of a task is left.
 fn wait_empty(world: &World) {
-    eventually("an empty namespace", TASK, || world.place.leftovers().is_empty().then_some(()));
+    eventually("an empty namespace", DEADLINE, || world.place.leftovers().is_empty().then_some(()));
 }
 
-/// Waits until a stream of a read is seen to run.
+/// Waits until a stream of a read is RUNNING.
 fn wait_running(world: &World, task: &str, stream: &str) {
-    eventually("a stream that runs", TASK, || {
+    eventually("a running stream", DEADLINE, || {
         world.schema.task(task)?;
         (world.schema.streams(task)[stream]["status"] == "RUNNING").then_some(())
     });
@@ -47,7 +47,7 @@ fn a_check_message_that_begins_like_a_class_is_a_failure_of_the_connector() {
         r#"{"type":"CONNECTION_STATUS","connectionStatus":{"status":"FAILED","message":"INTERNAL: upstream error"}}"#;
     let config = script::config(&format!("echo '{message}'"));
     assert_eq!(service.check(script::SCRIPT, "misleading", &config).0, 200);
-    let description = eventually("the result of the check", TASK, || {
+    let description = eventually("the result of the check", DEADLINE, || {
         world.schema.texts("SELECT description FROM source_check WHERE key = 'misleading'").first().cloned()
     });
     assert_eq!(description, "CONNECTOR_FAILED: INTERNAL: upstream error");
@@ -57,7 +57,7 @@ fn a_check_message_that_begins_like_a_class_is_a_failure_of_the_connector() {
 }
 
 #[test]
-fn each_kind_of_task_reaches_its_table_and_leaves_nothing() {
+fn each_kind_of_task_writes_its_table_and_leaves_nothing() {
     let Some(world) = World::new() else { return };
     let service = Service::start(&world);
     let (status, accepted) = service.spec(INSTANT);
@@ -73,15 +73,15 @@ fn each_kind_of_task_reaches_its_table_and_leaves_nothing() {
     let document = ended(&service, &task);
     assert_eq!(document["status"], "SUCCESS", "{document}");
     assert_eq!(document["streams"]["items"]["events"], 1000, "{document}");
-    // What the connector logged last may come a moment after the outcome.
-    eventually("the connector's words", TASK, || {
+    // The last log lines may be written after the outcome.
+    eventually("the log of the connector", DEADLINE, || {
         let (_, document) = service.call(&format!("/tasks/{task}"), &[], None);
-        let said = |line: &Value| {
+        let is_of_connector = |line: &Value| {
             line["message"].as_str().is_some_and(|text| text.starts_with("reading ") && text.contains("/config"))
         };
-        document["task"]["logs"].as_array().expect("log lines").iter().any(said).then_some(())
+        document["task"]["logs"].as_array().expect("log lines").iter().any(is_of_connector).then_some(())
     });
-    let rows = |query: &str| eventually(query, TASK, || world.schema.texts(query).first().cloned());
+    let rows = |query: &str| eventually(query, DEADLINE, || world.schema.texts(query).first().cloned());
     let title = "SELECT specs->'connectionSpecification'->>'title' FROM source_spec WHERE specs IS NOT NULL";
     assert_eq!(rows(title), "Instant");
     assert_eq!(rows("SELECT status FROM source_check WHERE key = 'good'"), "SUCCESS");
@@ -101,11 +101,11 @@ fn each_kind_of_task_reaches_its_table_and_leaves_nothing() {
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
-    assert!(!metrics.contains("syncctl-test/instant"), "packages are no labels\n{metrics}");
+    assert!(!metrics.contains("syncctl-test/instant"), "a package is a label\n{metrics}");
 }
 
 #[test]
-fn a_request_that_is_sent_again_starts_nothing_and_another_one_is_refused() {
+fn repeated_request_starts_nothing_and_a_different_one_is_a_conflict() {
     let Some(world) = World::new() else { return };
     let service = Service::start(&world);
     let task = unique("again-");
@@ -116,8 +116,8 @@ fn a_request_that_is_sent_again_starts_nothing_and_another_one_is_refused() {
     assert_eq!((status, &again["ok"], &again["taskStatus"]), (200, &json!(true), &json!("RUNNING")), "{again}");
     let (status, other) = service.read(SLOW, "sync", &task, &body(&["ticks", "others"]));
     assert_eq!((status, &other["taskId"]), (409, &json!(task)), "{other}");
-    let (status, beside) = service.read(SLOW, "sync", &unique("beside-"), &body(&["ticks"]));
-    assert_eq!((status, &beside["taskId"]), (409, &json!(task)), "{beside}");
+    let (status, concurrent) = service.read(SLOW, "sync", &unique("concurrent-"), &body(&["ticks"]));
+    assert_eq!((status, &concurrent["taskId"]), (409, &json!(task)), "{concurrent}");
     assert_eq!(world.place.pods().len(), 1);
 
     let (status, cancelled) = service.cancel(SLOW, "sync", &task);
@@ -125,12 +125,12 @@ fn a_request_that_is_sent_again_starts_nothing_and_another_one_is_refused() {
     wait_empty(&world);
     assert_eq!(world.schema.task(&task).expect("a row").0, "CANCELLED");
     assert_eq!(world.schema.streams(&task)["ticks"]["status"], "CANCELLED");
-    assert_eq!(same().1["taskStatus"], "CANCELLED", "it ran before");
-    assert_eq!(service.cancel(SLOW, "sync", &task).1["taskStatus"], "CANCELLED", "once more does no harm");
+    assert_eq!(same().1["taskStatus"], "CANCELLED", "a repeated request");
+    assert_eq!(service.cancel(SLOW, "sync", &task).1["taskStatus"], "CANCELLED", "a repeated cancel");
     assert!(world.place.pods().is_empty());
 
     let next = unique("next-");
-    assert_eq!(service.read(INSTANT, "sync", &next, &body(&["items"])).0, 200, "the sync is free again");
+    assert_eq!(service.read(INSTANT, "sync", &next, &body(&["items"])).0, 200, "the sync has no running task");
     assert_eq!(ended(&service, &next)["status"], "SUCCESS");
     let (_, listed) = service.call("/tasks", &[("syncId", "sync")], None);
     let ids: Vec<&str> =
@@ -140,12 +140,12 @@ fn a_request_that_is_sent_again_starts_nothing_and_another_one_is_refused() {
 }
 
 #[test]
-fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
+fn response_names_all_problems_of_a_request() {
     let Some(world) = World::new() else { return };
     let service = Service::start(&world);
     let secret = "hunter2hunter2";
-    for (label, answer, status, parts) in [
-        ("spec without anything", service.http.get("/spec"), 400, vec!["package is missing", "version is missing"]),
+    for (label, response, status, parts) in [
+        ("spec without parameters", service.http.get("/spec"), 400, vec!["package is missing", "version is missing"]),
         (
             "an unknown type",
             service.http.get("/spec?package=a/b&version=1&connectorType=x"),
@@ -153,7 +153,7 @@ fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
             vec!["connectorType is unknown: the only known type is airbyte"],
         ),
         (
-            "read with half of it",
+            "an incomplete read",
             service.http.post("/read?package=A%20b&version=1&syncId=s&addMeta=maybe", &json!({"config": secret})),
             400,
             vec![
@@ -177,14 +177,14 @@ fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
         ("no such path", service.http.get("/nothing"), 404, vec!["openapi.json"]),
         ("another method", service.http.get("/check"), 405, vec!["POST"]),
         ("no such task", service.http.get("/tasks/none"), 404, vec!["no such task"]),
-        ("nothing to cancel", service.http.get("/cancel?package=a&syncId=b&taskId=c"), 404, vec!["no such task"]),
+        ("no task to cancel", service.http.get("/cancel?package=a&syncId=b&taskId=c"), 404, vec!["no such task"]),
         ("no sync", service.http.get("/tasks?limit=0"), 400, vec!["syncId is missing", "limit must be a whole number"]),
     ] {
-        let text = answer.text();
-        assert_eq!(answer.status, status, "{label}: {text}");
-        assert_eq!(answer.json()["ok"], false, "{label}: {text}");
+        let text = response.text();
+        assert_eq!(response.status, status, "{label}: {text}");
+        assert_eq!(response.json()["ok"], false, "{label}: {text}");
         for part in parts {
-            assert!(text.contains(part), "{label} does not say {part:?}: {text}");
+            assert!(text.contains(part), "{label}: {part:?} is not in {text}");
         }
         assert!(!text.contains(secret), "{label}: {text}");
     }
@@ -192,10 +192,10 @@ fn everything_that_is_wrong_with_a_request_is_named_in_one_answer() {
 }
 
 #[test]
-fn a_token_is_asked_for_everywhere_but_where_the_kubelet_looks() {
+fn token_is_required_except_for_probes() {
     let Some(world) = World::new() else { return };
     let service = Service::start(&world);
-    let stranger = service.http.token(None);
+    let anonymous = service.http.token(None);
     for (path, open) in [
         ("/health", true),
         ("/ready", true),
@@ -205,30 +205,32 @@ fn a_token_is_asked_for_everywhere_but_where_the_kubelet_looks() {
         ("/tasks?syncId=s", false),
         ("/nothing", false),
     ] {
-        for (label, http) in [("none", stranger.clone()), ("a wrong one", stranger.token(Some("wrong-token")))] {
-            let answer = http.get(path);
-            assert_eq!(answer.status == 200, open, "{path} with {label}: {}", answer.text());
+        for (label, http) in
+            [("no token", anonymous.clone()), ("an invalid token", anonymous.token(Some("invalid-token")))]
+        {
+            let response = http.get(path);
+            assert_eq!(response.status == 200, open, "{path} with {label}: {}", response.text());
             if !open {
-                assert_eq!(answer.status, 401, "{path} with {label}");
-                assert_eq!(answer.header("www-authenticate"), Some(r#"Bearer realm="syncctl""#));
-                assert!(!answer.text().contains("wrong-token"), "{}", answer.text());
+                assert_eq!(response.status, 401, "{path} with {label}");
+                assert_eq!(response.header("www-authenticate"), Some(r#"Bearer realm="syncctl""#));
+                assert!(!response.text().contains("invalid-token"), "{}", response.text());
             }
         }
     }
 }
 
 #[test]
-fn without_tokens_the_service_is_open_and_says_so() {
+fn service_without_tokens_is_open_and_logs_a_warning() {
     let Some(world) = World::new() else { return };
     let mut service = Service::start_with(&world, |program| program.env("SYNCCTL_AUTH_TOKENS", ""));
     assert_eq!(service.http.token(None).get("/metrics").status, 200);
     let done = service.stop();
     done.code(0);
-    assert!(done.stderr.contains("everybody who reaches this service may use it"), "{done}");
+    assert!(done.stderr.contains("SYNCCTL_AUTH_TOKENS is not set"), "{done}");
 }
 
 #[test]
-fn a_failure_that_only_the_cluster_knows_is_recorded() {
+fn failure_known_only_to_the_cluster_is_recorded() {
     let Some(world) = World::in_cluster() else { return };
     let service = Service::start_with(&world, |program| program.env("SYNCCTL_SOURCE_MEMORY_LIMIT_MI", "32"));
     assert_eq!(service.check("syncctl-test/oom:1", "k", &json!({})).0, 200);
@@ -237,26 +239,24 @@ fn a_failure_that_only_the_cluster_knows_is_recorded() {
     wait_running(&world, &task, "ticks");
     let pods = world.place.pods();
     let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let pod = pods.iter().map(name).find(|name| name.contains("-read-")).expect("the pod of the read");
+    let pod = pods.iter().map(name).find(|name| name.contains("-read-")).expect("the Pod of the read");
     world.namespace().kubectl(&["delete", "pod", &pod, "-n", &world.namespace().name, "--wait=false"]);
     let document = ended(&service, &task);
     assert!(["CANCELLED", "FAILED"].contains(&document["status"].as_str().unwrap_or_default()), "{document}");
     let description = "SELECT description FROM source_check WHERE key = 'k' AND status = 'FAILED'";
-    let told = eventually("the outcome of the check", TASK, || world.schema.texts(description).first().cloned());
-    assert!(told.starts_with("OOM_KILLED: "), "{told}");
+    let stored = eventually("the outcome of the check", DEADLINE, || world.schema.texts(description).first().cloned());
+    assert!(stored.starts_with("OOM_KILLED: "), "{stored}");
     wait_empty(&world);
 }
 
 #[test]
-fn term_leaves_running_tasks_to_the_next_process() {
+fn running_tasks_continue_after_term() {
     let Some(world) = World::in_cluster() else { return };
     let mut service = Service::start(&world);
     let task = unique("left-");
     assert_eq!(service.read(SLOW, "sync", &task, &body(&["ticks"])).0, 200);
     wait_running(&world, &task, "ticks");
-    let asked = Instant::now();
     service.stop().code(0);
-    assert!(asked.elapsed() < Duration::from_secs(10), "nothing was to be waited for");
     assert_eq!(world.schema.task(&task).expect("a row").0, "RUNNING");
     assert_eq!(world.place.pods().len(), 1);
     service.start_again();
@@ -266,14 +266,14 @@ fn term_leaves_running_tasks_to_the_next_process() {
 }
 
 #[test]
-fn what_ended_while_nobody_looked_is_finished_by_the_next_process() {
+fn next_process_finishes_tasks_that_ended_meanwhile() {
     let Some(world) = World::in_cluster() else { return };
     let mut service = Service::start(&world);
     let (read, check) = (unique("missed-"), unique("missed-"));
     assert_eq!(service.read(INSTANT, "sync", &read, &body(&["items"])).0, 200);
     assert_eq!(service.check("syncctl-test/stillborn:1", &check, &json!({})).0, 200);
     service.kill();
-    eventually("the end of the read", TASK, || (world.schema.task(&read)?.0 == "SUCCESS").then_some(()));
+    eventually("the end of the read", DEADLINE, || (world.schema.task(&read)?.0 == "SUCCESS").then_some(()));
     service.start_again();
     wait_empty(&world);
     assert_eq!(world.schema.task(&read).expect("a row").0, "SUCCESS");
@@ -281,36 +281,34 @@ fn what_ended_while_nobody_looked_is_finished_by_the_next_process() {
     assert_eq!(world.schema.text(&status), "FAILED");
 }
 
-/// Whether this process runs the loop, by its own word.
+/// Whether this process is the leader, according to its metrics.
 fn leads(service: &Service) -> bool {
     let metrics = service.http.get("/metrics").text();
     metrics.lines().any(|line| line.starts_with("syncctl_leader{") && line.ends_with(" 1"))
 }
 
 #[test]
-fn of_two_processes_one_leads_and_the_other_takes_over() {
+fn one_of_two_processes_leads_and_the_other_takes_over() {
     let Some(world) = World::new() else { return };
     let mut first = Service::start(&world);
     let mut second = Service::start(&world);
-    assert!(leads(&first) && !leads(&second), "the first one came first");
-    // The one that does not lead takes requests all the same.
-    let task = unique("beside-");
+    assert!(leads(&first) && !leads(&second), "the first process leads");
+    // A follower accepts requests, too.
+    let task = unique("follower-");
     assert_eq!(second.read(SLOW, "sync", &task, &body(&["ticks"])).0, 200);
     wait_running(&world, &task, "ticks");
     first.kill();
-    let killed = Instant::now();
-    eventually("another leader", Duration::from_secs(15), || leads(&second).then_some(()));
-    assert!(killed.elapsed() < Duration::from_secs(15));
+    eventually("another leader", DEADLINE, || leads(&second).then_some(()));
     assert_eq!(second.cancel(SLOW, "sync", &task).0, 200);
     wait_empty(&world);
     first.start_again();
     second.stop().code(0);
-    eventually("a leader after a release", Duration::from_secs(5), || leads(&first).then_some(()));
+    eventually("a leader after a release", DEADLINE, || leads(&first).then_some(()));
     first.stop().code(0);
 }
 
 #[test]
-fn a_long_request_line_of_ids_finds_its_task_again() {
+fn ids_with_special_characters_are_found_again() {
     let Some(world) = World::new() else { return };
     let service = Service::start(&world);
     let task = format!("{}/ä b%?#&+", unique("odd-"));
@@ -321,7 +319,7 @@ fn a_long_request_line_of_ids_finds_its_task_again() {
     wait_empty(&world);
 }
 
-/// The service of a namespace as `deploy/` ships it, once it is ready.
+/// The service in a namespace, from the manifests in `deploy/`, once it is ready.
 fn deployed(world: &World, secret: &[(&str, &str)]) -> Http {
     let image = &cluster::sidecar_image(world.setup).name;
     let environment = [
@@ -335,13 +333,13 @@ fn deployed(world: &World, secret: &[(&str, &str)]) -> Http {
     let namespace = &world.namespace().name;
     world.namespace().kubectl(&["rollout", "status", "deployment/syncctl", "-n", namespace, "--timeout=60s"]);
     let http = Http::new(address);
-    let ready = || http.try_send("GET", "/ready", &[], &[]).is_ok_and(|answer| answer.status == 200).then_some(());
-    eventually("a ready service", TASK, ready);
+    let ready = || http.try_send("GET", "/ready", &[], &[]).is_ok_and(|response| response.status == 200).then_some(());
+    eventually("a ready service", DEADLINE, ready);
     http
 }
 
-/// Every endpoint, each once.
-fn drive(world: &World, http: &Http, name: &str) {
+/// Calls every endpoint once.
+fn call_all_endpoints(world: &World, http: &Http, name: &str) {
     assert_eq!(http.get("/health").json()["status"], "pass");
     assert_eq!(http.get("/openapi.json").json()["openapi"], "3.1.0");
     assert!(http.get("/metrics").text().contains("syncctl_leader{"));
@@ -361,29 +359,29 @@ fn drive(world: &World, http: &Http, name: &str) {
         format!("SELECT status FROM source_catalog WHERE key = '{name}' AND status = 'SUCCESS'"),
         "SELECT package FROM source_spec WHERE specs IS NOT NULL".to_owned(),
     ] {
-        eventually(&query, TASK, || world.schema.texts(&query).first().map(|_| ()));
+        eventually(&query, DEADLINE, || world.schema.texts(&query).first().map(|_| ()));
     }
 }
 
 #[test]
-fn the_deployment_serves_every_endpoint_with_tokens_and_without() {
+fn deployment_serves_every_endpoint_with_and_without_tokens() {
     let Some(world) = World::in_cluster() else { return };
     let url = database::in_schema(&world.setup.sidecar_database_url, &world.schema.name);
     let token = unique("token-");
     let http = deployed(&world, &[("SYNCCTL_DATABASE_URL", &url), ("SYNCCTL_AUTH_TOKENS", &token)]);
     assert_eq!(http.get("/metrics").status, 401);
-    drive(&world, &http.token(Some(&token)), "closed");
-    // A Deployment does not see that a Secret has changed.
+    call_all_endpoints(&world, &http.token(Some(&token)), "closed");
+    // A Deployment does not notice changes of a Secret.
     world.namespace().kubectl(&["delete", "deployment", "syncctl", "-n", &world.namespace().name]);
     let http = deployed(&world, &[("SYNCCTL_DATABASE_URL", &url)]);
-    drive(&world, &http, "open");
+    call_all_endpoints(&world, &http, "open");
     wait_empty(&world);
 }
 
 #[test]
-fn what_it_answers_is_what_its_own_document_says() {
+fn responses_match_the_openapi_document() {
     let Some(world) = World::in_cluster() else { return };
-    // Hundreds of requests are accepted, and no node may be burdened with their Pods.
+    // Hundreds of requests are accepted: no node may run their Pods.
     let nowhere = r#"{"syncctl.test/simulated":"true"}"#;
     let mut service = Service::start_with(&world, |program| program.env("SYNCCTL_KUBERNETES_NODE_SELECTOR", nowhere));
     let token = service.http.token.clone().expect("a token");
@@ -392,9 +390,9 @@ fn what_it_answers_is_what_its_own_document_says() {
         .env("SYNCCTL_TEST_TOKEN", token)
         .output()
         .expect("a script");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    assert_eq!(service.http.get("/health").status, 200, "{said}");
+    let output_text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{output_text}");
+    assert_eq!(service.http.get("/health").status, 200, "{output_text}");
     service.stop().code(0);
     let namespace = &world.namespace().name;
     world.namespace().kubectl(&[

@@ -1,4 +1,4 @@
-//! `syncctl token`: made here, checked by the rule that the documentation gives.
+//! `syncctl token`: the hash follows the documented rule.
 
 use serde_json::Value;
 use sha2::{Digest, Sha512};
@@ -20,7 +20,7 @@ fn belongs(document: &Value, token: &str, secret: &str) {
 }
 
 #[test]
-fn a_token_is_random_and_its_hash_follows_the_rule() {
+fn token_is_random_and_its_hash_follows_the_rule() {
     let run = || Program::new(&["token", "-o", "json"]).env("SYNCCTL_TOKEN_SECRET", "first, second").run();
     let (one, other) = (run().code(0).json(), run().code(0).json());
     let token = one["token"].as_str().expect("a text");
@@ -32,7 +32,7 @@ fn a_token_is_random_and_its_hash_follows_the_rule() {
 }
 
 #[test]
-fn a_token_that_exists_is_hashed_from_stdin() {
+fn existing_token_is_hashed_from_stdin() {
     for text in ["my_token-1", "my_token-1\n", "my_token-1\r\n"] {
         let document = Program::new(&["token", "--token", "-"]).stdin(text).run().code(0).json();
         assert_eq!(document["token"], "my_token-1");
@@ -41,7 +41,7 @@ fn a_token_that_exists_is_hashed_from_stdin() {
 }
 
 #[test]
-fn the_text_form_says_which_is_for_whom() {
+fn text_output_explains_token_and_hash() {
     let done = Program::new(&["token", "-o", "text", "--token", "-"]).stdin("abc").run();
     let lines: Vec<&str> = done.code(0).stdout.lines().collect();
     assert!(lines[0].contains("Authorization: Bearer") && lines[1].trim() == "abc", "{done}");
@@ -52,13 +52,13 @@ fn the_text_form_says_which_is_for_whom() {
 }
 
 #[test]
-fn a_token_as_an_argument_is_refused_and_not_repeated() {
+fn token_in_an_argument_is_rejected_and_not_repeated() {
     let done = Program::new(&["token", "-o", "json", "--token", "hunter2"]).run();
     done.fails(2, "USAGE", &["stdin"]).hides("hunter2");
 }
 
 #[test]
-fn what_no_client_could_send_is_refused_and_not_repeated() {
+fn invalid_token_is_rejected_and_not_repeated() {
     let long = "hunter2".repeat(1000);
     for (label, text) in [
         ("empty", ""),
@@ -76,7 +76,7 @@ fn what_no_client_could_send_is_refused_and_not_repeated() {
 }
 
 #[test]
-fn a_list_of_secrets_without_one_is_refused() {
+fn empty_list_of_secrets_is_rejected() {
     Program::new(&["token", "-o", "json"]).env("SYNCCTL_TOKEN_SECRET", " , ").run().fails(
         2,
         "USAGE",

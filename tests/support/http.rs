@@ -1,4 +1,4 @@
-//! `syncctl serve` as a process, and a small HTTP client that speaks to it; also in bytes that no client would send.
+//! `syncctl serve` as a process, and a small HTTP client for it, which can also send arbitrary bytes.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -9,52 +9,48 @@ use serde_json::Value;
 
 use super::{Done, Program, Running, World, program, unique};
 
-/// No answer of the service takes longer.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// From the start of the process to an answer of any kind.
-const START: Duration = Duration::from_secs(10);
-/// From then to the first complete list of Pods.
-const READY: Duration = Duration::from_secs(30);
+/// A test that waits longer for the service hangs.
+pub const DEADLINE: Duration = Duration::from_mins(2);
 
-/// What the service has answered.
+/// A response of the service.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
-    /// Reads an answer; the error names what is missing.
+impl Response {
+    /// Parses a response; the error names what is missing.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut head = httparse::Response::new(&mut headers);
-        let told = || String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
+        let start = || String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
         let length = match head.parse(bytes) {
             Ok(httparse::Status::Complete(length)) => length,
-            Ok(httparse::Status::Partial) => return Err(format!("no complete answer: {:?}", told())),
-            Err(error) => return Err(format!("no HTTP: {error}: {:?}", told())),
+            Ok(httparse::Status::Partial) => return Err(format!("incomplete response: {:?}", start())),
+            Err(error) => return Err(format!("not HTTP: {error}: {:?}", start())),
         };
-        // Only the last answer is one.
+        // An interim response.
         if head.code.is_some_and(|code| code < 200) {
             return Self::parse(&bytes[length..]);
         }
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
         let headers: Vec<_> =
             head.headers.iter().map(|header| (header.name.to_lowercase(), text(header.value))).collect();
-        let mut answer =
+        let mut response =
             Self { status: head.code.expect("the head is complete"), headers, body: bytes[length..].to_vec() };
-        if answer.header("transfer-encoding") == Some("chunked") {
-            answer.body = unchunk(&answer.body)?;
-        } else if let Some(declared) = answer.header("content-length") {
+        if response.header("transfer-encoding") == Some("chunked") {
+            response.body = unchunk(&response.body)?;
+        } else if let Some(declared) = response.header("content-length") {
             let declared: usize = declared.parse().map_err(|_| format!("Content-Length {declared:?}"))?;
-            if answer.body.len() < declared {
-                return Err(format!("{} of {declared} bytes of the body", answer.body.len()));
+            if response.body.len() < declared {
+                return Err(format!("{} of {declared} bytes of the body", response.body.len()));
             }
-            answer.body.truncate(declared);
+            response.body.truncate(declared);
         }
-        Ok(answer)
+        Ok(response)
     }
 
     /// The value of a header, by its name in lower case.
@@ -70,7 +66,7 @@ impl Answer {
     /// The body as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON: {error}: {self:?}"))
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON: {error}: {self:?}"))
     }
 }
 
@@ -78,31 +74,31 @@ fn unchunk(mut rest: &[u8]) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     loop {
         let Ok(httparse::Status::Complete((start, size))) = httparse::parse_chunk_size(rest) else {
-            return Err("a chunk without its size".to_owned());
+            return Err("a chunk without a size".to_owned());
         };
-        let size = usize::try_from(size).map_err(|_| "a chunk of impossible size".to_owned())?;
+        let size = usize::try_from(size).map_err(|_| "an oversized chunk".to_owned())?;
         if size == 0 {
             return Ok(body);
         }
-        body.extend_from_slice(rest.get(start..start + size).ok_or("a chunk that is cut off")?);
-        rest = rest.get(start + size + 2..).ok_or("a chunk without its end")?;
+        body.extend_from_slice(rest.get(start..start + size).ok_or("a truncated chunk")?);
+        rest = rest.get(start + size + 2..).ok_or("a chunk without an end")?;
     }
 }
 
-/// A client of one service. Each request has a connection of its own.
+/// A client of one service. Each request uses a new connection.
 #[derive(Clone)]
 pub struct Http {
     pub address: SocketAddr,
     /// Sent as `Authorization: Bearer …`.
     pub token: Option<String>,
-    /// For a request as a whole.
+    /// For a whole request.
     pub limit: Duration,
 }
 
 impl Http {
     /// Without a token.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, token: None, limit: PATIENCE }
+        Self { address, token: None, limit: DEADLINE }
     }
 
     /// With this token, or none.
@@ -115,7 +111,7 @@ impl Http {
         Self { limit, ..self.clone() }
     }
 
-    /// A connection on which nothing was sent yet.
+    /// A new connection.
     pub fn connect(&self) -> io::Result<TcpStream> {
         let stream = TcpStream::connect_timeout(&self.address, self.limit)?;
         stream.set_read_timeout(Some(self.limit))?;
@@ -123,16 +119,16 @@ impl Http {
         Ok(stream)
     }
 
-    /// Sends bytes and reads until the service closes the connection; what came until the time limit otherwise.
+    /// Sends bytes and reads until the service closes the connection, at most until the time limit.
     pub fn raw(&self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut stream = self.connect()?;
-        // A service that has already refused does not read the rest: its answer is there all the same.
+        // A service that has rejected the request need not read the rest.
         let written = stream.write_all(bytes);
-        let answer = read_to_close(&mut stream, Instant::now() + self.limit);
-        if answer.is_empty() {
+        let response = read_to_close(&mut stream, Instant::now() + self.limit);
+        if response.is_empty() {
             written?;
         }
-        Ok(answer)
+        Ok(response)
     }
 
     /// The bytes of a request.
@@ -154,39 +150,39 @@ impl Http {
         target: &str,
         headers: &[(&str, &str)],
         body: &[u8],
-    ) -> Result<Answer, String> {
-        let answer = self.raw(&self.bytes(method, target, headers, body));
-        Answer::parse(&answer.map_err(|error| format!("{method} {target}: {error}"))?)
+    ) -> Result<Response, String> {
+        let response = self.raw(&self.bytes(method, target, headers, body));
+        Response::parse(&response.map_err(|error| format!("{method} {target}: {error}"))?)
             .map_err(|error| format!("{method} {target}: {error}"))
     }
 
-    /// The same; it has to be answered.
+    /// The same; fails without a response.
     #[track_caller]
-    pub fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         self.try_send(method, target, headers, body).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// GET.
     #[track_caller]
-    pub fn get(&self, target: &str) -> Answer {
+    pub fn get(&self, target: &str) -> Response {
         self.send("GET", target, &[], &[])
     }
 
     /// POST of a JSON document.
     #[track_caller]
-    pub fn post(&self, target: &str, body: &Value) -> Answer {
+    pub fn post(&self, target: &str, body: &Value) -> Response {
         self.send("POST", target, &[("Content-Type", "application/json")], body.to_string().as_bytes())
     }
 }
 
-/// The endpoints: each call's status and document.
+/// The endpoints; each call returns status and document.
 impl Http {
     /// A request with a query: status and document.
     #[track_caller]
     pub fn call(&self, path: &str, query: &[(&str, &str)], body: Option<&Value>) -> (u16, Value) {
         let target = target(path, query);
-        let answer = body.map_or_else(|| self.get(&target), |body| self.post(&target, body));
-        (answer.status, answer.json())
+        let response = body.map_or_else(|| self.get(&target), |body| self.post(&target, body));
+        (response.status, response.json())
     }
 
     /// GET /spec of `PACKAGE:VERSION`.
@@ -224,7 +220,7 @@ impl Http {
     }
 }
 
-/// Whatever comes until the other side closes or resets, or the time is over.
+/// All bytes until the other side closes or resets the connection, at most until the deadline.
 pub fn read_to_close(stream: &mut TcpStream, deadline: Instant) -> Vec<u8> {
     let (mut all, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
     loop {
@@ -247,18 +243,18 @@ pub fn target(path: &str, query: &[(&str, &str)]) -> String {
     format!("{path}?{query}")
 }
 
-/// `syncctl serve` of one world. Killed with it.
+/// `syncctl serve` of one world; killed when dropped.
 pub struct Service {
-    /// Speaks to it, with its token.
+    /// A client with its token.
     pub http: Http,
     program: Program,
     running: Option<Running>,
-    /// The stderr of its earlier lives.
-    said: String,
+    /// The stderr of its earlier processes.
+    earlier_stderr: String,
 }
 
 impl Service {
-    /// Starts it, on a free port, with a token, and waits until it is ready.
+    /// Starts it on a free port, with a token, and waits until it is ready.
     pub fn start(world: &World) -> Self {
         Self::start_with(world, |program| program)
     }
@@ -271,7 +267,7 @@ impl Service {
         service
     }
 
-    /// Everything but the start.
+    /// Everything except the start.
     pub fn prepare(world: &World, settings: impl FnOnce(Program) -> Program) -> Self {
         let port = free_port();
         let token = unique("token-");
@@ -283,91 +279,91 @@ impl Service {
             .env("SYNCCTL_INSTANCE_ID", &unique("instance-"))
             .env("SYNCCTL_KUBERNETES_NAMESPACE", world.place.name());
         let http = Http::new(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).token(Some(&token));
-        Self { http, program: settings(program), running: None, said: String::new() }
+        Self { http, program: settings(program), running: None, earlier_stderr: String::new() }
     }
 
-    /// Starts the process and waits for nothing. After an end it is the same service: settings, token and port.
+    /// Starts the process without waiting; again with the same settings, token and port.
     pub fn launch(&mut self) {
         assert!(self.running.is_none(), "the service runs already");
         self.running = Some(self.program.start());
     }
 
-    /// Waits until it takes requests.
+    /// Waits until it responds.
     #[track_caller]
     pub fn wait_healthy(&mut self) {
-        self.wait_for("/health", START);
+        self.wait_for("/health");
     }
 
-    /// Waits until it can do what is asked of it.
+    /// Waits until it is ready.
     #[track_caller]
     pub fn wait_ready(&mut self) {
         self.wait_healthy();
-        self.wait_for("/ready", READY);
+        self.wait_for("/ready");
     }
 
     #[track_caller]
-    fn wait_for(&mut self, path: &str, limit: Duration) {
-        let deadline = Instant::now() + limit;
+    fn wait_for(&mut self, path: &str) {
+        let deadline = Instant::now() + DEADLINE;
         let http = self.http.token(None).limit(Duration::from_secs(5));
         loop {
-            let answer = http.try_send("GET", path, &[], &[]);
-            if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
+            let response = http.try_send("GET", path, &[], &[]);
+            if response.as_ref().is_ok_and(|response| response.status == 200) {
                 return;
             }
             let ended = self.running.as_mut().is_none_or(Running::has_ended);
             if ended || Instant::now() >= deadline {
-                let why = if ended { "it has ended".to_owned() } else { format!("{answer:?}") };
-                let said = self.end(Signal::KILL).map(|done| done.to_string()).unwrap_or_default();
-                panic!("no good answer of {path} within {} s: {why}\n{said}", limit.as_secs());
+                let why = if ended { "the service has ended".to_owned() } else { format!("{response:?}") };
+                let output = self.end(Signal::KILL).map(|done| done.to_string()).unwrap_or_default();
+                panic!("GET {path}: {why}\n{output}");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// The process's id.
+    /// The process id.
     pub fn pid(&self) -> u32 {
-        self.running.as_ref().expect("the service runs").pid()
+        self.running.as_ref().expect("the service is running").pid()
     }
 
-    /// A line of `/proc/PID/status` in bytes: VmRSS is what it uses now, VmHWM the most that it ever used.
+    /// A value of `/proc/PID/status` in bytes: VmRSS is the current memory, VmHWM its maximum.
     pub fn memory(&self, line: &str) -> u64 {
         let path = format!("/proc/{}/status", self.pid());
-        let status = std::fs::read_to_string(&path).expect("the service runs");
+        let status = std::fs::read_to_string(&path).expect("the service is running");
         let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
         let number = found.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
         number.unwrap_or_else(|| panic!("no {line} in {status}")) * 1024
     }
 
-    /// Ends it with a signal and waits for that; `None` when it does not run.
+    /// Ends it with a signal and waits for its end; `None` if it is not running.
     fn end(&mut self, signal: Signal) -> Option<Done> {
         let running = self.running.take()?;
         running.signal(signal);
         let done = running.wait();
-        self.said.push_str(&done.stderr);
+        self.earlier_stderr.push_str(&done.stderr);
         Some(done)
     }
 
-    /// TERM, and what came of it.
+    /// Sends TERM and waits for the end.
     pub fn stop(&mut self) -> Done {
-        self.end(Signal::TERM).expect("the service runs")
+        self.end(Signal::TERM).expect("the service is running")
     }
 }
 
 impl Service {
-    /// kill -9. Nothing of it is left but what is in the cluster and in the database.
+    /// Sends KILL and waits for the end.
     pub fn kill(&mut self) -> Done {
-        self.end(Signal::KILL).expect("the service runs")
+        self.end(Signal::KILL).expect("the service is running")
     }
 
-    /// Starts it again on the same port, and waits until it is ready.
+    /// Starts it again on the same port and waits until it is ready.
     pub fn start_again(&mut self) {
         self.launch();
         self.wait_ready();
     }
 
-    /// The stderr of all its lives that have ended.
+    /// The stderr of all its processes that have ended.
     pub fn stderr(&self) -> &str {
-        &self.said
+        &self.earlier_stderr
     }
 }
 
@@ -380,29 +376,29 @@ impl std::ops::Deref for Service {
 }
 
 impl Drop for Service {
-    /// A failed test is told what the service said.
+    /// Prints the log of the service when the test has failed.
     fn drop(&mut self) {
         self.end(Signal::KILL);
         if std::thread::panicking() {
-            program::print_line(&format!("--- stderr of the service\n{}", self.said));
+            program::print_line(&format!("--- stderr of the service\n{}", self.earlier_stderr));
         }
     }
 }
 
-/// The parameters that name an image: `PACKAGE:VERSION`.
+/// The parameters of an image `PACKAGE:VERSION`.
 fn package(image: &str) -> [(&str, &str); 2] {
     let (package, version) = image.rsplit_once(':').expect("an image with a version");
     [("package", package), ("version", version)]
 }
 
-/// A port that nobody listens on.
+/// A free port.
 fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("it is bound").port()
 }
 
 #[test]
-fn an_answer_is_read_whatever_its_framing() {
+fn responses_of_all_framings_are_parsed() {
     for (label, bytes, expected) in [
         ("length", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", Ok((200, "{}"))),
         (
@@ -412,16 +408,16 @@ fn an_answer_is_read_whatever_its_framing() {
         ),
         ("until the end", "HTTP/1.0 503 X\r\n\r\nno", Ok((503, "no"))),
         ("behind a 100", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 413 X\r\nContent-Length: 0\r\n\r\n", Ok((413, ""))),
-        ("a body that is cut off", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}", Err("2 of 3 bytes of the body")),
-        ("a chunk that is cut off", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{}", Err("cut off")),
-        ("half a head", "HTTP/1.1 200 OK\r\nContent-", Err("no complete answer")),
-        ("silence", "", Err("no complete answer")),
-        ("no HTTP", "SSH-2.0-x\r\n\r\n", Err("no HTTP")),
+        ("a truncated body", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}", Err("2 of 3 bytes of the body")),
+        ("a truncated chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{}", Err("truncated")),
+        ("a truncated head", "HTTP/1.1 200 OK\r\nContent-", Err("incomplete response")),
+        ("nothing", "", Err("incomplete response")),
+        ("not HTTP", "SSH-2.0-x\r\n\r\n", Err("not HTTP")),
     ] {
-        let found = Answer::parse(bytes.as_bytes());
+        let found = Response::parse(bytes.as_bytes());
         match (&found, expected) {
-            (Ok(answer), Ok((status, body))) => {
-                assert_eq!((answer.status, answer.text().as_str()), (status, body), "{label}");
+            (Ok(response), Ok((status, body))) => {
+                assert_eq!((response.status, response.text().as_str()), (status, body), "{label}");
             }
             (Err(error), Err(part)) => assert!(error.contains(part), "{label}: {error}"),
             _ => panic!("{label}: {found:?}"),
