@@ -1,4 +1,4 @@
-//! `syncctl token`: makes a token for the HTTP service, and the form in which the service may know it.
+//! `syncctl token`: creates a token for the HTTP service, and its salted hash.
 
 use std::io::Read;
 
@@ -13,16 +13,16 @@ use crate::server::auth;
 
 /// Bytes of a token: 256 bits cannot be guessed.
 const TOKEN_BYTES: usize = 32;
-/// Bytes of a salt: no two tokens get the same one.
+/// Bytes of a salt.
 const SALT_BYTES: usize = 16;
 
-/// Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS
+/// Create a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS
 ///
-/// The client sends the token, the service only needs to know the hash. Both are made with the same
-/// SYNCCTL_TOKEN_SECRET; of several secrets in it the first one is used.
+/// The client sends the token; the service needs only the hash. Set the same SYNCCTL_TOKEN_SECRET for this command and
+/// for the service. If it lists several secrets, the first one is used.
 #[derive(Debug, clap::Args)]
 pub struct TokenArgs {
-    /// Hash a token that exists: - reads it from stdin, where other users do not see it [default: make one]
+    /// Hash an existing token: - reads it from stdin, where other users cannot see it [default: a new token]
     #[arg(long, value_name = "-", allow_hyphen_values = true)]
     token: Option<String>,
     /// Print the result (and a failure) in this form [default: text on a terminal, else json]
@@ -36,7 +36,7 @@ pub struct TokenArgs {
 pub(super) fn run(args: TokenArgs) -> u8 {
     let TokenArgs { token, output: format, token_secret } = args;
     let output = Output::new(format, false);
-    match make(token.as_deref(), token_secret.map(Secret::from).as_ref()) {
+    match create(token.as_deref(), token_secret.map(Secret::from).as_ref()) {
         Ok((token, hashed)) => {
             let text = format!(
                 "Token, for the client's header \"Authorization: Bearer TOKEN\":\n  {token}\n\
@@ -49,16 +49,15 @@ pub(super) fn run(args: TokenArgs) -> u8 {
 }
 
 /// The token and its `salt.hash`.
-fn make(given: Option<&str>, secrets: Option<&Secret>) -> Result<(String, String), Failure> {
+fn create(given: Option<&str>, secrets: Option<&Secret>) -> Result<(String, String), Failure> {
     let mut problems = Vec::new();
-    let secrets = auth::secrets_of(secrets, &mut problems);
+    let secrets = auth::parse_secrets(secrets, &mut problems);
     let secret = secrets.first().ok_or_else(|| Failure::new(Class::Usage, problems.join("\n").trim().to_owned()))?;
     let token = match given {
         None => random(TOKEN_BYTES)?,
         Some("-") => from_stdin()?,
         Some(_) => {
-            let text =
-                "--token takes no value but -: an argument is seen by other users, so the token comes from stdin";
+            let text = "--token accepts only -: other users can see arguments, so the token is read from stdin";
             return Err(Failure::new(Class::Usage, text));
         }
     };
@@ -68,18 +67,18 @@ fn make(given: Option<&str>, secrets: Option<&Secret>) -> Result<(String, String
 
 fn from_stdin() -> Result<String, Failure> {
     let mut text = String::new();
-    // One byte more than allowed, and a line break, show that it is too long.
-    let most = auth::LONGEST_TOKEN as u64 + 3;
+    // One byte over the limit, and a line break.
+    let max = auth::MAX_TOKEN_BYTES as u64 + 3;
     std::io::stdin()
-        .take(most)
+        .take(max)
         .read_to_string(&mut text)
-        .map_err(|error| Failure::new(Class::InvalidInput, format!("reading the token from stdin: {error}")))?;
+        .map_err(|error| Failure::new(Class::InvalidInput, format!("cannot read the token from stdin: {error}")))?;
     let token = text.trim_end_matches(['\r', '\n']);
     auth::check_token(token).map_err(|error| Failure::new(Class::InvalidInput, format!("stdin: {error}")))?;
     Ok(token.to_owned())
 }
 
-/// So many random bytes of the system's, as hexadecimal digits: a token may hold nothing but letters, digits, `_`, `-`.
+/// Random bytes as hexadecimal digits.
 fn random(bytes: usize) -> Result<String, Failure> {
     let mut random = vec![0; bytes];
     let mut filled = 0;
@@ -88,7 +87,7 @@ fn random(bytes: usize) -> Result<String, Failure> {
             Ok(count) => filled += count,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                return Err(Failure::new(Class::Internal, format!("reading random bytes of the system: {error}")));
+                return Err(Failure::new(Class::Internal, format!("cannot read random bytes: {error}")));
             }
         }
     }
@@ -97,13 +96,13 @@ fn random(bytes: usize) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Secret, auth, make};
+    use super::{Secret, auth, create};
 
     #[test]
-    fn a_made_token_is_accepted_by_its_hash_and_no_two_are_the_same() {
+    fn new_token_is_unique_and_accepted_by_its_hash() {
         let secrets = Secret::from("new,old");
-        let (token, hashed) = make(None, Some(&secrets)).expect("a token");
-        let (other, _) = make(None, Some(&secrets)).expect("a token");
+        let (token, hashed) = create(None, Some(&secrets)).expect("a token");
+        let (other, _) = create(None, Some(&secrets)).expect("a token");
         assert_ne!(token, other);
         assert_eq!((token.len(), auth::check_token(&token)), (64, Ok(())));
         let accepts = |secret: &str| {
@@ -111,7 +110,7 @@ mod tests {
                 auth::Tokens::parse(Some(&hashed.as_str().into()), None, Some(&secret.into())).expect("tokens");
             tokens.accept(Some(&format!("Bearer {token}")))
         };
-        assert!(accepts("new"), "the first secret of the list is used");
+        assert!(accepts("new"), "the first secret is used");
         assert!(accepts("older, new"));
         assert!(!accepts("old"));
     }

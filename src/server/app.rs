@@ -1,9 +1,12 @@
-//! What every part of the service needs, built once.
+//! The state that all parts of the service share.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::auth::Tokens;
 use super::metrics::Metrics;
@@ -14,126 +17,128 @@ use crate::failure::{Class, Failure};
 use crate::pod::Backend;
 use crate::task::TaskKind;
 
-/// How long a request may wait for a database that does not answer: shorter than most callers wait for us.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a request retries database operations: shorter than most clients wait.
+const REQUEST_RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// Why the service shuts down.
+pub enum Shutdown {
+    /// The process received a signal.
+    Requested,
+    /// It cannot continue, for this reason.
+    Failed(String),
+}
+
+/// The shared state.
 pub struct App {
-    /// Of all commands.
+    /// The settings of all commands.
     pub settings: Settings,
-    /// Of the service.
+    /// The settings of the service.
     pub serve: ServeSettings,
-    /// Who may call.
+    /// The accepted tokens.
     pub tokens: Tokens,
     /// Where tasks run.
     pub backend: Backend,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Metrics,
-    /// What `/ready` tells.
-    pub ready: Ready,
-    /// Open once the database answered for the first time.
+    /// The state behind `/ready`.
+    pub readiness: Readiness,
+    /// Set when the database first responds.
     db: Arc<OnceLock<Db>>,
-    /// Tells this installation's rows from those of others in the same database; known once the API server answered.
-    marker: OnceLock<String>,
-    /// A thread that must live has died.
-    died: Sender<&'static str>,
+    /// Set when the cluster first responds.
+    installation: OnceLock<String>,
+    shutdown: Sender<Shutdown>,
 }
 
-/// What `/ready` tells: each part on its own, so that an operator sees which one is missing.
+/// The checks of `/ready`.
 #[derive(Default)]
-pub struct Ready {
+pub struct Readiness {
     database: AtomicBool,
     cluster: AtomicBool,
-    /// Another process leads, or this one does and has seen a complete list of Pods.
     pods: AtomicBool,
     stopping: AtomicBool,
 }
 
-impl Ready {
-    /// The parts, by name.
-    pub fn parts(&self) -> [(&'static str, bool); 3] {
+impl Readiness {
+    /// The result of each check by its name.
+    pub fn checks(&self) -> [(&'static str, bool); 3] {
         let get = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
         let pods = get(&self.pods) && !get(&self.stopping);
         [("database", get(&self.database)), ("cluster", get(&self.cluster)), ("pods", pods)]
     }
 
-    /// The database answers.
-    pub fn database(&self, answers: bool) {
-        self.database.store(answers, Ordering::Relaxed);
+    /// Whether the database responds.
+    pub fn set_database(&self, responds: bool) {
+        self.database.store(responds, Ordering::Relaxed);
     }
 
-    /// The API server answers.
-    pub fn cluster(&self, answers: bool) {
-        self.cluster.store(answers, Ordering::Relaxed);
+    /// Whether the cluster responds.
+    pub fn set_cluster(&self, responds: bool) {
+        self.cluster.store(responds, Ordering::Relaxed);
     }
 
-    /// Another process leads, or this one does and has seen a complete list of Pods.
-    pub fn pods(&self, followed: bool) {
-        self.pods.store(followed, Ordering::Relaxed);
-    }
-
-    /// The process is about to end.
-    pub fn stopping(&self) {
+    /// The service is shutting down.
+    pub fn set_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 }
 
 impl App {
-    /// Knows its settings, and neither database nor cluster yet.
+    /// The state at the start: connected to neither database nor cluster.
     pub fn new(
         settings: Settings,
         serve: ServeSettings,
         tokens: Tokens,
         backend: Backend,
-        instance: &str,
-        died: Sender<&'static str>,
+        instance_id: &str,
+        shutdown: Sender<Shutdown>,
     ) -> Self {
         let db: Arc<OnceLock<Db>> = Arc::default();
-        let metrics = Metrics::new(instance, {
+        let metrics = Metrics::new(instance_id, {
             let (api_server, db) = (backend.api_server.clone(), Arc::clone(&db));
             move || (api_server.as_ref().map_or(0, |server| server.failed_calls()), db.get().map_or(0, Db::error_count))
         });
-        Self { settings, serve, tokens, backend, metrics, ready: Ready::default(), db, marker: OnceLock::new(), died }
+        let (readiness, installation) = (Readiness::default(), OnceLock::new());
+        Self { settings, serve, tokens, backend, metrics, readiness, db, installation, shutdown }
     }
 
-    /// The database answered, the installation is known.
-    pub fn connected(&self, db: Db, marker: String) {
-        // Both are set once, by the thread that starts the service.
+    /// Sets the database and the id of this installation, once.
+    pub fn set_connected(&self, db: Db, installation: String) {
         self.db.set(db).ok();
-        self.marker.set(marker).ok();
+        self.installation.set(installation).ok();
     }
 
-    /// The database, for a request: gives up while the caller still listens.
+    /// The database, with the retry timeout of a request.
     pub fn db(&self) -> Result<Db, Failure> {
-        self.patient_db().map(|db| db.with_retry_timeout(REQUEST_PATIENCE))
+        self.db_with_long_retry().map(|db| db.with_retry_timeout(REQUEST_RETRY_TIMEOUT))
     }
 
-    /// The database, for what has to be written some time.
-    pub fn patient_db(&self) -> Result<&Db, Failure> {
+    /// The database, for writes that should succeed even if the client no longer waits.
+    pub fn db_with_long_retry(&self) -> Result<&Db, Failure> {
         self.db.get().ok_or_else(|| {
-            Failure::new(Class::DatabaseUnreachable, "the database has not answered since this service was started")
+            Failure::new(Class::DatabaseUnreachable, "the database has not responded since the service started")
         })
     }
 
-    /// What marks this installation's rows.
-    pub fn marker(&self) -> Result<&str, Failure> {
-        self.marker.get().map(String::as_str).ok_or_else(|| {
-            Failure::new(Class::ClusterUnreachable, "the API server has not answered since this service was started")
+    /// The id of this installation, which marks its rows in a database that several share.
+    pub fn installation(&self) -> Result<&str, Failure> {
+        self.installation.get().map(String::as_str).ok_or_else(|| {
+            Failure::new(Class::ClusterUnreachable, "the API server has not responded since the service started")
         })
     }
 }
 
 impl Observer for App {
     fn database_reachable(&self, reachable: bool) {
-        self.ready.database(reachable);
+        self.readiness.set_database(reachable);
     }
 
     fn cluster_reachable(&self, reachable: bool) {
-        self.ready.cluster(reachable);
+        self.readiness.set_cluster(reachable);
     }
 
     fn role(&self, role: Role) {
-        self.ready.pods(matches!(role, Role::Follower | Role::Leader { is_synced: true }));
+        let is_followed = matches!(role, Role::Follower | Role::Leader { is_synced: true });
+        self.readiness.pods.store(is_followed, Ordering::Relaxed);
         self.metrics.leads(matches!(role, Role::Leader { .. }));
     }
 
@@ -146,11 +151,56 @@ impl Observer for App {
     }
 
     fn outcome_recorded(&self, delay: Duration) {
-        self.metrics.outcome_written(delay);
+        self.metrics.outcome_recorded(delay);
     }
 
     fn thread_panicked(&self, name: &'static str) {
         // Without a receiver the process is ending.
-        self.died.send(name).ok();
+        self.shutdown.send(Shutdown::Failed(format!("the thread {name:?} panicked"))).ok();
+    }
+}
+
+/// The id in `~/.syncctl/instance_id`, which is created if missing. It identifies this process across restarts, in
+/// metrics and in the lease. If the file can be neither read nor written, the id is new at each start.
+pub fn stored_instance_id() -> String {
+    let path = std::env::home_dir().unwrap_or_default().join(".syncctl").join("instance_id");
+    read_or_create_id(&path).unwrap_or_else(|error| {
+        let path = path.display();
+        tracing::warn!(%error, %path, "cannot store the instance id: set SYNCCTL_INSTANCE_ID");
+        Uuid::new_v4().to_string()
+    })
+}
+
+fn read_or_create_id(path: &Path) -> std::io::Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let id = Uuid::new_v4().to_string();
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+        // Renamed, so that a concurrent process never reads an incomplete id.
+        let new = directory.join(format!("instance_id.{id}"));
+        std::fs::write(&new, format!("{id}\n"))?;
+        std::fs::rename(&new, path)?;
+    }
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::read_or_create_id;
+
+    #[test]
+    fn instance_id_is_stored_and_read_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("new").join("instance_id");
+        let id = read_or_create_id(&path).expect("a new id");
+        assert_eq!(read_or_create_id(&path).expect("the stored id"), id);
+        std::fs::write(&path, "").expect("a file");
+        assert_ne!(read_or_create_id(&path).expect("a new id instead of an empty one"), id);
+        assert!(read_or_create_id(std::path::Path::new("/proc/nowhere/instance_id")).is_err());
     }
 }

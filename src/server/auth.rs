@@ -1,6 +1,6 @@
-//! Who may ask: bearer tokens, compared by their digests and in constant time.
+//! Bearer tokens, compared by their digests in constant time.
 //!
-//! Knows neither requests nor the environment. No value ever leaves this file: errors name the position of an entry.
+//! Knows neither requests nor the environment. Errors name the position of an entry and never quote it.
 
 use std::fmt::Write;
 
@@ -14,16 +14,16 @@ use crate::secret::Secret;
 
 /// Plain tokens and `salt.hash` pairs.
 const AUTH_TOKENS: &str = "SYNCCTL_AUTH_TOKENS";
-/// Plain tokens, whatever they contain.
+/// Plain tokens with any characters.
 const RAW_AUTH_TOKENS: &str = "SYNCCTL_RAW_AUTH_TOKENS";
-/// What is hashed together with a token.
+/// Hashed together with a token.
 const TOKEN_SECRET: &str = "SYNCCTL_TOKEN_SECRET";
-/// A longer token is not hashed: nobody shall buy work with bytes.
-pub const LONGEST_TOKEN: usize = 4096;
+/// Longer tokens are not hashed: that would cost time.
+pub const MAX_TOKEN_BYTES: usize = 4096;
 
 type Hash = [u8; 64];
 
-/// The tokens that are accepted. Of plain ones only digests are kept.
+/// The accepted tokens. Plain ones are stored as digests.
 pub struct Tokens {
     plain: Vec<Hash>,
     hashed: Vec<Hashed>,
@@ -37,8 +37,8 @@ struct Hashed {
 }
 
 impl Tokens {
-    /// Reads the three lists. A list that is given but holds no token is an error: it was not meant to open the
-    /// service. All that is malformed is told at once.
+    /// Parses the three lists and reports all problems together. A list that is set but contains no token is an error:
+    /// it would open the service by accident.
     pub fn parse(
         auth_tokens: Option<&Secret>,
         raw_tokens: Option<&Secret>,
@@ -48,7 +48,7 @@ impl Tokens {
         let mut tokens = Self {
             plain: Vec::new(),
             hashed: Vec::new(),
-            secrets: secrets_of(secrets, &mut problems),
+            secrets: parse_secrets(secrets, &mut problems),
             open: auth_tokens.is_none() && raw_tokens.is_none(),
         };
         each_entry(auth_tokens, AUTH_TOKENS, &mut problems, |entry| tokens.add(entry));
@@ -56,26 +56,26 @@ impl Tokens {
         if problems.is_empty() {
             Ok(tokens)
         } else {
-            Err(Failure::new(Class::Usage, format!("malformed settings:\n{}", problems.join("\n"))))
+            Err(Failure::new(Class::Usage, format!("invalid settings:\n{}", problems.join("\n"))))
         }
     }
 
-    /// Whether everybody may ask.
+    /// Whether requests need no token.
     pub fn is_open(&self) -> bool {
         self.open
     }
 
-    /// Judges the value of the one `Authorization` header.
+    /// Whether the value of the `Authorization` header is accepted.
     pub fn accept(&self, authorization: Option<&str>) -> bool {
         if self.open {
             return true;
         }
         let Some((scheme, token)) = authorization.and_then(|value| value.trim().split_once(' ')) else { return false };
         let token = token.trim();
-        if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.len() > LONGEST_TOKEN {
+        if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.len() > MAX_TOKEN_BYTES {
             return false;
         }
-        // Every token is tried, so that the time tells nothing about which one it was.
+        // Compares all tokens: the time does not depend on which one matches.
         let mut found = Choice::from(0);
         let digest = hash(&[token]);
         for known in &self.plain {
@@ -90,7 +90,7 @@ impl Tokens {
     }
 
     fn add(&mut self, entry: &str) -> Result<(), &'static str> {
-        // A plain token cannot have a dot, so the dot decides; a hash has none, so the last one does.
+        // A plain token contains no dot, and a hash neither, so the last dot ends the salt.
         let Some((salt, digits)) = entry.rsplit_once('.') else {
             check_token(entry)?;
             self.plain.push(hash(&[entry]));
@@ -100,7 +100,7 @@ impl Tokens {
             return Err("the salt before the dot is empty");
         }
         if !salt.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("the salt has a blank or a character that is not ASCII");
+            return Err("the salt contains a character other than visible ASCII");
         }
         let mut known = [0; 64];
         hex::decode_to_slice(digits, &mut known).map_err(|_| "the hash after the dot is not 128 hex digits")?;
@@ -110,9 +110,9 @@ impl Tokens {
 
     fn add_raw(&mut self, entry: &str) -> Result<(), &'static str> {
         if !entry.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("a character is not visible ASCII, which no Authorization header can carry");
+            return Err("the token contains a character other than visible ASCII");
         }
-        if entry.len() > LONGEST_TOKEN {
+        if entry.len() > MAX_TOKEN_BYTES {
             return Err("the token is longer than 4096 characters");
         }
         self.plain.push(hash(&[entry]));
@@ -120,29 +120,29 @@ impl Tokens {
     }
 }
 
-/// Checks a token as the documentation allows it. The error does not repeat it.
+/// Checks that a token contains only the documented characters. The error does not quote it.
 pub fn check_token(token: &str) -> Result<(), &'static str> {
     if token.is_empty() {
         return Err("the token is empty");
     }
-    if token.len() > LONGEST_TOKEN {
+    if token.len() > MAX_TOKEN_BYTES {
         return Err("the token is longer than 4096 characters");
     }
     if !token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
-        return Err("a character is none of letters, digits, underscore and dash");
+        return Err("the token contains a character other than letters, digits, underscore and dash");
     }
     Ok(())
 }
 
-/// The list of secrets; without any it is the empty one.
-pub fn secrets_of(secrets: Option<&Secret>, problems: &mut Vec<String>) -> Vec<Secret> {
+/// The list of secrets; a single empty secret if none is set.
+pub fn parse_secrets(secrets: Option<&Secret>, problems: &mut Vec<String>) -> Vec<Secret> {
     let Some(text) = secrets.map(ExposeSecret::expose_secret).filter(|text| !text.is_empty()) else {
         return vec![Secret::from("")];
     };
     let secrets: Vec<Secret> =
         text.split(',').map(str::trim).filter(|each| !each.is_empty()).map(Secret::from).collect();
     if secrets.is_empty() {
-        problems.push(format!("  {TOKEN_SECRET} is set and holds no secret: set one or unset it"));
+        problems.push(format!("  {TOKEN_SECRET} is set but contains no secret: set one or unset it"));
     }
     secrets
 }
@@ -152,8 +152,8 @@ pub fn hashed(token: &str, salt: &str, secret: &Secret) -> String {
     format!("{salt}.{}", hex::encode(hash(&[token, salt, secret.expose_secret()])))
 }
 
-/// The answer to whoever may not ask. It says nothing about what was presented.
-pub fn refusal() -> Response {
+/// The response to a request without a valid token.
+pub fn unauthorized() -> Response {
     Response::error(401, "a valid token is required: send the header Authorization: Bearer TOKEN")
         .with_header("WWW-Authenticate", "Bearer realm=\"syncctl\"")
 }
@@ -166,7 +166,7 @@ fn each_entry(
 ) {
     let Some(list) = list else { return };
     let mut seen = false;
-    // Positions count all entries, so that they can be found by counting commas.
+    // Positions count all entries, so that commas can be counted to find one.
     for (index, entry) in list.expose_secret().split(',').map(str::trim).enumerate() {
         if entry.is_empty() {
             continue;
@@ -179,7 +179,7 @@ fn each_entry(
         }
     }
     if !seen {
-        problems.push(format!("  {variable} is set and holds no token: set one, or unset it to run without tokens"));
+        problems.push(format!("  {variable} is set but contains no token: set one, or unset it to run without tokens"));
     }
 }
 
@@ -193,11 +193,11 @@ fn hash(parts: &[&str]) -> Hash {
 
 #[cfg(test)]
 mod tests {
-    use super::{LONGEST_TOKEN, Tokens, hashed, refusal};
+    use super::{MAX_TOKEN_BYTES, Tokens, hashed, unauthorized};
     use crate::failure::Failure;
     use crate::secret::Secret;
 
-    /// sha512("token" + "salt" + "secret"), made by another program.
+    /// sha512("token" + "salt" + "secret"), from another program.
     const KNOWN: &str = "c5988a5c9c1ab212a7baadcb9fbe8b88ae9ace3e8364543905db4fa191a72c9d\
         d0882a842f492013cb692e66f5de168338988ae703701f5956d3e2eb46cd4ced";
 
@@ -211,18 +211,18 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_that_another_program_made_is_accepted_in_both_cases() {
+    fn hash_of_another_program_is_accepted_in_lower_and_upper_case() {
         for digits in [KNOWN.to_owned(), KNOWN.to_uppercase()] {
             let tokens = tokens(Some(&format!("salt.{digits}")), None, Some("secret")).expect("tokens");
             assert!(accepts(&tokens, "token"));
             assert!(!accepts(&tokens, "token2"));
-            assert!(!accepts(&tokens, &format!("salt.{digits}")), "the stored form is no token");
+            assert!(!accepts(&tokens, &format!("salt.{digits}")), "the stored form is not a token");
         }
         assert_eq!(hashed("token", "salt", &"secret".into()), format!("salt.{KNOWN}"));
     }
 
     #[test]
-    fn every_token_of_a_mixed_list_and_every_secret_is_tried() {
+    fn all_tokens_and_secrets_are_compared() {
         let old = hashed("one", "s1", &"old".into());
         let new = hashed("two", "s2", &"new".into());
         let none = hashed("three", "s3", &"".into());
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_secret_it_is_the_empty_one() {
+    fn default_secret_is_empty() {
         let list = hashed("three", "s3", &"".into());
         for secret in [None, Some("")] {
             assert!(accepts(&tokens(Some(&list), None, secret).expect("tokens"), "three"));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_form_of_the_header_is_accepted() {
+    fn header_must_be_one_bearer_token() {
         let tokens = tokens(Some("abc"), None, None).expect("tokens");
         for fine in ["Bearer abc", "bearer abc", "BEARER abc", "Bearer   abc", "Bearer abc "] {
             assert!(tokens.accept(Some(fine)), "{fine:?}");
@@ -260,15 +260,15 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_too_long_is_refused() {
-        let longest = "a".repeat(LONGEST_TOKEN);
+    fn oversized_token_is_rejected() {
+        let longest = "a".repeat(MAX_TOKEN_BYTES);
         let tokens = tokens(None, Some(&longest), None).expect("tokens");
         assert!(accepts(&tokens, &longest));
         assert!(!accepts(&tokens, &format!("{longest}a")));
     }
 
     #[test]
-    fn only_without_any_list_the_service_is_open() {
+    fn service_is_open_only_without_any_list() {
         let open = tokens(None, None, Some("secret")).expect("tokens");
         assert!(open.is_open() && open.accept(None) && open.accept(Some("Bearer whatever")));
         for (label, auth, raw) in [
@@ -279,26 +279,26 @@ mod tests {
             ("one of two is empty", Some("abc"), Some(",")),
         ] {
             let error = tokens(auth, raw, None).err().unwrap_or_else(|| panic!("{label} was accepted"));
-            assert!(error.text.contains("holds no token"), "{label}: {error}");
+            assert!(error.text.contains("contains no token"), "{label}: {error}");
         }
     }
 
     #[test]
-    fn what_is_malformed_is_named_by_its_position_and_never_quoted() {
+    fn malformed_entries_are_reported_by_position_and_not_quoted() {
         let bad_hash = format!("hunter2.{}", &KNOWN[1..]);
         let no_hex = format!("hunter2.{}g", &KNOWN[1..]);
         let empty_salt = format!(".{KNOWN}");
         for (label, auth, raw, secret, expected) in [
-            ("a blank", Some("ok,hunter2 x"), None, None, "SYNCCTL_AUTH_TOKENS: entry 2: a character is none of"),
-            ("a plus", Some("ok,,hunter2+"), None, None, "SYNCCTL_AUTH_TOKENS: entry 3: a character is none of"),
-            ("an umlaut", Some("hunter2ä"), None, None, "entry 1: a character is none of"),
+            ("a blank", Some("ok,hunter2 x"), None, None, "SYNCCTL_AUTH_TOKENS: entry 2: the token contains"),
+            ("a plus", Some("ok,,hunter2+"), None, None, "SYNCCTL_AUTH_TOKENS: entry 3: the token contains"),
+            ("an umlaut", Some("hunter2ä"), None, None, "entry 1: the token contains"),
             ("a short hash", Some(&bad_hash[..]), None, None, "entry 1: the hash after the dot is not 128 hex digits"),
             ("no hex", Some(&no_hex[..]), None, None, "entry 1: the hash after the dot is not 128 hex digits"),
             ("no salt", Some(&empty_salt[..]), None, None, "entry 1: the salt before the dot is empty"),
             ("nothing after the dot", Some("hunter2."), None, None, "entry 1: the hash after the dot is not 128"),
-            ("a blank salt", Some("hunter2 x.ab"), None, None, "entry 1: the salt has a blank"),
-            ("a raw umlaut", None, Some("a,hunter2ä"), None, "SYNCCTL_RAW_AUTH_TOKENS: entry 2: a character is not"),
-            ("no secret", Some("a"), None, Some(" , "), "SYNCCTL_TOKEN_SECRET is set and holds no secret"),
+            ("a blank salt", Some("hunter2 x.ab"), None, None, "entry 1: the salt contains"),
+            ("a raw umlaut", None, Some("a,hunter2ä"), None, "SYNCCTL_RAW_AUTH_TOKENS: entry 2: the token contains"),
+            ("no secret", Some("a"), None, Some(" , "), "SYNCCTL_TOKEN_SECRET is set but contains no secret"),
         ] {
             let error = tokens(auth, raw, secret).err().unwrap_or_else(|| panic!("{label} was accepted")).to_string();
             assert!(error.contains(expected), "{label}: {error}");
@@ -307,16 +307,16 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_malformed_is_told_at_once() {
-        let error = tokens(Some("a b,c d"), Some(""), None).err().expect("it is malformed").to_string();
+    fn all_problems_are_reported_together() {
+        let error = tokens(Some("a b,c d"), Some(""), None).err().expect("problems").to_string();
         for part in ["entry 1", "entry 2", "SYNCCTL_RAW_AUTH_TOKENS is set"] {
             assert!(error.contains(part), "{error}");
         }
     }
 
     #[test]
-    fn the_refusal_names_the_scheme() {
-        let response = refusal();
+    fn unauthorized_response_names_the_scheme() {
+        let response = unauthorized();
         assert_eq!(response.status, 401);
         assert_eq!(response.headers, [("WWW-Authenticate".to_owned(), "Bearer realm=\"syncctl\"".to_owned())]);
     }

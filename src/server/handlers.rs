@@ -1,13 +1,12 @@
-//! The answers: what the endpoints do, with the functions that the commands use, too.
+//! The handlers of the endpoints.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::app::App;
-use super::params::{self, Problems, Query};
-use super::routes::failed;
+use super::params::{self, Cancel, Problems};
 use super::service::Response;
 use crate::controller::outcome;
 use crate::controller::request::Request;
@@ -17,26 +16,36 @@ use crate::pod::manifest::Launch;
 use crate::pod::{Ownership, PodError};
 use crate::task::{Task, TaskKind, TaskStatus};
 
-/// What the answer to a query of the caller's that is not in order looks like.
-fn refused(problems: &Problems) -> Response {
-    let document = json!({"ok": false, "error": problems.join("; "), "problems": problems});
-    Response::json(400, &document)
+/// Handles a request whose parameters were parsed; invalid ones are answered with all their problems.
+fn respond<T>(parameters: Result<T, Problems>, handle: impl FnOnce(T) -> Result<Response, Failure>) -> Response {
+    match parameters {
+        Ok(parameters) => handle(parameters).unwrap_or_else(|failure| failed(&failure)),
+        Err(problems) => Response::json(400, &json!({"ok": false, "error": problems.join("; "), "problems": problems})),
+    }
 }
 
-/// Everything is well, and more about it.
-fn ok(more: Value) -> Response {
+/// A successful response with these fields.
+fn ok(fields: Value) -> Response {
     let mut document = json!({"status": "ok", "ok": true});
-    if let (Value::Object(fields), Value::Object(more)) = (&mut document, more) {
-        fields.extend(more);
+    if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
+        document.extend(fields);
     }
     Response::json(200, &document)
 }
 
-fn answer(result: Result<Response, Failure>) -> Response {
-    result.unwrap_or_else(|failure| {
-        tracing::warn!(error = %failure, "a request could not be served");
-        failed(&failure)
-    })
+/// The response to a failure. 503: the same request may succeed later.
+fn failed(failure: &Failure) -> Response {
+    tracing::warn!(error = %failure, "a request failed");
+    let status = match failure.class {
+        Class::Usage | Class::InvalidInput => 400,
+        Class::TaskExists => 409,
+        Class::PayloadTooLarge => 413,
+        Class::ClusterUnreachable | Class::DatabaseUnreachable | Class::Refused => 503,
+        _ => 500,
+    };
+    let document = json!({"ok": false, "error": failure.text, "class": failure.class.code(), "hint": failure.hint()});
+    let response = Response::json(status, &document);
+    if status == 503 { response.with_header("Retry-After", "5") } else { response }
 }
 
 /// `GET /openapi.json`.
@@ -51,134 +60,121 @@ pub fn openapi() -> &'static Value {
 
 /// `GET /ready`.
 pub fn ready(app: &App) -> Response {
-    let parts = app.ready.parts();
-    let is_ready = parts.iter().all(|(_, ready)| *ready);
+    let checks = app.readiness.checks();
+    let is_ready = checks.iter().all(|(_, passes)| *passes);
     let parts: serde_json::Map<String, Value> =
-        parts.iter().map(|(name, ready)| ((*name).to_owned(), json!(ready))).collect();
-    let status = if is_ready { 200 } else { 503 };
-    let document = json!({"status": if is_ready { "pass" } else { "fail" }, "ok": is_ready, "parts": parts});
-    Response::json(status, &document)
+        checks.iter().map(|(name, passes)| ((*name).to_owned(), json!(passes))).collect();
+    let (status, text) = if is_ready { (200, "pass") } else { (503, "fail") };
+    Response::json(status, &json!({"status": text, "ok": is_ready, "parts": parts}))
 }
 
 /// `GET /spec`.
-pub fn spec(app: &Arc<App>, query: &[(String, String)]) -> Response {
-    match params::spec(query) {
-        Ok(request) => answer(start(app, &request, ConcurrencyPolicy::Allow)),
-        Err(problems) => refused(&problems),
-    }
+pub fn spec(app: &App, query: &[(String, String)]) -> Response {
+    respond(params::spec(query), |request| start(app, &request, ConcurrencyPolicy::Allow))
 }
 
 /// `POST /check`, `POST /discover`.
-pub fn configured(app: &Arc<App>, kind: TaskKind, query: &[(String, String)], body: Vec<u8>) -> Response {
-    let parsed = params::configured(kind, query, &body);
-    // It may be large, and what matters of it was copied.
+pub fn configured(app: &App, kind: TaskKind, query: &[(String, String)], body: Vec<u8>) -> Response {
+    let request = params::configured(kind, query, &body);
+    // It may be large, and the request has copies of its documents.
     drop(body);
-    match parsed {
-        Ok(request) => answer(start(app, &request, ConcurrencyPolicy::Allow)),
-        Err(problems) => refused(&problems),
-    }
+    respond(request, |request| start(app, &request, ConcurrencyPolicy::Allow))
 }
 
 /// `POST /read`.
-pub fn read(app: &Arc<App>, query: &[(String, String)], body: Vec<u8>) -> Response {
-    let marker = match app.marker() {
-        Ok(marker) => marker,
-        Err(failure) => return answer(Err(failure)),
+pub fn read(app: &App, query: &[(String, String)], body: Vec<u8>) -> Response {
+    let installation = match app.installation() {
+        Ok(installation) => installation,
+        Err(failure) => return failed(&failure),
     };
-    let parsed = params::read(query, &body, &app.settings, marker);
+    let request = params::read(query, &body, &app.settings, installation);
     drop(body);
-    match parsed {
-        Ok(request) => answer(start(app, &request, ConcurrencyPolicy::Forbid)),
-        Err(problems) => refused(&problems),
-    }
+    respond(request, |request| start(app, &request, ConcurrencyPolicy::Forbid))
 }
 
-/// Records and launches: as soon as the Pod is accepted the caller is answered.
-fn start(app: &Arc<App>, request: &Request, concurrency: ConcurrencyPolicy) -> Result<Response, Failure> {
+/// Records and launches a task. Responds as soon as its Pod is accepted.
+fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result<Response, Failure> {
     let Request { task, payload, .. } = request;
     let db = app.db()?;
-    // That a discover runs is noted when it does: until then another one of its id may be running, whose result would
-    // count as older than the note, and be lost.
-    let discovers = task.kind == TaskKind::Discover;
-    let mut begun = if discovers { StartOutcome::Started } else { outcome::record_start(&db, task, concurrency)? };
-    if let StartOutcome::Exists(row) = &begun
+    // A discover is recorded once its Pod exists. Before that, another one with this taskId may be running: its result
+    // would be older than the record, and lost.
+    let is_discover = task.kind == TaskKind::Discover;
+    let mut started = if is_discover { StartOutcome::Started } else { outcome::record_start(&db, task, concurrency)? };
+    if let StartOutcome::Exists(row) = &started
         && params::is_same_request(row.started_by.as_deref(), task)
-        && let Some(error) = row.error.as_deref().filter(|error| was_turned_away(error))
+        && let Some(error) = row.error.as_deref().filter(|error| is_retryable(error))
     {
-        // The caller was told to try again, and does.
-        begun = db.restart_task(task, error)?;
+        // The client repeats the request after a 503.
+        started = db.restart_task(task, error)?;
     }
-    match begun {
+    match started {
         StartOutcome::Started => {}
         StartOutcome::Exists(row) if params::is_same_request(row.started_by.as_deref(), task) => {
             return Ok(accepted(task, &row.status_text));
         }
         StartOutcome::Exists(row) => {
-            let text =
-                format!("a task with this taskId was started before by another request; it is {}", row.status_text);
+            let text = format!("another request has used this taskId: the task is {}", row.status_text);
             return Ok(conflict(&text, &row.task_id));
         }
         StartOutcome::SyncBusy(running) => {
-            return Ok(conflict("another task of this sync is running; cancel it or wait for its end", &running));
+            return Ok(conflict("another task of this sync is running: cancel it or wait for its end", &running));
         }
     }
     let attempt = Uuid::new_v4().to_string();
-    let settings = &app.settings.pod;
-    let launch = Launch { task, payload, settings, attempt: &attempt, owner: None };
-    // The Pod becomes the owner of its Secrets when it has lived for a while: callers need not wait for that.
+    let launch = Launch { task, payload, settings: &app.settings.pod, attempt: &attempt, owner: None };
+    // The client does not wait until the Pod owns its Secret.
     if let Err(error) = app.backend.launcher.launch(&launch, Ownership::Later) {
-        return not_launched(app, task, error);
+        return launch_failed(app, task, error);
     }
     app.metrics.task_started(task.kind);
-    tracing::info!(pod = task.pod_name(), kind = %task.kind, task = task.task_id, "a task was started");
+    tracing::info!(pod = task.pod_name(), kind = %task.kind, task = task.task_id, "started a task");
     if task.kind == TaskKind::Read {
-        end_if_over(app, task)?;
+        delete_pod_if_ended(app, task)?;
     }
-    if discovers && let Err(error) = outcome::record_start(&db, task, concurrency) {
-        // Its result comes all the same.
-        tracing::warn!(%error, task = task.task_id, "the start of a discover could not be recorded");
+    if is_discover && let Err(error) = outcome::record_start(&db, task, concurrency) {
+        // Its result is recorded anyway.
+        tracing::warn!(%error, task = task.task_id, "cannot record the start of a discover");
     }
     Ok(accepted(task, TaskStatus::Running.as_str()))
 }
 
-/// Whether a task failed because the cluster did not take its Pod at that moment.
-fn was_turned_away(error: &str) -> bool {
+/// Whether a task failed because its Pod could not be created at that time.
+fn is_retryable(error: &str) -> bool {
     matches!(Failure::from_stored(error).class, Class::ClusterUnreachable | Class::Refused)
 }
 
 fn accepted(task: &Task, status: &str) -> Response {
-    let started_at = task.started_at.as_second();
-    let mut more = json!({"startedAt": started_at, "taskId": task.task_id});
+    let mut fields = json!({"startedAt": task.started_at.as_second(), "taskId": task.task_id});
     if task.kind == TaskKind::Read {
-        more["taskStatus"] = json!(status);
+        fields["taskStatus"] = json!(status);
     }
-    ok(more)
+    ok(fields)
 }
 
 fn conflict(text: &str, task_id: &str) -> Response {
     Response::json(409, &json!({"ok": false, "error": text, "taskId": task_id}))
 }
 
-/// The row must not say RUNNING for a task that has no Pod.
-fn not_launched(app: &App, task: &Task, error: PodError) -> Result<Response, Failure> {
+/// Closes the row of a task without a Pod.
+fn launch_failed(app: &App, task: &Task, error: PodError) -> Result<Response, Failure> {
     let exists = matches!(error, PodError::Exists { .. });
     let failure = Failure::from(error);
     if exists && task.kind == TaskKind::Discover {
         return Ok(conflict("a discover with this taskId is running", &task.task_id));
     }
     if exists && task.kind == TaskKind::Read {
-        // Its name tells that it is this very task's, of an attempt whose answer came too late.
+        // The name of a Pod is unique to its task: an earlier attempt created it, and its response came too late.
         return Ok(accepted(task, TaskStatus::Running.as_str()));
     }
-    if let Err(error) = outcome::record_failure(app.patient_db()?, task, &failure) {
-        // The status-check loop finds the row without a Pod.
-        tracing::error!(%error, task = task.task_id, "the failure to start a task could not be recorded");
+    if let Err(error) = outcome::record_failure(app.db_with_long_retry()?, task, &failure) {
+        // The reconciler finds the row without a Pod.
+        tracing::error!(%error, task = task.task_id, "cannot record that a task failed to start");
     }
     Err(failure)
 }
 
-/// Cancelled between the row and the Pod, or closed because that took too long: then nobody else knows of the Pod.
-fn end_if_over(app: &App, task: &Task) -> Result<(), Failure> {
+/// Deletes the Pod of a task that was cancelled, or closed by the reconciler, before the Pod existed.
+fn delete_pod_if_ended(app: &App, task: &Task) -> Result<(), Failure> {
     let row = app.db()?.task(&task.task_id)?;
     if row.is_some_and(|row| row.status != Some(TaskStatus::Running)) {
         app.backend.launcher.delete(&task.pod_name(), None)?;
@@ -187,71 +183,51 @@ fn end_if_over(app: &App, task: &Task) -> Result<(), Failure> {
 }
 
 /// `GET /cancel`.
-pub fn cancel(app: &App, pairs: &[(String, String)]) -> Response {
-    let mut query = Query::new(pairs);
-    let (package, sync_id, task_id) = (query.id("package"), query.id("syncId"), query.id("taskId"));
-    match query.finish() {
-        Ok(()) => answer(cancel_task(app, &package, &sync_id, &task_id)),
-        Err(problems) => refused(&problems),
-    }
+pub fn cancel(app: &App, query: &[(String, String)]) -> Response {
+    respond(params::cancel(query), |Cancel { package, sync_id, task_id }| {
+        let db = app.db()?;
+        let row = db.task(&task_id)?.filter(|row| row.sync_id == sync_id && row.package == package);
+        let Some(row) = row else {
+            return Ok(Response::error(404, "no such task of this package and sync"));
+        };
+        let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
+        if row.status == Some(TaskStatus::Running) {
+            outcome::record_failure(&db, &task, &Failure::new(Class::Cancelled, "the task was cancelled"))?;
+        }
+        let status = db.task(&task_id)?.map_or(row.status_text, |row| row.status_text);
+        // Also when it was cancelled before: that request may have failed here.
+        if status == TaskStatus::Cancelled.as_str() {
+            app.backend.launcher.delete(&task.pod_name(), None)?;
+        }
+        Ok(ok(json!({"taskId": task_id, "taskStatus": status})))
+    })
 }
 
-fn cancel_task(app: &App, package: &str, sync_id: &str, task_id: &str) -> Result<Response, Failure> {
-    let db = app.db()?;
-    let row = db.task(task_id)?.filter(|row| row.sync_id == sync_id && row.package == package);
-    let Some(row) = row else {
-        return Ok(Response::error(404, "this package and sync have no such task"));
-    };
-    let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
-    if row.status == Some(TaskStatus::Running) {
-        outcome::record_failure(&db, &task, &Failure::new(Class::Cancelled, "the task was cancelled"))?;
-    }
-    let status = db.task(task_id)?.map_or(row.status_text, |row| row.status_text);
-    // Also once more, if an earlier request did not come to it.
-    if status == TaskStatus::Cancelled.as_str() {
-        app.backend.launcher.delete(&task.pod_name(), None)?;
-    }
-    Ok(ok(json!({"taskId": task_id, "taskStatus": status})))
-}
-
-/// `GET /tasks?syncId=`.
-pub fn tasks(app: &App, pairs: &[(String, String)]) -> Response {
-    let mut query = Query::new(pairs);
-    let sync_id = query.id("syncId");
-    let limit = query.number("limit", 50, 1..=500);
-    if let Err(problems) = query.finish() {
-        return refused(&problems);
-    }
-    answer((|| {
+/// `GET /tasks`.
+pub fn tasks(app: &App, query: &[(String, String)]) -> Response {
+    respond(params::tasks(query), |(sync_id, limit)| {
         let tasks = app.db()?.tasks_of_sync(&sync_id, limit)?;
-        let tasks: Vec<Value> = tasks.iter().map(document).collect();
-        Ok(ok(json!({"tasks": tasks})))
-    })())
+        Ok(ok(json!({"tasks": tasks.iter().map(task_document).collect::<Vec<_>>()})))
+    })
 }
 
 /// `GET /tasks/{taskId}`.
-pub fn task(app: &App, task_id: &str, pairs: &[(String, String)]) -> Response {
-    let mut query = Query::new(pairs);
-    let lines = query.number("logs", 100, 0..=1000);
-    if let Err(problems) = query.finish() {
-        return refused(&problems);
-    }
-    answer((|| {
+pub fn task(app: &App, task_id: &str, query: &[(String, String)]) -> Response {
+    respond(params::task(query), |log_lines| {
         let db = app.db()?;
-        // What the tables cannot hold is not in them.
+        // Postgres does not store NUL.
         let row = if task_id.contains('\0') { None } else { db.task(task_id)? };
         let Some(row) = row else {
-            let text = "there is no such task; only reads are kept as tasks, the results of others are in their tables";
+            let text = "no such task: only reads are tasks, the other results are in their tables";
             return Ok(Response::error(404, text));
         };
-        let mut task = document(&row);
-        let logs = db.last_logs(task_id, lines)?;
-        task["logs"] = logs.iter().map(line).collect();
+        let mut task = task_document(&row);
+        task["logs"] = db.last_logs(task_id, log_lines)?.iter().map(log_line_document).collect();
         Ok(ok(json!({"task": task})))
-    })())
+    })
 }
 
-fn document(row: &StoredTask) -> Value {
+fn task_document(row: &StoredTask) -> Value {
     let json = |text: &Option<String>| text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
     json!({
         "taskId": row.task_id,
@@ -268,7 +244,7 @@ fn document(row: &StoredTask) -> Value {
     })
 }
 
-fn line(line: &LogLine) -> Value {
+fn log_line_document(line: &LogLine) -> Value {
     let LogLine { level, logger, message, timestamp } = line;
     json!({"timestamp": timestamp, "level": level, "logger": logger, "message": message})
 }
@@ -277,15 +253,50 @@ fn line(line: &LogLine) -> Value {
 mod tests {
     use std::collections::BTreeSet;
 
-    use crate::task::ReadOptions;
+    use serde_json::Value;
+
+    use crate::server::params;
+    use crate::task::{ReadOptions, TaskKind};
+
+    /// The query parameters of an operation in the OpenAPI document.
+    fn documented(path: &str, method: &str) -> BTreeSet<String> {
+        let document = super::openapi();
+        let resolve = |parameter: &Value| {
+            let reference = parameter["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
+            reference.map_or_else(|| parameter.clone(), |pointer| document.pointer(pointer).expect("it exists").clone())
+        };
+        let parameters = document["paths"][path][method]["parameters"].as_array().expect("parameters");
+        let in_query = parameters.iter().map(resolve).filter(|parameter| parameter["in"] == "query");
+        in_query.map(|parameter| parameter["name"].as_str().expect("a name").to_owned()).collect()
+    }
 
     #[test]
-    fn options_of_a_read_are_its_documented_parameters() {
+    fn documented_parameters_are_parsed() {
+        type Parse = fn(&[(String, String)]) -> Option<params::Problems>;
+        let operations: [(&str, &str, Parse); 6] = [
+            ("/spec", "get", |query| params::spec(query).err()),
+            ("/check", "post", |query| params::configured(TaskKind::Check, query, b"{}").err()),
+            ("/discover", "post", |query| params::configured(TaskKind::Discover, query, b"{}").err()),
+            ("/cancel", "get", |query| params::cancel(query).err()),
+            ("/tasks", "get", |query| params::tasks(query).err()),
+            ("/tasks/{taskId}", "get", |query| params::task(query).err()),
+        ];
+        for (path, method, parse) in operations {
+            for name in documented(path, method) {
+                let pair = (name.clone(), "1".to_owned());
+                let problems = parse(&[pair.clone(), pair]).expect("problems");
+                assert!(problems.contains(&format!("{name} is set more than once")), "{path}: {name}: {problems:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn options_of_a_read_are_documented() {
         let options = ReadOptions { silence_seconds: Some(1), max_records: Some(1), ..ReadOptions::default() };
         let options = serde_json::to_value(options).expect("plain fields");
-        let options = options.as_object().expect("an object").keys().map(String::as_str);
-        let parameters = super::openapi()["paths"]["/read"]["post"]["parameters"].as_array().expect("parameters");
-        let parameters: BTreeSet<&str> = parameters.iter().filter_map(|parameter| parameter["name"].as_str()).collect();
-        assert_eq!(options.chain(["syncId", "taskId"]).collect::<BTreeSet<_>>(), parameters);
+        let mut expected: BTreeSet<String> = options.as_object().expect("an object").keys().cloned().collect();
+        expected.extend(["syncId".to_owned(), "taskId".to_owned()]);
+        expected.extend(documented("/spec", "get"));
+        assert_eq!(documented("/read", "post"), expected);
     }
 }

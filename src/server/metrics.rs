@@ -1,6 +1,6 @@
-//! What `/metrics` tells: the names, labels and units of all of it are here.
+//! The metrics of `/metrics`: names, labels and units.
 //!
-//! Labels are bounded: kinds, classes of failure, phases, routes. Packages, syncs and tasks never become labels.
+//! Labels are bounded: kinds, classes of failure, phases, routes. Packages, syncs and tasks are not labels.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::controller::reconciler::{Durations, PHASES};
 use crate::task::TaskKind;
 
-/// Durations of a task's parts in seconds: a spec takes one, a read may take days.
+/// Seconds of the phases of a task: a spec takes one, a read may take days.
 const TASK_BUCKETS: [f64; 12] = [0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 28_800.0, 172_800.0];
-/// Delays of the service itself in seconds.
+/// Seconds of the service itself.
 const DELAY_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,11 +73,11 @@ fn delay_histogram() -> Histogram {
 }
 
 impl Metrics {
-    /// All at zero. `instance` becomes a label of every metric; `troubles` tells the errors of (the Kubernetes API, the
-    /// database) so far.
-    pub fn new(instance: &str, troubles: impl Fn() -> (u64, u64) + Send + Sync + 'static) -> Self {
-        // Not `instance`: Prometheus gives that name to the address that it scrapes.
-        let labels = [("instance_id".into(), instance.to_owned().into())];
+    /// `instance_id` becomes a label of every metric. `error_counts` returns the errors of (the Kubernetes API, the
+    /// database).
+    pub fn new(instance_id: &str, error_counts: impl Fn() -> (u64, u64) + Send + Sync + 'static) -> Self {
+        // Not `instance`: Prometheus uses that label for the address that it scrapes.
+        let labels = [("instance_id".into(), instance_id.to_owned().into())];
         let mut registry = Registry::with_prefix_and_labels("syncctl", labels.into_iter());
         let started = Family::default();
         let finished = Family::default();
@@ -90,30 +90,34 @@ impl Metrics {
         let request_duration = Family::new_with_constructor(delay_histogram as fn() -> Histogram);
         let leader = Gauge::default();
         registry.register("tasks_started", "Tasks whose Pod this process created", started.clone());
-        registry.register("tasks_finished", "Tasks whose end this process saw, by outcome class", finished.clone());
+        registry.register(
+            "tasks_finished",
+            "Tasks whose outcome this process recorded or found, by outcome",
+            finished.clone(),
+        );
         for (name, help, family) in [
-            ("task_queue", "From a Pod's creation until a node took it", &queue),
-            ("task_pull", "From a node's taking a Pod until both containers ran", &pull),
-            ("task_run", "From both containers' start until the last one's end", &run),
+            ("task_queue", "From the creation of a Pod until it is scheduled", &queue),
+            ("task_pull", "From scheduling a Pod until both containers run", &pull),
+            ("task_run", "From the start of both containers until the end of the last one", &run),
         ] {
             registry.register_with_unit(name, help, Unit::Seconds, family.clone());
         }
-        registry.register("pods", "Pods of tasks in the namespace, as the leader sees them", pods.clone());
+        registry.register("pods", "Pods of tasks in the namespace, counted by the leader", pods.clone());
         registry.register_with_unit(
             "outcome_delay",
-            "From a Pod's end until its outcome is in the database, where the service had to write it",
+            "From the end of a Pod until its outcome is in the database, where the service recorded it",
             Unit::Seconds,
             outcome_delay.clone(),
         );
-        registry.register("http_requests", "Requests answered", requests.clone());
+        registry.register("http_requests", "HTTP responses", requests.clone());
         registry.register_with_unit(
             "http_request_duration",
-            "From a request's head until its answer",
+            "From the first byte of a request to its response",
             Unit::Seconds,
             request_duration.clone(),
         );
-        registry.register("leader", "1 where this process runs the status-check loop", leader.clone());
-        registry.register_collector(Box::new(Troubles(Box::new(troubles))));
+        registry.register("leader", "1 if this process is the leader", leader.clone());
+        registry.register_collector(Box::new(ErrorCounts(Box::new(error_counts))));
         let metrics = Self {
             registry,
             started,
@@ -127,7 +131,7 @@ impl Metrics {
             request_duration,
             leader,
         };
-        // What may be looked for from the start has to be there from the start.
+        // Series that exist from the start can be used in rates and alerts.
         for kind in [TaskKind::Spec, TaskKind::Check, TaskKind::Discover, TaskKind::Read] {
             drop(metrics.started.get_or_create(&KindLabel { kind: kind.as_str() }));
         }
@@ -135,41 +139,42 @@ impl Metrics {
         metrics
     }
 
-    /// The Pod of a task was accepted.
+    /// Counts a task whose Pod was accepted.
     pub fn task_started(&self, kind: TaskKind) {
         self.started.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
     }
 
-    /// The outcome of a task is known: SUCCESS or a class of failure.
-    pub fn task_finished(&self, kind: TaskKind, outcome: &'static str, took: Durations) {
+    /// Counts a task with its outcome: `SUCCESS` or the code of a failure class.
+    pub fn task_finished(&self, kind: TaskKind, outcome: &'static str, durations: Durations) {
         let kind = kind.as_str();
         self.finished.get_or_create(&OutcomeLabel { kind, outcome }).inc();
-        for (family, part) in [(&self.queue, took.queue), (&self.pull, took.pull), (&self.run, took.run)] {
+        for (family, part) in [(&self.queue, durations.queue), (&self.pull, durations.pull), (&self.run, durations.run)]
+        {
             if let Some(part) = part {
                 family.get_or_create(&KindLabel { kind }).observe(part.as_secs_f64());
             }
         }
     }
 
-    /// How long after a Pod's end its outcome was written.
-    pub fn outcome_written(&self, delay: Duration) {
+    /// How long after the end of a Pod its outcome was recorded.
+    pub fn outcome_recorded(&self, delay: Duration) {
         self.outcome_delay.observe(delay.as_secs_f64());
     }
 
-    /// How many Pods are in each of [`PHASES`].
+    /// Sets the number of Pods in each of [`PHASES`].
     pub fn pods(&self, counts: [usize; PHASES.len()]) {
         for (phase, count) in PHASES.into_iter().zip(counts) {
             self.pods.get_or_create(&PhaseLabel { phase }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
-    /// A request was answered.
-    pub fn request(&self, method: &'static str, route: &'static str, status: u16, took: Duration) {
+    /// Counts a response.
+    pub fn request(&self, method: &'static str, route: &'static str, status: u16, duration: Duration) {
         self.requests.get_or_create(&RequestLabel { method, route, status }).inc();
-        self.request_duration.get_or_create(&RouteLabel { route }).observe(took.as_secs_f64());
+        self.request_duration.get_or_create(&RouteLabel { route }).observe(duration.as_secs_f64());
     }
 
-    /// Whether this process runs the loop.
+    /// Sets whether this process is the leader.
     pub fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
     }
@@ -183,21 +188,21 @@ impl Metrics {
     }
 }
 
-/// Counts that the layers below keep themselves.
-struct Troubles(Box<dyn Fn() -> (u64, u64) + Send + Sync>);
+/// Counters of the layers below.
+struct ErrorCounts(Box<dyn Fn() -> (u64, u64) + Send + Sync>);
 
-impl std::fmt::Debug for Troubles {
+impl std::fmt::Debug for ErrorCounts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Troubles")
+        f.write_str("ErrorCounts")
     }
 }
 
-impl Collector for Troubles {
+impl Collector for ErrorCounts {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let (api, database) = (self.0)();
         for (name, help, count) in [
-            ("kubernetes_api_errors", "Calls to the Kubernetes API that failed for want of an answer", api),
-            ("database_errors", "Operations of the database that failed or had to be repeated", database),
+            ("kubernetes_api_errors", "Calls to the Kubernetes API without a response", api),
+            ("database_errors", "Database operations that failed or were retried", database),
         ] {
             let counter = ConstCounter::new(count);
             let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
@@ -214,14 +219,14 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn every_metric_carries_the_instance_and_its_counts() {
+    fn every_metric_has_the_instance_id_and_its_count() {
         let metrics = Metrics::new("a \"b\"", || (3, 4));
         metrics.task_started(TaskKind::Check);
-        let took = Durations { run: Some(Duration::from_secs(3)), ..Durations::default() };
-        metrics.task_finished(TaskKind::Check, "OOM_KILLED", took);
+        let durations = Durations { run: Some(Duration::from_secs(3)), ..Durations::default() };
+        metrics.task_finished(TaskKind::Check, "OOM_KILLED", durations);
         metrics.request("POST", "/check", 200, Duration::from_millis(3));
         metrics.pods([1, 0, 2, 0, 0]);
-        metrics.outcome_written(Duration::from_millis(20));
+        metrics.outcome_recorded(Duration::from_millis(20));
         let text = metrics.text();
         for line in [
             r#"syncctl_tasks_started_total{instance_id="a \"b\"",kind="check"} 1"#,
@@ -234,7 +239,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
-        let of_ours = text.lines().filter(|line| line.starts_with("syncctl_"));
-        assert!(of_ours.clone().all(|line| line.contains("instance_id=")), "{text}");
+        let series = text.lines().filter(|line| line.starts_with("syncctl_"));
+        assert!(series.clone().all(|line| line.contains("instance_id=")), "{text}");
     }
 }

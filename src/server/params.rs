@@ -30,19 +30,19 @@ const MAX_SILENCE_SECONDS: u32 = 7 * 24 * 3600;
 pub type Problems = Vec<String>;
 
 /// The query parameters of a request. The accessors collect problems; [`Query::finish`] returns them.
-pub struct Query<'a> {
+struct Query<'a> {
     pairs: &'a [(String, String)],
     problems: Problems,
 }
 
 impl<'a> Query<'a> {
     /// Parameters without an accessor are ignored: callers may send parameters of a newer version.
-    pub fn new(pairs: &'a [(String, String)]) -> Self {
+    fn new(pairs: &'a [(String, String)]) -> Self {
         Self { pairs, problems: Problems::new() }
     }
 
     /// The value of a parameter; an empty value counts as absent.
-    pub fn optional(&mut self, name: &str) -> Option<&'a str> {
+    fn optional(&mut self, name: &str) -> Option<&'a str> {
         let mut values = self.pairs.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let value = values.next();
         if values.next().is_some() {
@@ -72,7 +72,7 @@ impl<'a> Query<'a> {
     }
 
     /// A whole number in a range.
-    pub fn number(&mut self, name: &str, default: u32, range: RangeInclusive<u32>) -> u32 {
+    fn number(&mut self, name: &str, default: u32, range: RangeInclusive<u32>) -> u32 {
         self.optional_number(name, range).unwrap_or(default)
     }
 
@@ -91,7 +91,7 @@ impl<'a> Query<'a> {
     }
 
     /// A required id or key: any text that the tables can store.
-    pub fn id(&mut self, name: &str) -> String {
+    fn id(&mut self, name: &str) -> String {
         let id = self.required(name);
         self.validated_id(name, id)
     }
@@ -159,7 +159,7 @@ impl<'a> Query<'a> {
     }
 
     /// All problems, or nothing.
-    pub fn finish(self) -> Result<(), Problems> {
+    fn finish(self) -> Result<(), Problems> {
         if self.problems.is_empty() { Ok(()) } else { Err(self.problems) }
     }
 }
@@ -255,6 +255,37 @@ pub fn read(
         functions_env: body.functions_env.map(|raw| Document::of_field("functionsEnv", raw.get())),
     };
     query.finish_request(Request::read(task, documents, settings, &OPTION_NAMES))
+}
+
+/// The parameters of `GET /cancel`.
+pub struct Cancel {
+    /// The package of the connector.
+    pub package: String,
+    /// The sync of the task.
+    pub sync_id: String,
+    /// The task.
+    pub task_id: String,
+}
+
+/// `GET /cancel`.
+pub fn cancel(pairs: &[(String, String)]) -> Result<Cancel, Problems> {
+    let mut query = Query::new(pairs);
+    let cancel = Cancel { package: query.id("package"), sync_id: query.id("syncId"), task_id: query.id("taskId") };
+    query.finish().map(|()| cancel)
+}
+
+/// `GET /tasks`: the sync, and the maximum number of tasks.
+pub fn tasks(pairs: &[(String, String)]) -> Result<(String, u32), Problems> {
+    let mut query = Query::new(pairs);
+    let tasks = (query.id("syncId"), query.number("limit", 50, 1..=500));
+    query.finish().map(|()| tasks)
+}
+
+/// `GET /tasks/{taskId}`: the maximum number of log lines.
+pub fn task(pairs: &[(String, String)]) -> Result<u32, Problems> {
+    let mut query = Query::new(pairs);
+    let lines = query.number("logs", 100, 0..=1000);
+    query.finish().map(|()| lines)
 }
 
 const OPTION_NAMES: OptionNames = OptionNames { destination: "destinationConfig", max_records: "maxRecords" };

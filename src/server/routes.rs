@@ -1,4 +1,4 @@
-//! Which requests there are, who may make them, and who answers them. `/openapi.json` is held against this table.
+//! The endpoints, their authorization, and their handlers. A test compares the table with the OpenAPI document.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,6 @@ use serde_json::json;
 use super::app::App;
 use super::service::{Exchange, Head, Pool, Request, Response, Service};
 use super::{auth, handlers};
-use crate::failure::{Class, Failure};
 
 /// One endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,24 +51,23 @@ pub const ROUTES: [(&str, &str, Endpoint); 11] = [
     ("GET", "/openapi.json", Endpoint::OpenApi),
 ];
 
-/// The one path with something in it.
+/// The only path with a parameter.
 const TASK_PATH: &str = "/tasks/{taskId}";
-/// What comes before it.
 const TASK_PREFIX: &str = "/tasks/";
 
 impl Endpoint {
-    /// Whether it is answered without a token: the kubelet, which asks, has none.
+    /// Whether it requires no token: the kubelet has none for its probes.
     fn is_open(self) -> bool {
         matches!(self, Self::Health | Self::Ready)
     }
 
-    /// Whether it is answered from memory.
-    fn is_light(self) -> bool {
+    /// Whether it needs neither the database nor the cluster.
+    fn is_fast(self) -> bool {
         matches!(self, Self::Health | Self::Ready | Self::Metrics | Self::OpenApi)
     }
 }
 
-/// A path with an id in it is the same as its template.
+/// The path of the table that matches a path.
 fn template(path: &str) -> &str {
     match path.strip_prefix(TASK_PREFIX) {
         Some(id) if !id.is_empty() && !id.contains('/') => TASK_PATH,
@@ -77,7 +75,7 @@ fn template(path: &str) -> &str {
     }
 }
 
-/// The endpoint; the error is the answer 404 or 405.
+/// The endpoint; the error is the response 404 or 405.
 fn find(method: &str, path: &str) -> Result<Endpoint, Response> {
     let path = template(path);
     if let Some((_, _, endpoint)) = ROUTES.iter().find(|(m, p, _)| *m == method && *p == path) {
@@ -85,39 +83,25 @@ fn find(method: &str, path: &str) -> Result<Endpoint, Response> {
     }
     match ROUTES.iter().find(|(_, p, _)| *p == path) {
         Some((allowed, ..)) => {
-            Err(Response::error(405, &format!("this path takes {allowed} only")).with_header("Allow", allowed))
+            Err(Response::error(405, &format!("this path requires {allowed}")).with_header("Allow", allowed))
         }
-        None => Err(Response::error(404, "there is no such path; GET /openapi.json lists all of them")),
+        None => Err(Response::error(404, "no such path: see GET /openapi.json")),
     }
 }
 
-/// The answer to a failure: its status says whose fault it is.
-pub fn failed(failure: &Failure) -> Response {
-    let status = match failure.class {
-        Class::Usage | Class::InvalidInput => 400,
-        Class::TaskExists => 409,
-        Class::PayloadTooLarge => 413,
-        // Sent again later the same request may be taken.
-        Class::ClusterUnreachable | Class::DatabaseUnreachable | Class::Refused => 503,
-        _ => 500,
-    };
-    let response = Response::json(status, &failure.document(json!({"ok": false})));
-    if status == 503 { response.with_header("Retry-After", "5") } else { response }
-}
-
-/// The service as the HTTP front sees it.
+/// The service behind the HTTP front.
 pub struct Routes(pub Arc<App>);
 
 impl Service for Routes {
     fn admit(&self, head: &Head) -> Result<Pool, Response> {
         let endpoint = find(&head.method, &head.target.path);
         let open = endpoint.as_ref().is_ok_and(|endpoint| endpoint.is_open());
-        // Also for paths that do not exist: a stranger learns nothing.
+        // Also for unknown paths: an unauthorized client learns nothing.
         if !open && !self.0.tokens.accept(head.header("authorization")) {
-            tracing::debug!(peer = %head.peer, "a request without a valid token");
-            return Err(auth::refusal());
+            tracing::debug!(peer = %head.peer, "rejected a request without a valid token");
+            return Err(auth::unauthorized());
         }
-        Ok(if endpoint?.is_light() { Pool::Fast } else { Pool::Blocking })
+        Ok(if endpoint?.is_fast() { Pool::Fast } else { Pool::Blocking })
     }
 
     fn handle(&self, request: Request) -> Response {
@@ -146,17 +130,17 @@ impl Service for Routes {
     fn completed(&self, exchange: &Exchange<'_>) {
         let Exchange { method, path, status, duration } = *exchange;
         let path = path.map(template).unwrap_or_default();
-        // Bounded labels: what strangers make up is all the same.
+        // Bounded labels.
         let route = ROUTES.iter().find(|(_, p, _)| *p == path).map_or("other", |(_, p, _)| p);
         let method = ["GET", "POST"].into_iter().find(|known| Some(*known) == method).unwrap_or("other");
         self.0.metrics.request(method, route, status, duration);
         if duration > SLOW {
-            tracing::warn!(method, route, status, ?duration, "a slow request");
+            tracing::warn!(method, route, status, ?duration, "slow request");
         }
     }
 }
 
-/// Callers of an API that answers at once begin to wonder.
+/// Slower requests are logged.
 const SLOW: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -165,7 +149,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn the_document_lists_exactly_the_routes() {
+    fn routes_are_the_paths_of_the_openapi_document() {
         let document = handlers::openapi();
         let described: BTreeSet<(String, String)> = document["paths"]
             .as_object()
@@ -182,12 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn a_path_has_one_endpoint_and_tells_its_method() {
+    fn paths_have_one_endpoint_and_one_method() {
         for (label, method, path, expected) in [
             ("plain", "GET", "/spec", Ok(Endpoint::Spec)),
-            ("an id", "GET", "/tasks/a%2Fb", Ok(Endpoint::Task)),
-            ("no id", "GET", "/tasks/", Err(404)),
-            ("more than an id", "GET", "/tasks/a/b", Err(404)),
+            ("with an id", "GET", "/tasks/a%2Fb", Ok(Endpoint::Task)),
+            ("without an id", "GET", "/tasks/", Err(404)),
+            ("with two segments", "GET", "/tasks/a/b", Err(404)),
             ("another method", "POST", "/spec", Err(405)),
             ("case matters", "get", "/spec", Err(405)),
             ("unknown", "GET", "/Spec", Err(404)),

@@ -38,7 +38,7 @@ impl Service for TestService {
             "/health" => return Ok(Pool::Fast),
             "/panic-in-admit" => panic!("requested by the test"),
             _ if self.tokens.accept(head.header("authorization")) => {}
-            _ => return Err(auth::refusal()),
+            _ => return Err(auth::unauthorized()),
         }
         Ok(Pool::Blocking)
     }
