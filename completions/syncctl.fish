@@ -32,7 +32,7 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "discover" -d 'List 
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "read" -d 'Read rows from a connector and load them into the destination'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "serve" -d 'Serve the same tasks over HTTP'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "image" -d 'Write this program as a container image to stdout'
-complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "token" -d 'Create a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "generate" -d 'Write shell completions, man pages or the table of settings'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
@@ -283,7 +283,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local -d 'Run 
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -l name -d 'Name and tag of the image' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token -d 'Hash a token that exists: - reads it from stdin, where other users do not see it [default: make one]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token -d 'Hash an existing token: - reads it from stdin, where other users cannot see it [default: a new token]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
@@ -362,7 +362,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_see
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "serve" -d 'Serve the same tasks over HTTP'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "image" -d 'Write this program as a container image to stdout'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "token" -d 'Make a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "token" -d 'Create a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "generate" -d 'Write shell completions, man pages or the table of settings'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
