@@ -1,10 +1,10 @@
-# The commands that a stranger needs. Everything else is cargo's.
+# The commands for a first look and for daily work; everything else is cargo's.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 RELEASE := target/$(shell rustc -vV | sed -n 's/^host: //p')/release/syncctl
 
-.PHONY: help build install test soak quickstart bench lint generate image cluster-up cluster-down clean
+.PHONY: help build install check test soak quickstart bench lint generate image cluster-up cluster-down clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,6 +23,9 @@ install: build ## Install it into PREFIX (default /usr/local), with completions
 test: ## Run every test, end to end on a real Kubernetes (installs what is missing)
 	tests/run
 
+check: ## The short loop: lint, unit tests, and every test that needs no cluster
+	SYNCCTL_TEST_SKIP_CLUSTER=1 SYNCCTL_TEST_KEEP_CLUSTER=1 tests/run
+
 soak: ## Recovery alone: outages of a minute, 200 kills, a million records
 	SYNCCTL_TEST_PROFILE=release SYNCCTL_TEST_OUTAGE_SECONDS=60 SYNCCTL_TEST_ROUNDS=200 \
 		SYNCCTL_TEST_FAKER_RECORDS=1000000 tests/run -- kill:: outages:: crash:: faker::
@@ -33,9 +36,8 @@ quickstart: ## spec, check, discover and read of a real connector on this machin
 bench: ## Measure against bare Pods and psql \copy
 	tests/bench/run
 
-lint: ## Formatting and clippy, warnings denied
-	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
+lint: ## Formatting, clippy (warnings denied), vocabulary, dependencies
+	tests/lint
 
 generate: ## Regenerate completions, man pages, docs/settings.md and the golden help files
 	cargo build --locked

@@ -215,11 +215,11 @@ fn failed_streams_store_no_state_and_do_not_affect_others() {
     let document = done.code(1).json();
     assert_eq!(document["status"], "PARTIAL", "{done}");
     assert_eq!(document["class"], "CONNECTOR_FAILED");
-    assert!(document["error"].as_str().is_some_and(|error| error.contains("the API said 500")), "{done}");
+    assert!(document["error"].as_str().is_some_and(|error| error.contains("the API answered 500")), "{done}");
     assert_eq!(document["streams"]["good"]["status"], "SUCCESS");
     assert_eq!(document["streams"]["good"]["events"], 20);
     assert_eq!(document["streams"]["bad"]["status"], "FAILED");
-    assert!(document["streams"]["bad"]["error"].as_str().is_some_and(|error| error.contains("the API said 500")));
+    assert!(document["streams"]["bad"]["error"].as_str().is_some_and(|error| error.contains("the API answered 500")));
     assert_eq!(world.schema.count("good"), 20);
     assert_eq!(world.schema.texts("SELECT stream FROM source_state"), ["good"]);
     assert_eq!(world.schema.task(&task).expect("a row").0, "PARTIAL");

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::directory::{reason, unavailable};
+use super::errors::{reason, unavailable};
 use crate::failure::Failure;
 
 /// An unprivileged user who runs the server of root.

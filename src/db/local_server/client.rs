@@ -5,7 +5,7 @@ use std::fmt::Display;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use postgres::Client;
 
-use super::directory::ServerDirectory;
+use super::directory::{PORT, ServerDirectory};
 use crate::db::{DbError, Target};
 use crate::failure::Failure;
 
@@ -15,8 +15,6 @@ pub const USER: &str = "syncctl";
 pub const DATABASE: &str = "syncctl";
 /// The schema that unqualified names refer to.
 pub const SCHEMA: &str = "syncctl";
-/// The port: only a part of the socket's name, because nothing listens on the network.
-pub const PORT: u16 = 5432;
 
 /// What needs no encoding in the host of a URL.
 const HOST: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');

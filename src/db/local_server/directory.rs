@@ -10,14 +10,12 @@
 //! | `linger` | modified when the server was last asked to run on without users |
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::client::PORT;
-use super::installation::ProgramSearch;
-use crate::failure::{Class, Failure};
+use super::errors::{storage_failure, unavailable};
+use crate::failure::Failure;
 
 /// Held exclusively by a process that starts or stops the server.
 pub(super) const START_LOCK: &str = "start.lock";
@@ -38,6 +36,18 @@ const LINGER_FILE: &str = "linger";
 
 /// How long another process may hold the start lock: a server that recovers from a crash, and then stops.
 const LOCK_TIMEOUT: Duration = Duration::from_mins(20);
+
+/// The port: only a part of the socket's name, because nothing listens on the network.
+pub const PORT: u16 = 5432;
+
+/// Where to look for the programs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProgramSearch {
+    /// The only directory, if there is one.
+    pub only: Option<PathBuf>,
+    /// The directories of PATH.
+    pub path: Vec<PathBuf>,
+}
 
 /// The directory of one embedded database, and where to look for the programs that run it.
 #[derive(Debug, Clone)]
@@ -158,23 +168,6 @@ impl ServerDirectory {
     pub(super) fn failure(&self, text: String) -> Failure {
         unavailable(text, format!("see {}", self.log().display()))
     }
-}
-
-/// A failure of the embedded database.
-pub(super) fn unavailable(text: String, hint: impl Into<String>) -> Failure {
-    Failure::new(Class::DatabaseUnreachable, text).with_hint(hint)
-}
-
-/// A failure of the file system; `action` is a verb.
-pub(super) fn storage_failure(action: &str, path: &Path, error: &io::Error) -> Failure {
-    let text = format!("cannot {action} {} for the embedded database: {}", path.display(), reason(error));
-    unavailable(text, "check the permissions and the free space there, or choose another directory: SYNCCTL_STATE_DIR")
-}
-
-/// The text of an error without the number of the system.
-pub(super) fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
 #[cfg(test)]

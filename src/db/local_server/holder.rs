@@ -12,8 +12,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::directory::{HOLDER_LOCK, START_LOCK, ServerDirectory, USERS_LOCK, reason};
-use super::installation::ProgramSearch;
+use super::directory::{HOLDER_LOCK, ProgramSearch, START_LOCK, ServerDirectory, USERS_LOCK};
+use super::errors::reason;
 use super::server::{self, State};
 use super::{client, launch};
 use crate::failure::{Class, Failure};

@@ -9,17 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::account::Account;
-use super::directory::{ServerDirectory, unavailable};
+use super::directory::{ProgramSearch, ServerDirectory};
+use super::errors::unavailable;
 use crate::failure::Failure;
-
-/// Where to look for the programs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ProgramSearch {
-    /// The only directory, if there is one.
-    pub only: Option<PathBuf>,
-    /// The directories of PATH.
-    pub path: Vec<PathBuf>,
-}
 
 /// Servers before it write no status to their pid file.
 const MIN_VERSION: u32 = 10;

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::account::Account;
-use super::client::{PORT, SCHEMA, USER};
-use super::directory::{ServerDirectory, reason, storage_failure, unavailable};
+use super::client::{SCHEMA, USER};
+use super::directory::{PORT, ServerDirectory};
+use super::errors::{reason, storage_failure, unavailable};
 use super::installation;
 use crate::failure::Failure;
 

@@ -17,6 +17,7 @@
 mod account;
 mod client;
 mod directory;
+mod errors;
 mod holder;
 mod installation;
 mod launch;
@@ -32,10 +33,9 @@ use directory::HOLDER_LOCK;
 
 use crate::failure::Failure;
 
-pub use client::{DATABASE, PORT, SCHEMA, USER};
-pub use directory::ServerDirectory;
+pub use client::{DATABASE, SCHEMA, USER};
+pub use directory::{PORT, ProgramSearch, ServerDirectory};
 pub use holder::hold;
-pub use installation::ProgramSearch;
 
 /// One user of the server, which runs at least as long as this value lives.
 #[derive(Debug)]
