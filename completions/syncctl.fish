@@ -36,7 +36,7 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "token" -d 'Create a
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "generate" -d 'Write shell completions, man pages or the table of settings'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
-complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "supervise" -d 'Look after a task that runs on this machine'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "supervise" -d 'Supervise a task that runs on this machine'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l version -d 'Version of --package' -r
@@ -354,7 +354,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-mi -d
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l max-records -d 'Stop after this number of records' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'Version of the contract that the controller implements' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -l mark -d 'What marks the processes of the task' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -l mark -d 'Marks the process as one of the task' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -s h -l help -d 'Print help'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "spec" -d 'Print a connector\'s specification'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "check" -d 'Test a connector\'s configuration'
@@ -366,7 +366,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_see
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "generate" -d 'Write shell completions, man pages or the table of settings'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "supervise" -d 'Look after a task that runs on this machine'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "supervise" -d 'Supervise a task that runs on this machine'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "psql" -d 'Open a shell in it: psql with these arguments'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "url" -d 'Print its URL, for other programs'

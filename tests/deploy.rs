@@ -1,4 +1,4 @@
-//! What `deploy/` ships: a real API server takes it as it is, and it says the same as the program.
+//! The manifests of `deploy/`: a real API server accepts them unchanged, and they match the program.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use serde_json::Value;
 use crate::support::cluster::{SERVICE, Service, image_archive, image_config, sidecar_image};
 use crate::support::{Namespace, World, eventually, root};
 
-/// A Pod of the service is there at once on an idle machine.
-const SOON: Duration = Duration::from_mins(1);
+/// A deadline that only means "hangs".
+const DEADLINE: Duration = Duration::from_mins(5);
 
 fn shipped(file: &str) -> String {
     std::fs::read_to_string(root().join("deploy").join(file)).expect("a file of deploy/")
 }
 
-/// Pods of the service that are to stay, and whose container was started: its settings and Secrets were found.
+/// The Pods of the service that are not being deleted and whose container has started: its settings and Secrets exist.
 fn started(namespace: &Namespace) -> Vec<Value> {
     let mut pods = namespace.list("pods", &["-l", &format!("{}={}", SERVICE.0, SERVICE.1)]);
     pods.retain(|pod| {
@@ -25,7 +25,7 @@ fn started(namespace: &Namespace) -> Vec<Value> {
     pods
 }
 
-/// The variables of the container, each with its value or where it comes from.
+/// The variables of the container, each with its value or source.
 fn environment(pod: &Value) -> BTreeMap<String, Value> {
     let list = pod["spec"]["containers"][0]["env"].as_array().expect("variables");
     let value =
@@ -34,7 +34,7 @@ fn environment(pod: &Value) -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_its_secret() {
+fn an_overlay_sets_the_image_the_secret_and_the_variables_of_the_deployment() {
     let Some(world) = World::in_cluster() else { return };
     let image = sidecar_image(world.setup);
     let secret = [("SYNCCTL_DATABASE_URL", "postgresql://u@h/d"), ("SYNCCTL_AUTH_TOKENS", "token")];
@@ -44,8 +44,9 @@ fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_it
     let address = world.namespace().serve(&service);
     assert!(address.starts_with("http://") && address.ends_with(":3043"), "{address}");
 
-    let pods =
-        eventually("two Pods of the service", SOON, || Some(started(world.namespace())).filter(|pods| pods.len() == 2));
+    let pods = eventually("two Pods of the service", DEADLINE, || {
+        Some(started(world.namespace())).filter(|pods| pods.len() == 2)
+    });
     for pod in &pods {
         let spec = &pod["spec"];
         assert_eq!(spec["containers"][0]["image"], *image.name);
@@ -65,19 +66,19 @@ fn the_whole_folder_runs_the_image_that_an_overlay_names_with_the_settings_of_it
         ] {
             assert_eq!(variables[secret]["secretKeyRef"]["key"], secret);
         }
-        // Its own Service must not look like settings, and its token has to be there.
+        // The variables of Service links would look like settings, and the token is needed.
         assert_eq!(spec["enableServiceLinks"], false);
         let mounts = spec["containers"][0]["volumeMounts"].as_array().expect("the token is mounted");
         assert_eq!(mounts[0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
     }
 
     service.replicas = 1;
-    assert_eq!(world.namespace().serve(&service), address, "the Service stays when an overlay changes");
-    eventually("one Pod of the service", SOON, || Some(()).filter(|()| started(world.namespace()).len() == 1));
+    assert_eq!(world.namespace().serve(&service), address, "the address of the Service when the overlay changes");
+    eventually("one Pod of the service", DEADLINE, || Some(()).filter(|()| started(world.namespace()).len() == 1));
 }
 
 #[test]
-fn the_account_of_the_service_may_hold_a_lease_and_not_much_more() {
+fn the_service_account_may_hold_a_lease_but_has_no_needless_permissions() {
     let Some(world) = World::in_cluster() else { return };
     let account = format!("system:serviceaccount:{}:syncctl", world.namespace().name);
     let list = world.namespace().kubectl(&["auth", "can-i", "--list", "--as", &account, "-n", &world.namespace().name]);
@@ -100,7 +101,7 @@ fn the_account_of_the_service_may_hold_a_lease_and_not_much_more() {
 }
 
 #[test]
-fn the_dockerfile_makes_the_image_that_the_program_makes_of_itself() {
+fn the_dockerfile_builds_the_same_image_as_the_program() {
     let instructions: Vec<String> =
         shipped("Dockerfile").lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
     let archive = image_archive("syncctl:same");

@@ -8,8 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
-use super::PodError;
-use super::payload::Payload;
+use super::payload::{Payload, TooLarge};
 use super::status::{INIT, SIDECAR, SOURCE};
 use crate::contract::{self, variable};
 use crate::secret::Secret;
@@ -117,8 +116,8 @@ pub struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    /// Builds the objects. Fails only if the payload is too large.
-    pub fn objects(&self) -> Result<Objects, PodError> {
+    /// Builds the objects.
+    pub fn objects(&self) -> Result<Objects, TooLarge> {
         let pieces = self.payload.pieces()?;
         let keys: Vec<Vec<String>> = pieces.iter().map(|data| data.keys().cloned().collect()).collect();
         let secrets = pieces.into_iter().enumerate().map(|(index, data)| self.secret(index, data)).collect();

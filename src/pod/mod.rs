@@ -21,6 +21,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use manifest::{ATTEMPT, Launch, OWNER, pod_of_secret};
+use payload::TooLarge;
 use status::Observation;
 
 use crate::failure::{Class, Failure};
@@ -68,17 +69,8 @@ pub enum PodError {
     #[error("{}", .0.text)]
     Machine(Failure),
     /// The documents do not fit into the Secrets of one Pod.
-    #[error(
-        "configuration, catalog and state take {} MiB compressed, and the Secrets of one Pod hold {} MiB",
-        bytes.div_ceil(1024 * 1024),
-        limit / (1024 * 1024)
-    )]
-    TooLarge {
-        /// Compressed size.
-        bytes: usize,
-        /// The largest compressed size that fits.
-        limit: usize,
-    },
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
 }
 
 impl From<Failure> for PodError {
@@ -98,7 +90,7 @@ impl From<PodError> for Failure {
             PodError::Forbidden { .. } => Class::Forbidden,
             PodError::Refused { .. } => Class::Refused,
             PodError::Exists { .. } => Class::TaskExists,
-            PodError::TooLarge { .. } => Class::PayloadTooLarge,
+            PodError::TooLarge(_) => Class::PayloadTooLarge,
             PodError::Machine(failure) => failure.class,
         };
         let failure = Self::new(class, error.to_string());

@@ -9,7 +9,17 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::PodError;
+/// The documents do not fit into the Secrets of one Pod.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "configuration, catalog and state take {} MiB compressed, and the Secrets of one Pod hold {} MiB",
+    bytes.div_ceil(1024 * 1024),
+    LIMIT / (1024 * 1024)
+)]
+pub struct TooLarge {
+    /// Compressed size.
+    bytes: usize,
+}
 
 /// The documents of a task, as JSON text. Deliberately without `Debug`.
 #[derive(Clone, Default)]
@@ -30,6 +40,8 @@ pub struct Payload {
 const SECRET_BYTES: usize = 960 * 1024;
 /// Secrets of one task. More would burden the kubelet's memory-backed volume and etcd.
 const MAX_SECRETS: usize = 32;
+/// The largest compressed size of all documents.
+const LIMIT: usize = MAX_SECRETS * SECRET_BYTES;
 
 impl Payload {
     /// The documents by the file names of the contract.
@@ -45,7 +57,7 @@ impl Payload {
     }
 
     /// The data of each Secret: `config.json.gz.000`, …; at least one Secret, which may be empty.
-    pub(super) fn pieces(&self) -> Result<Vec<BTreeMap<String, Vec<u8>>>, PodError> {
+    pub(super) fn pieces(&self) -> Result<Vec<BTreeMap<String, Vec<u8>>>, TooLarge> {
         let mut secrets = vec![BTreeMap::new()];
         let mut free = SECRET_BYTES;
         let mut total = 0;
@@ -69,7 +81,7 @@ impl Payload {
             }
         }
         if secrets.len() > MAX_SECRETS {
-            return Err(PodError::TooLarge { bytes: total, limit: MAX_SECRETS * SECRET_BYTES });
+            return Err(TooLarge { bytes: total });
         }
         Ok(secrets)
     }

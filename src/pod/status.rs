@@ -35,7 +35,7 @@ pub struct Observation {
 /// The progress of a task.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Phase {
-    /// Not started yet, without an error. The text names the step: scheduling, pulling, creating.
+    /// Not started yet, without an error. The text is the progress for users: a gerund and its object.
     Waiting(String),
     /// Cannot start at the moment.
     Error {
@@ -121,7 +121,7 @@ fn started_at(pod: &Pod) -> Option<Timestamp> {
 }
 
 fn phase(pod: &Pod) -> Phase {
-    let Some(status) = &pod.status else { return Phase::Waiting("created".to_owned()) };
+    let Some(status) = &pod.status else { return Phase::Waiting("Scheduling pod".to_owned()) };
     let containers = status.container_statuses.as_deref().unwrap_or_default();
     let inits = status.init_container_statuses.as_deref().unwrap_or_default();
     let source = terminated(containers, SOURCE);
@@ -241,18 +241,20 @@ fn unscheduled(pod: &Pod) -> Option<Phase> {
     Some(Phase::Error { failure, permanent: false })
 }
 
+/// The messages of waiting containers, which a local task uses for its progress, else their reasons.
 fn waiting_for(containers: &[ContainerStatus]) -> String {
-    let reasons: Vec<String> = containers
-        .iter()
-        .filter_map(|container| {
-            let waiting = container.state.as_ref()?.waiting.as_ref()?;
-            if let Some(message) = &waiting.message {
-                return Some(message.clone());
-            }
-            Some(format!("{} is {}", container.name, waiting.reason.as_deref()?))
-        })
-        .collect();
-    if reasons.is_empty() { "scheduling".to_owned() } else { reasons.join(", ") }
+    let waiting = |container: &ContainerStatus| container.state.as_ref()?.waiting.clone();
+    let messages: Vec<String> = containers.iter().filter_map(|container| waiting(container)?.message).collect();
+    if !messages.is_empty() {
+        return messages.join(", ");
+    }
+    let reason = |container: &ContainerStatus| Some(format!("{} is {}", container.name, waiting(container)?.reason?));
+    let reasons: Vec<String> = containers.iter().filter_map(reason).collect();
+    if reasons.is_empty() {
+        "Scheduling pod".to_owned()
+    } else {
+        format!("Starting containers: {}", reasons.join(", "))
+    }
 }
 
 fn memory_limit(pod: &Pod, name: &str) -> Option<String> {

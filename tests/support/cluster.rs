@@ -11,16 +11,16 @@ use sha2::{Digest, Sha256};
 use super::program::print_line;
 use super::{Program, Setup, root, unique};
 
-/// The label of everything that the program makes.
+/// The label of everything that the program creates.
 pub const CREATOR: &str = "jitsu.com/creator=bulker-sync-controller";
-/// The label of the Pods of the service itself, which `deploy/` gives them.
+/// The label of the Pods of the service in `deploy/`.
 pub const SERVICE: (&str, &str) = ("app.kubernetes.io/name", "syncctl");
 
 /// The image of the program under test.
 pub struct Image {
-    /// As Pods name it; no other content ever has this name.
+    /// The name in Pods, which is unique for the content.
     pub name: String,
-    /// The hash of its configuration, which is what a runtime calls the image's id.
+    /// The digest of its configuration: the image id of a container runtime.
     pub config_digest: String,
 }
 
@@ -36,7 +36,7 @@ pub fn prepare(setup: &Setup) {
     });
 }
 
-/// The program under test as an image, made by itself and loaded into the cluster.
+/// Builds the image of the program under test with the program and loads it into the cluster.
 pub fn sidecar_image(setup: &Setup) -> &'static Image {
     static IMAGE: OnceLock<Image> = OnceLock::new();
     IMAGE.get_or_init(|| {
@@ -55,7 +55,7 @@ fn pairs<'a>(list: &'a [(&'a str, &'a str)]) -> impl Iterator<Item = (&'a str, &
     list.iter().copied()
 }
 
-/// Copies a folder with all that is in it.
+/// Copies a directory recursively.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
     for entry in std::fs::read_dir(from).expect("a folder to copy") {
@@ -69,7 +69,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// What `syncctl image` writes.
+/// The output of `syncctl image`.
 pub fn image_archive(name: &str) -> tempfile::NamedTempFile {
     let archive = tempfile::NamedTempFile::new().expect("a temporary file");
     let made = Command::new(env!("CARGO_BIN_EXE_syncctl"))
@@ -80,7 +80,7 @@ pub fn image_archive(name: &str) -> tempfile::NamedTempFile {
     archive
 }
 
-/// The image's configuration, as it is in the archive.
+/// The image's configuration in the archive.
 pub fn image_config(archive: &Path) -> Vec<u8> {
     let mut files = tar::Archive::new(std::fs::File::open(archive).expect("the archive"));
     let mut config = Vec::new();
@@ -95,9 +95,9 @@ pub fn image_config(archive: &Path) -> Vec<u8> {
     config
 }
 
-/// How the service is to run.
+/// The settings of a deployed service.
 pub struct Service<'a> {
-    /// The program under test.
+    /// Its image.
     pub image: &'a str,
     pub replicas: u32,
     /// The keys of the Secret `syncctl`.
@@ -106,7 +106,7 @@ pub struct Service<'a> {
     pub environment: &'a [(&'a str, &'a str)],
 }
 
-/// A namespace in which the program works as the ServiceAccount that the project ships.
+/// A namespace with the ServiceAccount and Role of `deploy/`.
 pub struct Namespace {
     pub name: String,
     /// A kubeconfig of that ServiceAccount.
@@ -116,7 +116,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Creates it, with `deploy/rbac/` in it: what the one-off commands need.
+    /// Creates it with `deploy/rbac/`, which the one-off commands need.
     pub fn create(setup: &Setup, folder: &Path) -> Self {
         let name = unique("it-");
         let namespace = Self {
@@ -136,8 +136,8 @@ impl Namespace {
         self.kubectl(&["create", "--validate=false", "-k", &folder]);
     }
 
-    /// Applies `deploy/` as a whole: the service. Returns its address, which holds on the tests' own cluster, where this
-    /// machine reaches what Pods reach. May be called again with something else.
+    /// Applies all of `deploy/`: the service. Returns its URL with the ClusterIP, which this machine must reach. May be called
+    /// again with other settings.
     pub fn serve(&self, service: &Service) -> String {
         let (name, tag) = service.image.rsplit_once(':').expect("an image with a tag");
         let data: Map<String, Value> =
@@ -176,8 +176,8 @@ impl Namespace {
         format!("http://{}:{}", text(&service["spec"]["clusterIP"]), service["spec"]["ports"][0]["port"])
     }
 
-    /// An overlay as a user would write it: a part of `deploy/`, the name of the namespace, and more. Its words are
-    /// those that the kubectl of Debian 12 knows; newer ones know them still.
+    /// An overlay as a user would write it: a part of `deploy/`, the namespace, and more. Uses only fields that the kubectl of
+    /// Debian 12 knows; newer versions still support them.
     fn overlay(&self, part: &str, files: &[(&str, Value)], more: &Value) -> String {
         let folder = self.folder.join(unique("overlay-"));
         copy(&root().join("deploy").join(part), &folder.join("deploy"));
@@ -210,7 +210,7 @@ impl Namespace {
         std::fs::write(path, config.to_string()).expect("a file");
     }
 
-    /// A kubeconfig of a ServiceAccount that may do nothing at all.
+    /// A kubeconfig of a ServiceAccount without permissions.
     pub fn powerless(&self) -> PathBuf {
         self.kubectl(&["create", "serviceaccount", "powerless", "-n", &self.name]);
         let path = self.folder.join("powerless");
@@ -258,12 +258,12 @@ impl Namespace {
         list["items"].as_array().cloned().unwrap_or_default()
     }
 
-    /// All Pods, whoever made them.
+    /// All Pods.
     pub fn pods(&self) -> Vec<Value> {
         self.list("pods", &[])
     }
 
-    /// What is left of the program's: there should be nothing but the service itself.
+    /// Objects that the program has left behind, except the service itself.
     pub fn leftovers(&self) -> Vec<String> {
         let name = |object: &Value| {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -307,7 +307,7 @@ impl Namespace {
     }
 }
 
-/// The program, far from any cluster and database: whatever it tries there fails.
+/// The program with a cluster and a database that do not exist.
 pub fn nowhere<A: AsRef<str>>(arguments: &[A]) -> Program {
     Program::new(arguments)
         .env("SYNCCTL_DATABASE_URL", "postgresql://none:nothing@127.0.0.1:1/none?sslmode=disable")

@@ -1,6 +1,6 @@
 //! Watching Pods: the API server's watch for speed, and a list at each resync for what the watch missed.
 //!
-//! Thousands of Pods may be alive: of each only name, uid and version are kept. Versions are compared as numbers, which
+//! Thousands of Pods may be alive: of each only name, uid and version are stored. Versions are compared as numbers, which
 //! they are in every existing API server; so nothing older is reported after something newer, whichever source it comes
 //! from.
 
@@ -23,7 +23,7 @@ use crate::retry::Backoff;
 
 /// Pods on one page of a list: as text and as objects they take tens of kilobytes each.
 const PAGE: u32 = 50;
-/// Entries on one page of the list that repairs: only names and versions are kept.
+/// Entries on one page of the list that repairs: only names and versions are stored.
 const INDEX_PAGE: u32 = 250;
 /// The watch may be this much behind a list before a change counts as missed.
 const LAG: Duration = Duration::from_millis(300);
@@ -367,7 +367,7 @@ impl KnownPods {
         self.pods.extract_if(|_, known| !keep(known)).map(|(name, known)| (name, known.uid)).collect()
     }
 
-    /// Removes and returns the Pods that an index no longer has. A Pod that is newer than the index is kept.
+    /// Removes and returns the Pods that an index no longer has. A Pod that is newer than the index stays.
     fn remove_missing(&mut self, index: &Index) -> Vec<(String, String)> {
         let uids: HashSet<&str> = index.entries.iter().map(|entry| entry.uid.as_str()).collect();
         self.remove_unless(|known| known.version > index.version || uids.contains(known.uid.as_str()))

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Owns what a cluster leaves behind when its processes are gone: containers and their shims, mounts, network
-# namespaces, control groups, log folders. Finds them by where they are, never by a process's name alone.
+# Removes what a cluster leaves behind when its processes have ended: containers and their shims, mounts, network
+# namespaces, control groups, logs. Finds them by their location, never only by the name of a process.
 
-# On cgroup v1 there is a folder for each controller, on v2 one for all.
+# cgroup v1 has a directory for each controller, v2 one for all.
 CGROUP_ROOTS=(/sys/fs/cgroup)
 [[ -e /sys/fs/cgroup/cgroup.controllers ]] || CGROUP_ROOTS=(/sys/fs/cgroup/*/)
 
@@ -14,7 +14,7 @@ clean_leftovers() {
     rm -rf --one-file-system "$RUN/containerd" "$RUN/ipam" "$STATE/kubelet"
 }
 
-# Shims first: they would report, and containerd restart, what is killed under them.
+# Shims first: containerd would restart what they report as ended.
 kill_pods() {
     local try pids
     for ((try = 0; try < 100; try++)); do
@@ -23,7 +23,7 @@ kill_pods() {
         kill -KILL "${pids[@]}" 2>/dev/null || true
         sleep 0.05
     done
-    say "these processes of Pods do not end: ${pids[*]}"
+    say "cannot kill these processes of Pods: ${pids[*]}"
 }
 
 shim_pids() {
@@ -70,7 +70,7 @@ remove_mounts() {
     done
 }
 
-# The kubelet writes logs to a place that it shares with every other kubelet; ours are those of the Pods we know.
+# All kubelets of a machine share the directory of logs; only those of our own Pods are removed.
 remove_pod_logs() {
     local uid
     for uid in "$STATE"/kubelet/pods/*; do

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Owns the components of the one-node cluster: how each is configured, started, and known to be ready.
-# Each ensure_* returns at once when its component is alive.
+# The components of the one-node cluster: configuration, start and readiness. Each ensure_* returns at once if its component
+# is running.
 
 ensure_etcd() {
     alive etcd && return
@@ -80,10 +80,9 @@ ensure_scheduler() {
         --leader-elect=false --port 0 --bind-address 127.0.0.1 --cert-dir "$STATE/scheduler"
 }
 
-# Makes Services work, from Pods and from this machine. Everything is masqueraded: two Pods are neighbours on the
-# bridge, and an answer that goes straight to the asker would come from an address that it never asked. Node ports
-# open on the bridge only. The limits of connection tracking stay those of the machine, and so does the switch that
-# lets other machines ask for 127.0.0.1: kube-proxy turns it on for every interface, here in a copy of its own.
+# Makes Services work, from Pods and from this machine. Everything is masqueraded: two Pods share the bridge, and a direct
+# answer would come from an address that the client did not call. Node ports open on the bridge only. The machine keeps its
+# limits of connection tracking and its setting of route_localnet: kube-proxy sets that in a private copy.
 ensure_proxy() {
     local switch=/proc/sys/net/ipv4/conf/all/route_localnet
     alive kube-proxy && return
@@ -100,13 +99,13 @@ ensure_proxy() {
 
 proxy_ready() { iptables -w -t nat -S KUBE-SERVICES; }
 
-# The kubelet wants the root of its control groups to exist in every hierarchy.
+# The root of its control groups must exist in every hierarchy.
 ensure_cgroups() {
     local root
     for root in "${CGROUP_ROOTS[@]}"; do mkdir -p "$root/$CGROUP"; done
     if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
         sed 's/[^ ]*/+&/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true
-    else # an empty set of processors would refuse every process
+    else # without processors a group accepts no process
         cat /sys/fs/cgroup/cpuset/cpuset.cpus >"/sys/fs/cgroup/cpuset/$CGROUP/cpuset.cpus"
         cat /sys/fs/cgroup/cpuset/cpuset.mems >"/sys/fs/cgroup/cpuset/$CGROUP/cpuset.mems"
     fi
@@ -117,7 +116,7 @@ ensure_kubelet() {
     alive kubelet && return
     ensure_cgroups
     [[ -r $resolver ]] || resolver=''
-    # There is no cluster DNS: Pods ask the host's resolver. Named as the cluster's, it spares each Pod a warning event.
+    # There is no cluster DNS: Pods use the host's resolver. Set as that of the cluster, it avoids a warning event for each Pod.
     name_servers=$(sed -nE 's/^nameserver +([0-9.]+) *$/\1/p' "$resolver" 2>/dev/null | grep -v '^127\.' | paste -sd, || true)
     # Get, not Watch: a Secret that was just made is often not yet in the watch's cache, and the Pod waits a second more.
     # The second status update is the first that can say Ready, so the next one must not be ten seconds away.
@@ -177,12 +176,12 @@ any_kubernetes_alive() {
     return 1
 }
 
-# Ports, bridge and control groups are there once a machine, so a second state folder has to wait for the first.
+# Ports, bridge and control groups exist once on a machine, so a second cluster must wait for the first.
 claim_machine() {
     local owner=$STATE
     [[ ! -e $RUN/owner ]] || owner=$(<"$RUN/owner")
     if [[ $owner != "$STATE" ]] && STATE=$owner any_kubernetes_alive; then
-        die "a cluster is up already: SYNCCTL_TEST_STATE=$owner tests/cluster/down stops it"
+        die "another cluster is running: SYNCCTL_TEST_STATE=$owner tests/cluster/down stops it"
     fi
     mkdir -p "$RUN"
     echo "$STATE" >"$RUN/owner"
@@ -193,18 +192,17 @@ owns_machine() { [[ -e $RUN/owner && $(<"$RUN/owner") == "$STATE" ]]; }
 ensure_kubernetes() {
     claim_machine
     KUBERNETES=$("$CLUSTER_DIR/lib/build-kubernetes")
-    # When all of it is dead, what is in etcd describes Pods that are dead too: the next cluster begins empty.
-    # Images stay.
+    # If all processes have ended, so have the Pods in etcd: the next cluster starts empty. Images stay.
     if ! any_kubernetes_alive; then
         clean_leftovers
         rm -rf --one-file-system "$STATE/etcd"
     fi
     ensure_network
     ensure_containerd
-    has_image "$PAUSE_IMAGE" || "$CLUSTER_DIR/images" pause # which may have to wait for another build to end
+    has_image "$PAUSE_IMAGE" || "$CLUSTER_DIR/images" pause # may wait for the end of another build
     ensure_etcd
     ensure_apiserver
-    ensure_kubelet # its first five seconds go into looking for Docker, while the API server gets ready
+    ensure_kubelet # it searches for Docker for five seconds while the API server starts
     wait_until kube-apiserver 120 apiserver_ready
     ensure_controller_manager
     ensure_scheduler

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Owns the Pods' network: the bridge, its address, and the firewall rules. The bridge is there before the first Pod,
-# because PostgreSQL and the kubelet listen on its address.
+# The Pods' network: the bridge, its address, and the firewall rules. The bridge exists before the first Pod, because
+# PostgreSQL and the kubelet listen on its address.
 
-# Without ipMasq in the CNI plugin these few rules, and what kube-proxy makes, are all there is to remove. The last two
-# are the Service of the API server, from Pods and from this machine: it listens on loopback alone, where no other
-# machine gets at it, and an endpoint must not be a loopback address. So it has none, and kube-proxy leaves it to us.
+# Without ipMasq in the CNI plugin only these rules and those of kube-proxy must be removed. The last two are the Service of
+# the API server, from Pods and from this machine: it listens on loopback alone, so that no other machine reaches it. An
+# endpoint must not be a loopback address, so the Service has none, and kube-proxy creates no rules for it.
 NETWORK_RULES=(
     "filter INPUT -i $BRIDGE -j ACCEPT"
     "filter FORWARD -i $BRIDGE -j ACCEPT"
@@ -58,8 +58,8 @@ remove_network() {
     rm -f /var/lib/cni/results/syncctl-test-*
 }
 
-# kube-proxy leaves its chains behind when it ends, and its own --cleanup forgets some. One transaction a table: first
-# the jumps from the built-in chains, then the chains, emptied before any is deleted because they name each other.
+# kube-proxy leaves its chains behind when it ends, and its --cleanup misses some. One transaction for each table: first the
+# jumps from the built-in chains, then the chains, which are emptied first because they refer to each other.
 remove_service_rules() {
     local table saved
     for table in filter nat mangle; do

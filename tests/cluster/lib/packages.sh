@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Owns what is installed on the machine: Debian packages, and only those whose files are missing.
+# Installs Debian packages whose files are missing.
 
-# package=a file that it brings; kubectl may also come from elsewhere, and two packages of it do not go together.
-# shellcheck disable=SC2034 # these lists are for those who source this file
+# package=a file of it. kubectl may come from another source, and two packages of it conflict.
+# shellcheck disable=SC2034 # the scripts that source this file use these lists
 CLUSTER_PACKAGES=(
     etcd-server=/usr/bin/etcd
     containerd=/usr/bin/containerd
@@ -35,7 +35,7 @@ need_packages() {
     is_debian_root || die "these packages are missing and can only be installed as root on Debian: ${missing[*]}"
     say "installing ${missing[*]}"
     mkdir -p "$STATE/log"
-    logged "$STATE/log/apt.log" "Debian packages could not be installed: ${missing[*]}" apt_install "${missing[@]}"
+    logged "$STATE/log/apt.log" "cannot install Debian packages: ${missing[*]}" apt_install "${missing[@]}"
 }
 
 # A list of packages that is out of date names files that are gone: then it is fetched anew. Another program may be
@@ -48,7 +48,7 @@ apt_install() {
 
 need_kubectl() { command -v kubectl >/dev/null || need_packages kubernetes-client=/usr/bin/kubectl; }
 
-# Any version does; "postgresql" names the one of this Debian release.
+# Any version; the package "postgresql" is that of this Debian release.
 need_postgres() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || need_packages postgresql=/nowhere; }
 
 is_debian_root() { ((EUID == 0)) && grep -q '^ID=debian$' /etc/os-release 2>/dev/null; }

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Owns the keys: one CA, the certificates it signed for the API server, its clients and PostgreSQL, the key pair of
-# the service accounts, and the kubeconfig files made of them. Made once per state folder.
+# Keys: a CA, the certificates of the API server, its clients and PostgreSQL, the key pair of the service accounts, and the
+# kubeconfigs. Created once for each state directory.
 
 PKI=$STATE/pki
 
@@ -8,7 +8,7 @@ ensure_pki() {
     [[ ! -d $PKI ]] || return 0
     rm -rf --one-file-system "$PKI.tmp"
     mkdir -p "$PKI.tmp"
-    logged "$STATE/log/openssl.log" "certificates could not be made" make_certificates "$PKI.tmp"
+    logged "$STATE/log/openssl.log" "cannot create certificates" make_certificates "$PKI.tmp"
     kubeconfig admin >"$STATE/admin.kubeconfig"
     kubeconfig node >"$STATE/node.kubeconfig"
     mv "$PKI.tmp" "$PKI"
@@ -28,7 +28,7 @@ IP:127.0.0.1,IP:$API_SERVICE_ADDRESS,IP:$BRIDGE_ADDRESS"
     signed postgres /CN=localhost "DNS:localhost,IP:127.0.0.1,IP:$BRIDGE_ADDRESS$(pod_host_name)"
 }
 
-# What a user's own cluster calls this machine.
+# The name of this machine in your own cluster.
 pod_host_name() {
     local host=${SYNCCTL_TEST_POD_HOST:-}
     if [[ $host =~ ^[0-9.]+$ ]]; then echo ",IP:$host"; elif [[ -n $host ]]; then echo ",DNS:$host"; fi
@@ -36,7 +36,7 @@ pod_host_name() {
 
 new_key() { openssl ecparam -name prime256v1 -genkey -noout -out "$1.key"; }
 
-# signed NAME SUBJECT [SUBJECT-ALT-NAMES]; with names it is a server, without a client.
+# signed NAME SUBJECT [SUBJECT-ALT-NAMES]: a server certificate with names, else a client certificate.
 signed() {
     local name=$1 subject=$2 names=${3:-}
     new_key "$name"
@@ -76,7 +76,7 @@ users:
 YAML
 }
 
-# api PATH: asks the API server as the administrator; fails on every status but 2xx.
+# api PATH: a GET request to the API server as the administrator; fails unless the status is 2xx.
 api() {
     curl --silent --show-error --fail --max-time 5 --noproxy '*' --cacert "$PKI/ca.crt" \
         --cert "$PKI/admin.crt" --key "$PKI/admin.key" "https://127.0.0.1:$API_PORT$1"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Owns the tests' PostgreSQL: its data folder, how it is started, and the URLs that reach it.
+# The PostgreSQL of the tests: its data directory, its start, and its URLs.
 
 PG_DATA=$STATE/postgres
 PG_PASSWORD_FILE=$STATE/postgres.password
@@ -10,7 +10,7 @@ pg_bin() {
     dirname "$newest"
 }
 
-# The server refuses to run as root; the Debian package brings a user for it.
+# The server refuses to run as root; the Debian package creates a user for it.
 AS_POSTGRES=()
 ((EUID != 0)) || AS_POSTGRES=(setpriv --reuid postgres --regid postgres --clear-groups)
 
@@ -22,20 +22,20 @@ pg_listen_addresses() {
     fi
 }
 
-# Where the setup has been interrupted, or another version made the folder, it is made anew.
+# Created again if the setup was interrupted or another version created it.
 ensure_pg_data() {
     local bin=$1
     if [[ -e $PG_DATA/ready && $(<"$PG_DATA/ready") == "$bin" ]]; then return; fi
     rm -rf --one-file-system "$PG_DATA"
     install -d -m 0700 "$PG_DATA"
     (umask 077 && openssl rand -hex 12 >"$PG_PASSWORD_FILE")
-    local password_copy=$STATE/initdb.password # the server's user cannot read ours
+    local password_copy=$STATE/initdb.password # the user of the server cannot read the other file
     install -m 0600 "$PG_PASSWORD_FILE" "$password_copy"
     ((EUID != 0)) || chown postgres:postgres "$PG_DATA" "$password_copy"
     logged "$STATE/log/initdb.log" "initdb failed" "${AS_POSTGRES[@]}" "$bin/initdb" --pgdata "$PG_DATA" \
         --username postgres --pwfile "$password_copy" --auth scram-sha-256 --encoding UTF8 --locale C.UTF-8 --no-sync
     rm "$password_copy"
-    # Plain and encrypted connections both: tests choose by sslmode.
+    # Both plain and encrypted connections: tests choose by sslmode.
     echo 'host all all all scram-sha-256' >"$PG_DATA/pg_hba.conf"
     install -m 0600 "$PKI/postgres.crt" "$PG_DATA/server.crt"
     install -m 0600 "$PKI/postgres.key" "$PG_DATA/server.key"
@@ -48,7 +48,7 @@ ensure_postgres() {
     alive postgres && return
     bin=$(pg_bin)
     ensure_pg_data "$bin"
-    # Children of a killed server need a moment to notice; a second server would refuse to start beside them.
+    # The children of a killed server end a little later, and a new server refuses to start before.
     while [[ -n $(pg_processes) ]]; do sleep 0.05; done
     rm -f "$PG_DATA/postmaster.pid" # ours is dead, and its number may already belong to another process
     read -ra addresses <<<"$(pg_listen_addresses)"

@@ -1,6 +1,5 @@
 # shellcheck shell=bash
-# Owns the processes that outlive a script: starts them, knows them by pid and start time, stops them.
-# Knows nothing of what they are.
+# Processes that outlive a script: starts them, identifies them by pid and start time, and stops them.
 
 mkdir -p "$STATE/pid" "$STATE/log"
 
@@ -8,7 +7,7 @@ mkdir -p "$STATE/pid" "$STATE/log"
 process_start_time() {
     local stat fields
     { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
-    read -ra fields <<<"${stat##*) }" # the command's name before this may contain spaces
+    read -ra fields <<<"${stat##*) }" # the name of the command, before this, may contain spaces
     [[ ${fields[0]} != Z ]] || return 1
     echo "${fields[19]}"
 }
@@ -19,8 +18,8 @@ alive() {
     [[ $(process_start_time "$pid") == "$start" ]]
 }
 
-# launch NAME COMMAND…: detached from our terminal and from every descriptor we inherited; a test harness waiting
-# for the end of a pipe would otherwise wait for the whole cluster.
+# launch NAME COMMAND…: detached from the terminal and from every inherited descriptor. A test harness that waits for the
+# end of a pipe would otherwise wait for the whole cluster.
 launch() {
     local name=$1 pid fd
     shift
@@ -36,13 +35,13 @@ launch() {
     echo "$pid $(process_start_time "$pid")" >"$STATE/pid/$name"
 }
 
-# halt NAME SIGNAL [SECONDS]: sends the signal, waits for the end, and kills what does not listen.
+# halt NAME SIGNAL [SECONDS]: sends the signal, waits for the end, and kills the process after that time.
 halt() {
-    local name=$1 signal=$2 patience=${3:-10} pid _ tick
+    local name=$1 signal=$2 timeout=${3:-10} pid _ tick
     if alive "$name"; then
         read -r pid _ <"$STATE/pid/$name"
         kill "-$signal" "$pid" 2>/dev/null || true
-        for ((tick = 0; tick < patience * 20; tick++)); do
+        for ((tick = 0; tick < timeout * 20; tick++)); do
             alive "$name" || break
             sleep 0.05
         done
@@ -54,7 +53,7 @@ halt() {
     rm -f "$STATE/pid/$name"
 }
 
-# wait_until NAME SECONDS COMMAND…: until the command succeeds; names the component and shows its log otherwise.
+# wait_until NAME SECONDS COMMAND…: waits until the command succeeds; else names the component and shows its log.
 wait_until() {
     local name=$1 deadline=$((SECONDS + $2))
     shift 2

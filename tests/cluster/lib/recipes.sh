@@ -1,25 +1,25 @@
 # shellcheck shell=bash
-# Owns the contents of the images. Each recipe_* function prints the path of an archive, which it builds unless one
-# of the same recipe is cached. Knows nothing of a cluster.
+# The content of the images. Each recipe_* function prints the path of an archive, which it builds unless it is cached. The
+# text of these functions is part of the cache keys.
 
 LAYERS=$CACHE/layers
 ARCHIVES=$CACHE/archives
 
-# Image, PyPI package and version, which for connectors are the same.
+# Name and version of both the image and the PyPI package.
 # shellcheck disable=SC2034 # read by "images"
 PYTHON_CONNECTORS=(source-faker=7.2.1 source-smoke-test=0.1.2 source-hardcoded-records=0.0.48)
 
 key_of() { sha256sum | cut -c 1-16; }
 
-# A layer is reproducible but for its content: no times, no names of users of this machine.
+# A layer depends only on its content: it has no times and no user names.
 tar_layer() {
     tar --create --file "$2" --directory "$1" --sort name --mtime @0 --numeric-owner "${@:3}" .
 }
 
-# archive NAME KEY: the path for an image's archive. Older recipes of the image are of no more use.
+# archive_path NAME KEY: the path of an image's archive.
 archive_path() { echo "$ARCHIVES/$1-$2.tar"; }
 
-# pack NAME:TAG ARCHIVE CONFIG LAYER…: the digest goes beside the archive and makes it count as finished.
+# pack NAME:TAG ARCHIVE CONFIG LAYER…: the digest next to the archive marks it as complete.
 pack() {
     local archive=$2 name digest
     name=$(basename "$archive" .tar)
@@ -52,7 +52,7 @@ recipe_pause() {
     echo "$archive"
 }
 
-# The layer that all connectors written in sh share.
+# The layer of all connectors written in sh.
 busybox_layer() {
     local layer work
     layer=$LAYERS/busybox-$( (cat /bin/busybox; declare -f base_files busybox_layer) | key_of).tar
@@ -96,8 +96,7 @@ recipe_script() {
     echo "$archive"
 }
 
-# The layer that all Python connectors share: this Debian release's Python, so that what the machine's own pip
-# installs fits it.
+# The layer of all Python connectors: the Python of this Debian release, which fits what the machine's pip installs.
 python_layer() {
     local layer work
     layer=$LAYERS/python-$( (/usr/bin/python3 --version; uname -m; declare -f base_files python_layer) | key_of).tar
@@ -127,7 +126,7 @@ python_layer() {
     echo "$layer"
 }
 
-# A connector from PyPI as airbyte/NAME:VERSION, laid out as the published images are.
+# A connector from PyPI as airbyte/NAME:VERSION, with the layout of the published images.
 recipe_python() {
     local name=$1 version=$2 archive work module packages
     archive=$(archive_path "$name" "$( (/usr/bin/python3 --version; echo "$version"
