@@ -114,6 +114,26 @@ fn every_command_of_the_ci_examples_runs() {
     workspace.wait_until_idle();
 }
 
+/// A connector that accepts every configuration.
+const CONNECTOR: &str = r#"print('{"type":"CONNECTION_STATUS","connectionStatus":{"status":"SUCCEEDED"}}')"#;
+
+#[test]
+fn the_commands_of_the_readme_for_one_machine_run() {
+    let Some(workspace) = Workspace::new() else { return };
+    let config = r#"{"count": 20, "seed": 1, "parallelism": 1}"#;
+    std::fs::write(workspace.folder.path().join("config.json"), config).expect("a file");
+    std::fs::write(workspace.folder.path().join("main.py"), CONNECTOR).expect("a file");
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
+    let section = readme.split("\n## On one machine\n").nth(1).expect("the section");
+    let block = section.split("```").nth(1).expect("a block of commands");
+    let commands: Vec<&str> = block.lines().filter(|line| line.starts_with("syncctl ")).collect();
+    assert_eq!(commands.len(), 6, "{commands:?}");
+    for command in commands {
+        succeeded(command, &workspace.run("bash", &["-ec", command], &BTreeMap::new()));
+    }
+    workspace.wait_until_idle();
+}
+
 #[test]
 fn the_quickstart_ends_with_rows_twice() {
     let Some(workspace) = Workspace::new() else { return };
