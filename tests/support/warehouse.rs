@@ -1,12 +1,16 @@
 //! A database for one test on the tests' server, so that all of its sessions and locks belong to the test.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use postgres::types::ToSql;
 use postgres::{Client, NoTls, Row};
 use serde_json::{Value, json};
 
 use super::{Setup, keep, unique};
+
+/// The limit of a round trip to the server.
+const VALIDATION_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The database, which is empty at first.
 pub struct Warehouse {
@@ -50,13 +54,14 @@ impl Warehouse {
 
     fn with<T>(&self, run: impl FnOnce(&mut Client) -> Result<T, postgres::Error>) -> Result<T, postgres::Error> {
         let mut slot = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut client = match slot.take() {
-            Some(client) if !client.is_closed() => client,
-            _ => {
-                let mut url = url::Url::parse(&self.setup.database_url).expect("a URL");
-                url.set_path(&self.name);
-                Client::connect(url.as_str(), NoTls)?
-            }
+        // A server that was killed leaves a connection that only a round trip recognizes as closed.
+        let usable = slot.take().and_then(|mut client| client.is_valid(VALIDATION_TIMEOUT).is_ok().then_some(client));
+        let mut client = if let Some(client) = usable {
+            client
+        } else {
+            let mut url = url::Url::parse(&self.setup.database_url).expect("a URL");
+            url.set_path(&self.name);
+            Client::connect(url.as_str(), NoTls)?
         };
         let result = run(&mut client);
         *slot = Some(client).filter(|_| result.is_ok());
