@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::super::{Connector, ConnectorRequest, EngineKind, Runtime, resolve};
 use super::support::{Machine, output, python};
@@ -188,7 +189,12 @@ fn a_full_disk_is_reported_with_its_directory_and_left_empty() {
     }
     let failure = machine.resolve("t/source-x");
     let left = machine.cached();
-    assert!(Command::new("umount").arg(&cache).status().expect("umount").success());
+    // A process that another test has forked holds the files of this one until it executes its program.
+    let deadline = Instant::now() + Duration::from_mins(2);
+    while !Command::new("umount").arg(&cache).status().expect("umount").success() {
+        assert!(Instant::now() < deadline, "the file system stays busy");
+        std::thread::sleep(Duration::from_millis(100));
+    }
     let failure = failure.expect_err("1 MiB is not enough");
     assert_eq!(failure.class, Class::StartError);
     let text = format!("cannot install t-source-x==1 in {}/connectors: no storage space", cache.display());
