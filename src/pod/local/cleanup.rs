@@ -1,22 +1,17 @@
 //! Removing what a task leaves behind: processes, a container, control groups, its directory. Used by the supervisor at the
 //! end of a task, and by the next process for tasks whose supervisor was killed.
 
-use std::time::Duration;
-
 use super::store::{TaskDirectory, TaskStore, io_failure};
 use super::{cgroup, process};
 use crate::failure::Failure;
 use crate::pod::connector::ContainerEngine;
-
-/// A temporary file of a record that is older was left by a killed process.
-const STALE_FILE: Duration = Duration::from_mins(1);
 
 /// Cleans up after all tasks without a supervisor. Their records stay until their outcome is stored.
 pub fn remove_abandoned(store: &TaskStore) -> Result<(), Failure> {
     let failure = |error| io_failure("read", store.root(), &error);
     // Until everything is removed: a new task may have the name of an abandoned one.
     let _creation = store.block_creation().map_err(failure)?;
-    let (directories, files) = store.abandoned(STALE_FILE).map_err(failure)?;
+    let (directories, files) = store.abandoned().map_err(failure)?;
     for directory in directories {
         remove_task(store, &directory);
     }
@@ -81,6 +76,19 @@ mod tests {
         assert_eq!(store.names().expect("a list"), ["t"], "its outcome is not stored yet");
         let left = std::fs::read_dir(store.root()).expect("a directory").count();
         assert_eq!(left, 2, "the record and the creation lock");
+    }
+
+    #[test]
+    fn a_half_written_record_is_removed_unless_its_writer_lives() {
+        let (_state, store) = store();
+        let half = store.root().join("t.json.new");
+        let writer = std::fs::File::create(&half).expect("a file");
+        writer.lock_shared().expect("a lock");
+        remove_abandoned(&store).expect("a cleanup");
+        assert!(half.exists(), "it is being written");
+        drop(writer);
+        remove_abandoned(&store).expect("a cleanup");
+        assert!(!half.exists());
     }
 
     #[test]

@@ -95,10 +95,19 @@ impl TaskStore {
     pub fn write(&self, name: &str, record: &TaskRecord) -> Result<(), Failure> {
         let path = self.record_path(name);
         let new = path.with_extension("json.new");
-        private_file(&new)
-            .and_then(|mut file| file.write_all(&serde_json::to_vec(record)?))
-            .and_then(|()| std::fs::rename(&new, &path))
-            .map_err(|error| io_failure("write", &path, &error))
+        let write = || {
+            let mut file = private_file(&new)?;
+            // A cleanup removes files without a lock: their writer was killed.
+            file.lock_shared()?;
+            file.write_all(&serde_json::to_vec(record)?)?;
+            std::fs::rename(&new, &path)
+        };
+        let written = match write() {
+            // A cleanup came between the creation of the file and its lock.
+            Err(error) if error.kind() == ErrorKind::NotFound => write(),
+            written => written,
+        };
+        written.map_err(|error| io_failure("write", &path, &error))
     }
 
     /// Removes the record of a task.
@@ -159,9 +168,9 @@ impl TaskStore {
         Ok(creation)
     }
 
-    /// The directories without a supervisor, and temporary files of records that are older than `age`. To be called while
-    /// creation is blocked.
-    pub fn abandoned(&self, age: Duration) -> io::Result<(Vec<TaskDirectory>, Vec<PathBuf>)> {
+    /// The directories without a supervisor, and temporary files of records without a writer. To be called while creation
+    /// is blocked.
+    pub fn abandoned(&self) -> io::Result<(Vec<TaskDirectory>, Vec<PathBuf>)> {
         let (mut directories, mut files) = (Vec::new(), Vec::new());
         for entry in std::fs::read_dir(&self.root)? {
             let entry = entry?;
@@ -169,7 +178,7 @@ impl TaskStore {
             if entry.file_type()?.is_dir() {
                 directories.extend(Some(directory).filter(|directory| !directory.is_supervised()));
             } else if entry.path().extension().is_some_and(|extension| extension == "new")
-                && entry.metadata()?.modified()?.elapsed().unwrap_or_default() > age
+                && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
             {
                 files.push(entry.path());
             }
