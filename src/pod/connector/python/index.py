@@ -8,7 +8,7 @@
 #
 # Arguments: `uv` or `pip`, the package, its version.
 
-import ast, base64, json, os, re, ssl, subprocess, sys
+import ast, base64, glob, json, os, re, ssl, subprocess, sys, sysconfig
 from urllib import error, parse, request
 
 installer, package, version = sys.argv[1:]
@@ -73,12 +73,28 @@ def read(location):
         return response.read().decode(errors="replace")
 
 
-locations = words("find-links")
-if str(settings.get("no-index") or "0").lower() in ("0", "false", "no", "off"):
-    indexes = [settings.get("index-url") or "https://pypi.org/simple"] + words("extra-index-url")
-    locations += ["{}/{}/".format(re.sub(r"^[\w-]+=", "", index).rstrip("/"), package) for index in indexes]
+def default_index():
+    """The index that pip uses without configuration; uv has the same one. An environment of uv has no pip: then it is
+    read from the copy that every Python brings for its own environments."""
+    bundled = os.path.join(os.path.dirname(os.__file__), "ensurepip", "_bundled")
+    for folder in filter(None, (sysconfig.get_config_var("WHEEL_PKG_DIR"), "/usr/share/python-wheels", bundled)):
+        sys.path += sorted(glob.glob(os.path.join(folder, "pip-*.whl")))
+    try:
+        from pip._internal.models.index import PyPI
+    except ImportError:
+        return None
+    return PyPI.simple_url
+
 
 versions, problem = set(), None
+locations = words("find-links")
+if str(settings.get("no-index") or "0").lower() in ("0", "false", "no", "off"):
+    default = settings.get("index-url") or default_index()
+    if not default:
+        problem = "the default package index is unknown"
+    indexes = ([default] if default else []) + words("extra-index-url")
+    locations += ["{}/{}/".format(re.sub(r"^[\w-]+=", "", index).rstrip("/"), package) for index in indexes]
+
 name = "[-_.]+".join(map(re.escape, package.split("-")))
 file_name = re.compile(r"(?<![\w.-])" + name + r"-(\d[^-\s/\"'<>#]*?)(?:-[^\s/\"'<>#]*\.whl|\.tar\.gz|\.zip)", re.I)
 for location in locations:
