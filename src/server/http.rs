@@ -106,9 +106,11 @@ fn private_socket(backlog: usize) -> io::Result<(UnixListener, OwnedFd)> {
         Ok((UnixListener::from(socket), file?))
     };
     // A container without a writable file system still has the latter.
-    let result = in_directory(&std::env::temp_dir()).or_else(|_| in_directory(Path::new("/dev/shm")));
+    let temporary = std::env::temp_dir();
+    let result = in_directory(&temporary).or_else(|_| in_directory(Path::new("/dev/shm")));
     result.map_err(|error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot create a socket in /dev/shm: {error}"))
+        let text = format!("cannot create a socket in {} or /dev/shm: {error}", temporary.display());
+        io::Error::new(error.kind(), text)
     })
 }
 
