@@ -237,7 +237,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l port -d 'Older
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-host -d 'Address that `serve` listens on [default: 0.0.0.0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l auth-tokens -d 'Tokens of callers, separated by commas: plain ones, or salt.hash as `syncctl token` makes them; set it in the environment [default: everyone may call]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l raw-auth-tokens -d 'More tokens, all of them plain' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l token-secret -d 'Secret that tokens are hashed with; several during a rotation, separated by commas' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l token-secret -d 'Secret that tokens are hashed with; several during a rotation, separated by commas [default: the public one of Jitsu\'s sync-controller]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l instance-id -d 'Name of this process in metrics and in the Lease; env://NAME takes it from another variable [default: a UUID stored in ~/.syncctl/instance_id]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-body-mi -d 'Size limit of a request body [default: 32]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-connections -d 'Limit of concurrent connections [default: 1024]' -r

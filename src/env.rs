@@ -105,7 +105,7 @@ variables! {
         "Tokens of callers, separated by commas: plain ones, or salt.hash as `syncctl token` makes them; set it in the \
          environment";
     RAW_AUTH_TOKENS "TOKENS" [secret true] = "", "More tokens, all of them plain";
-    TOKEN_SECRET "SECRET" [secret true] = "",
+    TOKEN_SECRET "SECRET" [secret true] = "the public one of Jitsu's sync-controller",
         "Secret that tokens are hashed with; several during a rotation, separated by commas";
     INSTANCE_ID "ID" = "a UUID stored in ~/.syncctl/instance_id",
         "Name of this process in metrics and in the Lease; env://NAME takes it from another variable";

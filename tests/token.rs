@@ -19,6 +19,9 @@ fn belongs(document: &Value, token: &str, secret: &str) {
     assert_eq!(digits, hash(token, salt, secret));
 }
 
+/// The secret of Jitsu's sync-controller, which applies where none is set.
+const PUBLIC_SECRET: &str = "dea42a58-acf4-45af-85bb-e77e94bd5025";
+
 #[test]
 fn token_is_random_and_its_hash_follows_the_rule() {
     let run = || Program::new(&["token", "-o", "json"]).env("SYNCCTL_TOKEN_SECRET", "first, second").run();
@@ -27,8 +30,11 @@ fn token_is_random_and_its_hash_follows_the_rule() {
     assert!(token.len() >= 43 && token.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{token}");
     assert_ne!(one["token"], other["token"]);
     belongs(&one, token, "first");
-    let without = Program::new(&["token"]).run().code(0).json();
-    belongs(&without, without["token"].as_str().expect("a text"), "");
+    assert!(!run().stderr.contains("SYNCCTL_TOKEN_SECRET"), "there is nothing to warn of");
+    let without = Program::new(&["token"]).run();
+    let document = without.code(0).json();
+    belongs(&document, document["token"].as_str().expect("a text"), PUBLIC_SECRET);
+    assert!(without.stderr.contains("SYNCCTL_TOKEN_SECRET is not set"), "{without}");
 }
 
 #[test]
@@ -36,7 +42,7 @@ fn existing_token_is_hashed_from_stdin() {
     for text in ["my_token-1", "my_token-1\n", "my_token-1\r\n"] {
         let document = Program::new(&["token", "--token", "-"]).stdin(text).run().code(0).json();
         assert_eq!(document["token"], "my_token-1");
-        belongs(&document, "my_token-1", "");
+        belongs(&document, "my_token-1", PUBLIC_SECRET);
     }
 }
 
@@ -48,7 +54,7 @@ fn text_output_explains_token_and_hash() {
     assert!(lines[2].contains("SYNCCTL_AUTH_TOKENS") && lines[3].contains('.'), "{done}");
     let yaml = Program::new(&["token", "-o", "yaml", "--token", "-"]).stdin("abc").run();
     let document: Value = serde_yaml::from_str(&yaml.code(0).stdout).expect("YAML");
-    belongs(&document, "abc", "");
+    belongs(&document, "abc", PUBLIC_SECRET);
 }
 
 #[test]

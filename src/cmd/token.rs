@@ -19,7 +19,8 @@ const SALT_BYTES: usize = 16;
 /// Create a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS
 ///
 /// The client sends the token; the service needs only the hash. Set the same SYNCCTL_TOKEN_SECRET for this command and
-/// for the service. If it lists several secrets, the first one is used.
+/// for the service. If it lists several secrets, the first one is used. Without one, the public secret of Jitsu's
+/// sync-controller is used, and a warning reports it.
 #[derive(Debug, clap::Args)]
 pub struct TokenArgs {
     /// Hash an existing token: - reads it from stdin, where other users cannot see it [default: a new token]
@@ -37,7 +38,13 @@ pub(super) fn run(args: TokenArgs) -> u8 {
     let TokenArgs { token, output: format, token_secret } = args;
     let output = Output::new(format, false);
     match create(token.as_deref(), token_secret.map(Secret::from).as_ref()) {
-        Ok((token, hashed)) => {
+        Ok(Created { token, hashed, has_public_secret }) => {
+            if has_public_secret {
+                output.progress().notice(
+                    "warning: SYNCCTL_TOKEN_SECRET is not set: the token is hashed with the public secret of Jitsu's \
+                     sync-controller, so anyone who reads the hash can test guesses of the token offline",
+                );
+            }
             let text = format!(
                 "Token, for the client's header \"Authorization: Bearer TOKEN\":\n  {token}\n\
                  Its salted hash, for the service's SYNCCTL_AUTH_TOKENS:\n  {hashed}"
@@ -48,11 +55,24 @@ pub(super) fn run(args: TokenArgs) -> u8 {
     }
 }
 
-/// The token and its `salt.hash`.
-fn create(given: Option<&str>, secrets: Option<&Secret>) -> Result<(String, String), Failure> {
+struct Created {
+    token: String,
+    /// The `salt.hash` of the token.
+    hashed: String,
+    has_public_secret: bool,
+}
+
+fn create(given: Option<&str>, secrets: Option<&Secret>) -> Result<Created, Failure> {
     let mut problems = Vec::new();
-    let secrets = auth::parse_secrets(secrets, &mut problems);
-    let secret = secrets.first().ok_or_else(|| Failure::new(Class::Usage, problems.join("\n").trim().to_owned()))?;
+    let mut secrets = auth::parse_secrets(secrets, &mut problems);
+    if !problems.is_empty() {
+        return Err(Failure::new(Class::Usage, problems.join("\n").trim().to_owned()));
+    }
+    let has_public_secret = secrets.is_empty();
+    if has_public_secret {
+        secrets = auth::default_secrets();
+    }
+    let secret = secrets.swap_remove(0);
     let token = match given {
         None => random(TOKEN_BYTES)?,
         Some("-") => from_stdin()?,
@@ -61,8 +81,8 @@ fn create(given: Option<&str>, secrets: Option<&Secret>) -> Result<(String, Stri
             return Err(Failure::new(Class::Usage, text));
         }
     };
-    let hashed = auth::hashed(&token, &random(SALT_BYTES)?, secret);
-    Ok((token, hashed))
+    let hashed = auth::hashed(&token, &random(SALT_BYTES)?, &secret);
+    Ok(Created { token, hashed, has_public_secret })
 }
 
 fn from_stdin() -> Result<String, Failure> {
@@ -96,14 +116,14 @@ fn random(bytes: usize) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Secret, auth, create};
+    use super::{Created, Secret, auth, create};
 
     #[test]
     fn new_token_is_unique_and_accepted_by_its_hash() {
         let secrets = Secret::from("new,old");
-        let (token, hashed) = create(None, Some(&secrets)).expect("a token");
-        let (other, _) = create(None, Some(&secrets)).expect("a token");
-        assert_ne!(token, other);
+        let Created { token, hashed, has_public_secret } = create(None, Some(&secrets)).expect("a token");
+        let other = create(None, Some(&secrets)).expect("a token");
+        assert!(token != other.token && !has_public_secret);
         assert_eq!((token.len(), auth::check_token(&token)), (64, Ok(())));
         let accepts = |secret: &str| {
             let tokens =

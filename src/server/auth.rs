@@ -4,6 +4,9 @@
 
 use std::fmt::Write;
 
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha512};
 use subtle::{Choice, ConstantTimeEq};
@@ -18,6 +21,13 @@ const AUTH_TOKENS: &str = "SYNCCTL_AUTH_TOKENS";
 const RAW_AUTH_TOKENS: &str = "SYNCCTL_RAW_AUTH_TOKENS";
 /// Hashed together with a token.
 const TOKEN_SECRET: &str = "SYNCCTL_TOKEN_SECRET";
+/// Hashed together with a token where no secret is set. Jitsu's sync-controller publishes it in its source.
+const BUILT_IN_SECRET: &str = "dea42a58-acf4-45af-85bb-e77e94bd5025";
+/// Hashes of Jitsu's releases before 2024.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 /// Longer tokens are not hashed: that would cost time.
 pub const MAX_TOKEN_BYTES: usize = 4096;
 
@@ -28,6 +38,7 @@ pub struct Tokens {
     plain: Vec<Hash>,
     hashed: Vec<Hashed>,
     secrets: Vec<Secret>,
+    has_own_secret: bool,
     open: bool,
 }
 
@@ -45,10 +56,12 @@ impl Tokens {
         secrets: Option<&Secret>,
     ) -> Result<Self, Failure> {
         let mut problems = Vec::new();
+        let own_secrets = parse_secrets(secrets, &mut problems);
         let mut tokens = Self {
             plain: Vec::new(),
             hashed: Vec::new(),
-            secrets: parse_secrets(secrets, &mut problems),
+            has_own_secret: !own_secrets.is_empty(),
+            secrets: if own_secrets.is_empty() { default_secrets() } else { own_secrets },
             open: auth_tokens.is_none() && raw_tokens.is_none(),
         };
         each_entry(auth_tokens, AUTH_TOKENS, &mut problems, |entry| tokens.add(entry));
@@ -63,6 +76,11 @@ impl Tokens {
     /// Whether requests need no token.
     pub fn is_open(&self) -> bool {
         self.open
+    }
+
+    /// Whether there are hashes, and anybody knows the secret that they were made with: a token can be guessed offline.
+    pub fn has_public_secret(&self) -> bool {
+        !self.hashed.is_empty() && !self.has_own_secret
     }
 
     /// Whether the value of the `Authorization` header is accepted.
@@ -102,9 +120,9 @@ impl Tokens {
         if !salt.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("the salt contains a character other than visible ASCII");
         }
-        let mut known = [0; 64];
-        hex::decode_to_slice(digits, &mut known).map_err(|_| "the hash after the dot is not 128 hex digits")?;
-        self.hashed.push(Hashed { salt: salt.into(), hash: known });
+        let hash =
+            parse_hash(digits).ok_or("the hash after the dot is neither 128 hex digits nor 64 bytes in base64")?;
+        self.hashed.push(Hashed { salt: salt.into(), hash });
         Ok(())
     }
 
@@ -134,10 +152,10 @@ pub fn check_token(token: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The list of secrets; a single empty secret if none is set.
+/// The list of secrets; empty if none is set.
 pub fn parse_secrets(secrets: Option<&Secret>, problems: &mut Vec<String>) -> Vec<Secret> {
     let Some(text) = secrets.map(ExposeSecret::expose_secret).filter(|text| !text.is_empty()) else {
-        return vec![Secret::from("")];
+        return Vec::new();
     };
     let secrets: Vec<Secret> =
         text.split(',').map(str::trim).filter(|each| !each.is_empty()).map(Secret::from).collect();
@@ -145,6 +163,19 @@ pub fn parse_secrets(secrets: Option<&Secret>, problems: &mut Vec<String>) -> Ve
         problems.push(format!("  {TOKEN_SECRET} is set but contains no secret: set one or unset it"));
     }
     secrets
+}
+
+/// The secrets where none is set: the built-in one first, then the empty one of earlier releases.
+pub fn default_secrets() -> Vec<Secret> {
+    [BUILT_IN_SECRET, ""].map(Secret::from).to_vec()
+}
+
+fn parse_hash(text: &str) -> Option<Hash> {
+    let mut hash = [0; 64];
+    if hex::decode_to_slice(text, &mut hash).is_ok() {
+        return Some(hash);
+    }
+    BASE64.decode(text).ok()?.try_into().ok()
 }
 
 /// The `salt.hash` of a token.
@@ -196,6 +227,7 @@ mod tests {
     use super::{MAX_TOKEN_BYTES, Tokens, hashed, unauthorized};
     use crate::failure::Failure;
     use crate::secret::Secret;
+    use base64::Engine;
 
     /// sha512("token" + "salt" + "secret"), from another program.
     const KNOWN: &str = "c5988a5c9c1ab212a7baadcb9fbe8b88ae9ace3e8364543905db4fa191a72c9d\
@@ -238,11 +270,35 @@ mod tests {
     }
 
     #[test]
-    fn default_secret_is_empty() {
-        let list = hashed("three", "s3", &"".into());
-        for secret in [None, Some("")] {
-            assert!(accepts(&tokens(Some(&list), None, secret).expect("tokens"), "three"));
+    fn without_a_secret_the_public_one_and_the_empty_one_are_compared() {
+        // sha512("token" + "salt" + the built-in secret), from another program.
+        let known = "737946c4191d35367d38bdabbbf2975e5804f6919b1db33d416054a7b6deaed7795bc0980c14be6403d970e91e9dc0bc3b62f39b792653f3059c007b28cca29d";
+        for (label, digits) in
+            [("public", known.to_owned()), ("empty", hashed("token", "salt", &"".into())[5..].to_owned())]
+        {
+            let list = format!("salt.{digits}");
+            for secret in [None, Some("")] {
+                let tokens = tokens(Some(&list), None, secret).expect("tokens");
+                assert!(accepts(&tokens, "token") && !accepts(&tokens, "token2"), "{label}");
+                assert!(tokens.has_public_secret(), "{label}");
+            }
+            let with_secret = tokens(Some(&list), None, Some("secret")).expect("tokens");
+            assert!(!accepts(&with_secret, "token") && !with_secret.has_public_secret(), "{label}");
         }
+        assert!(!tokens(Some("plain"), None, None).expect("tokens").has_public_secret());
+    }
+
+    #[test]
+    fn hashes_in_base64_are_accepted_with_and_without_padding() {
+        let bytes = hex::decode(KNOWN).expect("hex digits");
+        let padded = base64::engine::general_purpose::STANDARD.encode(&bytes);
+        assert!(padded.ends_with("=="));
+        for text in [padded.as_str(), padded.trim_end_matches('=')] {
+            let tokens = tokens(Some(&format!("salt.{text}")), None, Some("other,secret")).expect("tokens");
+            assert!(accepts(&tokens, "token") && !accepts(&tokens, "token2") && !accepts(&tokens, text));
+        }
+        let short = base64::engine::general_purpose::STANDARD.encode(&bytes[1..]);
+        assert!(tokens(Some(&format!("salt.{short}")), None, None).is_err());
     }
 
     #[test]
@@ -292,10 +348,16 @@ mod tests {
             ("a blank", Some("ok,hunter2 x"), None, None, "SYNCCTL_AUTH_TOKENS: entry 2: the token contains"),
             ("a plus", Some("ok,,hunter2+"), None, None, "SYNCCTL_AUTH_TOKENS: entry 3: the token contains"),
             ("an umlaut", Some("hunter2ä"), None, None, "entry 1: the token contains"),
-            ("a short hash", Some(&bad_hash[..]), None, None, "entry 1: the hash after the dot is not 128 hex digits"),
-            ("no hex", Some(&no_hex[..]), None, None, "entry 1: the hash after the dot is not 128 hex digits"),
+            (
+                "a short hash",
+                Some(&bad_hash[..]),
+                None,
+                None,
+                "entry 1: the hash after the dot is neither 128 hex digits nor",
+            ),
+            ("no hex", Some(&no_hex[..]), None, None, "entry 1: the hash after the dot is neither 128 hex digits nor"),
             ("no salt", Some(&empty_salt[..]), None, None, "entry 1: the salt before the dot is empty"),
-            ("nothing after the dot", Some("hunter2."), None, None, "entry 1: the hash after the dot is not 128"),
+            ("nothing after the dot", Some("hunter2."), None, None, "entry 1: the hash after the dot is neither"),
             ("a blank salt", Some("hunter2 x.ab"), None, None, "entry 1: the salt contains"),
             ("a raw umlaut", None, Some("a,hunter2ä"), None, "SYNCCTL_RAW_AUTH_TOKENS: entry 2: the token contains"),
             ("no secret", Some("a"), None, Some(" , "), "SYNCCTL_TOKEN_SECRET is set but contains no secret"),

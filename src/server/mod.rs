@@ -52,6 +52,12 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     if tokens.is_open() {
         tracing::warn!("SYNCCTL_AUTH_TOKENS is not set: the service accepts requests without a token");
     }
+    if tokens.has_public_secret() {
+        tracing::warn!(
+            "SYNCCTL_TOKEN_SECRET is not set: the hashes in SYNCCTL_AUTH_TOKENS are compared with a public secret, so anyone \
+             who reads them can test guesses of the tokens offline; set a secret and create new hashes with `syncctl token`"
+        );
+    }
     let instance_id = serve.instance_id.clone().unwrap_or_else(app::stored_instance_id);
     let listener = TcpListener::bind(serve.address).map_err(|error| {
         Failure::new(Class::Usage, format!("cannot listen on {}: {error}", serve.address))
