@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// The parts of `src` from the bottom up, each with the parts below that it may import. `*`: all of them.
-const LAYERS: [(&str, &[&str]); 20] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
+    ("http_client", &[]),
     ("logging", &[]),
     ("process", &[]),
     ("retry", &[]),
@@ -21,7 +22,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("output", &["failure"]),
     ("db", &["failure", "process", "retry", "secret", "task"]),
     ("pod", &["airbyte", "contract", "failure", "process", "retry", "secret", "task"]),
-    ("sidecar", &["airbyte", "contract", "db", "failure", "retry", "secret", "task"]),
+    ("sidecar", &["airbyte", "contract", "db", "failure", "http_client", "retry", "secret", "task"]),
     ("config", &["contract", "db", "env", "failure", "pod", "secret", "sidecar", "task"]),
     (
         "controller",

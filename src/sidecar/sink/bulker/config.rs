@@ -2,9 +2,9 @@
 
 use secrecy::ExposeSecret;
 use serde_json::Value;
-use url::{Host, Url};
 
 use crate::failure::Failure;
+use crate::http_client::{Endpoint, EndpointError};
 use crate::secret::Secret;
 use crate::sidecar::sink::{invalid_field, optional_text, required_text};
 
@@ -19,32 +19,11 @@ pub struct Settings {
     pub destination_id: Option<String>,
 }
 
-/// A Bulker instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Whether to use TLS.
-    pub secure: bool,
-    /// A name, or an address without brackets.
-    pub host: String,
-    /// The TCP port.
-    pub port: u16,
-    /// Host and port as in a URL.
-    pub authority: String,
-    /// The prefix of every path, without a trailing slash.
-    pub prefix: String,
-}
-
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let scheme = if self.secure { "https" } else { "http" };
-        write!(f, "Bulker at {scheme}://{}{}", self.authority, self.prefix)
-    }
-}
-
 impl Settings {
     /// Validates a `destinationConfig`. Errors name the field, never its value.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
-        let endpoint = endpoint(&required_text(config, "url")?).map_err(|why| invalid_field("url", why))?;
+        let endpoint = required_text(config, "url")?;
+        let endpoint = Endpoint::parse(&endpoint).map_err(|error| invalid_field("url", explain(error)))?;
         let token = required_text(config, "authToken")?;
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(invalid_field(
@@ -62,32 +41,12 @@ impl Settings {
     }
 }
 
-fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
-    const EXPECTED: &str = "expected a URL such as https://bulker.example.com:3042";
-    let url = Url::parse(text).map_err(|_| EXPECTED)?;
-    let secure = match url.scheme() {
-        "http" => false,
-        "https" => true,
-        _ => return Err(EXPECTED),
-    };
-    // Errors show the URL.
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("contains credentials: set authToken instead");
+fn explain(error: EndpointError) -> &'static str {
+    match error {
+        EndpointError::Malformed => "expected a URL such as https://bulker.example.com:3042",
+        EndpointError::Credentials => "contains credentials: set authToken instead",
+        EndpointError::Query => "contains a query or a fragment: expected none",
     }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("contains a query or a fragment: expected none");
-    }
-    let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else { return Err(EXPECTED) };
-    let authority = match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_string(),
-    };
-    let host = match host {
-        Host::Domain(name) => name.to_owned(),
-        Host::Ipv4(address) => address.to_string(),
-        Host::Ipv6(address) => address.to_string(),
-    };
-    Ok(Endpoint { secure, host, port, authority, prefix: url.path().trim_end_matches('/').to_owned() })
 }
 
 #[cfg(test)]
@@ -114,7 +73,7 @@ mod tests {
         ] {
             let settings = Settings::parse(&with("url", json!(url))).unwrap_or_else(|error| panic!("{label}: {error}"));
             assert_eq!((settings.endpoint.host.as_str(), settings.endpoint.port), (host, port), "{label}");
-            assert_eq!(settings.endpoint.to_string(), format!("Bulker at {shown}"), "{label}");
+            assert_eq!(settings.endpoint.to_string(), shown, "{label}");
         }
     }
 

@@ -27,7 +27,6 @@
 //! * Each request has its own connection: on a reused one it would be unknown whether the server received the request.
 
 mod config;
-mod connection;
 mod fields;
 mod http;
 mod request;
@@ -55,6 +54,7 @@ use super::postgres::names::{self, Kind};
 use super::{Committed, Connect, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::Failure;
+use crate::http_client;
 use crate::task::Task;
 
 /// How long a request may be open: after 30 minutes Bulker ends it without its rows.
@@ -83,7 +83,7 @@ impl Connect for Settings {
         let sink = BulkerSink::new(self, &task.sync_id, &task.task_id, LIMITS)?;
         // Reports a wrong address before the source is read.
         sink.server.wait_until_reachable(FIRST_RETRY_TIMEOUT).map_err(|error| SinkError {
-            text: format!("{}: {}", self.endpoint, error.text),
+            text: format!("Bulker at {}: {}", self.endpoint, error.text),
             transient: error.transient,
         })?;
         Ok(Box::new(sink))
@@ -108,7 +108,7 @@ pub struct BulkerSink {
 impl BulkerSink {
     /// Does not connect.
     fn new(settings: &Settings, sync_id: &str, task_id: &str, limits: Limits) -> Result<Self, SinkError> {
-        let tls = settings.endpoint.secure.then(connection::tls_config).transpose();
+        let tls = settings.endpoint.secure.then(http_client::tls_config).transpose();
         let tls = tls.map_err(|error| SinkError::permanent(format!("cannot set up TLS: {error}")))?;
         let destination_id = settings.destination_id.clone().unwrap_or_else(|| sync_id.to_owned());
         let endpoint = settings.endpoint.clone();
@@ -183,7 +183,8 @@ impl BulkerSink {
                 self.server.limits.open.as_secs() / 60
             ));
         }
-        result.map_err(|error| SinkError { text: format!("{}: {}", self.server.endpoint, error.text), ..error })
+        result
+            .map_err(|error| SinkError { text: format!("Bulker at {}: {}", self.server.endpoint, error.text), ..error })
     }
 
     /// Sends the largest chunk under construction. An error is reported when its stream is used next.

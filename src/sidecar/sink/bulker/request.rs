@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use memchr::memrchr;
 use rustls::ClientConfig;
 
-use super::config::Endpoint;
-use super::connection::{Connection, Sent};
-use super::http::{self, Chunk, Response};
+use super::http::{self, Chunk};
 use super::response::{self, Outcome, RequestError, Retry};
 use super::row::LINE_LIMIT;
+use crate::http_client::{Connection, Endpoint, Response, Sent, parse_response};
 use crate::retry;
 use crate::sidecar::sink::BACKOFF;
 
@@ -229,7 +228,7 @@ impl Request {
             }
             let can_retry = is_retryable && !self.exceeds_replay;
             if can_retry {
-                tracing::warn!(why = %error.text, server = %server.endpoint, "the request may be sent again");
+                tracing::warn!(why = %error.text, server = %format_args!("Bulker at {}", server.endpoint), "the request may be sent again");
             }
             if !can_retry || !retry.wait() {
                 server.is_unavailable |= can_retry;
@@ -325,7 +324,7 @@ fn receive_response(connection: &mut Connection, timeout: Duration) -> Result<Re
             let text = "it closed the connection without a response";
             return Err(RequestError::retryable(text, Retry::Possible));
         }
-        match http::parse_response(&connection.received, connection.ended) {
+        match parse_response(&connection.received, connection.ended) {
             Ok(Some(response)) => return Ok(response),
             Ok(None) => {}
             Err(why) => return Err(RequestError::new(why, false)),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::http::Response;
+use crate::http_client::Response;
 
 /// Maximum size of a text from the server in an error.
 const MAX_TEXT: usize = 500;

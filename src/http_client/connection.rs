@@ -12,15 +12,15 @@ use rustix::net::sockopt;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::config::Endpoint;
-use super::http;
+use super::Endpoint;
+use super::response::{self, MAX_BODY};
 
 /// How long to try each address of a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// When TCP probes an idle connection: Bulker is silent while it loads.
+/// When TCP probes an idle connection: a server may be silent while it works.
 const KEEPALIVE: Duration = Duration::from_mins(1);
 /// Maximum size of a response.
-const MAX_RECEIVED: usize = http::MAX_BODY + (256 << 10);
+const MAX_RECEIVED: usize = MAX_BODY + (256 << 10);
 
 /// The result of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl Connection {
             }
         }
         self.ended |= self.received.len() >= MAX_RECEIVED;
-        http::skip_interim(&mut self.received);
+        response::skip_interim(&mut self.received);
         Ok(())
     }
 
