@@ -263,6 +263,11 @@ impl ReadOptions {
     }
 }
 
+/// The annotation of [`Task::task_id`].
+pub const TASK_ID: &str = "TaskID";
+/// The annotation of [`Task::sync_id`].
+pub const SYNC_ID: &str = "SyncID";
+
 /// The only connector type there is; the column exists because the seed keys specs by it.
 pub const CONNECTOR_TYPE_AIRBYTE: &str = "airbyte";
 
@@ -329,6 +334,11 @@ impl Task {
         format!("{slug}{tail}")
     }
 
+    /// Whether a schedule has started the task, as `started_by` of the console has it, and no user.
+    pub fn is_scheduled(&self) -> bool {
+        self.started_by.as_ref().is_some_and(|started_by| started_by["trigger"] == "scheduled")
+    }
+
     /// A read, as far as its row describes it: enough to find its Pod and to write its row.
     pub fn of_read(package: &str, version: &str, sync_id: &str, task_id: &str, started_at: Timestamp) -> Self {
         Self {
@@ -348,9 +358,9 @@ impl Task {
     /// The task as Pod annotations: raw values, of any length and content.
     pub fn to_annotations(&self) -> BTreeMap<String, String> {
         let mut map = BTreeMap::from([
-            ("TaskID".to_owned(), self.task_id.clone()),
+            (TASK_ID.to_owned(), self.task_id.clone()),
             ("TaskType".to_owned(), self.kind.to_string()),
-            ("SyncID".to_owned(), self.sync_id.clone()),
+            (SYNC_ID.to_owned(), self.sync_id.clone()),
             ("StorageKey".to_owned(), self.storage_key.clone()),
             ("Package".to_owned(), self.image.package.clone()),
             ("PackageVersion".to_owned(), self.image.version.clone()),
@@ -380,8 +390,8 @@ impl Task {
             kind: text("TaskType")?.parse()?,
             image: Image { package: text("Package")?, version: text("PackageVersion")? },
             connector_type: map.get("ConnectorType").cloned().unwrap_or_else(|| CONNECTOR_TYPE_AIRBYTE.to_owned()),
-            task_id: text("TaskID")?,
-            sync_id: or_empty("SyncID"),
+            task_id: text(TASK_ID)?,
+            sync_id: or_empty(SYNC_ID),
             storage_key: or_empty("StorageKey"),
             started_at: text("StartedAt")?.parse().map_err(|error| format!("annotation StartedAt: {error}"))?,
             started_by: map.get("StartedBy").and_then(|by| serde_json::from_str(by).ok()),

@@ -18,6 +18,7 @@ mod bad_input;
 mod bulker;
 mod cli;
 mod commands;
+mod console;
 mod crash;
 mod deploy;
 mod embedded;

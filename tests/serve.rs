@@ -177,7 +177,7 @@ fn response_names_all_problems_of_a_request() {
         ("no such path", service.http.get("/nothing"), 404, vec!["openapi.json"]),
         ("another method", service.http.get("/check"), 405, vec!["POST"]),
         ("no such task", service.http.get("/tasks/none"), 404, vec!["no such task"]),
-        ("no task to cancel", service.http.get("/cancel?package=a&syncId=b&taskId=c"), 404, vec!["no such task"]),
+        ("no task to cancel", service.http.get("/cancel?package=a&syncId=b"), 400, vec!["taskId is missing"]),
         ("no sync", service.http.get("/tasks?limit=0"), 400, vec!["syncId is missing", "limit must be a whole number"]),
     ] {
         let text = response.text();

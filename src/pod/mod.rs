@@ -25,7 +25,7 @@ use payload::TooLarge;
 use status::Observation;
 
 use crate::failure::{Class, Failure};
-use crate::task::Task;
+use crate::task::{self, Task};
 
 /// Why a call to the backend failed. `action` is a clause: "cannot create pod x".
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +151,17 @@ pub struct TaskSecret {
     pub is_owned: bool,
 }
 
+/// A Pod that carries the id of a task, of whatever kind and whoever created it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodOfTask {
+    /// The name.
+    pub name: String,
+    /// The sync in its annotations; empty if it belongs to none.
+    pub sync_id: String,
+    /// The task in its annotations, or why they cannot be read.
+    pub task: Result<Task, String>,
+}
+
 /// When a Pod becomes the owner of its Secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ownership {
@@ -268,6 +279,9 @@ pub trait Watcher: Send + Sync {
     /// All Pods that carry our label.
     fn list(&self) -> Result<Vec<TaskPod>, PodError>;
 
+    /// The Pods with this task id, whatever their kind, package and sync.
+    fn find(&self, task_id: &str) -> Result<Vec<PodOfTask>, PodError>;
+
     /// One Pod by its name.
     fn get(&self, name: &str) -> Result<Option<TaskPod>, PodError>;
 
@@ -348,6 +362,20 @@ impl TaskPod {
             observation: Observation::of(pod),
             deleting: metadata.deletion_timestamp.is_some(),
         }
+    }
+}
+
+impl PodOfTask {
+    /// `None`: a Pod of another task.
+    fn of(metadata: &ObjectMeta, task_id: &str) -> Option<Self> {
+        if annotation(metadata, task::TASK_ID) != Some(task_id) {
+            return None;
+        }
+        Some(Self {
+            name: metadata.name.clone().unwrap_or_default(),
+            sync_id: annotation(metadata, task::SYNC_ID).unwrap_or_default().to_owned(),
+            task: task_of(metadata),
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::app::App;
-use super::params::{self, Cancel, Problems};
+use super::params::{self, Problems};
 use super::service::Response;
 use crate::controller::outcome;
 use crate::controller::request::Request;
@@ -17,7 +17,10 @@ use crate::pod::{Ownership, PodError};
 use crate::task::{Task, TaskKind, TaskStatus};
 
 /// Handles a request whose parameters were parsed; invalid ones are answered with all their problems.
-fn respond<T>(parameters: Result<T, Problems>, handle: impl FnOnce(T) -> Result<Response, Failure>) -> Response {
+pub(super) fn respond<T>(
+    parameters: Result<T, Problems>,
+    handle: impl FnOnce(T) -> Result<Response, Failure>,
+) -> Response {
     match parameters {
         Ok(parameters) => handle(parameters).unwrap_or_else(|failure| failed(&failure)),
         Err(problems) => Response::json(400, &json!({"ok": false, "error": problems.join("; "), "problems": problems})),
@@ -25,7 +28,7 @@ fn respond<T>(parameters: Result<T, Problems>, handle: impl FnOnce(T) -> Result<
 }
 
 /// A successful response with these fields.
-fn ok(fields: Value) -> Response {
+pub(super) fn ok(fields: Value) -> Response {
     let mut document = json!({"status": "ok", "ok": true});
     if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
         document.extend(fields);
@@ -34,7 +37,7 @@ fn ok(fields: Value) -> Response {
 }
 
 /// The response to a failure. 503: the same request may succeed later.
-fn failed(failure: &Failure) -> Response {
+pub(super) fn failed(failure: &Failure) -> Response {
     tracing::warn!(error = %failure, "a request failed");
     let status = match failure.class {
         Class::Usage | Class::InvalidInput => 400,
@@ -116,6 +119,11 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
             let text = format!("another request has used this taskId: the task is {}", row.status_text);
             return Ok(conflict(&text, &row.task_id));
         }
+        StartOutcome::SyncBusy(running) if task.is_scheduled() => {
+            // The caller repeats the run at its next time; an error would only alarm its users.
+            tracing::info!(task = task.task_id, running, "passed over a scheduled read: its sync is running");
+            return Ok(ok(json!({"started": false, "taskId": task.task_id, "runningTaskId": running})));
+        }
         StartOutcome::SyncBusy(running) => {
             return Ok(conflict("another task of this sync is running: cancel it or wait for its end", &running));
         }
@@ -180,27 +188,6 @@ fn delete_pod_if_ended(app: &App, task: &Task) -> Result<(), Failure> {
         app.backend.launcher.delete(&task.pod_name(), None)?;
     }
     Ok(())
-}
-
-/// `GET /cancel`.
-pub fn cancel(app: &App, query: &[(String, String)]) -> Response {
-    respond(params::cancel(query), |Cancel { package, sync_id, task_id }| {
-        let db = app.db()?;
-        let row = db.task(&task_id)?.filter(|row| row.sync_id == sync_id && row.package == package);
-        let Some(row) = row else {
-            return Ok(Response::error(404, "no such task of this package and sync"));
-        };
-        let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
-        if row.status == Some(TaskStatus::Running) {
-            outcome::record_failure(&db, &task, &Failure::new(Class::Cancelled, "the task was cancelled"))?;
-        }
-        let status = db.task(&task_id)?.map_or(row.status_text, |row| row.status_text);
-        // Also when it was cancelled before: that request may have failed here.
-        if status == TaskStatus::Cancelled.as_str() {
-            app.backend.launcher.delete(&task.pod_name(), None)?;
-        }
-        Ok(ok(json!({"taskId": task_id, "taskStatus": status})))
-    })
 }
 
 /// `GET /tasks`.

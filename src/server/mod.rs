@@ -6,6 +6,7 @@
 
 mod app;
 pub mod auth;
+mod cancel;
 mod guard;
 mod handlers;
 mod http;

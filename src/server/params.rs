@@ -259,8 +259,8 @@ pub fn read(
 
 /// The parameters of `GET /cancel`.
 pub struct Cancel {
-    /// The package of the connector.
-    pub package: String,
+    /// The package of the connector, which callers leave empty or get wrong.
+    pub package: Option<String>,
     /// The sync of the task.
     pub sync_id: String,
     /// The task.
@@ -270,7 +270,8 @@ pub struct Cancel {
 /// `GET /cancel`.
 pub fn cancel(pairs: &[(String, String)]) -> Result<Cancel, Problems> {
     let mut query = Query::new(pairs);
-    let cancel = Cancel { package: query.id("package"), sync_id: query.id("syncId"), task_id: query.id("taskId") };
+    let package = query.optional("package").map(str::to_owned);
+    let cancel = Cancel { package, sync_id: query.id("syncId"), task_id: query.id("taskId") };
     query.finish().map(|()| cancel)
 }
 

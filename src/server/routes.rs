@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::app::App;
 use super::service::{Exchange, Head, Pool, Request, Response, Service};
-use super::{auth, handlers};
+use super::{auth, cancel, handlers};
 
 /// One endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl Service for Routes {
             Ok(Endpoint::Check) => handlers::configured(app, crate::task::TaskKind::Check, query, body),
             Ok(Endpoint::Discover) => handlers::configured(app, crate::task::TaskKind::Discover, query, body),
             Ok(Endpoint::Read) => handlers::read(app, query, body),
-            Ok(Endpoint::Cancel) => handlers::cancel(app, query),
+            Ok(Endpoint::Cancel) => cancel::cancel(app, query),
             Ok(Endpoint::Tasks) => handlers::tasks(app, query),
             Ok(Endpoint::Task) => handlers::task(app, target.segments.last().map_or("", String::as_str), query),
         }

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use super::manifest::Launch;
 use super::{
     ApiServer, Backend, Callback, Coordination, Launcher, LeaderElection, Leadership, Ownership, PodError, PodEvent,
-    PodRef, Scope, SecretStore, Subscription, TaskPod, TaskSecret, Watcher,
+    PodOfTask, PodRef, Scope, SecretStore, Subscription, TaskPod, TaskSecret, Watcher,
 };
 
 /// A connection to a namespace of a cluster.
@@ -100,6 +100,10 @@ impl Launcher for Cluster {
 impl Watcher for Cluster {
     fn list(&self) -> Result<Vec<TaskPod>, PodError> {
         self.runtime.block_on(self.api.list_pods())
+    }
+
+    fn find(&self, task_id: &str) -> Result<Vec<PodOfTask>, PodError> {
+        self.runtime.block_on(self.api.find_pods(task_id))
     }
 
     fn get(&self, name: &str) -> Result<Option<TaskPod>, PodError> {

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::client::{Api, CALL_TIMEOUT, Listing, if_absent, if_present, labelled};
 use super::partial::PartialPod;
 use crate::pod::manifest::{Objects, secret_name};
-use crate::pod::{Ownership, PodError, PodRef, TaskPod, TaskSecret, attempt_of, secrets_of};
+use crate::pod::{Ownership, PodError, PodOfTask, PodRef, TaskPod, TaskSecret, attempt_of, secrets_of};
 
 /// The deadline of a call that only checks whether the API server answers.
 const REACHABLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -245,12 +245,17 @@ impl Api {
         Ok(pods)
     }
 
+    /// The Pods with this task id in their annotations, for which the API server has no selector.
+    pub(super) async fn find_pods(&self, task_id: &str) -> Result<Vec<PodOfTask>, PodError> {
+        let mut found = Vec::new();
+        let listing = Listing { params: labelled().limit(PAGE), metadata_only: true, timeout: CALL_TIMEOUT };
+        let each = |Item { metadata }| found.extend(PodOfTask::of(&metadata, task_id));
+        self.list("list pods", &self.pod_requests, listing, each).await?;
+        Ok(found)
+    }
+
     /// Only the metadata: the content is not needed.
     pub(super) async fn list_secrets(&self) -> Result<Vec<TaskSecret>, PodError> {
-        #[derive(Deserialize)]
-        struct Item {
-            metadata: ObjectMeta,
-        }
         let mut secrets = Vec::new();
         let listing = Listing { params: labelled().limit(PAGE), metadata_only: true, timeout: CALL_TIMEOUT };
         let requests = Request::new(Secret::url_path(&(), Some(&self.namespace)));
@@ -264,6 +269,12 @@ impl Api {
         let params = labelled().limit(1);
         self.call_within("list pods", REACHABLE_TIMEOUT, self.pods.list_metadata(&params)).await.map(|_| ())
     }
+}
+
+/// An object in a list of metadata.
+#[derive(Deserialize)]
+struct Item {
+    metadata: ObjectMeta,
 }
 
 /// With `uid` only this very object is deleted.

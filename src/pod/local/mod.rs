@@ -30,8 +30,8 @@ use uuid::Uuid;
 
 use super::manifest::Launch;
 use super::{
-    Backend, Callback, Coordination, Launcher, LeaderElection, Leadership, Ownership, PodError, PodEvent, PodRef,
-    Scope, Shutdown, Subscription, TaskPod, Watcher, attempt_of,
+    Backend, Callback, Coordination, Launcher, LeaderElection, Leadership, Ownership, PodError, PodEvent, PodOfTask,
+    PodRef, Scope, Shutdown, Subscription, TaskPod, Watcher, attempt_of,
 };
 use crate::failure::Failure;
 use crate::pod::connector::Runtime;
@@ -242,6 +242,16 @@ impl Launcher for LocalBackend {
 impl Watcher for LocalBackend {
     fn list(&self) -> Result<Vec<TaskPod>, PodError> {
         self.store.tasks()
+    }
+
+    fn find(&self, task_id: &str) -> Result<Vec<PodOfTask>, PodError> {
+        let mut found = Vec::new();
+        for name in self.store.names()? {
+            if let Some(record) = self.store.read(&name)? {
+                found.extend(PodOfTask::of(&record.pod.metadata, task_id));
+            }
+        }
+        Ok(found)
     }
 
     fn get(&self, name: &str) -> Result<Option<TaskPod>, PodError> {
