@@ -43,8 +43,10 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Target {
     config: Config,
     tls: Option<MakeRustlsConnect>,
-    /// Server settings, `search_path` among them.
+    /// Server settings of the user, `search_path` among them.
     settings: Vec<(String, String)>,
+    /// Settings of ours, which a server that does not know them goes without.
+    defaults: Vec<(String, String)>,
 }
 
 impl fmt::Debug for Target {
@@ -101,7 +103,7 @@ impl Target {
         }
         // By default notices ("schema exists, skipping") are logged.
         config.notice_callback(|_| {});
-        Ok(Self { config, tls, settings: parameters.settings })
+        Ok(Self { config, tls, settings: parameters.settings, defaults: Vec::new() })
     }
 
     /// `database "x" at host:port`, for messages.
@@ -132,11 +134,11 @@ impl Target {
         self.settings.iter().find(|(name, _)| name == "search_path").map(|(_, value)| value.as_str())
     }
 
-    /// Adds a server setting unless the URL has it.
+    /// Adds a server setting unless the URL has it. A server that is too old for it goes without.
     #[must_use]
     pub fn with_default_setting(mut self, name: &str, value: &str) -> Self {
-        if !self.settings.iter().any(|(other, _)| other == name) {
-            self.settings.push((name.to_owned(), value.to_owned()));
+        if !self.settings.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
+            self.defaults.push((name.to_owned(), value.to_owned()));
         }
         self
     }
@@ -203,13 +205,14 @@ impl Target {
 
     /// The statement that applies the server settings, to the session or, if `local`, to the current transaction.
     pub fn settings_sql(&self, local: bool) -> Option<String> {
-        let calls: Vec<String> = self
-            .settings
-            .iter()
-            .map(|(name, value)| {
-                format!("pg_catalog.set_config({}, {}, {local})", quote_literal(name), quote_literal(value))
-            })
-            .collect();
+        let set = |(name, value): &(String, String)| {
+            format!("pg_catalog.set_config({}, {}, {local})", quote_literal(name), quote_literal(value))
+        };
+        let set_if_known = |setting: &(String, String)| {
+            let name = quote_literal(&setting.0);
+            format!("CASE WHEN pg_catalog.current_setting({name}, true) IS NOT NULL THEN {} END", set(setting))
+        };
+        let calls: Vec<String> = self.settings.iter().map(set).chain(self.defaults.iter().map(set_if_known)).collect();
         (!calls.is_empty()).then(|| format!("SELECT {}", calls.join(", ")))
     }
 

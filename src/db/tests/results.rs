@@ -92,7 +92,7 @@ fn the_go_sidecar_can_write_into_our_tables() {
          INSERT INTO source_task (sync_id, task_id, package, version, status) VALUES ('s', 't', 'p', '1', 'RUNNING')
            ON CONFLICT ON CONSTRAINT source_task_pkey DO NOTHING;
          INSERT INTO task_log (id, level, logger, message, sync_id, task_id)
-           VALUES (gen_random_uuid(), 'INFO', 'l', 'm', '', '') ON CONFLICT ON CONSTRAINT task_log_pkey DO NOTHING",
+           VALUES (md5(random()::text)::uuid, 'INFO', 'l', 'm', '', '') ON CONFLICT ON CONSTRAINT task_log_pkey DO NOTHING",
     );
 }
 

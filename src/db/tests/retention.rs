@@ -12,7 +12,7 @@ const AGE: Duration = Duration::from_hours(60 * 24);
 fn fill(schema: &mut Schema, sync_id: &str, count: u32) {
     schema.sql(&format!(
         "INSERT INTO task_log (id, level, logger, message, sync_id, task_id, timestamp)
-         SELECT gen_random_uuid(), 'INFO', 'l', n, '{sync_id}', 't', now() - make_interval(secs => {count} - n)
+         SELECT md5(random()::text)::uuid, 'INFO', 'l', n, '{sync_id}', 't', now() - make_interval(secs => {count} - n)
          FROM generate_series(1, {count}) AS n"
     ));
 }

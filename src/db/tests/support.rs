@@ -93,11 +93,20 @@ impl Schema {
 
     /// Terminates the connections of the pool; returns their number.
     pub(super) fn kill_connections(&mut self) -> usize {
-        let name = &self.name;
-        self.admin
-            .query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = $1", &[name])
-            .expect("a superuser")
-            .len()
+        let terminate = "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1";
+        let killed: Vec<i32> =
+            self.admin.query(terminate, &[&self.name]).expect("a superuser").iter().map(|row| row.get(0)).collect();
+        // The function has a timeout of its own only from PostgreSQL 14 on.
+        let is_running = "SELECT 1 FROM pg_stat_activity WHERE pid = ANY($1)";
+        // In a transaction the view would not change.
+        let mut is_any_running = || {
+            self.admin.batch_execute("SELECT pg_stat_clear_snapshot()").expect("valid SQL");
+            !self.admin.query(is_running, &[&killed]).expect("a superuser").is_empty()
+        };
+        while is_any_running() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        killed.len()
     }
 }
 

