@@ -33,6 +33,8 @@ pub struct Masker {
 #[derive(Default)]
 struct Known {
     values: BTreeSet<String>,
+    /// Strings of documents that stay readable.
+    readable: BTreeSet<String>,
     /// Finds all of the values in one pass; `None` while there are none.
     matcher: Option<AhoCorasick>,
 }
@@ -45,11 +47,19 @@ impl Masker {
         masker
     }
 
+    /// Keeps these values readable, although documents that are added later contain them.
+    pub fn keep_readable(&self, values: impl IntoIterator<Item = String>) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).readable.extend(values);
+    }
+
     /// Masks every string leaf of these documents, too, up to [`MAX_BYTES`] of them.
     pub fn add<'a>(&self, documents: impl IntoIterator<Item = &'a Value>) {
         let mut leaves = Vec::new();
         documents.into_iter().for_each(|document| collect(document, &mut leaves));
-        leaves.retain(|leaf| leaf.chars().count() >= MIN_MASKED_CHARS);
+        {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            leaves.retain(|leaf| leaf.chars().count() >= MIN_MASKED_CHARS && !known.readable.contains(leaf));
+        }
         let mut bytes = 0;
         leaves.retain(|leaf| {
             bytes += leaf.len();
@@ -198,6 +208,17 @@ mod tests {
         let masker = Masker::default();
         masker.add_marked(&config, &schema);
         assert_eq!(masker.mask("eu me 42 abc x1 421 abcd"), "eu me *** *** *** 421 abcd");
+    }
+
+    #[test]
+    fn readable_values_are_masked_only_where_a_specification_marks_them() {
+        let masker = Masker::default();
+        masker.keep_readable(["db.internal", "orders"].map(str::to_owned));
+        let config = json!({"host": "db.internal", "table": "orders", "password": "orders2"});
+        masker.add([&config]);
+        assert_eq!(masker.mask("orders of db.internal, orders2"), "orders of db.internal, ***");
+        masker.add_marked(&config, &json!({"properties": {"table": {"airbyte_secret": true}}}));
+        assert_eq!(masker.mask("orders of db.internal"), "*** of db.internal");
     }
 
     #[test]

@@ -75,8 +75,9 @@ fn unknown_status(text: &str) -> String {
 }
 
 /// The status of one stream in the per-stream map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum StreamStatus {
     /// No record has arrived.
     Pending,

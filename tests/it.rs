@@ -37,5 +37,6 @@ mod readme;
 mod refresh;
 mod serve;
 mod support;
+mod task_log;
 mod token;
 mod types;

@@ -185,8 +185,15 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut lifecycle = TaskLifecycle::new(start, Duration::from_mins(10), Duration::from_mins(3));
-        let observation =
-            |phase| Observation { created_at: None, scheduled_at: None, started_at: None, notice: None, phase };
+        let observation = |phase| Observation {
+            created_at: None,
+            scheduled_at: None,
+            started_at: None,
+            node: None,
+            image_id: None,
+            notice: None,
+            phase,
+        };
         for class in [Class::ImagePull, Class::Unschedulable] {
             let failure = Failure::new(class, "for a while");
             lifecycle.observe(&observation(Phase::Error { failure, permanent: false }), at(10));

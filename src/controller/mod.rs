@@ -7,6 +7,7 @@ pub mod one_shot;
 pub mod outcome;
 pub mod reconciler;
 pub mod request;
+mod start_log;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

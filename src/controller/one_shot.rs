@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::lifecycle::{TaskLifecycle, Termination, Transition};
 use super::outcome::{self, Outcome, TaskResult};
 use super::request::Request;
+use super::start_log::{LogWriter, Place, StartLog};
 use super::{Cancellation, cleanup, open_backend};
 use crate::airbyte::state;
 use crate::config::{Engine, Settings};
@@ -23,7 +24,7 @@ use crate::output::{Output, Progress};
 use crate::pod::manifest::Launch;
 use crate::pod::payload::Payload;
 use crate::pod::status::Observation;
-use crate::pod::{Backend, Ownership, PodError, PodEvent, PodRef, Scope};
+use crate::pod::{Backend, Ownership, PodError, PodEvent, PodRef, Scope, TaskPod};
 use crate::process::ProcessId;
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
@@ -62,12 +63,19 @@ pub fn run(settings: &Settings, output: &Output, request: Request) -> TaskResult
     }
     let backend = open_backend(settings)?;
     let progress = output.progress();
-    Run { settings, db: &db, backend: &backend, task: &task, progress, shows_counts: false }.run(
+    let log = TaskLog { writer: LogWriter::start(&db, &settings.pod.db_log_level), lines: StartLog::default() };
+    Run { settings, db: &db, backend: &backend, task: &task, progress, shows_counts: false, log }.run(
         &payload,
         &events,
         &inbox,
         &cancellation,
     )
+}
+
+/// The lines of `task_log` about the start of the task.
+struct TaskLog {
+    writer: LogWriter,
+    lines: StartLog,
 }
 
 struct Run<'a> {
@@ -78,6 +86,7 @@ struct Run<'a> {
     progress: Progress,
     /// The progress shows the number of records.
     shows_counts: bool,
+    log: TaskLog,
 }
 
 impl Run<'_> {
@@ -112,6 +121,7 @@ impl Run<'_> {
         let listener = ResultListener::start(self.db, &task.task_id, events.clone());
         let end = self.follow(inbox, &pod);
         drop(listener);
+        self.complete_log(&pod);
         // This process deletes the Pod from here on, which must not be reported as a deletion by another client.
         drop(subscription);
         let result = match end {
@@ -154,6 +164,21 @@ impl Run<'_> {
         matches!(self.settings.engine, Engine::Local(_))
     }
 
+    fn log(&mut self, pod: &TaskPod) {
+        let place = Place::of(self.backend);
+        self.log.writer.write(self.log.lines.observe(pod, self.task, &place));
+    }
+
+    /// Logs what was not observed of a task that ended quickly.
+    fn complete_log(&mut self, pod: &PodRef) {
+        if !self.log.lines.is_complete()
+            && let Ok(Some(current)) = self.backend.watcher.get(&pod.name)
+            && current.id.uid == pod.uid
+        {
+            self.log(&current);
+        }
+    }
+
     /// Waits for the end of the task.
     fn follow(&mut self, inbox: &Receiver<Event>, pod: &PodRef) -> Result<End, Failure> {
         let task = self.task;
@@ -184,6 +209,7 @@ impl Run<'_> {
                     return self.settle(Termination::deleted());
                 }
                 Ok(Event::Pod(PodEvent::Updated(current))) if current.id.uid == pod.uid => {
+                    self.log(&current);
                     if let Some(termination) = self.observe(&current.observation, &mut lifecycle) {
                         return self.settle(termination);
                     }

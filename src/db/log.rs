@@ -38,9 +38,8 @@ pub struct LogRow {
     pub logger: String,
     /// One line or several.
     pub message: String,
-    /// Empty for spec and check.
+    /// Empty for a task that belongs to no sync.
     pub sync_id: String,
-    /// Empty for spec and check.
     pub task_id: String,
     /// From [`LogIds`].
     pub timestamp: Timestamp,

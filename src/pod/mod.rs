@@ -244,6 +244,11 @@ impl Backend {
         self.secrets.as_ref().map_or_else(|| Ok(Vec::new()), |secrets| secrets.list_secrets())
     }
 
+    /// Whether tasks are processes of this machine.
+    pub fn is_local(&self) -> bool {
+        self.api_server.is_none()
+    }
+
     /// See [`ApiServer::warnings`]; empty without an API server.
     pub fn warnings(&self, pod: &str) -> Vec<String> {
         self.api_server.as_ref().map_or_else(Vec::new, |server| server.warnings(pod))

@@ -26,6 +26,10 @@ pub struct Observation {
     pub scheduled_at: Option<Timestamp>,
     /// When the later of our two containers started.
     pub started_at: Option<Timestamp>,
+    /// The node that it was scheduled to; the name of this machine for a local task.
+    pub node: Option<String>,
+    /// The connector's image as the node resolved it, with its digest; `None` before it is pulled, and for a local task.
+    pub image_id: Option<String>,
     /// A line for the user before the connector starts: how the connector was resolved.
     pub notice: Option<String>,
     /// The progress of the task.
@@ -86,6 +90,8 @@ impl Observation {
             created_at: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
             scheduled_at: scheduled_at(pod),
             started_at: started_at(pod),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            image_id: image_id(pod),
             notice: None,
             phase: phase(pod),
         }
@@ -118,6 +124,12 @@ fn started_at(pod: &Pod) -> Option<Timestamp> {
         running.or(ended).map(|time| time.0).filter(|time| *time > Timestamp::UNIX_EPOCH)
     };
     Some(started(SOURCE)?.max(started(SIDECAR)?))
+}
+
+fn image_id(pod: &Pod) -> Option<String> {
+    let containers = pod.status.as_ref()?.container_statuses.as_deref()?;
+    let id = &containers.iter().find(|container| container.name == SOURCE)?.image_id;
+    Some(id.clone()).filter(|id| !id.is_empty())
 }
 
 fn phase(pod: &Pod) -> Phase {

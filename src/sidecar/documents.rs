@@ -96,12 +96,48 @@ impl Documents {
         let mut destination = value(DESTINATION);
         // The state last: it may exceed the size that a masker takes.
         let logs = Masker::of(config.iter().chain(&destination).chain(&state));
+        let mut readable = stream_names(value(CATALOG).as_ref());
         if let Some(fields) = destination.as_mut().and_then(Value::as_object_mut) {
-            fields.retain(|field, _| !DESTINATION_IDENTITY.contains(&field.as_str()));
+            for field in DESTINATION_IDENTITY {
+                readable.extend(fields.remove(field).and_then(|value| value.as_str().map(str::to_owned)));
+            }
         }
-        let errors = Masker::of(config.iter().chain(&destination).chain(&state));
+        let mut credentials = Vec::new();
+        if let Some(config) = &config {
+            collect_credentials(config, false, &mut credentials);
+        }
+        let errors = Masker::of(credentials.into_iter().chain(&destination));
+        errors.keep_readable(readable);
+        errors.add(config.iter().chain(&state));
         Maskers { logs, errors }
     }
+}
+
+/// Parts of the names of fields that hold credentials.
+const CREDENTIALS: [&str; 6] = ["pass", "secret", "token", "key", "credential", "auth"];
+
+/// The values of a configuration whose fields, by their names, hold credentials.
+fn collect_credentials<'a>(value: &'a Value, named: bool, into: &mut Vec<&'a Value>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                let name = name.to_lowercase();
+                let named = named || CREDENTIALS.iter().any(|part| name.contains(part));
+                collect_credentials(field, named, into);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| collect_credentials(item, named, into)),
+        Value::String(_) if named => into.push(value),
+        _ => {}
+    }
+}
+
+/// The names and namespaces of the streams of a catalog.
+fn stream_names(catalog: Option<&Value>) -> Vec<String> {
+    let streams = catalog.and_then(|catalog| catalog.get("streams")).and_then(Value::as_array);
+    let names = streams.into_iter().flatten().filter_map(|stream| stream.get("stream"));
+    let texts = names.flat_map(|stream| ["name", "namespace"].map(|key| stream.get(key).and_then(Value::as_str)));
+    texts.flatten().map(str::to_owned).collect()
 }
 
 /// The connector's configuration as the connector renews it: a single-use refresh token makes the configuration that the
@@ -163,7 +199,28 @@ fn fingerprint(document: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::fingerprint;
+    use super::{CATALOG, CONFIG, DESTINATION, Documents, STATE, fingerprint};
+
+    #[test]
+    fn own_texts_name_destination_and_streams_but_no_credentials() {
+        let documents = [
+            (
+                CONFIG,
+                r#"{"host": "db.internal", "table": "orders", "auth": {"password": "warehouse"}, "user": "reader"}"#,
+            ),
+            (CATALOG, r#"{"streams": [{"stream": {"name": "orders", "namespace": "shop"}}]}"#),
+            (STATE, r#"[{"stream": {"stream_descriptor": {"name": "orders", "namespace": "shop"}}}]"#),
+            (
+                DESTINATION,
+                r#"{"host": "db.internal", "database": "warehouse", "username": "loader", "password": "loader"}"#,
+            ),
+        ];
+        let files = documents.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        let maskers = Documents { files }.maskers();
+        let text = "shop.orders: db.internal/reader, warehouse, loader";
+        assert_eq!(maskers.errors.mask(text), "shop.orders: db.internal/***, ***, ***");
+        assert_eq!(maskers.logs.mask(text), "***.***: ***/***, ***, ***");
+    }
 
     #[test]
     fn fingerprints_ignore_whitespace_and_key_order() {

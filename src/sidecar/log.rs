@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,22 +11,22 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::db::{DbError, LogIds, LogRow};
+use crate::db::{DbError, LogIds, LogRow, store_log_batches};
 use crate::secret::Masker;
-use crate::task::{Task, TaskKind};
+use crate::task::Task;
 
+/// The logger of our own rows.
+const LOGGER: &str = "syncctl";
 /// Rows of one task: the limit that the existing implementation has for a sync.
 const MAX_ROWS: u64 = 3000;
+/// Additional rows for the progress of the streams: a verbose connector must not hide it.
+const MAX_PROGRESS_ROWS: u64 = 1000;
 /// Additional rows for WARN and above: a verbose connector must not hide its own failure.
 const MAX_SEVERE_ROWS: u64 = 500;
 /// Longer messages are truncated, in bytes.
 const MAX_MESSAGE: usize = 16 * 1024;
 /// Rows that wait for the database.
 const QUEUE: usize = 4000;
-/// Rows in one statement.
-const BATCH: usize = 200;
-/// How long a row waits for others to form a batch.
-const BATCH_DELAY: Duration = Duration::from_millis(500);
 /// How long the last rows may take. A longer outage of the database costs log rows, not the outcome.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -77,9 +77,10 @@ impl Level {
 /// Mask the secrets of a task in text. Clones share their secrets.
 #[derive(Clone, Default)]
 pub struct Maskers {
-    /// For log rows: masks every string of the documents.
+    /// For log rows of the connector: masks every string of the documents.
     pub logs: Masker,
-    /// For errors of the task: keeps what identifies the destination, because an error that hides it is of no use.
+    /// For errors of the task and our own log rows: keeps what identifies the destination and the streams, because a text
+    /// that hides them is of no use.
     pub errors: Masker,
 }
 
@@ -99,6 +100,7 @@ struct Shared {
     sync_id: String,
     task_id: String,
     rows: AtomicU64,
+    progress_rows: AtomicU64,
     severe_rows: AtomicU64,
     dropped: AtomicU64,
     /// Messages that only the sidecar's own log has.
@@ -106,16 +108,13 @@ struct Shared {
 }
 
 impl TaskLog {
-    /// Starts the thread, which stores rows with `insert`. The contract wants empty ids in rows of spec, check and
-    /// discover.
+    /// Starts the thread, which stores rows with `insert`.
     pub fn start<F>(task: &Task, maskers: Maskers, min_level: &str, insert: F) -> Self
     where
         F: Fn(&[LogRow]) -> Result<(), DbError> + Send + 'static,
     {
         let (queue, rows) = mpsc::sync_channel(QUEUE);
-        let thread = std::thread::spawn(move || insert_batches(&rows, insert));
-        let is_read = task.kind == TaskKind::Read;
-        let id = |id: &str| if is_read { id.to_owned() } else { String::new() };
+        let thread = std::thread::spawn(move || store_log_batches(&rows, insert));
         Self {
             shared: Arc::new(Shared {
                 queue: Mutex::new(Some(queue)),
@@ -123,9 +122,10 @@ impl TaskLog {
                 ids: Mutex::default(),
                 maskers,
                 min_level: Level::parse(min_level),
-                sync_id: id(&task.sync_id),
-                task_id: id(&task.task_id),
+                sync_id: task.sync_id.clone(),
+                task_id: task.task_id.clone(),
                 rows: AtomicU64::new(0),
+                progress_rows: AtomicU64::new(0),
                 severe_rows: AtomicU64::new(0),
                 dropped: AtomicU64::new(0),
                 unstored: AtomicU64::new(0),
@@ -163,8 +163,27 @@ impl TaskLog {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let row = shared.row(level, logger, message);
-        level.emit(logger, &row.message);
+        self.queue(level, shared.row(level, logger, message));
+    }
+
+    /// Logs the progress of the task: a text of ours with names and numbers, which holds no secret and is not masked.
+    pub fn write_progress(&self, message: &str) {
+        if self.shared.progress_rows.fetch_add(1, Ordering::Relaxed) < MAX_PROGRESS_ROWS {
+            self.write_total(message);
+        }
+    }
+
+    /// The same for the last line of a task, which is never dropped.
+    pub fn write_total(&self, message: &str) {
+        let shared = &self.shared;
+        if shared.min_level <= Level::Info {
+            self.queue(Level::Info, shared.plain_row(Level::Info, LOGGER, message.to_owned()));
+        }
+    }
+
+    fn queue(&self, level: Level, row: LogRow) {
+        level.emit(&row.logger, &row.message);
+        let shared = &self.shared;
         let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.as_ref().is_none_or(|queue| queue.try_send(row).is_err()) {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
@@ -198,8 +217,12 @@ impl TaskLog {
 
 impl Shared {
     fn row(&self, level: Level, logger: &str, message: &str) -> LogRow {
+        let masker = if logger == LOGGER { &self.maskers.errors } else { &self.maskers.logs };
         // Masked before it is truncated: half of a secret would not be recognized.
-        let mut message = self.maskers.logs.mask(message);
+        self.plain_row(level, logger, masker.mask(message))
+    }
+
+    fn plain_row(&self, level: Level, logger: &str, mut message: String) -> LogRow {
         if message.len() > MAX_MESSAGE {
             let length = message.len();
             message.truncate(message.floor_char_boundary(MAX_MESSAGE));
@@ -215,25 +238,6 @@ impl Shared {
             sync_id: self.sync_id.clone(),
             task_id: self.task_id.clone(),
             timestamp,
-        }
-    }
-}
-
-fn insert_batches(rows: &Receiver<LogRow>, insert: impl Fn(&[LogRow]) -> Result<(), DbError>) {
-    let mut open = true;
-    while open {
-        let Ok(first) = rows.recv() else { return };
-        let mut batch = vec![first];
-        let deadline = Instant::now() + BATCH_DELAY;
-        while open && batch.len() < BATCH {
-            match rows.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(row) => batch.push(row),
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => open = false,
-            }
-        }
-        if let Err(error) = insert(&batch) {
-            tracing::warn!(%error, rows = batch.len(), "log rows are lost");
         }
     }
 }

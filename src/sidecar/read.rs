@@ -74,6 +74,7 @@ struct Session<'a> {
     has_changed: bool,
     /// Rows have arrived since the last report.
     has_new_rows: bool,
+    started: Instant,
     last_report: Instant,
     last_tick: Instant,
 }
@@ -117,9 +118,10 @@ impl<'a> Session<'a> {
         catalog.validate().map_err(|why| Failure::new(Class::InvalidInput, format!("{CATALOG}: {why}")))?;
         let progress = Progress::of(documents.get(STATE));
         let destination: serde_json::Value = documents.parse(DESTINATION)?;
-        let sink = Destination::parse(&destination)?
-            .connect(task)
-            .map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
+        let destination = Destination::parse(&destination)?;
+        let selected = catalog.streams.len();
+        read.log.write_progress(&format!("selected streams: {selected}; destination: {}", destination.address()));
+        let sink = destination.connect(task).map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
         let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
         let reporter =
             ProgressReporter::start(db.clone(), task.task_id.clone(), source.metrics_file(), streams.reports());
@@ -135,6 +137,7 @@ impl<'a> Session<'a> {
             with_state: HashSet::new(),
             has_changed: false,
             has_new_rows: false,
+            started: now,
             last_report: now,
             last_tick: now,
         })
@@ -251,6 +254,7 @@ impl<'a> Session<'a> {
         let storable = self.streams.tick();
         self.store(storable)?;
         self.log_warnings();
+        self.log_activity(false);
         let now = Instant::now();
         self.last_tick = now;
         if now.duration_since(start) >= LONG_COMMIT {
@@ -262,6 +266,25 @@ impl<'a> Session<'a> {
             (self.last_report, self.has_changed, self.has_new_rows) = (now, false, false);
         }
         Ok(())
+    }
+
+    fn log_activity(&mut self, is_final: bool) {
+        for line in self.streams.activity(is_final) {
+            self.read.log.write_progress(&line);
+        }
+    }
+
+    /// Logs the last line of a read.
+    fn log_total(&self, status: TaskStatus, reports: &StreamReports) {
+        let rows: u64 = reports.values().map(|report| report.events).sum();
+        let bytes: u64 = reports.values().map(|report| report.bytes).sum();
+        let succeeded = reports.values().filter(|report| report.status == StreamStatus::Success).count();
+        let seconds = self.started.elapsed().as_secs();
+        self.read.log.write_total(&format!(
+            "read ended as {}: {rows} rows, {bytes} bytes; {succeeded} of {} streams succeeded; {seconds} s",
+            status.as_str(),
+            reports.len()
+        ));
     }
 
     fn log_warnings(&mut self) {
@@ -285,6 +308,7 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         self.read.db.save_states(&self.read.task.sync_id, &storable)?;
+        self.streams.states_saved(storable.iter().map(|(key, _)| key.as_str()));
         if self.read.task.options.full_sync {
             self.with_state.extend(storable.iter().map(|(stream, _)| stream.clone()));
         }
@@ -308,6 +332,7 @@ impl<'a> Session<'a> {
         let (status, failure) = match end {
             End::Killed => {
                 self.streams.source_ended(false, "the connector was killed");
+                self.log_activity(true);
                 self.reporter.finish();
                 self.reporter.write_last(&self.reports());
                 return Ok(SidecarExit::OutcomeUnknown);
@@ -335,8 +360,10 @@ impl<'a> Session<'a> {
             End::LimitReached => self.outcome_at_limit()?,
         };
         self.log_warnings();
+        self.log_activity(true);
         self.clear_replaced_states()?;
         let reports = self.reports();
+        self.log_total(status, &reports);
         self.reporter.finish();
         // The outcome does not include it.
         self.reporter.write_metrics(&reports);

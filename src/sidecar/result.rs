@@ -61,7 +61,10 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
         }
     };
     match output {
-        Ok(output) => store(task, db, log, output)?,
+        Ok(output) => {
+            store(task, db, log, output)?;
+            log.write_total(&format!("{}: result stored", task.kind));
+        }
         Err(failure) => store_failure(task, db, log, &failure)?,
     }
     Ok(SidecarExit::Finished)

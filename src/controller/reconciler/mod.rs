@@ -20,6 +20,7 @@ pub use shared::{Config, Observer, Role};
 pub use tracked_tasks::{Durations, Limits, PHASES};
 
 use crate::controller::lifecycle::Termination;
+use crate::controller::start_log::{LogWriter, Place};
 use crate::controller::{cleanup, outcome};
 use crate::failure::Failure;
 use crate::pod::{Leadership, PodError, PodEvent, PodRef, Scope, Subscription, TaskPod};
@@ -51,10 +52,13 @@ impl Reconciler {
     pub fn start(config: Config, observer: Arc<dyn Observer>) -> Self {
         let shared = Arc::new(Shared::new(config, observer));
         let (messages, inbox) = mpsc::channel();
+        let place = Place::of(&shared.config.backend);
         let reconcile_loop = ReconcileLoop {
             shared: Arc::clone(&shared),
             messages: messages.clone(),
             jobs: start_workers(&shared, &messages),
+            log: LogWriter::start(&shared.config.db, &shared.config.log_level),
+            place,
             term: None,
             terms: 0,
         };
@@ -156,6 +160,8 @@ struct ReconcileLoop {
     shared: Arc<Shared>,
     messages: Sender<Message>,
     jobs: Sender<TermJob>,
+    log: LogWriter,
+    place: Place,
     term: Option<Term>,
     terms: u64,
 }
@@ -273,7 +279,13 @@ impl ReconcileLoop {
                     term.one_off_pods.insert(pod.id.name.clone(), *pod);
                     None
                 }
-                Ok(task) => term.tasks.observe(&pod, task, now),
+                Ok(task) => {
+                    let job = term.tasks.observe(&pod, task, now);
+                    if let Some(start_log) = term.tasks.start_log(&pod.id) {
+                        self.log.write(start_log.observe(&pod, task, &self.place));
+                    }
+                    job
+                }
             },
             PodEvent::Deleted { name, uid } => {
                 term.one_off_pods.remove(&name);

@@ -25,6 +25,8 @@ pub struct Config {
     pub resync: Duration,
     /// The time limits of tasks.
     pub limits: Limits,
+    /// The least level in `task_log`.
+    pub log_level: String,
     /// Rows of `task_log` to keep of each sync.
     pub log_rows: u64,
     /// How long to keep rows of `task_log`.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::controller::lifecycle::{TaskLifecycle, Termination, Transition};
+use crate::controller::start_log::StartLog;
 use crate::pod::status::{Observation, Phase};
 use crate::pod::{PodRef, TaskPod};
 use crate::retry::Backoff;
@@ -84,6 +85,7 @@ struct TrackedTask {
     lifecycle: TaskLifecycle,
     phase: &'static str,
     durations: Durations,
+    start_log: StartLog,
     stage: Stage,
     /// The Pod no longer exists.
     is_gone: bool,
@@ -177,6 +179,11 @@ impl TrackedTasks {
         let job = tracked.record(termination);
         self.tasks.insert(pod.id.name.clone(), Box::new(tracked));
         Some(job)
+    }
+
+    /// What the log has of the start of a tracked task.
+    pub fn start_log(&mut self, pod: &PodRef) -> Option<&mut StartLog> {
+        self.get_mut(&pod.name, &pod.uid).map(|tracked| &mut tracked.start_log)
     }
 
     /// The initial list is complete.
@@ -311,6 +318,7 @@ impl TrackedTask {
             lifecycle: TaskLifecycle::new(launched_at, task.timeout, limits.init_timeout),
             phase: PHASES[0],
             durations: Durations::default(),
+            start_log: StartLog::default(),
             stage: Stage::Following,
             is_gone: false,
             is_deleting: false,

@@ -37,6 +37,8 @@ impl Fixture {
                 created_at: Some(self.start.1),
                 scheduled_at: None,
                 started_at: None,
+                node: None,
+                image_id: None,
                 notice: None,
             },
             deleting: false,

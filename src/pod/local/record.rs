@@ -67,6 +67,7 @@ impl TaskRecord {
     fn observation(&self, is_supervised: bool) -> Observation {
         let mut observation = Observation::of(&self.pod);
         observation.notice.clone_from(&self.notice);
+        observation.node = machine_name();
         let failure = match (&self.failure, &observation.phase) {
             (Some(failure), _) => failure.clone(),
             (None, Phase::Ended(_)) => return observation,
@@ -141,6 +142,12 @@ impl TaskRecord {
             containers.push(container);
         }
     }
+}
+
+/// The host name of this machine.
+fn machine_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 fn now() -> Time {

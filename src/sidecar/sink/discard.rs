@@ -20,6 +20,10 @@ pub(super) fn parse(_config: &Value) -> Result<Box<dyn Connect>, Failure> {
 }
 
 impl Connect for Settings {
+    fn address(&self) -> String {
+        "nowhere: the destination discards rows".to_owned()
+    }
+
     fn connect(&self, _task: &Task) -> Result<Box<dyn Sink>, SinkError> {
         Ok(Box::new(DiscardSink::default()))
     }

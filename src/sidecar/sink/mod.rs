@@ -29,6 +29,9 @@ type ParseConfig = fn(&Value) -> Result<Box<dyn Connect>, Failure>;
 
 /// The validated configuration of a destination.
 trait Connect: Debug {
+    /// Which destination it is, without credentials.
+    fn address(&self) -> String;
+
     /// Connects, for one task.
     fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError>;
 }
@@ -53,6 +56,11 @@ impl Destination {
             Some((_, parse)) => parse(config).map(Self),
             None => Err(invalid(&format!("unknown type {kind:?}"))),
         }
+    }
+
+    /// Which destination it is, without credentials: `database "x" at host:port`.
+    pub fn address(&self) -> String {
+        self.0.address()
     }
 
     /// Connects. Must not run on a thread of a tokio runtime, and the sink must not be dropped on one.

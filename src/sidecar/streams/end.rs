@@ -21,6 +21,8 @@ impl Streams {
         stream.status = StreamStatus::Success;
         stream.committed = stream.events;
         stream.error = None;
+        self.note_activity(at);
+        let stream = &mut self.all[at];
         let mut storable: Storable =
             stream.pending_state.take().map(|state| (stream.key.clone(), state)).into_iter().collect();
         storable.extend(self.global_state_if_durable());
@@ -36,6 +38,7 @@ impl Streams {
         stream.status = if stream.committed > 0 { StreamStatus::Partial } else { StreamStatus::Failed };
         stream.error.get_or_insert_with(|| error.to_owned());
         stream.pending_state = None;
+        self.note_activity(at);
     }
 
     /// Fails a stream that the destination refuses. Fails all open ones if the destination has become unavailable: each

@@ -4,6 +4,7 @@
 //! * The state of a failed stream is never stored.
 //! * A stream succeeds when the source reports COMPLETE and its rows are committed.
 
+mod activity;
 mod end;
 mod spec;
 #[cfg(test)]
@@ -11,6 +12,8 @@ mod tests;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
+
+use activity::Activity;
 
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
 use crate::airbyte::message::{Record, StreamName};
@@ -56,6 +59,8 @@ struct Stream {
     estimate: Option<Estimate>,
     /// A state to be stored when the stream is complete.
     pending_state: Option<String>,
+    /// What was logged of it.
+    activity: Activity,
 }
 
 /// All streams of a read, over one sink.
@@ -79,6 +84,10 @@ pub struct Streams {
     remaining: u64,
     limits: CommitLimits,
     next_check: Instant,
+    /// Streams of which something may have to be logged.
+    active: Vec<usize>,
+    /// The same of all streams together.
+    global_activity: Activity,
 }
 
 /// States that may be stored now: (key, document).
@@ -131,6 +140,8 @@ impl Streams {
             remaining: options.max_records.unwrap_or(u64::MAX),
             limits,
             next_check: Instant::now(),
+            active: Vec::new(),
+            global_activity: Activity::default(),
         }
     }
 
@@ -238,6 +249,8 @@ impl Streams {
         let is_pending = self.all[at].status == StreamStatus::Pending;
         if is_pending {
             self.all[at].status = StreamStatus::Running;
+            self.all[at].activity.start = true;
+            self.note_activity(at);
         }
         is_pending
     }
@@ -332,8 +345,9 @@ impl Streams {
         let committed = self.sink.commit(index)?;
         let stream = &mut self.all[at];
         (stream.uncommitted_bytes, stream.uncommitted_since) = (0, None);
-        if committed == Committed::Durable {
+        if committed == Committed::Durable && stream.committed < stream.events {
             stream.committed = stream.events;
+            self.note_activity(at);
         }
         Ok(committed)
     }
@@ -365,6 +379,7 @@ impl Stream {
             error: None,
             estimate: None,
             pending_state: None,
+            activity: Activity::default(),
         }
     }
 }

@@ -1,4 +1,5 @@
 //! The whole sidecar with a connector in a thread, against the Postgres of `SYNCCTL_TEST_DATABASE_URL`.
 
+mod activity;
 mod record_limit;
 mod support;

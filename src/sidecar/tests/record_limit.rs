@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::support::World;
+use super::support::{World, record, state};
 use crate::task::{ReadOptions, StreamStatus, TaskStatus};
 
 /// Streams of an integer `id`, each as (name, write mode).
@@ -15,16 +15,6 @@ fn catalog(streams: &[(&str, &str)]) -> Value {
         })
     };
     json!({"streams": streams.iter().map(stream).collect::<Vec<_>>()})
-}
-
-fn record(stream: &str, id: u64) -> String {
-    json!({"type": "RECORD", "record": {"stream": stream, "data": {"id": id}, "emitted_at": 1}}).to_string() + "\n"
-}
-
-fn state(stream: &str, id: u64) -> String {
-    let descriptor = json!({"name": stream});
-    let state = json!({"type": "STREAM", "stream": {"stream_descriptor": descriptor, "stream_state": {"id": id}}});
-    json!({"type": "STATE", "state": state}).to_string() + "\n"
 }
 
 fn limit(records: u64) -> ReadOptions {

@@ -133,6 +133,18 @@ fn task(options: ReadOptions) -> Task {
     }
 }
 
+/// A RECORD of an integer `id`.
+pub fn record(stream: &str, id: u64) -> String {
+    json!({"type": "RECORD", "record": {"stream": stream, "data": {"id": id}, "emitted_at": 1}}).to_string() + "\n"
+}
+
+/// A STATE of one stream.
+pub fn state(stream: &str, id: u64) -> String {
+    let descriptor = json!({"name": stream});
+    let state = json!({"type": "STREAM", "stream": {"stream_descriptor": descriptor, "stream_state": {"id": id}}});
+    json!({"type": "STATE", "state": state}).to_string() + "\n"
+}
+
 /// The connector's end of the pipes.
 pub struct Connector {
     folder: PathBuf,

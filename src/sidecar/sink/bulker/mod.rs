@@ -79,6 +79,10 @@ pub(super) fn parse(config: &Value) -> Result<Box<dyn Connect>, Failure> {
 }
 
 impl Connect for Settings {
+    fn address(&self) -> String {
+        format!("Bulker at {}", self.endpoint)
+    }
+
     fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError> {
         let sink = BulkerSink::new(self, &task.sync_id, &task.task_id, LIMITS)?;
         // Reports a wrong address before the source is read.

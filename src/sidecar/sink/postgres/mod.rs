@@ -76,6 +76,10 @@ pub(super) fn parse(config: &Value) -> Result<Box<dyn Connect>, Failure> {
 }
 
 impl Connect for Settings {
+    fn address(&self) -> String {
+        self.target.address()
+    }
+
     fn connect(&self, _task: &Task) -> Result<Box<dyn Sink>, SinkError> {
         Ok(Box::new(PostgresSink::connect(self, RETRY_TIMEOUT)?))
     }
