@@ -151,7 +151,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__check)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -194,6 +194,10 @@ _syncctl() {
                     return 0
                     ;;
                 --sidecar-database-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --own-schema)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -535,7 +539,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__discover)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -578,6 +582,10 @@ _syncctl() {
                     return 0
                     ;;
                 --sidecar-database-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --own-schema)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -987,7 +995,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__read)
-            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --debug --max-records --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --debug --max-records --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1058,6 +1066,10 @@ _syncctl() {
                     return 0
                     ;;
                 --sidecar-database-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --own-schema)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1193,7 +1205,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__serve)
-            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --token-secret --instance-id --http-max-body-mi --http-max-connections --sync-task-log-size --sync-task-log-age --log-format --syncs-enabled --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --token-secret --instance-id --http-max-body-mi --http-max-connections --sync-task-log-size --sync-task-log-age --log-format --syncs-enabled --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1256,6 +1268,10 @@ _syncctl() {
                     return 0
                     ;;
                 --sidecar-database-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --own-schema)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1391,7 +1407,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__sidecar)
-            opts="-h --command --stdout-pipe-file --stderr-pipe-file --secrets-dir --config-dir --termination-log --mark --database-url --started-at --package --package-version --connector-type --storage-key --sync-id --task-id --started-by --namespace --table-name-prefix --to-same-case --add-meta --deduplicate --full-sync --log-level --db-log-level --task-timeout-hours --task-timeout-seconds --init-timeout-seconds --silence-seconds --commit-seconds --commit-mi --max-records --contract --help"
+            opts="-h --command --stdout-pipe-file --stderr-pipe-file --secrets-dir --config-dir --termination-log --mark --database-url --own-schema --started-at --package --package-version --connector-type --storage-key --sync-id --task-id --started-by --namespace --table-name-prefix --to-same-case --add-meta --deduplicate --full-sync --log-level --db-log-level --task-timeout-hours --task-timeout-seconds --init-timeout-seconds --silence-seconds --commit-seconds --commit-mi --max-records --contract --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1426,6 +1442,10 @@ _syncctl() {
                     return 0
                     ;;
                 --database-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --own-schema)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1533,7 +1553,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__spec)
-            opts="-o -q -v -h --package --version --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1568,6 +1588,10 @@ _syncctl() {
                     return 0
                     ;;
                 --sidecar-database-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --own-schema)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

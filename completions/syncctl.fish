@@ -47,6 +47,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l timeout -d 'Tim
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
@@ -93,6 +94,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l timeout -d 'Ti
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
@@ -139,6 +141,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l timeout -d 
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
@@ -192,6 +195,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l timeout -d 'Tim
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
@@ -247,6 +251,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-format -d 
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l syncs-enabled -d '`false` or `0` ends `serve` at once: how a deployment is switched off without removing it [default: true]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
@@ -329,6 +334,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l config-dir -
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l termination-log -d 'File for a failure that cannot be written to the database' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l mark -d 'Identifies a process of a local task' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l database-url -d 'Postgres database of results' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l own-schema -d 'Schema of that database for tables that other programs do not know; used where it exists' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l started-at -d 'When the task was accepted (RFC 3339)' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l package-version -d 'Version of the connector image' -r

@@ -64,6 +64,8 @@ variables! {
     DATABASE_URL "URL" [secret true] = "with --local, an embedded database: see `syncctl db`",
         "Postgres database of results, logs and states; set it in the environment, where other users cannot see it";
     SIDECAR_DATABASE_URL "URL" [secret true] = "the database URL", "The same database as Pods reach it";
+    OWN_SCHEMA "SCHEMA" = "syncctl",
+        "Schema of that database for tables that other programs do not know; created where the role may";
     SIDECAR_IMAGE "IMAGE" = "", "Image with the sidecar, such as the one that `syncctl image` writes";
     INIT_IMAGE "IMAGE" = "", "Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar";
     BULKER_URL "URL" [secret true] = "", "Bulker instance that takes the rows of reads without a destination";

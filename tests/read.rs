@@ -307,7 +307,8 @@ fn renewed_configurations_are_used_until_the_caller_changes_its_own() {
     // This run fails after it has used its token.
     assert_eq!(run("token"), "token");
     let used = |text: &str| {
-        world.schema.number(&format!("SELECT count(*) FROM source_config WHERE config::text LIKE '%\"{text}\"%'"))
+        let own = world.schema.own();
+        world.schema.number(&format!("SELECT count(*) FROM {own}.source_config WHERE config::text LIKE '%\"{text}\"%'"))
     };
     assert_eq!(used("token-next-next"), 1);
     assert_eq!(run("token"), "token token-next-next");

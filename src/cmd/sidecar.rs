@@ -45,6 +45,9 @@ pub struct SidecarArgs {
     /// Postgres database of results
     #[arg(long, env = variable::DATABASE_URL, default_value = "")]
     database_url: String,
+    /// Schema of that database for tables that other programs do not know; used where it exists
+    #[arg(long, env = variable::OWN_SCHEMA, default_value = env::OWN_SCHEMA.default)]
+    own_schema: String,
     /// When the task was accepted (RFC 3339)
     #[arg(long, env = variable::STARTED_AT, default_value = "")]
     started_at: String,
@@ -197,6 +200,9 @@ impl SidecarArgs {
         Ok(Sidecar {
             task,
             database_url: Secret::from(required(self.database_url, variable::DATABASE_URL)?),
+            own_schema: Some(self.own_schema)
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| env::OWN_SCHEMA.default.to_owned()),
             source: SourceSettings {
                 stdout: self.stdout_pipe_file,
                 stderr: self.stderr_pipe_file,

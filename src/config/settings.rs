@@ -24,6 +24,8 @@ pub struct SettingsArgs {
     database_url: Option<String>,
     #[arg(long, env = env::SIDECAR_DATABASE_URL.name)]
     sidecar_database_url: Option<String>,
+    #[arg(long, env = env::OWN_SCHEMA.name)]
+    own_schema: Option<String>,
     #[arg(long, env = env::SIDECAR_IMAGE.name)]
     sidecar_image: Option<String>,
     #[arg(long, env = env::INIT_IMAGE.name)]
@@ -130,6 +132,12 @@ pub struct BulkerSettings {
 }
 
 impl Settings {
+    /// The schema for tables that other programs do not know.
+    pub fn own_schema(&self) -> &str {
+        // Pods use the same one.
+        &self.pod.own_schema
+    }
+
     /// The same settings for a connector that is a command of this machine.
     pub fn with_exec(mut self, command: Option<String>) -> Result<Self, Failure> {
         match (&mut self.engine, command) {
@@ -201,6 +209,7 @@ impl SettingsArgs {
                 // A foreign sidecar is an image, which a local task does not use.
                 init_image: present(self.init_image).filter(|_| !is_local),
                 sidecar_database_url: Secret::from(sidecar_database_url),
+                own_schema: problems.schema(self.own_schema),
                 node_selector: problems.labels(self.kubernetes_node_selector),
                 service_account: present(self.pods_service_account),
                 grace_seconds: problems
@@ -253,6 +262,16 @@ impl Problems {
             self.malformed.push(text.to_owned());
         }
         BulkerSettings { url, auth_token: token.map(Secret::from) }
+    }
+
+    /// The name of a schema. The server would cut a longer one, and refuses the prefix of its own schemas.
+    fn schema(&mut self, name: Option<String>) -> String {
+        let name = present(name).unwrap_or_else(|| env::OWN_SCHEMA.default.to_owned());
+        if name.len() > 63 || name.starts_with("pg_") || name.contains('\0') {
+            let expected = "the name of a schema, of 63 bytes at most and without the prefix pg_";
+            self.malformed(&env::OWN_SCHEMA, format_args!("{name:?}"), expected);
+        }
+        name
     }
 
     fn level(&mut self, value: Option<String>, variable: &env::Variable) -> String {

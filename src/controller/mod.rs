@@ -17,7 +17,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::config::{Engine, Settings};
-use crate::db::local_server::{DATABASE, LocalServer, PORT, SCHEMA, USER};
+use crate::db::local_server::{DATABASE, LocalServer, OWN_SCHEMA, PORT, SCHEMA, USER};
 use crate::failure::{Class, Failure};
 use crate::pod::Backend;
 use crate::pod::kubernetes::Cluster;
@@ -39,6 +39,7 @@ pub fn start_database(mut settings: Settings) -> Result<(Settings, Option<LocalS
     let database = LocalServer::start(directory)?;
     settings.database_url = Secret::from(database.url());
     settings.pod.sidecar_database_url = settings.database_url.clone();
+    OWN_SCHEMA.clone_into(&mut settings.pod.own_schema);
     let warehouse = json!({
         "destinationType": "postgres",
         "host": database.socket_directory(),

@@ -52,11 +52,15 @@ pub fn run(settings: &Settings, output: &Output, request: Request) -> TaskResult
         move || drop(events.send(Event::Cancelled))
     })?;
     let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
-    let options =
-        Options { application_name: "syncctl".to_owned(), pool_size: 2, retry_timeout: DATABASE_RETRY_TIMEOUT };
+    let options = Options {
+        application_name: "syncctl".to_owned(),
+        pool_size: 2,
+        retry_timeout: DATABASE_RETRY_TIMEOUT,
+        own_schema: settings.own_schema().to_owned(),
+    };
     let db = Db::open(target, options)?;
     db.ensure_schema()?;
-    let Request { task, mut payload, stored_state } = request;
+    let Request { task, mut payload, stored_state, .. } = request;
     if let Some(catalog) = stored_state {
         payload.state = state::from_rows(&db.states(&task.sync_id)?, &catalog)
             .map_err(|error| Failure::new(Class::DatabaseError, error))?;
@@ -98,7 +102,7 @@ impl Run<'_> {
         cancellation: &Cancellation,
     ) -> TaskResult {
         let task = self.task;
-        match outcome::record_start(self.db, task, ConcurrencyPolicy::Allow)? {
+        match outcome::record_start(self.db, task, None, ConcurrencyPolicy::Allow)? {
             StartOutcome::Started => {}
             StartOutcome::Exists(row) => {
                 let text = format!("task {} was started before and is {}", task.task_id, row.status_text);

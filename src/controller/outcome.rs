@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::db::{ConcurrencyPolicy, Db, DbError, ResultKey, SpecKey, StartOutcome, StoredTask, Writer};
+use crate::db::{ConcurrencyPolicy, Db, DbError, RequestMark, ResultKey, SpecKey, StartOutcome, StoredTask, Writer};
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
@@ -88,11 +88,16 @@ impl Outcome {
 pub type TaskResult = Result<Outcome, Failure>;
 
 /// Records the start of a task before its Pod exists. Only a read can be rejected.
-pub fn record_start(db: &Db, task: &Task, concurrency: ConcurrencyPolicy) -> Result<StartOutcome, DbError> {
+pub fn record_start(
+    db: &Db,
+    task: &Task,
+    mark: Option<&RequestMark>,
+    concurrency: ConcurrencyPolicy,
+) -> Result<StartOutcome, DbError> {
     match task.kind {
         TaskKind::Spec | TaskKind::Check => Ok(StartOutcome::Started),
         TaskKind::Discover => db.start_catalog(&ResultKey::of(task), task.started_at).map(|()| StartOutcome::Started),
-        TaskKind::Read => db.start_task(task, concurrency),
+        TaskKind::Read => db.start_task(task, mark, concurrency),
     }
 }
 

@@ -14,7 +14,7 @@ use super::document::{Document, without_values};
 use crate::airbyte::catalog::{ConfiguredCatalog, Stream};
 use crate::airbyte::state;
 use crate::config::{BulkerSettings, Settings};
-use crate::db::is_reserved_table;
+use crate::db::{RequestMark, is_reserved_table};
 use crate::failure::{Class, Failure};
 use crate::pod::payload::Payload;
 use crate::sidecar::sink::Destination;
@@ -36,6 +36,8 @@ pub struct Request {
     pub payload: Payload,
     /// The read resumes from the state stored for its sync, which is loaded for the streams of this catalog.
     pub stored_state: Option<ConfiguredCatalog>,
+    /// Tells a repeated request from another one.
+    pub mark: Option<RequestMark>,
 }
 
 /// The documents of a read.
@@ -89,7 +91,7 @@ pub fn new_task(kind: TaskKind, image: Image, timeout: Option<Duration>, started
 impl Request {
     /// A spec.
     pub fn spec(task: Task) -> Self {
-        Self { task, payload: Payload::default(), stored_state: None }
+        Self { task, payload: Payload::default(), stored_state: None, mark: None }
     }
 
     /// A check or a discover. Without a storage key the result is stored under a hash of image and configuration.
@@ -100,7 +102,7 @@ impl Request {
             format!("cli-{}", hex::encode(&digest[..16]))
         });
         let payload = Payload { config: Some(config), ..Payload::default() };
-        Ok(Self { task, payload, stored_state: None })
+        Ok(Self { task, payload, stored_state: None, mark: None })
     }
 
     /// A read, or all problems of its options and documents.
@@ -137,7 +139,7 @@ impl Request {
             }
             payload.catalog = Some(text);
         }
-        if problems.is_empty() { Ok(Self { task, payload, stored_state }) } else { Err(problems) }
+        if problems.is_empty() { Ok(Self { task, payload, stored_state, mark: None }) } else { Err(problems) }
     }
 }
 

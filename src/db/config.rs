@@ -1,12 +1,16 @@
 //! `source_config`: configurations that connectors have updated during a read, one per sync.
 //!
-//! Only syncctl uses this table. A row replaces the configuration of the caller as long as the caller sends the one from
-//! which it was made.
+//! Only syncctl uses this table, so it is in the own schema. A row replaces the configuration of the caller as long as the
+//! caller sends the one from which it was made.
+//!
+//! Earlier versions created it beside the tables of the contract. From there its rows are moved; where that fails, that
+//! table stays in use.
 
 use jiff::Timestamp;
 
+use super::own_tables::{OwnSchema, SOURCE_CONFIG as TABLE};
 use super::pool::{Attempt, Transaction, text};
-use super::text::clean_json;
+use super::text::{clean_json, quote_literal};
 use super::{Db, DbError};
 
 /// A configuration that replaces the caller's.
@@ -21,36 +25,106 @@ pub struct StoredConfig {
 impl Db {
     /// The connector's update of the configuration whose fingerprint is `given`.
     pub fn stored_config(&self, sync_id: &str, package: &str, given: &str) -> Result<Option<StoredConfig>, DbError> {
-        let sql = "SELECT config::text, timestamp FROM source_config
-             WHERE sync_id = $1 AND package = $2 AND given = $3";
         self.run("read the stored configuration of a sync", |tx| {
-            if !has_table(tx)? {
-                return Ok(None);
+            for table in Table::all(tx)? {
+                let sql = format!(
+                    "SELECT config::text, timestamp FROM {} WHERE sync_id = $1 AND package = $2 AND given = $3{}",
+                    table.name, table.condition
+                );
+                let stored = tx.row(&sql, &[text(&sync_id), text(&package), text(&given)], |row| {
+                    Ok(StoredConfig { config: row.try_get(0)?, timestamp: row.try_get(1)? })
+                })?;
+                if stored.is_some() {
+                    return Ok(stored);
+                }
             }
-            tx.row(sql, &[text(&sync_id), text(&package), text(&given)], |row| {
-                Ok(StoredConfig { config: row.try_get(0)?, timestamp: row.try_get(1)? })
-            })
+            Ok(None)
         })
     }
 
-    /// Stores the connector's update of the configuration whose fingerprint is `given`. False without the table, which
-    /// other controllers do not create.
+    /// Stores the connector's update of the configuration whose fingerprint is `given`. False without a table for it.
     pub fn save_config(&self, sync_id: &str, package: &str, given: &str, config: &str) -> Result<bool, DbError> {
         let config = clean_json(config);
-        let sql = "INSERT INTO source_config (sync_id, package, given, config, timestamp)
-             VALUES ($1, $2, $3, $4::text::jsonb, CURRENT_TIMESTAMP)
-             ON CONFLICT (sync_id) DO UPDATE SET package = excluded.package, given = excluded.given,
-               config = excluded.config, timestamp = excluded.timestamp";
         self.run("store the configuration of a sync", |tx| {
-            let exists = has_table(tx)?;
-            if exists {
-                tx.execute(sql, &[text(&sync_id), text(&package), text(&given), text(&config)])?;
-            }
-            Ok(exists)
+            let Some(table) = Table::all(tx)?.into_iter().next() else { return Ok(false) };
+            let Table { name, key, values, .. } = table;
+            let sql = format!(
+                "INSERT INTO {name} ({key}, package, given, config, timestamp)
+                 VALUES ({values}$1, $2, $3, $4::text::jsonb, CURRENT_TIMESTAMP)
+                 ON CONFLICT ({key}) DO UPDATE SET package = excluded.package, given = excluded.given,
+                   config = excluded.config, timestamp = excluded.timestamp"
+            );
+            tx.execute(&sql, &[text(&sync_id), text(&package), text(&given), text(&config)])?;
+            Ok(true)
         })
+    }
+
+    /// Moves the configurations that an earlier version, or a sidecar of one, has stored beside the tables of the contract.
+    pub fn move_configs(&self) {
+        let moved = self.run("move renewed configurations to the own schema", |tx| {
+            let Some(own) = tx.own.filter(|own| own.has_configs) else { return Ok(0) };
+            if !has_old_table(tx)? {
+                return Ok(0);
+            }
+            let sql = format!(
+                "WITH moved AS (DELETE FROM {TABLE} RETURNING sync_id, package, given, config, timestamp)
+                 INSERT INTO {} AS stored (results_schema, sync_id, package, given, config, timestamp)
+                 SELECT $1, moved.* FROM moved
+                 ON CONFLICT (results_schema, sync_id) DO UPDATE SET package = excluded.package,
+                   given = excluded.given, config = excluded.config, timestamp = excluded.timestamp
+                 WHERE stored.timestamp < excluded.timestamp",
+                own.table(TABLE)
+            );
+            tx.execute(&sql, &[text(&own.results_schema)])
+        });
+        match moved {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "moved renewed configurations to the schema of syncctl"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot move the table source_config, which stays in use: the console's Prisma drops it");
+            }
+        }
     }
 }
 
-fn has_table(tx: &mut Transaction<'_>) -> Attempt<bool> {
-    tx.exists("SELECT 1 WHERE to_regclass('source_config') IS NOT NULL", &[])
+/// A table with configurations.
+struct Table {
+    name: String,
+    key: &'static str,
+    /// The values of the columns before the sync id.
+    values: String,
+    /// Selects the rows of this installation.
+    condition: String,
+}
+
+impl Table {
+    /// The tables in use, the one for new rows first.
+    fn all(tx: &mut Transaction<'_>) -> Attempt<Vec<Self>> {
+        let mut tables: Vec<Self> = tx.own.filter(|own| own.has_configs).map(Self::own).into_iter().collect();
+        if has_old_table(tx)? {
+            let (values, condition) = (String::new(), String::new());
+            tables.push(Self { name: TABLE.to_owned(), key: "sync_id", values, condition });
+        }
+        Ok(tables)
+    }
+
+    fn own(own: &OwnSchema) -> Self {
+        let schema = quote_literal(&own.results_schema);
+        Self {
+            name: own.table(TABLE),
+            key: "results_schema, sync_id",
+            values: format!("{schema}, "),
+            condition: format!(" AND results_schema = {schema}"),
+        }
+    }
+}
+
+/// Whether there is a table of an earlier version, which has no column `results_schema`.
+fn has_old_table(tx: &mut Transaction<'_>) -> Attempt<bool> {
+    tx.exists(
+        "SELECT 1 FROM pg_catalog.pg_class c WHERE c.oid = to_regclass('source_config') AND c.relkind IN ('r', 'p')
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                           WHERE a.attrelid = c.oid AND a.attname = 'results_schema' AND NOT a.attisdropped)",
+        &[],
+    )
 }

@@ -21,6 +21,8 @@ pub mod local_server;
 mod log;
 mod log_batches;
 mod notify;
+mod own_schema;
+mod own_tables;
 mod ping;
 mod pool;
 mod schema;
@@ -41,7 +43,7 @@ pub use log::{LogIds, LogLine, LogRow};
 pub use log_batches::store_log_batches;
 pub use schema::is_reserved_table;
 pub use spec::SpecKey;
-pub use task::{ConcurrencyPolicy, StartOutcome, StoredTask};
+pub use task::{ConcurrencyPolicy, RequestMark, StartOutcome, StoredTask};
 
 use crate::task::Task;
 
@@ -64,6 +66,8 @@ pub struct Options {
     pub pool_size: u32,
     /// How long an operation is retried while the database does not answer.
     pub retry_timeout: Duration,
+    /// The schema for tables that other programs do not know, by its exact name.
+    pub own_schema: String,
 }
 
 /// The attempt that a check or discover result belongs to.

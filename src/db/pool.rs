@@ -2,7 +2,7 @@
 //! connection was lost, and not when a statement failed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -13,6 +13,7 @@ use r2d2_postgres::PostgresConnectionManager;
 
 use super::connect::Target;
 use super::error::{DbError, is_connection_lost, is_transient};
+use super::own_tables::OwnSchema;
 use super::ping::Ping;
 use super::{Db, Options};
 use crate::retry::Backoff;
@@ -26,6 +27,9 @@ const MIN_CHECKOUT_WAIT: Duration = Duration::from_millis(100);
 /// Delays before a transaction is retried; the longest bounds how late a database that is back is noticed.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
+/// SQLSTATEs of statements about a schema, table or column that is missing or not permitted.
+const OBJECT_LOST: [&str; 4] = ["3F000", "42P01", "42703", "42501"];
+
 /// Shared by all clones of a [`Db`].
 pub(super) struct Shared {
     pool: r2d2::Pool<Manager>,
@@ -33,6 +37,10 @@ pub(super) struct Shared {
     pub(super) application_name: String,
     state: Arc<State>,
     pub(super) ping: Ping,
+    /// See [`Options::own_schema`].
+    pub(super) own_schema_name: String,
+    /// The own schema, where it was found to be usable.
+    pub(super) own_schema: RwLock<Option<Arc<OwnSchema>>>,
 }
 
 /// Shared by the pool's threads and the operations.
@@ -125,6 +133,8 @@ pub(super) fn time(value: &Timestamp) -> Param<'_> {
 pub(super) struct Transaction<'a> {
     client: &'a mut Client,
     pub(super) target: &'a Target,
+    /// The own schema, where it is usable.
+    pub(super) own: Option<&'a OwnSchema>,
     /// Whether an earlier attempt may have been committed although its answer was lost.
     pub(super) is_retry: bool,
 }
@@ -169,7 +179,7 @@ impl Transaction<'_> {
 impl Db {
     /// Connects once, without retries.
     pub fn open(target: Target, options: Options) -> Result<Self, DbError> {
-        let Options { application_name, pool_size, retry_timeout } = options;
+        let Options { application_name, pool_size, retry_timeout, own_schema } = options;
         let begin = begin_sql(&target, STATEMENT_TIMEOUT);
         let mut client = target.connect_without_settings(&application_name)?;
         // Fails for a setting that the server does not know.
@@ -190,7 +200,15 @@ impl Db {
             // The default handler logs each failed attempt; we log once per outage, without secrets.
             .error_handler(Box::new(NopErrorHandler))
             .build_unchecked(manager);
-        let shared = Shared { pool, target, application_name, state, ping: Ping::default() };
+        let shared = Shared {
+            pool,
+            target,
+            application_name,
+            state,
+            ping: Ping::default(),
+            own_schema_name: own_schema,
+            own_schema: RwLock::default(),
+        };
         Ok(Self { shared: Arc::new(shared), retry_timeout, begin: begin.into() })
     }
 
@@ -215,12 +233,39 @@ impl Db {
         action: &'static str,
         mut work: impl FnMut(&mut Transaction<'_>) -> Attempt<T>,
     ) -> Result<T, DbError> {
+        let own = self.own_schema();
+        match self.run_with(action, own.as_deref(), &mut work) {
+            // A result must be stored even after somebody has dropped the own schema.
+            Err(DbError::ServerError { code: Some(code), reason, .. })
+                if own.is_some() && OBJECT_LOST.contains(&code.as_str()) && self.has_lost_own_schema(&reason) =>
+            {
+                self.run_with(action, None, &mut work)
+            }
+            result => result,
+        }
+    }
+
+    /// The same in the tables of the contract alone.
+    pub(super) fn run_without_own_schema<T>(
+        &self,
+        action: &'static str,
+        mut work: impl FnMut(&mut Transaction<'_>) -> Attempt<T>,
+    ) -> Result<T, DbError> {
+        self.run_with(action, None, &mut work)
+    }
+
+    fn run_with<T>(
+        &self,
+        action: &'static str,
+        own: Option<&OwnSchema>,
+        work: &mut impl FnMut(&mut Transaction<'_>) -> Attempt<T>,
+    ) -> Result<T, DbError> {
         let Shared { target, state, .. } = &*self.shared;
         let started = Instant::now();
         let mut retry = BACKOFF.within(self.retry_timeout);
         let mut is_retry = false;
         loop {
-            let error = match self.attempt(retry.deadline(), is_retry, &mut work) {
+            let error = match self.attempt(retry.deadline(), own, is_retry, work) {
                 Ok(value) => {
                     self.log_recovery();
                     return Ok(value);
@@ -260,6 +305,7 @@ impl Db {
     fn attempt<T>(
         &self,
         deadline: Instant,
+        own: Option<&OwnSchema>,
         is_retry: bool,
         work: &mut impl FnMut(&mut Transaction<'_>) -> Attempt<T>,
     ) -> Attempt<T> {
@@ -267,7 +313,7 @@ impl Db {
         pooled.broken = true;
         let result = pooled.client.batch_execute(&self.begin).map_err(AttemptError::from).and_then(|()| {
             let target = &self.shared.target;
-            let value = work(&mut Transaction { client: &mut pooled.client, target, is_retry })?;
+            let value = work(&mut Transaction { client: &mut pooled.client, target, own, is_retry })?;
             pooled.client.batch_execute("COMMIT")?;
             Ok(value)
         });

@@ -5,12 +5,16 @@
 use postgres::types::Type;
 
 use super::error::is_transient;
+use super::own_tables::SOURCE_CONFIG;
 use super::pool::{Attempt, AttemptError, Transaction, text};
 use super::text::quote_ident;
 use super::{Db, DbError};
 
-/// A column of `source_spec` that other programs do not create.
+/// A column of `source_spec` that earlier versions created, as part of its primary key.
 pub(super) const CONNECTOR_TYPE: &str = "connector_type";
+
+/// Columns that tables of older programs lack: the console has created them since January 2025.
+const ADDED_COLUMNS: [(&str, &str); 2] = [("source_task", "metrics"), ("source_task", "error")];
 
 struct Table {
     name: &'static str,
@@ -21,13 +25,12 @@ struct Table {
     indexes: &'static [Index],
 }
 
-const TABLES: [Table; 7] = [
+const TABLES: [Table; 6] = [
     Table {
         name: "source_spec",
         columns: "package TEXT NOT NULL, version TEXT NOT NULL, specs JSONB, \
-                  timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, error TEXT, \
-                  connector_type TEXT NOT NULL DEFAULT 'airbyte'",
-        key: &["package", "version", CONNECTOR_TYPE],
+                  timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, error TEXT",
+        key: &["package", "version"],
         indexes: &[],
     },
     Table {
@@ -49,14 +52,6 @@ const TABLES: [Table; 7] = [
         columns: "sync_id TEXT NOT NULL, stream TEXT NOT NULL, state JSONB NOT NULL, \
                   timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP",
         key: &["sync_id", "stream"],
-        indexes: &[],
-    },
-    // Not part of the contract: see `config`.
-    Table {
-        name: "source_config",
-        columns: "sync_id TEXT NOT NULL, package TEXT NOT NULL, given TEXT NOT NULL, config JSONB NOT NULL, \
-                  timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP",
-        key: &["sync_id"],
         indexes: &[],
     },
     Table {
@@ -158,19 +153,30 @@ const FORBIDDEN: &str = "42501";
 
 /// Whether a table of this name belongs to the contract.
 pub fn is_reserved_table(name: &str) -> bool {
-    TABLES.iter().any(|table| table.name == name)
+    TABLES.iter().any(|table| table.name == name) || name == SOURCE_CONFIG
 }
 
 impl Db {
-    /// Creates what is missing (the schema of the search path, tables with their keys, indexes), and checks the rest.
+    /// Creates what is missing (the schema of the search path, tables with their keys, indexes), and checks the rest; then
+    /// does the same for the [own schema](super::own_schema), without which a service works as well.
     pub fn ensure_schema(&self) -> Result<(), DbError> {
-        let mut result = self.run("create the tables", ensure);
+        self.create("create the tables", ensure)?;
+        self.ensure_own_schema()
+    }
+
+    /// Runs an operation that creates objects. Another program may create one of them at the same moment.
+    pub(super) fn create<T>(
+        &self,
+        action: &'static str,
+        mut work: impl FnMut(&mut Transaction<'_>) -> Attempt<T>,
+    ) -> Result<T, DbError> {
+        let mut result = self.run(action, &mut work);
         for _ in 1..CREATE_ATTEMPTS {
             match &result {
                 Err(DbError::ServerError { code: Some(code), .. }) if DUPLICATE.contains(&code.as_str()) => {}
                 _ => break,
             }
-            result = self.run("create the tables", ensure);
+            result = self.run(action, &mut work);
         }
         result
     }
@@ -185,7 +191,7 @@ fn ensure(tx: &mut Transaction<'_>) -> Attempt<()> {
         }
     }
     if !missing.is_empty() {
-        tx.execute("SELECT pg_advisory_xact_lock($1)", &[(&ADVISORY_LOCK, Type::INT8)])?;
+        lock_creation(tx)?;
         ensure_schema_of_path(tx)?;
         for table in missing {
             // Another process may have created it before we got the lock.
@@ -198,6 +204,11 @@ fn ensure(tx: &mut Transaction<'_>) -> Attempt<()> {
         return Err(mismatch(tx, problems.join("; ")));
     }
     TABLES.iter().try_for_each(|table| ensure_indexes(tx, table))
+}
+
+/// Until the transaction ends, no other process of ours creates schemas or tables.
+pub(super) fn lock_creation(tx: &mut Transaction<'_>) -> Attempt<()> {
+    Ok(_ = tx.execute("SELECT pg_advisory_xact_lock($1)", &[(&ADVISORY_LOCK, Type::INT8)])?)
 }
 
 fn mismatch(tx: &Transaction<'_>, problems: String) -> AttemptError {
@@ -261,18 +272,22 @@ fn check_table(tx: &mut Transaction<'_>, table: &Table, problems: &mut Vec<Strin
         },
     )?;
     problems.extend(compare_columns(table, &columns));
-    let typed = columns.iter().any(|column| column.name == CONNECTOR_TYPE);
-    let key: Vec<&str> = table.key.iter().copied().filter(|column| typed || *column != CONNECTOR_TYPE).collect();
-    let has_key = find_indexes(tx, table)?.iter().any(|index| {
+    let typed = name == "source_spec" && columns.iter().any(|column| column.name == CONNECTOR_TYPE);
+    let key: Vec<&str> = table.key.iter().copied().chain(typed.then_some(CONNECTOR_TYPE)).collect();
+    if !has_key(&find_indexes(tx, name)?, &key) {
+        problems.push(format!("table {name} has no primary key over {}", key.join(", ")));
+    }
+    Ok(true)
+}
+
+/// Whether one of the indexes is a unique one over exactly these columns.
+pub(super) fn has_key(indexes: &[FoundIndex], key: &[&str]) -> bool {
+    indexes.iter().any(|index| {
         index.unique
             && index.condition.is_none()
             && index.columns.len() == key.len()
             && index.columns.iter().all(|column| key.contains(&column.as_str()))
-    });
-    if !has_key {
-        problems.push(format!("table {name} has no primary key over {}", key.join(", ")));
-    }
-    Ok(true)
+    })
 }
 
 struct FoundColumn {
@@ -288,7 +303,7 @@ fn compare_columns(table: &Table, found: &[FoundColumn]) -> Vec<String> {
     let table_name = table.name;
     for Column { name, kind, nullable } in table.columns() {
         match found.iter().find(|column| column.name == name) {
-            None if name == CONNECTOR_TYPE => {}
+            None if ADDED_COLUMNS.contains(&(table_name, name)) => {}
             None => problems.push(format!("table {table_name} lacks column {name} {kind}")),
             Some(column) => {
                 if !accepts(kind, column) {
@@ -318,7 +333,7 @@ fn accepts(kind: &str, found: &FoundColumn) -> bool {
     }
 }
 
-struct FoundIndex {
+pub(super) struct FoundIndex {
     columns: Vec<String>,
     unique: bool,
     /// In the server's spelling.
@@ -326,7 +341,7 @@ struct FoundIndex {
 }
 
 /// The indexes of a table, without those on expressions.
-fn find_indexes(tx: &mut Transaction<'_>, table: &Table) -> Attempt<Vec<FoundIndex>> {
+pub(super) fn find_indexes(tx: &mut Transaction<'_>, table: &str) -> Attempt<Vec<FoundIndex>> {
     tx.rows(
         "SELECT array(SELECT a.attname::text
                       FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (num, position)
@@ -335,7 +350,7 @@ fn find_indexes(tx: &mut Transaction<'_>, table: &Table) -> Attempt<Vec<FoundInd
                 i.indisunique AND i.indimmediate, pg_get_expr(i.indpred, i.indrelid)
          FROM pg_catalog.pg_index i
          WHERE i.indrelid = to_regclass($1) AND i.indisvalid AND i.indexprs IS NULL",
-        &[text(&table.name)],
+        &[text(&table)],
         |row| Ok(FoundIndex { columns: row.try_get(0)?, unique: row.try_get(1)?, condition: row.try_get(2)? }),
     )
 }
@@ -350,7 +365,7 @@ fn ensure_indexes(tx: &mut Transaction<'_>, table: &Table) -> Attempt<()> {
     if table.indexes.is_empty() {
         return Ok(());
     }
-    let found = find_indexes(tx, table)?;
+    let found = find_indexes(tx, table.name)?;
     let size = tx.row("SELECT pg_relation_size(to_regclass($1))", &[text(&table.name)], |row| row.try_get(0))?;
     for wanted in table.indexes.iter().filter(|wanted| !found.iter().any(|index| wanted.is_covered_by(index))) {
         let (index, sql) = (wanted.name(table.name), wanted.ddl(table.name));

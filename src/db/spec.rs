@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 
+use super::own_tables::CONNECTOR_SPEC;
 use super::pool::{Attempt, AttemptError, Transaction, text, time};
-use super::schema::CONNECTOR_TYPE;
-use super::text::{clean, clean_json};
+use super::text::{clean, clean_json, quote_literal};
 use super::{Db, DbError};
 use crate::task::{CONNECTOR_TYPE_AIRBYTE, Task, to_millis};
 
@@ -51,54 +51,79 @@ impl Db {
         let at = to_millis(at);
         let (specs, error) = (outcome.ok().map(clean_json), outcome.err().map(clean));
         let (specs, error) = (specs.as_deref(), error.as_deref());
-        let params = [text(package), text(version), text(&specs), text(&error), time(&at), text(connector_type)];
+        let params = [text(package), text(version), text(&specs), text(&error), time(&at)];
         self.run("store a specification", |tx| {
-            let typed = has_connector_type(tx)?;
-            if !typed && connector_type != CONNECTOR_TYPE_AIRBYTE {
-                return Err(AttemptError::Final(DbError::SchemaMismatch {
-                    address: tx.target.address(),
-                    problems: format!(
-                        "table source_spec has no column {CONNECTOR_TYPE}, so it takes only connectors of type \
-                         {CONNECTOR_TYPE_AIRBYTE} and not {connector_type:?}"
-                    ),
-                }));
-            }
-            let (column, value) = if typed { (", connector_type", ", $6") } else { ("", "") };
+            let Table { name, key, values, .. } = Table::of(tx, connector_type)?;
             let sql = format!(
-                "INSERT INTO source_spec AS stored (package, version, specs, error, timestamp{column})
-                 VALUES ($1, $2, $3::text::jsonb, $4, $5{value})
-                 ON CONFLICT (package, version{column}) DO UPDATE SET
+                "INSERT INTO {name} AS stored ({key}, specs, error, timestamp)
+                 VALUES ({values}, $3::text::jsonb, $4, $5)
+                 ON CONFLICT ({key}) DO UPDATE SET
                    specs = COALESCE(excluded.specs, stored.specs),
                    error = excluded.error,
                    timestamp = excluded.timestamp
                  WHERE stored.timestamp < excluded.timestamp
                     OR stored.timestamp = excluded.timestamp AND excluded.error IS NULL"
             );
-            Ok(_ = tx.execute(&sql, &params[..if typed { 6 } else { 5 }])?)
+            Ok(_ = tx.execute(&sql, &params)?)
         })
     }
 
     /// The row under a key.
     pub fn spec(&self, key: &SpecKey) -> Result<Option<StoredSpec>, DbError> {
         let SpecKey { connector_type, package, version } = key;
-        let params = [text(package), text(version), text(connector_type)];
         self.run("read a specification", |tx| {
-            let typed = has_connector_type(tx)?;
-            if !typed && connector_type != CONNECTOR_TYPE_AIRBYTE {
-                return Ok(None);
-            }
-            let condition = if typed { " AND connector_type = $3" } else { "" };
+            let Table { name, condition, .. } = Table::of(tx, connector_type)?;
             let sql = format!(
-                "SELECT specs::text, error, timestamp FROM source_spec WHERE package = $1 AND version = $2{condition}"
+                "SELECT specs::text, error, timestamp FROM {name} WHERE package = $1 AND version = $2{condition}"
             );
-            tx.row(&sql, &params[..if typed { 3 } else { 2 }], |row| {
+            tx.row(&sql, &[text(package), text(version)], |row| {
                 Ok(StoredSpec { specs: row.try_get(0)?, error: row.try_get(1)?, timestamp: row.try_get(2)? })
             })
         })
     }
 }
 
-/// Whether the table has the column `connector_type`, which other programs do not create.
+/// The table that holds the specifications of a connector type.
+struct Table {
+    name: String,
+    key: &'static str,
+    /// The values of the columns of the key: package and version are the first two parameters.
+    values: String,
+    /// Selects the rows of the type.
+    condition: String,
+}
+
+impl Table {
+    /// The table of the contract does not distinguish types: the console would refuse its key. An earlier version created
+    /// it with the type in its key, and then it takes every type.
+    fn of(tx: &mut Transaction<'_>, connector_type: &str) -> Attempt<Self> {
+        let kind = quote_literal(connector_type);
+        let in_contract = |key, values, condition| Self { name: "source_spec".to_owned(), key, values, condition };
+        if has_connector_type(tx)? {
+            let (values, condition) = (format!("$1, $2, {kind}"), format!(" AND connector_type = {kind}"));
+            return Ok(in_contract("package, version, connector_type", values, condition));
+        }
+        if connector_type == CONNECTOR_TYPE_AIRBYTE {
+            return Ok(in_contract("package, version", "$1, $2".to_owned(), String::new()));
+        }
+        let Some(own) = tx.own else {
+            let problems = format!(
+                "specifications of connectors of type {connector_type:?} need a schema of syncctl's own \
+                 (SYNCCTL_OWN_SCHEMA): the table source_spec takes only those of type {CONNECTOR_TYPE_AIRBYTE}"
+            );
+            return Err(AttemptError::Final(DbError::SchemaMismatch { address: tx.target.address(), problems }));
+        };
+        let schema = quote_literal(&own.results_schema);
+        Ok(Self {
+            name: own.table(CONNECTOR_SPEC),
+            key: "package, version, connector_type, results_schema",
+            values: format!("$1, $2, {kind}, {schema}"),
+            condition: format!(" AND connector_type = {kind} AND results_schema = {schema}"),
+        })
+    }
+}
+
+/// Whether the table has the column `connector_type`, which an earlier version created.
 fn has_connector_type(tx: &mut Transaction<'_>) -> Attempt<bool> {
     tx.exists(
         "SELECT 1 FROM pg_catalog.pg_attribute

@@ -4,6 +4,7 @@
 //! or by the controller, which concludes it where the sidecar left none.
 
 mod description;
+mod record;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use postgres::Row;
 use postgres::types::Type;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::pool::{Attempt, AttemptError, Transaction, text, time};
@@ -42,6 +44,9 @@ pub struct StoredTask {
     pub updated_at: Timestamp,
     /// A JSON document.
     pub started_by: Option<String>,
+    /// The fingerprint of the request that started it, where that is known. Only [`Db::start_task`] and
+    /// [`Db::restart_task`] read it.
+    pub request: Option<String>,
     /// `None` for a status of another program that we do not know.
     pub status: Option<TaskStatus>,
     /// The status as it is stored.
@@ -67,6 +72,7 @@ impl StoredTask {
             started_at: row.try_get(4)?,
             updated_at: row.try_get(5)?,
             started_by: row.try_get(6)?,
+            request: None,
             status: status_text.parse().ok(),
             status_text,
             streams: description.as_deref().map(description::parse).unwrap_or_default(),
@@ -76,6 +82,8 @@ impl StoredTask {
         })
     }
 }
+
+pub use record::RequestMark;
 
 /// Whether a task may start while another one of its sync runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,22 +106,29 @@ pub enum StartOutcome {
 }
 
 impl Db {
-    /// Inserts the row of a task as RUNNING, before the task starts.
-    pub fn start_task(&self, task: &Task, concurrency: ConcurrencyPolicy) -> Result<StartOutcome, DbError> {
+    /// Inserts the row of a task as RUNNING, before the task starts. The `mark` tells a repeated request from another one.
+    pub fn start_task(
+        &self,
+        task: &Task,
+        mark: Option<&RequestMark>,
+        concurrency: ConcurrencyPolicy,
+    ) -> Result<StartOutcome, DbError> {
         self.run("store the start of a task", |tx| {
             if concurrency == ConcurrencyPolicy::Forbid {
                 lock_sync(tx, &task.sync_id)?;
-                if let Some(stored) = read(tx, &task.task_id)? {
+                if let Some(stored) = read_marked(tx, &task.task_id)? {
                     return Ok(existing(tx, stored, task));
                 }
                 if let Some(running) = running_task(tx, &task.sync_id)? {
                     return Ok(StartOutcome::SyncBusy(running));
                 }
             }
-            if insert(tx, task, TaskStatus::Running, None, None)? {
+            let started_by = record::started_by(tx, task, mark);
+            if insert(tx, task, started_by.as_ref(), TaskStatus::Running, None, None)? {
+                record::store(tx, task, mark)?;
                 return Ok(StartOutcome::Started);
             }
-            let stored = read(tx, &task.task_id)?.ok_or_else(|| row_deleted(tx))?;
+            let stored = read_marked(tx, &task.task_id)?.ok_or_else(|| row_deleted(tx))?;
             Ok(existing(tx, stored, task))
         })
     }
@@ -124,7 +139,7 @@ impl Db {
         let started_at = to_millis(task.started_at);
         self.run("store the start of a task", |tx| {
             lock_sync(tx, &task.sync_id)?;
-            let stored = read(tx, &task.task_id)?.ok_or_else(|| row_deleted(tx))?;
+            let stored = read_marked(tx, &task.task_id)?.ok_or_else(|| row_deleted(tx))?;
             if stored.status == Some(TaskStatus::Running) && is_own_insert(tx, &stored, task) {
                 return Ok(StartOutcome::Started);
             }
@@ -213,7 +228,9 @@ impl Db {
         self.run("store the outcome of a task", |tx| {
             let stored = match lock_outcome(tx, &task.task_id)? {
                 Some(stored) => stored,
-                None if insert(tx, task, status, written.as_deref(), error)? => return Ok(true),
+                None if insert(tx, task, task.started_by.as_ref(), status, written.as_deref(), error)? => {
+                    return Ok(true);
+                }
                 // Inserted by another writer in between.
                 None => lock_outcome(tx, &task.task_id)?.ok_or_else(|| row_deleted(tx))?,
             };
@@ -268,17 +285,18 @@ impl Db {
         })
     }
 
-    /// The RUNNING tasks whose `started_by` names this `fleet`, without a heartbeat for `idle_for` by the clock of the
+    /// The RUNNING tasks that this `installation` has accepted, without a heartbeat for `idle_for` by the clock of the
     /// database.
-    pub fn idle_tasks_of_fleet(&self, fleet: &str, idle_for: Duration) -> Result<Vec<StoredTask>, DbError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM source_task
-             WHERE status = 'RUNNING' AND started_by -> 'syncctl' ->> 'fleet' = $1
-               AND updated_at < CURRENT_TIMESTAMP - make_interval(secs => $2)
-             ORDER BY started_at, task_id"
-        );
+    pub fn idle_tasks_of(&self, installation: &str, idle_for: Duration) -> Result<Vec<StoredTask>, DbError> {
         self.run("read the running tasks", |tx| {
-            tx.rows(&sql, &[text(&fleet), (&idle_for.as_secs_f64(), Type::FLOAT8)], StoredTask::decode)
+            let accepted = record::accepted_sql(tx, "$1");
+            let sql = format!(
+                "SELECT {COLUMNS} FROM source_task
+                 WHERE status = 'RUNNING' AND {accepted}
+                   AND updated_at < CURRENT_TIMESTAMP - make_interval(secs => $2)
+                 ORDER BY started_at, task_id"
+            );
+            tx.rows(&sql, &[text(&installation), (&idle_for.as_secs_f64(), Type::FLOAT8)], StoredTask::decode)
         })
     }
 
@@ -325,6 +343,13 @@ fn read(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<Option<StoredTask>> 
     tx.row(&sql, &[text(&task_id)], StoredTask::decode)
 }
 
+/// The row of a task with the fingerprint of its request.
+fn read_marked(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<Option<StoredTask>> {
+    let Some(mut stored) = read(tx, task_id)? else { return Ok(None) };
+    stored.request = record::request(tx, task_id, stored.started_by.as_deref())?;
+    Ok(Some(stored))
+}
+
 fn existing(tx: &Transaction<'_>, stored: StoredTask, task: &Task) -> StartOutcome {
     if is_own_insert(tx, &stored, task) { StartOutcome::Started } else { StartOutcome::Exists(Box::new(stored)) }
 }
@@ -366,11 +391,12 @@ fn row_deleted(tx: &Transaction<'_>) -> AttemptError {
 fn insert(
     tx: &mut Transaction<'_>,
     task: &Task,
+    started_by: Option<&Value>,
     status: TaskStatus,
     description: Option<&str>,
     error: Option<&str>,
 ) -> Attempt<bool> {
-    let started_by = task.started_by.as_ref().map(ToString::to_string);
+    let started_by = started_by.map(ToString::to_string);
     let started_by = started_by.as_deref().map(clean_json);
     let (started_at, status) = (to_millis(task.started_at), status.as_str());
     let params = [

@@ -71,6 +71,8 @@ pub struct PodSettings {
     pub init_image: Option<String>,
     /// The database of results as Pods reach it.
     pub sidecar_database_url: Secret,
+    /// The schema of that database for tables that other programs do not know.
+    pub own_schema: String,
     /// Labels of the nodes for tasks.
     pub node_selector: BTreeMap<String, String>,
     /// The ServiceAccount of the Pods; its token is not mounted.
@@ -314,6 +316,7 @@ impl Launch<'_> {
             (variable::TASK_TIMEOUT_SECONDS, &timeout_seconds),
             (variable::INIT_TIMEOUT_SECONDS, &init_timeout),
             (variable::SILENCE_SECONDS, &silence),
+            (variable::OWN_SCHEMA, &self.settings.own_schema),
             (variable::CONTRACT, contract::VERSION),
         ]);
         if let Some(records) = options.max_records {
@@ -396,6 +399,7 @@ mod tests {
             sidecar_image: "syncctl:1".to_owned(),
             init_image: None,
             sidecar_database_url: Secret::from("postgresql://u:hunter2@db/x"),
+            own_schema: "ours".to_owned(),
             node_selector: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
             service_account: None,
             grace_seconds: 60,

@@ -10,7 +10,7 @@ use super::params::{self, Problems};
 use super::service::Response;
 use crate::controller::outcome;
 use crate::controller::request::Request;
-use crate::db::{ConcurrencyPolicy, LogLine, StartOutcome, StoredTask};
+use crate::db::{ConcurrencyPolicy, LogLine, RequestMark, StartOutcome, StoredTask};
 use crate::failure::{Class, Failure};
 use crate::pod::manifest::Launch;
 use crate::pod::{Ownership, PodError};
@@ -97,14 +97,16 @@ pub fn read(app: &App, query: &[(String, String)], body: Vec<u8>) -> Response {
 
 /// Records and launches a task. Responds as soon as its Pod is accepted.
 fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result<Response, Failure> {
-    let Request { task, payload, .. } = request;
+    let Request { task, payload, mark, .. } = request;
+    let mark = mark.as_ref();
     let db = app.db()?;
     // A discover is recorded once its Pod exists. Before that, another one with this taskId may be running: its result
     // would be older than the record, and lost.
     let is_discover = task.kind == TaskKind::Discover;
-    let mut started = if is_discover { StartOutcome::Started } else { outcome::record_start(&db, task, concurrency)? };
+    let mut started =
+        if is_discover { StartOutcome::Started } else { outcome::record_start(&db, task, mark, concurrency)? };
     if let StartOutcome::Exists(row) = &started
-        && params::is_same_request(row.started_by.as_deref(), task)
+        && is_same_request(row, mark)
         && let Some(error) = row.error.as_deref().filter(|error| is_retryable(error))
     {
         // The client repeats the request after a 503.
@@ -112,7 +114,7 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
     }
     match started {
         StartOutcome::Started => {}
-        StartOutcome::Exists(row) if params::is_same_request(row.started_by.as_deref(), task) => {
+        StartOutcome::Exists(row) if is_same_request(&row, mark) => {
             return Ok(accepted(task, &row.status_text));
         }
         StartOutcome::Exists(row) => {
@@ -139,7 +141,7 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
     if task.kind == TaskKind::Read {
         delete_pod_if_ended(app, task)?;
     }
-    if is_discover && let Err(error) = outcome::record_start(&db, task, concurrency) {
+    if is_discover && let Err(error) = outcome::record_start(&db, task, mark, concurrency) {
         // Its result is recorded anyway.
         tracing::warn!(%error, task = task.task_id, "cannot record the start of a discover");
     }
@@ -149,6 +151,11 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
 /// Whether a task failed because its Pod could not be created at that time.
 fn is_retryable(error: &str) -> bool {
     matches!(Failure::from_stored(error).class, Class::ClusterUnreachable | Class::Refused)
+}
+
+/// Whether a stored task was started by this very request, which the caller repeats.
+fn is_same_request(row: &StoredTask, mark: Option<&RequestMark>) -> bool {
+    mark.is_some_and(|mark| row.request.as_deref() == Some(&mark.fingerprint))
 }
 
 fn accepted(task: &Task, status: &str) -> Response {

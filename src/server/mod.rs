@@ -160,8 +160,12 @@ fn connect(app: &App, shutdowns: &Receiver<Shutdown>) -> Result<Option<(Db, Stri
 
 fn open_db(app: &App) -> Result<Db, Failure> {
     let target = Target::parse(&app.settings.database_url, "SYNCCTL_DATABASE_URL")?;
-    let options =
-        Options { application_name: "syncctl serve".to_owned(), pool_size: DB_POOL_SIZE, retry_timeout: RETRY_TIMEOUT };
+    let options = Options {
+        application_name: "syncctl serve".to_owned(),
+        pool_size: DB_POOL_SIZE,
+        retry_timeout: RETRY_TIMEOUT,
+        own_schema: app.settings.own_schema().to_owned(),
+    };
     let db = Db::open(target, options).map_err(permanent)?;
     db.ensure_schema().map_err(permanent)?;
     Ok(db)

@@ -8,13 +8,14 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::config::Settings;
 use crate::controller::document::{Document, without_values};
 use crate::controller::request::{OptionNames, ReadDocuments, Request, StateSource, new_task};
+use crate::db::RequestMark;
 use crate::failure::Failure;
 use crate::secret::Secret;
 use crate::task::{CONNECTOR_TYPE_AIRBYTE, Image, ReadOptions, Task, TaskKind};
@@ -222,7 +223,7 @@ pub fn configured(kind: TaskKind, pairs: &[(String, String)], body: &[u8]) -> Re
     query.finish_request(Request::configured(task, Some(storage_key), &body.config()).map_err(|failure| vec![failure]))
 }
 
-/// `POST /read`. `installation` is stored with the task: several installations may share one database.
+/// `POST /read`. `installation` is stored with the request: several installations may share one database.
 pub fn read(
     pairs: &[(String, String)],
     body: &[u8],
@@ -245,7 +246,7 @@ pub fn read(
         max_records: query.max_records(),
     };
     let fingerprint = fingerprint(&settings.database_url, pairs, body);
-    task.started_by = Some(with_request(task.started_by.take(), &fingerprint, installation));
+    let mark = RequestMark { fingerprint, installation: installation.to_owned() };
     let body = query.body(body)?;
     let documents = ReadDocuments {
         config: body.config(),
@@ -254,7 +255,8 @@ pub fn read(
         destination: body.destination_config.map(|raw| Document::of_field("destinationConfig", raw.get())),
         functions_env: body.functions_env.map(|raw| Document::of_field("functionsEnv", raw.get())),
     };
-    query.finish_request(Request::read(task, documents, settings, &OPTION_NAMES))
+    let request = Request::read(task, documents, settings, &OPTION_NAMES);
+    query.finish_request(request.map(|request| Request { mark: Some(mark), ..request }))
 }
 
 /// The parameters of `GET /cancel`.
@@ -305,32 +307,10 @@ fn fingerprint(key: &Secret, pairs: &[(String, String)], body: &[u8]) -> String 
     hex::encode(&hasher.finalize()[..16])
 }
 
-/// Adds the entry `syncctl` to `started_by`: the table belongs to other programs as well and has no column for it.
-fn with_request(started_by: Option<Value>, fingerprint: &str, installation: &str) -> Value {
-    let entry = json!({"request": fingerprint, "fleet": installation});
-    match started_by {
-        None | Some(Value::Null) => json!({"type": "api", "syncctl": entry}),
-        Some(Value::Object(mut fields)) => {
-            fields.insert("syncctl".to_owned(), entry);
-            Value::Object(fields)
-        }
-        Some(other) => json!({"type": "api", "value": other, "syncctl": entry}),
-    }
-}
-
-/// Whether the `started_by` of a stored row belongs to the same request as `task`.
-pub fn is_same_request(stored: Option<&str>, task: &Task) -> bool {
-    let request = |started_by: &Value| started_by.pointer("/syncctl/request").cloned();
-    let stored = stored.and_then(|text| serde_json::from_str::<Value>(text).ok());
-    let current = task.started_by.as_ref().and_then(request);
-    current.is_some() && stored.as_ref().and_then(request) == current
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Query, configured, is_same_request, spec, with_request};
+    use super::{Query, configured, spec};
     use crate::task::TaskKind;
-    use serde_json::json;
 
     fn pairs(text: &str) -> Vec<(String, String)> {
         url::form_urlencoded::parse(text.as_bytes()).into_owned().collect()
@@ -387,16 +367,5 @@ mod tests {
         let body = br#"{"other":1,"config": {"b":1.00000000000000000001,"a":2}}"#;
         let request = configured(TaskKind::Check, &query, body).unwrap_or_else(|problems| panic!("{problems:?}"));
         assert_eq!(request.payload.config.as_deref(), Some(r#"{"b":1.00000000000000000001,"a":2}"#));
-    }
-
-    #[test]
-    fn retry_of_a_request_is_recognized() {
-        let mut task = spec(&pairs("package=a/b&version=1")).unwrap_or_else(|problems| panic!("{problems:?}")).task;
-        task.started_by = Some(with_request(Some(json!({"type": "manual"})), "f", "m"));
-        assert!(is_same_request(Some(r#"{"syncctl":{"request":"f"}}"#), &task));
-        assert!(!is_same_request(Some(r#"{"syncctl":{"request":"g"}}"#), &task));
-        assert!(!is_same_request(None, &task));
-        task.started_by = None;
-        assert!(!is_same_request(Some("{}"), &task));
     }
 }

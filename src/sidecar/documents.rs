@@ -178,7 +178,10 @@ impl<'a> StoredConfig<'a> {
         let (level, text) = if saved {
             (Level::Info, "stored the configuration that the connector renewed, for the next run of this sync")
         } else {
-            (Level::Warn, "cannot store the configuration that the connector renewed: there is no table source_config")
+            (
+                Level::Warn,
+                "cannot store the configuration that the connector renewed: there is no schema for it (SYNCCTL_OWN_SCHEMA)",
+            )
         };
         log.write(level, "syncctl", text);
         Ok(())

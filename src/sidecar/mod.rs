@@ -46,6 +46,8 @@ pub struct Sidecar {
     pub task: Task,
     /// The database of results.
     pub database_url: Secret,
+    /// The schema for tables that other programs do not know.
+    pub own_schema: String,
     /// The connector.
     pub source: SourceSettings,
     /// The folder of the compressed documents.
@@ -97,7 +99,10 @@ impl Sidecar {
     fn connect(&self, documents: &Documents, maskers: Maskers) -> Result<(Db, TaskLog), Failure> {
         let target = Target::parse(&self.database_url, variable::DATABASE_URL)?;
         let application_name = format!("syncctl {}", self.task.kind);
-        let db = open(&target, &Options { application_name, pool_size: 3, retry_timeout: RETRY_TIMEOUT })?;
+        let own_schema = self.own_schema.clone();
+        let options = Options { application_name, pool_size: 3, retry_timeout: RETRY_TIMEOUT, own_schema };
+        let db = open(&target, &options)?;
+        db.find_own_schema()?;
         if let Some(config) = documents.get(CONFIG).and_then(|config| serde_json::from_str(config).ok())
             && let Some(schema) = stored_schema(&db, &self.task)
         {

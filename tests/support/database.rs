@@ -18,6 +18,11 @@ impl Schema {
         schema
     }
 
+    /// The schema for tables that other programs do not know.
+    pub fn own(&self) -> String {
+        format!("{}_own", self.name)
+    }
+
     /// A connection with this schema as search path and the time zone UTC.
     pub fn connect(&self) -> Client {
         let mut client = Client::connect(&self.url, NoTls).expect("the tests' Postgres answers");
@@ -85,7 +90,7 @@ impl Schema {
 
     /// Drops the schema. If a killed process still holds a lock, the next `tests/cluster/up` drops it.
     pub fn remove(&self) {
-        let sql = format!("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS {} CASCADE", self.name);
+        let sql = format!("SET lock_timeout = '5s'; DROP SCHEMA IF EXISTS {}, {} CASCADE", self.name, self.own());
         self.connect().batch_execute(&sql).ok();
     }
 }

@@ -269,7 +269,8 @@ impl World {
         let schema = &self.schema.name;
         let program = Program::new(arguments)
             .env("SYNCCTL_DATABASE_URL", &database::in_schema(&self.setup.database_url, schema))
-            .env("SYNCCTL_SIDECAR_DATABASE_URL", &database::in_schema(&self.setup.sidecar_database_url, schema));
+            .env("SYNCCTL_SIDECAR_DATABASE_URL", &database::in_schema(&self.setup.sidecar_database_url, schema))
+            .env("SYNCCTL_OWN_SCHEMA", &self.schema.own());
         let program = match &self.place {
             Place::Machine(machine) => {
                 machine.settings().fold(program, |program, (name, value)| program.env(name, &value))

@@ -164,7 +164,7 @@ impl Worker {
             return Ok(false);
         }
         let Config { db, backend, installation, .. } = &self.shared.config;
-        let rows = db.idle_tasks_of_fleet(installation, LAUNCHING)?;
+        let rows = db.idle_tasks_of(installation, LAUNCHING)?;
         let secrets = backend.list_secrets()?;
         // Taken after the rows and Secrets: the Pods of those that run exist by now.
         let Some(snapshot) = self.snapshot() else { return Ok(false) };

@@ -15,6 +15,8 @@ pub const USER: &str = "syncctl";
 pub const DATABASE: &str = "syncctl";
 /// The schema that unqualified names refer to.
 pub const SCHEMA: &str = "syncctl";
+/// The schema for tables that are neither results nor rows of reads, which the other one holds.
+pub const OWN_SCHEMA: &str = "syncctl_internal";
 
 /// What needs no encoding in the host of a URL.
 const HOST: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');

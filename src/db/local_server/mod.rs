@@ -33,7 +33,7 @@ use directory::HOLDER_LOCK;
 
 use crate::failure::Failure;
 
-pub use client::{DATABASE, SCHEMA, USER};
+pub use client::{DATABASE, OWN_SCHEMA, SCHEMA, USER};
 pub use directory::{PORT, ProgramSearch, ServerDirectory};
 pub use holder::hold;
 

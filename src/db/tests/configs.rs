@@ -20,10 +20,67 @@ fn a_stored_config_belongs_to_sync_package_and_given_config() {
 }
 
 #[test]
-fn save_config_returns_false_without_the_table() {
+fn without_a_table_no_config_is_kept() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    schema.sql("DROP TABLE source_config");
+    schema.sql(&format!("DROP SCHEMA {} CASCADE", schema.own()));
     assert!(db.stored_config("s", "p", "a").expect("readable").is_none());
     assert!(!db.save_config("s", "p", "a", "{}").expect("answered"));
+}
+
+/// The table that earlier versions created.
+const OLD_TABLE: &str = "CREATE TABLE source_config (sync_id TEXT NOT NULL, package TEXT NOT NULL, given TEXT NOT NULL,
+    config JSONB NOT NULL, timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    CONSTRAINT source_config_pkey PRIMARY KEY (sync_id))";
+
+#[test]
+fn configs_of_an_earlier_version_are_moved_to_the_own_schema() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    schema.sql(OLD_TABLE);
+    let config = |sync: &str| db.stored_config(sync, "p", "g").expect("readable").map(|stored| stored.config);
+    db.save_config("newer", "p", "g", r#"{"n": 2}"#).expect("writable");
+    schema.sql(
+        r#"INSERT INTO source_config VALUES ('s', 'p', 'g', '{"n": 1}');
+           INSERT INTO source_config VALUES ('newer', 'p', 'g', '{"n": 1}', now() - interval '1 day')"#,
+    );
+    assert_eq!(config("s").as_deref(), Some(r#"{"n": 1}"#), "before it is moved");
+    db.ensure_schema().expect("the schema exists");
+    assert_eq!(schema.value("SELECT count(*) FROM source_config").as_deref(), Some("0"));
+    assert_eq!(config("s").as_deref(), Some(r#"{"n": 1}"#));
+    assert_eq!(config("newer").as_deref(), Some(r#"{"n": 2}"#));
+    let key = format!(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = '{}.source_config'::regclass AND contype = 'p'",
+        schema.own()
+    );
+    assert_eq!(schema.value(&key).as_deref(), Some("PRIMARY KEY (results_schema, sync_id)"));
+}
+
+#[test]
+fn a_table_of_an_earlier_version_stays_in_use_where_it_cannot_be_moved() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    schema.sql(OLD_TABLE);
+    schema.sql(&format!("DROP SCHEMA {} CASCADE", schema.own()));
+    assert!(db.save_config("s", "p", "g", "{}").expect("writable"));
+    assert_eq!(db.stored_config("s", "p", "g").expect("readable").map(|stored| stored.config).as_deref(), Some("{}"));
+    assert_eq!(schema.value("SELECT count(*) FROM source_config").as_deref(), Some("1"));
+}
+
+#[test]
+fn the_schema_of_the_results_may_be_the_own_schema() {
+    for (label, old_table) in [("a new one", ""), ("one of an earlier version", OLD_TABLE)] {
+        let mut schema = Schema::new();
+        let name = schema.name.clone();
+        schema.sql(&format!("CREATE SCHEMA {name}; {old_table}"));
+        let options = crate::db::Options { own_schema: name, ..schema.options(1, std::time::Duration::from_secs(20)) };
+        let db = crate::db::Db::open(super::support::target(&schema.url()), options).expect("the database answers");
+        for _ in 0..2 {
+            db.ensure_schema().expect("it can be created");
+            assert!(db.own_schema().is_some(), "{label}");
+            assert!(db.save_config("s", "p", "g", "{}").expect("writable"), "{label}");
+            assert!(db.stored_config("s", "p", "g").expect("readable").is_some(), "{label}");
+        }
+        assert_eq!(schema.value("SELECT count(*) FROM source_config").as_deref(), Some("1"), "{label}");
+    }
 }

@@ -9,7 +9,12 @@ use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 
 fn options() -> Options {
-    Options { application_name: "test".to_owned(), pool_size: 1, retry_timeout: Duration::from_mins(1) }
+    Options {
+        application_name: "test".to_owned(),
+        pool_size: 1,
+        retry_timeout: Duration::from_mins(1),
+        own_schema: "test_own".to_owned(),
+    }
 }
 
 /// Whether a new connection is encrypted.

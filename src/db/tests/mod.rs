@@ -3,6 +3,7 @@
 mod configs;
 mod connections;
 mod outages;
+mod own_schema;
 mod results;
 mod retention;
 mod running;

@@ -18,7 +18,7 @@ fn operations_are_retried_when_all_connections_are_lost() {
     let db = schema.ready();
     db.heartbeat("warm").expect("writable");
     assert!(schema.kill_connections() > 0);
-    assert_eq!(db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable"), StartOutcome::Started);
+    assert_eq!(db.start_task(&task("t"), None, ConcurrencyPolicy::Allow).expect("writable"), StartOutcome::Started);
 }
 
 #[test]
@@ -63,9 +63,13 @@ fn an_operation_whose_answer_was_lost_counts_once() {
     let task = task("t");
 
     proxy.lose_next_answer();
-    assert_eq!(db.start_task(&task, ConcurrencyPolicy::Allow), Ok(StartOutcome::Started), "not taken for another task");
+    assert_eq!(
+        db.start_task(&task, None, ConcurrencyPolicy::Allow),
+        Ok(StartOutcome::Started),
+        "not taken for another task"
+    );
     assert!(proxy.has_lost());
-    assert!(matches!(db.start_task(&task, ConcurrencyPolicy::Allow), Ok(StartOutcome::Exists(_))));
+    assert!(matches!(db.start_task(&task, None, ConcurrencyPolicy::Allow), Ok(StartOutcome::Exists(_))));
 
     proxy.lose_next_answer();
     assert_eq!(db.insert_logs(&log_rows(10)), Ok(()));
@@ -84,7 +88,7 @@ fn an_operation_whose_answer_was_lost_counts_once() {
 fn finish_task_is_retried_when_its_connection_is_lost() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
+    db.start_task(&task("t"), None, ConcurrencyPolicy::Allow).expect("writable");
     // The first attempt waits for a lock when its connection is terminated.
     schema.sql("BEGIN; SELECT 1 FROM source_task FOR UPDATE");
     let writer = {

@@ -57,23 +57,38 @@ fn specifications_are_stored_by_connector_type() {
 }
 
 #[test]
-fn a_spec_table_without_connector_type_takes_only_airbyte() {
+fn a_spec_table_of_an_earlier_version_takes_every_type() {
     let mut schema = Schema::new();
     let name = schema.name.clone();
     schema.sql(&format!(
         "CREATE SCHEMA {name};
          CREATE TABLE {name}.source_spec (package varchar(200) NOT NULL, version text NOT NULL, specs jsonb,
            timestamp timestamptz(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, error text,
-           CONSTRAINT source_spec_pkey PRIMARY KEY (package, version))"
+           connector_type text NOT NULL DEFAULT 'airbyte',
+           CONSTRAINT source_spec_pkey PRIMARY KEY (package, version, connector_type))"
     ));
     let db = schema.ready();
-    db.save_spec(&spec_key(), time(FIRST), Ok("1")).expect("writable");
-    db.save_spec(&spec_key(), time(SECOND), Ok("2")).expect("writable");
-    assert_eq!(db.spec(&spec_key()).expect("readable").and_then(|spec| spec.specs).as_deref(), Some("2"));
     let other = SpecKey { connector_type: "other".to_owned(), ..spec_key() };
-    let error = db.save_spec(&other, time(SECOND), Ok("3")).expect_err("no column for it");
-    assert!(error.to_string().contains("source_spec has no column connector_type"), "{error}");
-    assert_eq!(db.spec(&other).expect("readable"), None);
+    for (key, spec) in [(&spec_key(), "1"), (&spec_key(), "2"), (&other, "3")] {
+        db.save_spec(key, time(if spec == "1" { FIRST } else { SECOND }), Ok(spec)).expect("writable");
+    }
+    let specs = |key| db.spec(key).expect("readable").and_then(|spec| spec.specs);
+    assert_eq!((specs(&spec_key()), specs(&other)), (Some("2".to_owned()), Some("3".to_owned())));
+    let types = "SELECT string_agg(connector_type, ' ' ORDER BY connector_type) FROM source_spec";
+    assert_eq!(schema.value(types).as_deref(), Some("airbyte other"));
+}
+
+#[test]
+fn without_the_own_schema_only_airbyte_specifications_are_stored() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    let other = SpecKey { connector_type: "other".to_owned(), ..spec_key() };
+    db.save_spec(&other, time(FIRST), Ok("1")).expect("writable");
+    assert_eq!(schema.value("SELECT count(*) FROM source_spec").as_deref(), Some("0"), "not the console's table");
+    schema.sql(&format!("DROP SCHEMA {} CASCADE", schema.own()));
+    let error = db.save_spec(&other, time(SECOND), Ok("2")).expect_err("no table for it");
+    assert!(error.to_string().contains("SYNCCTL_OWN_SCHEMA"), "{error}");
+    db.save_spec(&spec_key(), time(FIRST), Ok("1")).expect("writable");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::support::{Proxy, Schema, task};
-use crate::db::{ConcurrencyPolicy, Db, StartOutcome, StoredTask, Writer};
+use crate::db::{ConcurrencyPolicy, Db, RequestMark, StartOutcome, StoredTask, Writer};
 use crate::failure::Class;
 use crate::task::{Task, TaskStatus};
 
@@ -25,7 +25,7 @@ fn ids(tasks: &[StoredTask]) -> Vec<&str> {
 fn forbid_allows_one_running_task_per_sync() {
     let schema = Schema::new();
     let db = schema.ready();
-    let start = |task: &Task, concurrency| db.start_task(task, concurrency).expect("writable");
+    let start = |task: &Task, concurrency| db.start_task(task, None, concurrency).expect("writable");
     let first = of_sync("s", "first");
     assert_eq!(start(&first, ConcurrencyPolicy::Forbid), StartOutcome::Started);
     assert_eq!(start(&of_sync("s", "second"), ConcurrencyPolicy::Forbid), StartOutcome::SyncBusy("first".to_owned()));
@@ -53,7 +53,7 @@ fn forbid_starts_one_of_several_simultaneous_tasks() {
                 thread::spawn(move || {
                     let task = of_sync(&format!("sync {round}"), &format!("{round} {number}"));
                     together.wait();
-                    (task.task_id.clone(), db.start_task(&task, ConcurrencyPolicy::Forbid).expect("writable"))
+                    (task.task_id.clone(), db.start_task(&task, None, ConcurrencyPolicy::Forbid).expect("writable"))
                 })
             })
             .collect();
@@ -72,9 +72,9 @@ fn a_start_whose_answer_was_lost_counts_once() {
     let proxy = Proxy::start();
     let db = schema.open_through(&proxy);
     proxy.lose_next_answer();
-    assert_eq!(db.start_task(&task("t"), ConcurrencyPolicy::Forbid), Ok(StartOutcome::Started));
+    assert_eq!(db.start_task(&task("t"), None, ConcurrencyPolicy::Forbid), Ok(StartOutcome::Started));
     assert!(proxy.has_lost());
-    assert!(matches!(db.start_task(&task("t"), ConcurrencyPolicy::Forbid), Ok(StartOutcome::Exists(_))));
+    assert!(matches!(db.start_task(&task("t"), None, ConcurrencyPolicy::Forbid), Ok(StartOutcome::Exists(_))));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn tasks_of_sync_are_listed_newest_first() {
     let mut schema = Schema::new();
     let db = schema.ready();
     for (id, sync_id) in [("a", "s"), ("c", "s"), ("b", "s"), ("d", "s"), ("x", "other")] {
-        db.start_task(&of_sync(sync_id, id), ConcurrencyPolicy::Allow).expect("writable");
+        db.start_task(&of_sync(sync_id, id), None, ConcurrencyPolicy::Allow).expect("writable");
     }
     schema.sql("UPDATE source_task SET started_at = started_at + interval '1 s' WHERE task_id = 'a'");
     assert_eq!(ids(&db.tasks_of_sync("s", 3).expect("readable")), ["a", "d", "c"]);
@@ -130,25 +130,31 @@ fn cancelled_or_failed_finds_cancelled_tasks() {
 }
 
 #[test]
-fn idle_tasks_of_fleet_finds_tasks_without_heartbeat() {
+fn idle_tasks_of_an_installation_have_no_heartbeat() {
     let mut schema = Schema::new();
     let db = schema.ready();
     let start = |id: &str, by: serde_json::Value| {
         let task = Task { started_by: Some(by), ..task(id) };
-        db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable");
+        db.start_task(&task, None, ConcurrencyPolicy::Allow).expect("writable");
         task
     };
+    // Of a version, or a process, that stores the request in this column.
     let ours = serde_json::json!({"type": "manual", "syncctl": {"fleet": "ours"}});
     start("idle", ours.clone());
     start("alive", ours.clone());
     start("theirs", serde_json::json!({"syncctl": {"fleet": "theirs"}}));
     start("text", serde_json::json!("syncctl"));
     start("flat", serde_json::json!({"syncctl": "ours"}));
-    db.start_task(&Task { started_by: None, ..task("unmarked") }, ConcurrencyPolicy::Allow).expect("writable");
+    db.start_task(&Task { started_by: None, ..task("unmarked") }, None, ConcurrencyPolicy::Allow).expect("writable");
     finish(&db, &start("done", ours));
-    schema.sql("UPDATE source_task SET updated_at = now() - interval '2 minutes' WHERE task_id <> 'alive'");
-    let found = |fleet: &str, idle_for| db.idle_tasks_of_fleet(fleet, idle_for).expect("readable");
-    assert_eq!(ids(&found("ours", Duration::from_mins(1))), ["idle"]);
+    let mark = RequestMark { fingerprint: "f".to_owned(), installation: "ours".to_owned() };
+    db.start_task(&task("marked"), Some(&mark), ConcurrencyPolicy::Allow).expect("writable");
+    schema.sql(
+        "UPDATE source_task SET started_by = '{\"trigger\": \"manual\"}' WHERE task_id = 'marked';
+         UPDATE source_task SET updated_at = now() - interval '2 minutes' WHERE task_id <> 'alive'",
+    );
+    let found = |installation: &str, idle_for| db.idle_tasks_of(installation, idle_for).expect("readable");
+    assert_eq!(ids(&found("ours", Duration::from_mins(1))), ["idle", "marked"]);
     assert_eq!(ids(&found("ours", Duration::from_mins(3))), Vec::<&str>::new());
     assert_eq!(ids(&found("theirs", Duration::from_mins(1))), ["theirs"]);
     assert_eq!(ids(&found("", Duration::ZERO)), Vec::<&str>::new());
@@ -159,14 +165,14 @@ fn restart_task_needs_the_same_failure_and_no_other_running_task() {
     let schema = Schema::new();
     let db = schema.ready();
     let (rejected, error) = (of_sync("s", "rejected"), "CLUSTER_UNREACHABLE: no answer");
-    db.start_task(&rejected, ConcurrencyPolicy::Forbid).expect("writable");
+    db.start_task(&rejected, None, ConcurrencyPolicy::Forbid).expect("writable");
     assert!(matches!(db.restart_task(&rejected, error), Ok(StartOutcome::Exists(_))), "it runs");
     db.finish_task(&rejected, Writer::Controller, TaskStatus::Failed, None, Some(error)).expect("writable");
     let ids = ["rejected"].into_iter().map(str::to_owned).collect();
     assert_eq!(db.cancelled_or_failed(&["rejected"], Class::ClusterUnreachable), Ok(ids));
     assert!(matches!(db.restart_task(&rejected, "another error"), Ok(StartOutcome::Exists(_))));
     let other = of_sync("s", "other");
-    db.start_task(&other, ConcurrencyPolicy::Forbid).expect("writable");
+    db.start_task(&other, None, ConcurrencyPolicy::Forbid).expect("writable");
     assert_eq!(db.restart_task(&rejected, error), Ok(StartOutcome::SyncBusy("other".to_owned())));
     finish(&db, &other);
     assert_eq!(db.restart_task(&rejected, error), Ok(StartOutcome::Started));

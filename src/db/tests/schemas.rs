@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::support::{Schema, target, url_with};
-use crate::db::{Db, DbError, Options};
+use crate::db::{Db, DbError};
 use crate::failure::Class;
 
 /// Columns, keys and indexes of the tables.
@@ -21,7 +21,7 @@ fn ensure_schema_creates_the_tables_of_the_contract_once() {
     let db = schema.ready();
     let shape = schema.value(SHAPE).expect("tables");
     for expected in [
-        "source_spec_pkey PRIMARY KEY (package, version, connector_type)",
+        "source_spec_pkey PRIMARY KEY (package, version)",
         "source_check_pkey PRIMARY KEY (key)",
         "source_catalog_pkey PRIMARY KEY (package, version, key)",
         "source_state_pkey PRIMARY KEY (sync_id, stream)",
@@ -57,15 +57,12 @@ fn ensure_schema_may_run_concurrently() {
 fn the_schema_parameter_keeps_upper_case() {
     let mut schema = Schema::new();
     let name = format!("Mixed_{}", schema.name);
-    let db = Db::open(
-        target(&url_with(&format!("schema={name}"))),
-        Options { application_name: "test".to_owned(), pool_size: 1, retry_timeout: Duration::from_secs(5) },
-    )
-    .expect("the database answers");
+    let db = Db::open(target(&url_with(&format!("schema={name}"))), schema.options(1, Duration::from_secs(5)))
+        .expect("the database answers");
     db.ensure_schema().expect("the schema can be created");
     let count = schema.value(&format!("SELECT count(*) FROM pg_tables WHERE schemaname = '{name}'"));
     schema.sql(&format!("DROP SCHEMA \"{name}\" CASCADE"));
-    assert_eq!(count.as_deref(), Some("7"));
+    assert_eq!(count.as_deref(), Some("6"));
 }
 
 #[test]
@@ -73,8 +70,8 @@ fn mismatches_name_table_and_column_and_nothing_is_changed() {
     for (label, change, expected) in [
         (
             "missing column",
-            "ALTER TABLE source_task DROP COLUMN metrics",
-            "table source_task lacks column metrics JSONB",
+            "ALTER TABLE source_task DROP COLUMN description",
+            "table source_task lacks column description TEXT",
         ),
         (
             "other type",
@@ -148,12 +145,10 @@ fn a_role_without_create_privilege_may_use_existing_tables() {
     let mut schema = Schema::new();
     let name = schema.name.clone();
     schema.sql(&format!("CREATE ROLE {name} LOGIN PASSWORD 'hunter2'"));
+    let options = schema.options(1, Duration::from_secs(5));
     let open = || {
-        Db::open(
-            target(&url_with(&format!("search_path={name}&user={name}&password=hunter2"))),
-            Options { application_name: "test".to_owned(), pool_size: 1, retry_timeout: Duration::from_secs(5) },
-        )
-        .expect("the role may log in")
+        Db::open(target(&url_with(&format!("search_path={name}&user={name}&password=hunter2"))), options.clone())
+            .expect("the role may log in")
     };
     let without_schema = open().ensure_schema();
     schema.ready();

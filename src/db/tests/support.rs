@@ -62,16 +62,23 @@ impl Schema {
     }
 
     pub(super) fn open(&self, retry_timeout: Duration) -> Db {
-        let options = Options { application_name: self.name.clone(), pool_size: 4, retry_timeout };
-        Db::open(target(&self.url()), options).expect("the database answers")
+        Db::open(target(&self.url()), self.options(4, retry_timeout)).expect("the database answers")
+    }
+
+    pub(super) fn options(&self, pool_size: u32, retry_timeout: Duration) -> Options {
+        Options { application_name: self.name.clone(), pool_size, retry_timeout, own_schema: self.own() }
+    }
+
+    /// The name of the own schema of this test.
+    pub(super) fn own(&self) -> String {
+        format!("{}_own", self.name)
     }
 
     /// A database behind a proxy that can drop the answer to a COMMIT.
     pub(super) fn open_through(&self, proxy: &Proxy) -> Db {
         let url = url_with(&format!("search_path={}&host=127.0.0.1&port={}", self.name, proxy.port));
         let retry_timeout = Duration::from_secs(20);
-        Db::open(target(&url), Options { application_name: self.name.clone(), pool_size: 1, retry_timeout })
-            .expect("the database answers")
+        Db::open(target(&url), self.options(1, retry_timeout)).expect("the database answers")
     }
 
     /// A database with its tables.
@@ -113,7 +120,8 @@ impl Schema {
 impl Drop for Schema {
     fn drop(&mut self) {
         // Must not hide the panic of a test.
-        let _ = self.admin.batch_execute(&format!("DROP SCHEMA IF EXISTS {} CASCADE", self.name));
+        let sql = format!("DROP SCHEMA IF EXISTS {}, {} CASCADE", self.name, self.own());
+        let _ = self.admin.batch_execute(&sql);
     }
 }
 

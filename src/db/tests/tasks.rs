@@ -12,8 +12,8 @@ fn start_task_refuses_a_known_task_id() {
     let schema = Schema::new();
     let db = schema.ready();
     let task = task("t");
-    assert_eq!(db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable"), StartOutcome::Started);
-    let StartOutcome::Exists(stored) = db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable") else {
+    assert_eq!(db.start_task(&task, None, ConcurrencyPolicy::Allow).expect("writable"), StartOutcome::Started);
+    let StartOutcome::Exists(stored) = db.start_task(&task, None, ConcurrencyPolicy::Allow).expect("writable") else {
         panic!("the row exists")
     };
     assert_eq!(stored.status, Some(TaskStatus::Running));
@@ -30,7 +30,7 @@ fn progress_and_heartbeats_need_a_running_row() {
     let progress = reports(&[("b", StreamStatus::Running), ("a", StreamStatus::Pending)]);
     assert!(!db.heartbeat("t").expect("writable") && !db.report_progress("t", &progress, None).expect("writable"));
     assert_eq!(db.task("t").expect("readable"), None, "a heartbeat inserts no row");
-    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
+    db.start_task(&task("t"), None, ConcurrencyPolicy::Allow).expect("writable");
     assert!(db.report_progress("t", &progress, None).expect("writable"));
     let before = db.task("t").expect("readable").expect("stored");
     assert_eq!(before.streams, progress, "in the order of the catalog");
@@ -56,7 +56,7 @@ fn the_outcome_depends_on_the_precedence_of_writers() {
         ("the first controller wins", (Controller, Failed), (Controller, Cancelled), Failed),
     ] {
         let task = task(label);
-        db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable");
+        db.start_task(&task, None, ConcurrencyPolicy::Allow).expect("writable");
         assert!(db.finish_task(&task, first.0, first.1, None, None).expect("writable"), "{label}");
         let counts = db.finish_task(&task, second.0, second.1, None, Some("e")).expect("writable");
         assert_eq!(counts, second.1 == expected, "{label}");
@@ -68,7 +68,7 @@ fn the_outcome_depends_on_the_precedence_of_writers() {
 fn a_concurrent_controller_reads_the_outcome_of_the_sidecar() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
+    db.start_task(&task("t"), None, ConcurrencyPolicy::Allow).expect("writable");
     schema.sql("BEGIN; UPDATE source_task SET status = 'SUCCESS'");
     let controller = {
         let db = db.clone();
@@ -96,7 +96,7 @@ fn the_controller_closes_open_streams() {
     let schema = Schema::new();
     let db = schema.ready();
     let task = task("t");
-    db.start_task(&task, ConcurrencyPolicy::Allow).expect("writable");
+    db.start_task(&task, None, ConcurrencyPolicy::Allow).expect("writable");
     let open = [("b", StreamStatus::Running), ("a", StreamStatus::Success), ("c", StreamStatus::Pending)];
     db.report_progress("t", &reports(&open), None).expect("writable");
     db.finish_task(&task, Writer::Controller, TaskStatus::Cancelled, None, None).expect("writable");
@@ -114,7 +114,7 @@ fn fail_stale_tasks_fails_tasks_without_heartbeat() {
     let mut schema = Schema::new();
     let db = schema.ready();
     for id in ["lost", "alive", "done"] {
-        db.start_task(&task(id), ConcurrencyPolicy::Allow).expect("writable");
+        db.start_task(&task(id), None, ConcurrencyPolicy::Allow).expect("writable");
     }
     db.report_progress("lost", &reports(&[("a", StreamStatus::Running)]), None).expect("writable");
     db.finish_task(&task("done"), Writer::Sidecar, TaskStatus::Success, None, None).expect("writable");
@@ -150,7 +150,7 @@ fn a_listener_gets_notifications_of_its_task_only() {
 fn metrics_stay_until_newer_ones_are_reported() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
+    db.start_task(&task("t"), None, ConcurrencyPolicy::Allow).expect("writable");
     let progress = reports(&[("a", StreamStatus::Running)]);
     let used = TaskMetrics { cpu_seconds: 12.5, memory_bytes: 3 << 30 };
     db.report_progress("t", &progress, Some(&used)).expect("writable");

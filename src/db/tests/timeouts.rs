@@ -48,7 +48,7 @@ fn a_shorter_retry_timeout_gives_up_earlier_on_the_same_pool() {
 fn a_shorter_retry_timeout_bounds_lock_waits() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    db.start_task(&task("t"), ConcurrencyPolicy::Allow).expect("writable");
+    db.start_task(&task("t"), None, ConcurrencyPolicy::Allow).expect("writable");
     schema.sql("BEGIN; SELECT FROM source_task FOR UPDATE");
     let short = db.with_retry_timeout(Duration::from_millis(300));
     let error = short.heartbeat("t").expect_err("locked");
@@ -62,9 +62,8 @@ fn a_shorter_retry_timeout_bounds_lock_waits() {
 fn a_statement_timeout_of_the_url_takes_precedence() {
     let schema = Schema::new();
     let url = super::support::url_with(&format!("search_path={}&statement_timeout=7s", schema.name));
-    let options =
-        crate::db::Options { application_name: "test".to_owned(), pool_size: 1, retry_timeout: Duration::MAX / 4 };
-    let db = Db::open(super::support::target(&url), options).expect("the database answers");
+    let db =
+        Db::open(super::support::target(&url), schema.options(1, Duration::MAX / 4)).expect("the database answers");
     for db in [db.clone(), db.with_retry_timeout(Duration::from_secs(1))] {
         assert_eq!(setting(&db, "statement_timeout"), "7s");
     }

@@ -42,8 +42,12 @@ impl World {
     /// The database of results.
     pub fn db(&self) -> Db {
         let target = Target::parse(&self.database_url(), "SYNCCTL_TEST_DATABASE_URL").expect("a URL");
-        let options =
-            Options { application_name: self.schema.clone(), pool_size: 1, retry_timeout: Duration::from_secs(20) };
+        let options = Options {
+            application_name: self.schema.clone(),
+            pool_size: 1,
+            retry_timeout: Duration::from_secs(20),
+            own_schema: self.schema.clone(),
+        };
         Db::open(target, options).expect("a database")
     }
 
@@ -89,6 +93,7 @@ impl World {
         let sidecar = Sidecar {
             task,
             database_url: self.database_url(),
+            own_schema: self.schema.clone(),
             source: SourceSettings {
                 stdout: folder.path().join("stdout"),
                 stderr: folder.path().join("stderr"),

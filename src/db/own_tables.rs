@@ -1,0 +1,61 @@
+//! The own schema as operations use it: its name, and the definitions of its tables. [`own_schema`](super::own_schema)
+//! finds and creates it.
+
+use super::text::quote_ident;
+
+/// Which request started which task.
+pub(super) const TASK: &str = "task";
+/// Configurations that connectors have updated.
+pub(super) const SOURCE_CONFIG: &str = "source_config";
+/// Specifications of connectors of other types than `airbyte`, which the console's key does not tell apart.
+pub(super) const CONNECTOR_SPEC: &str = "connector_spec";
+
+/// The definition of a table.
+pub(super) struct Table {
+    pub(super) name: &'static str,
+    /// Names and types as the server names them; columns are NOT NULL but those whose type ends in `?`.
+    pub(super) columns: &'static str,
+    pub(super) key: &'static str,
+    pub(super) index: Option<&'static str>,
+}
+
+pub(super) const TABLES: [Table; 3] = [
+    Table {
+        name: TASK,
+        columns: "results_schema text, task_id text, sync_id text, kind text, package text, version text, \
+                  connector_type text, request text?, installation text?, created_at timestamptz",
+        key: "results_schema, task_id",
+        index: Some("results_schema, created_at"),
+    },
+    Table {
+        name: SOURCE_CONFIG,
+        columns: "results_schema text, sync_id text, package text, given text, config jsonb, timestamp timestamptz",
+        key: "results_schema, sync_id",
+        index: None,
+    },
+    Table {
+        name: CONNECTOR_SPEC,
+        columns: "results_schema text, connector_type text, package text, version text, specs jsonb?, error text?, \
+                  timestamp timestamptz",
+        key: "package, version, connector_type, results_schema",
+        index: None,
+    },
+];
+
+/// A usable schema.
+#[derive(Debug)]
+pub(super) struct OwnSchema {
+    /// Unquoted.
+    pub(super) name: String,
+    /// The schema of the tables of results, the first column of each key.
+    pub(super) results_schema: String,
+    /// Whether it has the table of configurations: an earlier version may have created another one of that name in it.
+    pub(super) has_configs: bool,
+}
+
+impl OwnSchema {
+    /// The qualified name of a table.
+    pub(super) fn table(&self, name: &str) -> String {
+        format!("{}.{name}", quote_ident(&self.name))
+    }
+}
