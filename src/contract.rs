@@ -5,6 +5,9 @@
 /// Raised when one side can no longer work with an older version of the other.
 pub const VERSION: &str = "1";
 
+/// Exit code for [`SidecarExit::Failed`].
+pub const EXIT_FAILED: u8 = 1;
+
 /// Exit code for [`SidecarExit::OutcomeUnknown`].
 pub const EXIT_OUTCOME_UNKNOWN: u8 = 75;
 
@@ -13,6 +16,8 @@ pub const EXIT_OUTCOME_UNKNOWN: u8 = 75;
 pub enum SidecarExit {
     /// The outcome is stored.
     Finished,
+    /// The outcome is stored, and it is a failure: for a foreign controller, which concludes from the exit code.
+    Failed,
     /// The connector was killed from outside: only the container's status shows why, so the controller decides the
     /// outcome.
     OutcomeUnknown,

@@ -21,6 +21,12 @@ pub fn start_service(level: &str, verbose: u8, json: bool) {
     start(if verbose > 0 { "debug" } else { level }, verbose, json);
 }
 
+/// Starts the log of a sidecar whose lines people read without their times: the level and the text.
+pub fn start_plain(level: &str) {
+    let log = tracing_subscriber::fmt().with_env_filter(filter(level, "off")).with_writer(io::stderr);
+    log.without_time().with_target(false).with_ansi(false).init();
+}
+
 /// Starts the log with a level in any case. Other crates log only if `verbose` asks for it: our own errors hold the
 /// relevant part of theirs.
 pub fn start(level: &str, verbose: u8, json: bool) {
@@ -30,13 +36,16 @@ pub fn start(level: &str, verbose: u8, json: bool) {
         2 => "info",
         _ => "debug",
     };
-    let level = level.to_ascii_lowercase();
-    let level = if level == "fatal" { "error" } else { &level };
-    let filter = EnvFilter::new(format!("{libraries},syncctl={level}"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter(level, libraries)).with_writer(io::stderr);
     if json {
         log.json().init();
     } else {
         log.with_ansi(io::stderr().is_terminal()).init();
     }
+}
+
+fn filter(level: &str, libraries: &str) -> EnvFilter {
+    let level = level.to_ascii_lowercase();
+    let level = if level == "fatal" { "error" } else { &level };
+    EnvFilter::new(format!("{libraries},syncctl={level}"))
 }

@@ -23,8 +23,6 @@ mod task;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 /// Returns unused memory to the system: a service runs for months and has peaks.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -34,5 +32,5 @@ fn main() -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         unreachable!("no other provider is installed");
     }
-    ExitCode::from(cmd::Cli::parse().run())
+    ExitCode::from(cmd::Cli::from_process().run())
 }

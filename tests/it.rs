@@ -23,6 +23,7 @@ mod crash;
 mod deploy;
 mod embedded;
 mod faker;
+mod foreign_controller;
 mod foreign_sidecar;
 mod hostile;
 mod kill;

@@ -12,6 +12,7 @@ mod spec;
 mod supervise;
 mod token;
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -129,6 +130,16 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 impl Cli {
+    /// Parses the arguments of this process. Without arguments, in the environment of a sidecar, the command is `sidecar`:
+    /// another controller starts the image with variables alone.
+    pub fn from_process() -> Self {
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        match arguments.as_slice() {
+            [program] if sidecar::is_configured_by_environment() => Self::parse_from([program, &"sidecar".into()]),
+            _ => Self::parse_from(arguments),
+        }
+    }
+
     /// Runs the command, which prints its result or failure; returns the exit code.
     pub fn run(self) -> u8 {
         match self.command {

@@ -13,7 +13,7 @@ use crate::env;
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 use crate::sidecar::{CommitLimits, Sidecar, SourceSettings};
-use crate::task::{self, Image, ReadOptions, Task};
+use crate::task::{self, Image, ReadOptions, Task, TaskKind};
 
 /// Capture a connector's output; runs next to the connector
 ///
@@ -122,8 +122,21 @@ pub struct SidecarArgs {
     contract: String,
 }
 
+/// Whether the environment is that of a sidecar's container: `COMMAND` is a command of a connector, or the connector's pipe
+/// is named.
+pub(super) fn is_configured_by_environment() -> bool {
+    let value = |name| std::env::var(name).unwrap_or_default();
+    let command = value(variable::COMMAND);
+    command.parse::<TaskKind>().is_ok() || !command.is_empty() && !value(variable::STDOUT_PIPE_FILE).is_empty()
+}
+
 pub(super) fn run(args: SidecarArgs) -> u8 {
-    crate::logging::start(&args.log_level, 0, false);
+    if args.contract.is_empty() {
+        // A foreign controller copies the last lines of this log into the error of a task.
+        crate::logging::start_plain(&args.log_level);
+    } else {
+        crate::logging::start(&args.log_level, 0, false);
+    }
     if args.mark.is_some() {
         // The connector runs as the same user: it must not be able to read this process.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).ok();
@@ -132,6 +145,7 @@ pub(super) fn run(args: SidecarArgs) -> u8 {
     let result = handle_signals(&terminated).and_then(|()| args.sidecar()).and_then(|sidecar| sidecar.run(terminated));
     match result {
         Ok(SidecarExit::Finished) => 0,
+        Ok(SidecarExit::Failed) => contract::EXIT_FAILED,
         Ok(SidecarExit::OutcomeUnknown) => contract::EXIT_OUTCOME_UNKNOWN,
         Err(failure) => {
             tracing::error!("{failure}");
@@ -175,6 +189,13 @@ impl SidecarArgs {
         )?;
         let silence =
             number(&self.silence_seconds, variable::SILENCE_SECONDS, env::SILENCE_SECONDS.number(false).into())?;
+        let contract = Some(self.contract).filter(|contract| !contract.is_empty());
+        let started_at = task::to_millis(started_at);
+        let timeout = match Duration::from_secs(timeout) {
+            // A foreign controller deletes the Pod that long after the start of the task, and records no reason.
+            timeout if contract.is_none() => timeout.saturating_sub(elapsed_since(started_at)),
+            timeout => timeout,
+        };
         let task = Task {
             kind,
             image: Image { package: self.package, version: self.package_version },
@@ -182,7 +203,7 @@ impl SidecarArgs {
             task_id: self.task_id,
             sync_id: self.sync_id,
             storage_key: self.storage_key,
-            started_at: task::to_millis(started_at),
+            started_at,
             started_by: serde_json::from_str(&self.started_by).ok(),
             options: ReadOptions {
                 namespace: Some(self.namespace).filter(|namespace| !namespace.is_empty()),
@@ -195,7 +216,7 @@ impl SidecarArgs {
                 silence_seconds: None,
                 max_records: max_records(&self.max_records)?,
             },
-            timeout: Duration::from_secs(timeout),
+            timeout,
         };
         Ok(Sidecar {
             task,
@@ -209,13 +230,19 @@ impl SidecarArgs {
                 config: self.config_dir,
                 init_timeout: Duration::from_secs(init_timeout),
                 silence: Duration::from_secs(silence),
+                is_wrapped: contract.is_some(),
             },
             secrets: self.secrets_dir,
             db_log_level: self.db_log_level,
             commit: commit_limits(&self.commit_seconds, &self.commit_mi)?,
-            contract: Some(self.contract).filter(|contract| !contract.is_empty()),
+            contract,
         })
     }
+}
+
+/// The time since a moment; none if it is in the future of this clock.
+fn elapsed_since(moment: Timestamp) -> Duration {
+    Duration::try_from(Timestamp::now().duration_since(moment)).unwrap_or_default()
 }
 
 fn commit_limits(seconds: &str, mebibytes: &str) -> Result<CommitLimits, Failure> {

@@ -1,7 +1,7 @@
 //! The task's documents, which only the sidecar mounts, and the configuration that a connector has renewed.
 
-use std::collections::BTreeMap;
-use std::io::Read;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
@@ -9,6 +9,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::log::{Level, Maskers, TaskLog};
+use crate::airbyte::catalog::ConfiguredCatalog;
+use crate::airbyte::state;
 use crate::db::Db;
 use crate::failure::{Class, Failure};
 use crate::secret::Masker;
@@ -31,18 +33,38 @@ const DESTINATION_IDENTITY: [&str; 9] =
 #[derive(Default)]
 pub struct Documents {
     files: BTreeMap<String, String>,
+    /// Names of documents for the connector that are no longer what the caller sent.
+    changed: BTreeSet<&'static str>,
 }
 
 impl Documents {
-    /// Joins and unpacks `NAME.gz.000`, `NAME.gz.001`, …. A missing folder holds no documents.
-    pub fn read(folder: &Path) -> Result<Self, Failure> {
-        Self::unpack(folder)
+    /// Joins and unpacks `NAME.gz.000`, `NAME.gz.001`, … of the Secrets. Without them, the documents that a foreign
+    /// controller's Pod has unpacked for the connector and the sidecar.
+    pub fn read(secrets: &Path, unpacked: &Path) -> Result<Self, Failure> {
+        let documents = Self::unpack(secrets).and_then(|documents| match documents {
+            documents if documents.files.is_empty() => Self::read_unpacked(unpacked),
+            documents => Ok(documents),
+        });
+        documents
             .map_err(|error| Failure::new(Class::SidecarFailed, format!("cannot read the task's documents: {error}")))
+    }
+
+    fn read_unpacked(folder: &Path) -> std::io::Result<Self> {
+        let mut files = BTreeMap::new();
+        for name in [CONFIG, CATALOG, STATE, DESTINATION] {
+            let path = folder.join(name);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => _ = files.insert(name.to_owned(), text),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                Err(error) => return Err(std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+            }
+        }
+        Ok(Self { files, changed: BTreeSet::new() })
     }
 
     fn unpack(folder: &Path) -> std::io::Result<Self> {
         let entries = match std::fs::read_dir(folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             entries => entries?,
         };
         // Sorted, so that the parts of a document are in order.
@@ -65,7 +87,7 @@ impl Documents {
             MultiGzDecoder::new(bytes.as_slice()).read_to_string(&mut text)?;
             files.insert(document, text);
         }
-        Ok(Self { files })
+        Ok(Self { files, changed: BTreeSet::new() })
     }
 
     /// The text of a document.
@@ -87,6 +109,28 @@ impl Documents {
     /// The documents that the connector may see: name and content.
     pub fn for_connector(&self) -> impl Iterator<Item = (&str, &str)> {
         [CONFIG, CATALOG, STATE].into_iter().filter_map(|name| Some((name, self.get(name)?)))
+    }
+
+    /// Those of them that are no longer what the caller sent.
+    pub fn changed_for_connector(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.changed.iter().filter_map(|name| Some((*name, self.get(name)?)))
+    }
+
+    fn change(&mut self, name: &'static str, content: String) {
+        self.files.insert(name.to_owned(), content);
+        self.changed.insert(name);
+    }
+
+    /// Removes from the state what must not reach the connector. A foreign controller passes it on as it is.
+    pub fn filter_state(&mut self, is_full_sync: bool) {
+        let (Some(state), Ok(catalog)) = (self.get(STATE), self.parse::<ConfiguredCatalog>(CATALOG)) else { return };
+        // The connector validates what is no state.
+        let Ok(usable) = state::for_connector(state, &catalog) else { return };
+        let usable = usable.filter(|_| !is_full_sync);
+        let is_empty = ["null", "{}", "[]"].contains(&state.trim());
+        if usable.as_deref() != Some(state) && !is_empty {
+            self.change(STATE, usable.unwrap_or_else(|| "{}".to_owned()));
+        }
     }
 
     /// Maskers for the content of the documents, except the catalog: it is not secret, and it holds all column names.
@@ -160,7 +204,7 @@ impl<'a> StoredConfig<'a> {
             if let Ok(config) = serde_json::from_str::<Value>(&stored.config) {
                 log.mask_document(&config);
             }
-            documents.files.insert(CONFIG.to_owned(), stored.config);
+            documents.change(CONFIG, stored.config);
             let text = format!("using the configuration that the connector renewed at {}", stored.timestamp);
             log.write(Level::Info, "syncctl", &text);
         }
@@ -203,6 +247,9 @@ fn fingerprint(document: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{CATALOG, CONFIG, DESTINATION, Documents, STATE, fingerprint};
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use std::io::Write;
 
     #[test]
     fn own_texts_name_destination_and_streams_but_no_credentials() {
@@ -219,10 +266,58 @@ mod tests {
             ),
         ];
         let files = documents.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
-        let maskers = Documents { files }.maskers();
+        let maskers = Documents { files, ..Documents::default() }.maskers();
         let text = "shop.orders: db.internal/reader, warehouse, loader";
         assert_eq!(maskers.errors.mask(text), "shop.orders: db.internal/***, ***, ***");
         assert_eq!(maskers.logs.mask(text), "***.***: ***/***, ***, ***");
+    }
+
+    #[test]
+    fn unpacked_documents_are_read_where_there_are_no_secrets() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (secrets, unpacked) = (folder.path().join("secrets"), folder.path().join("config"));
+        let get = |name| Documents::read(&secrets, &unpacked).map(|documents| documents.get(name).map(str::to_owned));
+        assert_eq!(get(CONFIG), Ok(None), "a spec has no documents");
+        std::fs::create_dir(&unpacked).expect("a folder");
+        for name in [CONFIG, CATALOG, STATE, DESTINATION] {
+            std::fs::write(unpacked.join(name), name).expect("a file");
+            assert_eq!(get(name), Ok(Some(name.to_owned())));
+        }
+        std::fs::create_dir(&secrets).expect("a folder");
+        assert_eq!(get(CATALOG), Ok(Some(CATALOG.to_owned())), "an empty folder");
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(b"ours").expect("memory");
+        std::fs::write(secrets.join("config.json.gz.000"), packed.finish().expect("memory")).expect("a file");
+        assert_eq!((get(CONFIG), get(CATALOG)), (Ok(Some("ours".to_owned())), Ok(None)), "ours alone");
+    }
+
+    #[test]
+    fn the_state_of_a_foreign_controller_is_filtered() {
+        let catalog = r#"{"streams":[{"stream":{"name":"whole"},"sync_mode":"full_refresh"},
+                                      {"stream":{"name":"grows"},"sync_mode":"incremental"}]}"#;
+        let state = |name: &str| {
+            format!(
+                r#"{{"type":"STREAM","stream":{{"stream_descriptor":{{"name":"{name}"}},"stream_state":{{"a":1}}}}}}"#
+            )
+        };
+        let (whole, grows) = (state("whole"), state("grows"));
+        for (label, given, is_full_sync, expected) in [
+            ("empty", "{}".to_owned(), false, None),
+            ("empty, full sync", "{}".to_owned(), true, None),
+            ("only resumed streams", format!("[{grows}]"), false, None),
+            ("a stream that is read whole", format!("[{whole}, {grows}]"), false, Some(format!("[{grows}]"))),
+            ("no resumed stream", format!("[{whole}]"), false, Some("{}".to_owned())),
+            ("a full sync", format!("[{grows}]"), true, Some("{}".to_owned())),
+            ("a legacy state", r#"{"cursor":1}"#.to_owned(), false, None),
+            ("no state", "7".to_owned(), false, None),
+        ] {
+            let mut documents = Documents::default();
+            documents.files.insert(CATALOG.to_owned(), catalog.to_owned());
+            documents.files.insert(STATE.to_owned(), given);
+            documents.filter_state(is_full_sync);
+            let changed: Vec<_> = documents.changed_for_connector().map(|(_, content)| content.to_owned()).collect();
+            assert_eq!(changed, Vec::from_iter(expected), "{label}");
+        }
     }
 
     #[test]

@@ -23,15 +23,16 @@ const LONG_LINE: usize = 4 * 1024 * 1024;
 /// How much of a line that is too long is reported.
 const HEAD: usize = 256;
 
-/// Creates a FIFO that any user may write to: recent connectors run as uid 1000, older ones as root.
+/// Creates a FIFO that any user may write to: recent connectors run as uid 1000, older ones as root. One that exists stays
+/// as it is: another user may own it.
 pub fn create_fifo(path: &Path) -> io::Result<()> {
     let mode = Mode::from_raw_mode(0o666);
     match rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-        Err(error) => return Err(error.into()),
+        // The umask may have removed bits.
+        Ok(()) => Ok(rustix::fs::chmod(path, mode)?),
+        Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    // The umask may have removed bits.
-    Ok(rustix::fs::chmod(path, mode)?)
 }
 
 /// The result of reading.

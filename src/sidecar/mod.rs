@@ -3,6 +3,7 @@
 //! Its environment and files are those of the wire contract. Knows nothing of Kubernetes: it runs wherever the pipes and
 //! the documents are.
 
+mod crash;
 mod documents;
 mod lines;
 mod log;
@@ -68,13 +69,16 @@ impl Sidecar {
             let text = format!("the controller implements contract {version}, the sidecar {}", contract::VERSION);
             return Err(Failure::new(Class::VersionMismatch, text));
         }
-        let mut documents = Documents::read(&self.secrets)?;
+        let mut documents = Documents::read(&self.secrets, &self.source.config)?;
         let maskers = documents.maskers();
         let stop = Stop::new(terminated, self.task.timeout);
         let (exit, db, log);
         if self.task.kind == TaskKind::Read {
             // The database first: it may hold a renewed configuration for the connector.
             (db, log) = self.connect(&documents, maskers)?;
+            if self.contract.is_none() {
+                documents.filter_state(self.task.options.full_sync);
+            }
             let stored_config = StoredConfig::restore(&db, &self.task, &mut documents, &log)?;
             let source = Source::start(Pipes::create(&self.source, &documents)?, &log, stop);
             let read =
@@ -87,6 +91,11 @@ impl Sidecar {
             exit = result::run(&self.task, Source::start(pipes, &log, stop), &db, &log);
         }
         log.finish();
+        // Our own controller reads the outcome.
+        let exit = exit.map(|exit| match exit {
+            SidecarExit::Failed if self.contract.is_some() => SidecarExit::Finished,
+            exit => exit,
+        });
         if exit.is_ok()
             && let Err(error) = db.notify(&self.task.task_id)
         {

@@ -47,6 +47,8 @@ pub struct Read<'a> {
 enum End {
     /// The connector has ended with this exit code.
     Exited(i32),
+    /// The connector has ended, and its exit code is unknown.
+    Closed,
     /// The connector was killed.
     Killed,
     /// The task must stop.
@@ -89,7 +91,7 @@ impl Read<'_> {
             }
             Err(failure) => {
                 self.finish(TaskStatus::Failed, None, Some(failure))?;
-                Ok(SidecarExit::Finished)
+                Ok(SidecarExit::Failed)
             }
         }
     }
@@ -161,6 +163,7 @@ impl<'a> Session<'a> {
                 Input::Idle => {}
                 Input::Stopped(stopped) => return Ok(End::Stopped(stopped)),
                 Input::Exited(code) => return Ok(End::Exited(code)),
+                Input::Closed => return Ok(End::Closed),
                 Input::Killed => return Ok(End::Killed),
             }
             if self.streams.is_refused() {
@@ -337,7 +340,16 @@ impl<'a> Session<'a> {
                 self.reporter.write_last(&self.reports());
                 return Ok(SidecarExit::OutcomeUnknown);
             }
-            End::Exited(code) => self.outcome_of_exit(source, code)?,
+            End::Exited(code) => {
+                let failure = (code != 0).then(|| source.failure(code, ""));
+                self.outcome_of_end(code == 0, failure)?
+            }
+            // Streams that the connector has completed are complete, whatever else its output shows.
+            End::Closed if self.streams.all_succeeded() => self.outcome_of_end(true, None)?,
+            End::Closed => {
+                let failure = source.failure_in_output();
+                self.outcome_of_end(failure.is_none() && self.reported_error.is_none(), failure)?
+            }
             End::Stopped(stopped) => {
                 let failure = stopped.failure();
                 let status = match stopped {
@@ -368,7 +380,7 @@ impl<'a> Session<'a> {
         // The outcome does not include it.
         self.reporter.write_metrics(&reports);
         self.read.finish(status, Some(&reports), failure)?;
-        Ok(SidecarExit::Finished)
+        Ok(if status == TaskStatus::Failed { SidecarExit::Failed } else { SidecarExit::Finished })
     }
 
     /// The outcome at the record limit. The connector ends with its pipes, so its exit code does not matter.
@@ -385,14 +397,15 @@ impl<'a> Session<'a> {
         Ok(self.failed(error.map(|error| Failure::new(Class::ConnectorFailed, error))))
     }
 
-    fn outcome_of_exit(&mut self, source: &Source, code: i32) -> Result<(TaskStatus, Option<Failure>), Failure> {
-        let is_success = code == 0 && self.data_loss.is_none();
+    /// The outcome after the connector's end. What it reported itself takes precedence over `failure`.
+    fn outcome_of_end(
+        &mut self,
+        succeeded: bool,
+        failure: Option<Failure>,
+    ) -> Result<(TaskStatus, Option<Failure>), Failure> {
+        let is_success = succeeded && self.data_loss.is_none();
         let known = self.data_loss.clone().or_else(|| self.reported_error.clone());
-        let failure = match known {
-            Some(text) => Some(Failure::new(Class::ConnectorFailed, text)),
-            None if code == 0 => None,
-            None => Some(source.failure(code, "")),
-        };
+        let failure = known.map(|text| Failure::new(Class::ConnectorFailed, text)).or(failure);
         let reason = failure.as_ref().map_or("the source ended without completing the stream", |failure| &failure.text);
         let storable = self.streams.source_ended(is_success, reason);
         self.store(storable)?;

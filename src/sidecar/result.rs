@@ -57,6 +57,12 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
                     None => source.failure(code, expected_message(task.kind)),
                 });
             }
+            Input::Closed => {
+                break Err(match reported.or_else(|| source.logged_error().map(str::to_owned)) {
+                    Some(text) => Failure::new(Class::ConnectorFailed, text),
+                    None => source.failure(0, expected_message(task.kind)),
+                });
+            }
             Input::Killed => return Ok(SidecarExit::OutcomeUnknown),
         }
     };
@@ -64,10 +70,10 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
         Ok(output) => {
             store(task, db, log, output)?;
             log.write_total(&format!("{}: result stored", task.kind));
+            Ok(SidecarExit::Finished)
         }
-        Err(failure) => store_failure(task, db, log, &failure)?,
+        Err(failure) => store_failure(task, db, log, &failure).map(|()| SidecarExit::Failed),
     }
-    Ok(SidecarExit::Finished)
 }
 
 fn expected_message(kind: TaskKind) -> &'static str {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 
+use super::crash;
 use super::documents::Documents;
 use super::lines::{Line, Lines, create_fifo};
 use super::log::{Level, TaskLog};
@@ -55,6 +56,9 @@ pub struct Settings {
     pub init_timeout: Duration,
     /// How long it may write nothing.
     pub silence: Duration,
+    /// Our wrapper runs it: it waits for the ready file and writes the exit code. A foreign controller's Pod has no wrapper:
+    /// the pipes and the documents are there, and the connector ends with its pipes.
+    pub is_wrapped: bool,
 }
 
 /// Reports whether a task must stop before the connector has ended.
@@ -86,6 +90,8 @@ pub enum Input<'a> {
     Stopped(Stopped),
     /// The connector has ended with this code.
     Exited(i32),
+    /// The connector has ended without a wrapper to write its exit code.
+    Closed,
     /// The connector was killed, or how it ended is unknown.
     Killed,
 }
@@ -114,6 +120,12 @@ struct Connector {
     activity: Arc<Activity>,
     stderr_thread: Option<JoinHandle<()>>,
     log: TaskLog,
+    /// It has written a message.
+    has_messages: bool,
+    /// The first line of its log with level ERROR or FATAL.
+    logged_error: Option<String>,
+    /// Its last line is a beginning of a message.
+    is_cut_off: bool,
 }
 
 /// What the readers of stdout and stderr share.
@@ -159,7 +171,8 @@ impl Stopped {
 }
 
 impl Pipes {
-    /// Creates the FIFOs and the connector's documents, then signals the connector's wrapper to start.
+    /// Creates the FIFOs and the connector's documents, then signals the connector's wrapper to start. A connector without a
+    /// wrapper waits in the shell's `open` of the FIFOs, so its documents come first.
     pub fn create(settings: &Settings, documents: &Documents) -> Result<Self, Failure> {
         let failure = |path: &Path, error: &io::Error| {
             Failure::new(Class::SidecarFailed, format!("cannot create {}: {error}", path.display()))
@@ -167,11 +180,21 @@ impl Pipes {
         let open = |path: &Path, limit| {
             create_fifo(path).and_then(|()| Lines::open(path, limit)).map_err(|error| failure(path, &error))
         };
+        if settings.is_wrapped {
+            for (name, content) in documents.for_connector() {
+                let path = settings.config.join(name);
+                write_read_only(&path, content.as_bytes()).map_err(|error| failure(&path, &error))?;
+            }
+        } else {
+            for (name, content) in documents.changed_for_connector() {
+                let path = settings.config.join(name);
+                std::fs::write(&path, content).map_err(|error| failure(&path, &error))?;
+            }
+        }
         let stderr = open(&settings.stderr, MAX_STDERR_LINE)?;
         let stdout = open(&settings.stdout, MAX_STDOUT_LINE)?;
-        for (name, content) in documents.for_connector() {
-            let path = settings.config.join(name);
-            write_read_only(&path, content.as_bytes()).map_err(|error| failure(&path, &error))?;
+        if !settings.is_wrapped {
+            return Ok(Self { stdout, stderr, settings: settings.clone() });
         }
         let ready = settings.stdout.with_file_name(READY_FILE);
         std::fs::write(&ready, "").map_err(|error| failure(&ready, &error))?;
@@ -193,7 +216,15 @@ impl Source {
             move || log_stderr(pipes.stderr, &log, &activity)
         });
         let stderr_thread = Some(stderr_thread);
-        let connector = Connector { settings: pipes.settings, activity, stderr_thread, log: log.clone() };
+        let connector = Connector {
+            settings: pipes.settings,
+            activity,
+            stderr_thread,
+            log: log.clone(),
+            has_messages: false,
+            logged_error: None,
+            is_cut_off: false,
+        };
         Self { stdout: pipes.stdout, connector, stop, has_unnoted_lines: false, noted: true }
     }
 
@@ -223,7 +254,7 @@ impl Source {
         }
         let connector = &mut self.connector;
         // Checked before the pipe is read: then the pipe holds all that the connector wrote before it ended.
-        let has_ended = !connector.activity.has_output.load(Ordering::Relaxed) && connector.exit_code_file().exists();
+        let has_ended = connector.has_ended_early();
         let line = self.stdout.next(if has_ended { Duration::ZERO } else { TICK }).map_err(|error| {
             Failure::new(Class::SidecarFailed, format!("cannot read the connector's stdout: {error}"))
         })?;
@@ -237,16 +268,25 @@ impl Source {
         Ok(match line {
             Line::Text(line) => match Message::parse(line) {
                 Message::Text => {
+                    connector.is_cut_off = line.starts_with(b"{");
                     let line = String::from_utf8_lossy(line);
                     connector.log.write(Level::Info, "source", &line);
                     Activity::remember(&connector.activity.stdout, &line);
                     Input::Idle
                 }
                 Message::Log { level, text } => {
-                    connector.log.write(Level::parse(&level), "source", &text);
+                    connector.note_message();
+                    let level = Level::parse(&level);
+                    if level >= Level::Error {
+                        connector.logged_error.get_or_insert_with(|| text.clone());
+                    }
+                    connector.log.write(level, "source", &text);
                     Input::Idle
                 }
-                message => Input::Message(message),
+                message => {
+                    connector.note_message();
+                    Input::Message(message)
+                }
             },
             Line::TooLong(head, length) => Input::TooLong(String::from_utf8_lossy(head).into_owned(), length),
             Line::Eof => connector.end(&self.stop),
@@ -268,6 +308,33 @@ impl Source {
             code => Failure::new(Class::ConnectorFailed, format!("the connector ended with code {code}{lines}")),
         }
     }
+
+    /// The first line of the connector's log with level ERROR or FATAL.
+    pub fn logged_error(&self) -> Option<&str> {
+        self.connector.logged_error.as_deref()
+    }
+
+    /// Why a connector of unknown exit code has failed, if its output shows that.
+    pub fn failure_in_output(&self) -> Option<Failure> {
+        let connector = &self.connector;
+        let stderr = connector.activity.stderr.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last_lines =
+            || connector.last_lines().map(|lines| format!("; its last lines: {lines}")).unwrap_or_default();
+        if !connector.has_messages {
+            let text = format!("the connector ended without a message{}", last_lines());
+            return Some(Failure::new(Class::NoResult, text));
+        }
+        let text = if let Some(text) = &connector.logged_error {
+            text.clone()
+        } else if connector.is_cut_off {
+            format!("the connector ended within a message{}", last_lines())
+        } else if let Some(line) = stderr.iter().find(|line| crash::is_report(line)) {
+            format!("the connector crashed: {}{}", connector.log.mask(line.trim()), last_lines())
+        } else {
+            return None;
+        };
+        Some(Failure::new(Class::ConnectorFailed, text))
+    }
 }
 
 impl Connector {
@@ -275,11 +342,22 @@ impl Connector {
         self.settings.stdout.with_file_name(EXIT_CODE_FILE)
     }
 
+    /// Whether it has ended before it wrote anything.
+    fn has_ended_early(&self) -> bool {
+        let is_silent = !self.activity.has_output.load(Ordering::Relaxed);
+        is_silent && self.settings.is_wrapped && self.exit_code_file().exists()
+    }
+
+    fn note_message(&mut self) {
+        self.has_messages = true;
+        self.is_cut_off = false;
+    }
+
     /// How the connector has ended.
     fn end(&mut self, stop: &Stop) -> Input<'static> {
         let path = self.exit_code_file();
         let read = || std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
-        let code: Option<i32> = wait_for(EXIT_CODE_TIMEOUT, read);
+        let code: Option<i32> = if self.settings.is_wrapped { wait_for(EXIT_CODE_TIMEOUT, read) } else { None };
         if let Some(thread) = self.stderr_thread.take() {
             wait_for(STDERR_TIMEOUT, || thread.is_finished().then_some(()));
         }
@@ -289,6 +367,7 @@ impl Connector {
                 let cancelled = || stop.reason(false).map(Input::Stopped);
                 wait_for(OWN_SIGNAL_TIMEOUT, cancelled).unwrap_or(Input::Exited(code))
             }
+            None if !self.settings.is_wrapped => Input::Closed,
             None | Some(KILLED) => Input::Killed,
             Some(code) => Input::Exited(code),
         }

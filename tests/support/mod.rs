@@ -4,6 +4,7 @@
 pub mod bulker;
 pub mod cluster;
 pub mod database;
+pub mod foreign_controller;
 pub mod http;
 pub mod machine;
 pub mod processes;

@@ -21,6 +21,7 @@ fn source(folder: &Path, timeout: Duration) -> Source {
         config: folder.to_owned(),
         init_timeout: DEADLINE,
         silence: DEADLINE,
+        is_wrapped: true,
     };
     let pipes = Pipes::create(&settings, &Documents::default()).expect("pipes");
     let task = Task::of_read("test", "1", "sync", "task", jiff::Timestamp::now());

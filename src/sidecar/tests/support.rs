@@ -11,7 +11,7 @@ use flate2::write::GzEncoder;
 use postgres::{Client, NoTls};
 use serde_json::{Value, json};
 
-use crate::contract::{EXIT_CODE_FILE, READY_FILE, SidecarExit};
+use crate::contract::{self, EXIT_CODE_FILE, READY_FILE, SidecarExit};
 use crate::db::{Db, Options, StoredTask, Target};
 use crate::secret::Secret;
 use crate::sidecar::{CommitLimits, Sidecar, SourceSettings};
@@ -100,11 +100,12 @@ impl World {
                 config: folder.path().to_owned(),
                 init_timeout: DEADLINE,
                 silence: DEADLINE,
+                is_wrapped: true,
             },
             secrets: documents,
             db_log_level: "INFO".to_owned(),
             commit: CommitLimits::default(),
-            contract: None,
+            contract: Some(contract::VERSION.to_owned()),
         };
         std::thread::scope(|scope| {
             let running = scope.spawn(|| sidecar.run(Arc::default()));
