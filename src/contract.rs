@@ -79,6 +79,7 @@ pub mod variable {
     pub const SILENCE_SECONDS: &str = "SYNCCTL_SILENCE_SECONDS";
     pub const COMMIT_SECONDS: &str = "SYNCCTL_COMMIT_SECONDS";
     pub const COMMIT_MI: &str = "SYNCCTL_COMMIT_MI";
+    pub const REPLACE_WITHOUT_STATE: &str = "SYNCCTL_REPLACE_WITHOUT_STATE";
     pub const MAX_RECORDS: &str = "SYNCCTL_MAX_RECORDS";
     pub const OWN_SCHEMA: &str = "SYNCCTL_OWN_SCHEMA";
     pub const CONTRACT: &str = "SYNCCTL_CONTRACT";

@@ -230,6 +230,9 @@ pub struct ReadOptions {
     pub deduplicate: bool,
     /// Start from scratch and replace the tables.
     pub full_sync: bool,
+    /// An incremental stream in mode `overwrite` that resumes from no state replaces its table at its first commit; else
+    /// its rows are merged or added.
+    pub replace_without_state: bool,
     /// Ask the connector for debug messages.
     pub debug: bool,
     /// How long the connector may be silent; `None` means the default of the settings.
@@ -249,6 +252,7 @@ impl Default for ReadOptions {
             add_meta: false,
             deduplicate: true,
             full_sync: false,
+            replace_without_state: false,
             debug: false,
             silence_seconds: None,
             max_records: None,

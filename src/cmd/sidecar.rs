@@ -90,6 +90,9 @@ pub struct SidecarArgs {
     /// Start from scratch and replace the tables
     #[arg(long, env = variable::FULL_SYNC, default_value = "")]
     full_sync: String,
+    /// Replace the table of an incremental stream in mode overwrite that has no state; the default of other controllers
+    #[arg(long, env = variable::REPLACE_WITHOUT_STATE, default_value = "")]
+    replace_without_state: String,
     /// Least level of the sidecar's own log
     #[arg(long, env = variable::LOG_LEVEL, default_value = "INFO")]
     log_level: String,
@@ -212,6 +215,8 @@ impl SidecarArgs {
                 add_meta: flag(&self.add_meta, false),
                 deduplicate: flag(&self.deduplicate, true),
                 full_sync: flag(&self.full_sync, false),
+                // Our own controller always sets it.
+                replace_without_state: flag(&self.replace_without_state, contract.is_none()),
                 debug: false,
                 silence_seconds: None,
                 max_records: max_records(&self.max_records)?,

@@ -241,6 +241,8 @@ pub fn read(
         add_meta: query.flag("addMeta", false),
         deduplicate: query.flag("deduplicate", true),
         full_sync: query.flag("fullSync", false),
+        // The meaning that callers of the existing implementation rely on.
+        replace_without_state: true,
         debug: query.flag("debug", false),
         silence_seconds: query.optional_number("silenceSeconds", 1..=MAX_SILENCE_SECONDS),
         max_records: query.max_records(),

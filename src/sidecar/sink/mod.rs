@@ -105,6 +105,8 @@ pub struct StreamSpec {
     pub primary_key: Vec<Vec<String>>,
     /// Path of the cursor. Of two rows with the same key the one with the higher cursor wins, in whatever order they come.
     pub cursor: Vec<String>,
+    /// The first commit with rows replaces all others, later ones add to it. Not with [`WriteMode::Replace`].
+    pub replaces_at_first_commit: bool,
     /// Which existing rows this read makes obsolete.
     pub generation: Generation,
     /// Convert names to lower case.

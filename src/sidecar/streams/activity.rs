@@ -106,12 +106,13 @@ impl Stream {
             Some(schema) => format!("{schema}.{}", self.spec.table),
             None => self.spec.table.clone(),
         };
+        let then = if self.spec.replaces_at_first_commit { ", whose rows the first commit replaces" } else { "" };
         match self.spec.mode {
             WriteMode::Replace => format!("replacing the rows of table {table}"),
-            WriteMode::Append => format!("adding rows to table {table}"),
+            WriteMode::Append => format!("adding rows to table {table}{then}"),
             WriteMode::Merge => {
                 let key: Vec<String> = self.spec.primary_key.iter().map(|path| path.join(".")).collect();
-                format!("merging rows into table {table} by {}", key.join(", "))
+                format!("merging rows by {} into table {table}{then}", key.join(", "))
             }
         }
     }

@@ -22,14 +22,19 @@ pub fn stream_spec(configured: &ConfiguredStream, options: &ReadOptions, progres
     } else {
         configured.cursor_field.clone()
     };
+    let generation = generation(configured, options, progress);
+    let mode = write_mode(configured, options, !primary_key.is_empty());
     StreamSpec {
         schema: schema(options.namespace.as_deref(), name.namespace.as_deref()),
         table: table(stream.table_name.as_deref(), &name, options),
         json_schema: stream.json_schema.clone(),
-        mode: write_mode(configured, options, !primary_key.is_empty()),
+        replaces_at_first_commit: mode != WriteMode::Replace
+            && generation.minimum == 0
+            && replaces_without_state(configured, options, progress),
+        mode,
         primary_key,
         cursor,
-        generation: generation(configured, options, progress),
+        generation,
         to_same_case: options.to_same_case,
         add_meta: options.add_meta,
         name,
@@ -41,6 +46,13 @@ fn generation(configured: &ConfiguredStream, options: &ReadOptions, progress: &P
     let (id, minimum) = configured.generations().unwrap_or_default();
     let resumable = configured.sync_mode == SyncMode::Incremental && !options.full_sync;
     Generation { id, minimum, resumable, resumes: resumable && progress.covers(&configured.name()) }
+}
+
+/// Whether the rows of an incremental stream replace those of earlier runs, because no state covers these.
+fn replaces_without_state(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> bool {
+    use DestinationSyncMode as Mode;
+    let is_overwrite = matches!(configured.destination_sync_mode, Some(Mode::Overwrite | Mode::OverwriteDedup) | None);
+    options.replace_without_state && is_overwrite && !progress.covers(&configured.name())
 }
 
 /// Placeholder for the stream's namespace.
@@ -112,6 +124,36 @@ mod tests {
             .expect("a stream");
             let spec = super::stream_spec(&configured, options, &Progress::default());
             assert_eq!(Some(spec.mode).filter(|_| !spec.primary_key.is_empty()), expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn incremental_overwrites_without_a_state_replace_at_their_first_commit() {
+        let http = ReadOptions { replace_without_state: true, ..ReadOptions::default() };
+        let full_sync = ReadOptions { full_sync: true, ..http.clone() };
+        let state = r#"[{"type":"STREAM","stream":{"stream_descriptor":{"name":"s"},"stream_state":{"c":1}}}]"#;
+        let other = state.replace("\"s\"", "\"other\"");
+        let global = r#"[{"type":"GLOBAL","global":{"shared_state":{"lsn":5},"stream_states":[]}}]"#;
+        for (label, options, sync, write, generation, state, expected) in [
+            ("without a state", &http, "incremental", "overwrite", 0, None, true),
+            ("with the state of another stream", &http, "incremental", "overwrite", 0, Some(&*other), true),
+            ("with a state", &http, "incremental", "overwrite", 0, Some(state), false),
+            ("with a global state", &http, "incremental", "overwrite", 0, Some(global), false),
+            ("with a legacy state", &http, "incremental", "overwrite", 0, Some(r#"{"c":1}"#), false),
+            ("of a command", &ReadOptions::default(), "incremental", "overwrite", 0, None, false),
+            ("append", &http, "incremental", "append", 0, None, false),
+            ("append_dedup", &http, "incremental", "append_dedup", 0, None, false),
+            ("a full refresh replaces at its end", &http, "full_refresh", "overwrite", 0, None, false),
+            ("as does a full sync", &full_sync, "incremental", "overwrite", 0, None, false),
+            ("generations have rules of their own", &http, "incremental", "overwrite", 3, None, false),
+        ] {
+            let configured = serde_json::from_value(serde_json::json!({
+                "stream": {"name": "s", "source_defined_primary_key": [["id"]]}, "sync_mode": sync,
+                "destination_sync_mode": write, "generation_id": generation, "minimum_generation_id": generation,
+            }))
+            .expect("a stream");
+            let spec = super::stream_spec(&configured, options, &Progress::of(state));
+            assert_eq!(spec.replaces_at_first_commit, expected, "{label}");
         }
     }
 

@@ -35,7 +35,7 @@ fn the_log_of_a_read_tells_its_steps_although_the_connector_logs_nothing() {
     let lines = own_lines(&mut world);
     let all = lines.join("\n");
     for line in [
-        "stream crm.users: started, merging rows into table users by id",
+        "stream crm.users: started, merging rows by id into table users",
         "stream crm.users: 2 rows committed (2 in total), state saved",
         "stream crm.users: ended as SUCCESS, 2 rows committed",
         "stream events: started, replacing the rows of table events",

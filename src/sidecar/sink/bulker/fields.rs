@@ -160,6 +160,7 @@ mod tests {
             cursor: Vec::new(),
             to_same_case: false,
             add_meta: false,
+            replaces_at_first_commit: false,
             generation: Generation::default(),
         }
     }

@@ -225,7 +225,8 @@ impl Sink for BulkerSink {
         }
         let heads = self.request_heads(&table, key, fields.header.as_deref());
         let encoder = Encoder::new(fields.names, spec.to_same_case, spec.add_meta);
-        self.streams.push(Stream::new(spec.name, table, mode, heads, encoder));
+        let replaces_first = spec.replaces_at_first_commit && mode != WriteMode::Replace;
+        self.streams.push(Stream::new(spec.name, table, (mode, replaces_first), heads, encoder));
         Ok(self.streams.len() - 1)
     }
 

@@ -222,6 +222,7 @@ mod tests {
             cursor: Vec::new(),
             to_same_case: true,
             add_meta: false,
+            replaces_at_first_commit: false,
             generation: Generation::default(),
         };
         let names = Fields::new(&spec, "s").names;

@@ -17,6 +17,8 @@ pub struct Stream {
     table: String,
     /// `Append` instead of `Merge` without a usable key.
     mode: WriteMode,
+    /// The first request with rows replaces the table, whatever the mode.
+    replaces_first: bool,
     heads: RequestHeads,
     encoder: Encoder,
     state: State,
@@ -46,9 +48,15 @@ enum State {
 }
 
 impl Stream {
-    /// A stream that is written to this table.
-    pub fn new(name: StreamName, table: String, mode: WriteMode, heads: RequestHeads, encoder: Encoder) -> Self {
-        Self { name, table, mode, heads, encoder, state: State::Idle, was_split: false }
+    /// A stream that is written to this table. Besides its mode: whether the first request replaces the table.
+    pub fn new(
+        name: StreamName,
+        table: String,
+        (mode, replaces_first): (WriteMode, bool),
+        heads: RequestHeads,
+        encoder: Encoder,
+    ) -> Self {
+        Self { name, table, mode, replaces_first, heads, encoder, state: State::Idle, was_split: false }
     }
 
     /// Allocated memory of the chunk under construction, in bytes.
@@ -121,7 +129,7 @@ impl Stream {
     /// Commits for the last time, and replaces the table in that mode.
     pub fn finish(&mut self, server: &mut Server) -> Result<Outcome, SinkError> {
         self.check_open()?;
-        if matches!(self.state, State::Idle) && self.replaces_table() {
+        if matches!(self.state, State::Idle) && self.replaces_table() && !self.replaces_first {
             self.state = State::Active(Box::new(self.request()));
         }
         let outcome = self.end_request(server)?;
@@ -153,7 +161,7 @@ impl Stream {
 
     /// Whether the next request replaces the table.
     fn replaces_table(&self) -> bool {
-        self.mode == WriteMode::Replace && !self.was_split
+        self.replaces_first || (self.mode == WriteMode::Replace && !self.was_split)
     }
 
     fn request(&self) -> Request {
@@ -167,7 +175,9 @@ impl Stream {
     fn end_request(&mut self, server: &mut Server) -> Result<Outcome, SinkError> {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Active(request) => {
-                request.finish(server).or_else(|error| self.fail(server, self.request_error(&error)))
+                let ended = request.finish(server).or_else(|error| self.fail(server, self.request_error(&error)));
+                self.replaces_first &= ended.is_err();
+                ended
             }
             other => {
                 self.state = other;

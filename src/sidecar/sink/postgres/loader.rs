@@ -10,8 +10,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::copy::{Chunk, copy_in};
-use super::layout::Column;
+use super::layout::{Column, MergeKey};
 use super::session::{Session, SessionError};
+use super::staged_rows::StagedRows;
 use super::table::Table;
 use crate::sidecar::sink::SinkError;
 
@@ -192,6 +193,18 @@ impl TableLoader {
             session.config.reason(&error)
         );
         SessionError::Final { reason, transient: true }
+    }
+
+    /// Replaces all rows of the target with the staged ones. Later chunks are loaded into a new staging table.
+    pub fn replace_target(&mut self, merge_key: &MergeKey) -> Result<(), SessionError> {
+        let (staging, target, columns, session) = self.parts()?;
+        StagedRows::new(staging, columns, merge_key).replace_all(session, target, "")?;
+        staging.record_dropped();
+        // The key of the target may be a new one.
+        let (schema, name) = (target.schema.clone(), target.name.clone());
+        *target = session.transaction(|client| Table::inspect(client, &schema, &name))?.0;
+        self.mode = None;
+        Ok(())
     }
 
     /// The staging table, the target, their columns and the session.

@@ -34,6 +34,8 @@ pub struct CommitPlan {
     pub update: TargetUpdate,
     /// The last checkpoint of the generation table.
     pub checkpoint: Checkpoint,
+    /// The next commit with rows replaces all others.
+    pub replaces_at_next_commit: bool,
     /// The statement that drops an obsolete generation table with the next commit; empty without one.
     pub drop_obsolete: String,
 }
@@ -96,7 +98,9 @@ impl StreamTable<'_> {
         let layout = Layout::new(self.spec, existing);
         generation::check_column(&layout, generation.id)?;
         let mode = self.write_mode(&layout);
-        if mode == WriteMode::Append && update == TargetUpdate::EachCommit {
+        let replaces_at_next_commit = self.spec.replaces_at_first_commit && update == TargetUpdate::EachCommit;
+        // A replacement drops it with the rows.
+        if mode == WriteMode::Append && update == TargetUpdate::EachCommit && !replaces_at_next_commit {
             drop_stale_key(session, &target)?;
         }
         let sequenced = resumable || (mode != WriteMode::Append && layout.has_key());
@@ -106,7 +110,7 @@ impl StreamTable<'_> {
         };
         let sequence = sequenced.then_some(checkpoint.rows);
         let drop_obsolete = partial.map(|partial| partial.drop_statement()).unwrap_or_default();
-        let plan = CommitPlan { mode, update, checkpoint, drop_obsolete };
+        let plan = CommitPlan { mode, update, checkpoint, replaces_at_next_commit, drop_obsolete };
         Ok(PreparedStream { target, staging, layout, sequence, plan })
     }
 

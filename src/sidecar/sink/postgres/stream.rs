@@ -91,8 +91,8 @@ impl Stream {
     /// Commits an incomplete stream, and replaces nothing. Returns whether the rows are in the table.
     pub fn finish_early(&mut self, resources: &mut Resources) -> Result<bool, SinkError> {
         let in_table = self.run(resources, |active, resources| match active.plan.update {
-            TargetUpdate::EachCommit => active.commit(resources).map(|()| true),
-            TargetUpdate::ReplaceAll => active.fill_if_empty(resources),
+            TargetUpdate::EachCommit if !active.plan.replaces_at_next_commit => active.commit(resources).map(|()| true),
+            TargetUpdate::EachCommit | TargetUpdate::ReplaceAll => active.fill_if_empty(resources),
             // The table has rows to replace. Checkpointed rows stay for the run that resumes.
             TargetUpdate::ReplaceGenerations { .. } => Ok(false),
         })?;
@@ -204,7 +204,9 @@ impl ActiveStream {
     /// Gives the loader what it needs for the chunk: columns, load mode, session.
     fn prepare_loader(&mut self, resources: &mut Resources) -> Result<(), SessionError> {
         self.encoder.seal(&mut self.chunk);
-        let is_appended = self.plan.mode == WriteMode::Append && self.plan.update == TargetUpdate::EachCommit;
+        let is_appended = self.plan.mode == WriteMode::Append
+            && self.plan.update == TargetUpdate::EachCommit
+            && !self.plan.replaces_at_next_commit;
         let has_rows = self.chunk.rows > 0;
         let known = self.loader(resources)?.columns.len();
         let added = self.encoder.layout.columns[known..].to_vec();
@@ -252,9 +254,13 @@ impl ActiveStream {
 
     fn commit(&mut self, resources: &mut Resources) -> Result<(), SessionError> {
         let merge_key = self.merge_key();
+        let replaces = self.plan.replaces_at_next_commit;
         let loader = self.flush(resources)?;
         let mode = loader.mode;
-        if mode == Some(LoadMode::Direct) {
+        if mode.is_some() && replaces {
+            loader.replace_target(&merge_key)?;
+            self.plan.replaces_at_next_commit = false;
+        } else if mode == Some(LoadMode::Direct) {
             loader.commit_direct()?;
             resources.unregister_transaction();
         } else {
@@ -267,7 +273,8 @@ impl ActiveStream {
             }
             loader.mode = None;
         }
-        resources.release_session(loader.take_session());
+        let session = self.loader(resources)?.take_session();
+        resources.release_session(session);
         Ok(())
     }
 

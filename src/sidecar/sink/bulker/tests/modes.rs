@@ -44,6 +44,29 @@ fn requests_have_the_expected_query_and_headers() {
 }
 
 #[test]
+fn the_first_request_replaces_the_table_of_a_stream_without_a_state() {
+    for mode in [WriteMode::Append, WriteMode::Merge] {
+        let server = FakeServer::start(&[]);
+        let mut sink = server.sink(LIMITS);
+        let stream = open(&mut sink, StreamSpec { replaces_at_first_commit: true, ..spec("s", mode) });
+        sink.commit(stream).expect("a commit");
+        assert_eq!(server.calls(), 0, "no rows, no request");
+        for id in 1..=3 {
+            rows(&mut sink, stream, id..=id);
+            assert_eq!(sink.commit(stream).expect("a commit"), Committed::Durable);
+        }
+        sink.finish(stream).expect("the end");
+        let expected = [r#"s replace_table: {"id":1}"#, r#"s batch: {"id":2}"#, r#"s batch: {"id":3}"#];
+        assert_eq!(server.summaries(), expected, "{mode:?}");
+    }
+    let server = FakeServer::start(&[]);
+    let mut sink = server.sink(LIMITS);
+    let stream = open(&mut sink, StreamSpec { replaces_at_first_commit: true, ..spec("s", WriteMode::Merge) });
+    sink.finish(stream).expect("the end");
+    assert_eq!(server.calls(), 0, "without rows the table stays as it is");
+}
+
+#[test]
 fn append_and_merge_send_one_request_per_commit() {
     for mode in [WriteMode::Append, WriteMode::Merge] {
         let server = FakeServer::start(&[]);

@@ -251,6 +251,7 @@ pub fn spec(name: &str, mode: WriteMode) -> StreamSpec {
         cursor: Vec::new(),
         to_same_case: false,
         add_meta: false,
+        replaces_at_first_commit: false,
         generation: Generation::default(),
     }
 }

@@ -5,6 +5,7 @@ mod connection_loss;
 mod copy_format;
 mod crashes;
 mod existing_tables;
+mod first_commit;
 mod generations;
 mod limits;
 mod locks;

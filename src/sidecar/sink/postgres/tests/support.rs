@@ -165,6 +165,7 @@ pub fn spec(table: &str, mode: WriteMode, fields: &[(&str, Value)]) -> StreamSpe
         mode,
         primary_key: Vec::new(),
         cursor: Vec::new(),
+        replaces_at_first_commit: false,
         generation: Generation::default(),
         to_same_case: false,
         add_meta: false,
