@@ -11,6 +11,9 @@ pub const EXIT_FAILED: u8 = 1;
 /// Exit code for [`SidecarExit::OutcomeUnknown`].
 pub const EXIT_OUTCOME_UNKNOWN: u8 = 75;
 
+/// Exit code for [`SidecarExit::Terminated`]: that of a process that TERM has ended.
+pub const EXIT_TERMINATED: u8 = 143;
+
 /// How a sidecar ends that has stored all it knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SidecarExit {
@@ -21,6 +24,8 @@ pub enum SidecarExit {
     /// The connector was killed from outside: only the container's status shows why, so the controller decides the
     /// outcome.
     OutcomeUnknown,
+    /// TERM has ended the task. What is stored is provisional: only the controller knows why.
+    Terminated,
 }
 
 /// Where the documents of the task are mounted into the sidecar, compressed: `config.json.gz.000`, ….

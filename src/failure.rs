@@ -48,6 +48,8 @@ pub enum Class {
     Evicted,
     /// The Pod was deleted from outside.
     PodDeleted,
+    /// The sidecar got TERM and cannot know why. Provisional: the failure of a controller that knows the cause replaces it.
+    Terminated,
     /// The sidecar ended before the connector, or without a result.
     SidecarFailed,
     /// Controller and sidecar do not speak the same contract.
@@ -173,6 +175,11 @@ impl Failure {
         self
     }
 
+    /// The failure of a sidecar that got TERM: its Pod was deleted or evicted, or its node shuts down.
+    pub fn terminated() -> Self {
+        Self::new(Class::Terminated, "the task was ended from outside, and its controller has not recorded why")
+    }
+
     /// What to change.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref().or_else(|| self.class.hint())
@@ -215,6 +222,11 @@ impl StoredError {
             Some((Class::ConnectorFailed, rest)) if split_class(rest).is_some() => Self::Connector(rest.to_owned()),
             Some((class, rest)) => Self::Failure(Failure::new(class, rest)),
         }
+    }
+
+    /// Whether a column holds the failure of a terminated sidecar, which that of a controller replaces.
+    pub fn is_provisional(text: &str) -> bool {
+        split_class(text).is_some_and(|(class, _)| class == Class::Terminated)
     }
 
     /// The column's content for a connector's own words.

@@ -16,6 +16,7 @@
 
 mod bad_input;
 mod bulker;
+mod causes;
 mod cli;
 mod commands;
 mod console;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::support::{Done, Program, Running, World, catalog, eventually, unique};
+use super::support::{Program, Running, World, catalog, eventually, unique};
 
 const INSTANT: &str = "syncctl-test/instant:1";
 const SLOW: &str = "syncctl-test/slow:1";
@@ -187,8 +187,7 @@ fn the_next_command_cleans_up_after_a_killed_one() {
     world.syncctl(&["spec", INSTANT, "-o", "json"]).run().code(0);
     world.place.assert_empty();
     let (status, error) = world.schema.task(&task).expect("a row");
-    // The sidecar gets TERM too and may store its outcome first.
-    assert!(status == "CANCELLED" || (status == "FAILED" && error.starts_with("ABANDONED: ")), "{status}: {error}");
+    assert!(status == "FAILED" && error.starts_with("ABANDONED: "), "{status}: {error}");
 }
 
 #[test]
@@ -212,17 +211,13 @@ fn deleting_the_pod_ends_the_task() {
     wait_for_rows(&world, &task, "ticks");
     world.namespace().kubectl(&["delete", "pods", "--all", "-n", &world.namespace().name, "--wait=false"]);
     let done = running.wait();
-    let (status, _) = world.schema.task(&task).expect("a row");
-    assert_ne!(status, "RUNNING");
-    assert_reports_deletion(&done);
-}
-
-/// The sidecar gets TERM and may store its outcome first: then the task was cancelled.
-#[track_caller]
-fn assert_reports_deletion(done: &Done) {
-    let document = done.json();
-    let class = document["class"].as_str().unwrap_or_default();
-    assert!(matches!((done.code, class), (Some(130), "CANCELLED") | (Some(3), "POD_DELETED")), "{done}");
+    assert_eq!(
+        (done.code(3).json()["class"].as_str(), done.json()["status"].as_str()),
+        (Some("POD_DELETED"), Some("FAILED")),
+        "{done}"
+    );
+    let (status, error) = world.schema.task(&task).expect("a row");
+    assert!(status == "FAILED" && error.starts_with("POD_DELETED: "), "{status}: {error}");
 }
 
 #[test]
@@ -233,8 +228,7 @@ fn deleting_the_pod_by_force_ends_the_task() {
     wait_for_running(&world);
     let name = &world.namespace().name;
     world.namespace().kubectl(&["delete", "pods", "--all", "-n", name, "--force", "--grace-period=0", "--wait=false"]);
-    let done = running.wait();
-    assert_reports_deletion(&done);
+    running.wait().fails(3, "POD_DELETED", &[]);
 }
 
 #[test]

@@ -241,8 +241,11 @@ fn failure_known_only_to_the_cluster_is_recorded() {
     let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let pod = pods.iter().map(name).find(|name| name.contains("-read-")).expect("the Pod of the read");
     world.namespace().kubectl(&["delete", "pod", &pod, "-n", &world.namespace().name, "--wait=false"]);
+    // The terminated sidecar may store its outcome first.
+    wait_empty(&world);
     let document = ended(&service, &task);
-    assert!(["CANCELLED", "FAILED"].contains(&document["status"].as_str().unwrap_or_default()), "{document}");
+    assert_eq!(document["status"], "FAILED", "{document}");
+    assert!(document["error"].as_str().is_some_and(|error| error.starts_with("POD_DELETED: ")), "{document}");
     let description = "SELECT description FROM source_check WHERE key = 'k' AND status = 'FAILED'";
     let stored = eventually("the outcome of the check", DEADLINE, || world.schema.texts(description).first().cloned());
     assert!(stored.starts_with("OOM_KILLED: "), "{stored}");

@@ -150,6 +150,7 @@ pub(super) fn run(args: SidecarArgs) -> u8 {
         Ok(SidecarExit::Finished) => 0,
         Ok(SidecarExit::Failed) => contract::EXIT_FAILED,
         Ok(SidecarExit::OutcomeUnknown) => contract::EXIT_OUTCOME_UNKNOWN,
+        Ok(SidecarExit::Terminated) => contract::EXIT_TERMINATED,
         Err(failure) => {
             tracing::error!("{failure}");
             // Outside of a task the file cannot be written, and is not needed.

@@ -2,6 +2,7 @@
 
 pub mod cleanup;
 pub mod document;
+mod failure_log;
 pub mod lifecycle;
 pub mod one_shot;
 pub mod outcome;

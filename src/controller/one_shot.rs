@@ -12,7 +12,7 @@ use indicatif::{DecimalBytes, HumanCount};
 use uuid::Uuid;
 
 use super::lifecycle::{TaskLifecycle, Termination, Transition};
-use super::outcome::{self, Outcome, TaskResult};
+use super::outcome::{self, Stored, TaskResult};
 use super::request::Request;
 use super::start_log::{LogWriter, Place, StartLog};
 use super::{Cancellation, cleanup, open_backend};
@@ -26,7 +26,7 @@ use crate::pod::payload::Payload;
 use crate::pod::status::Observation;
 use crate::pod::{Backend, Ownership, PodError, PodEvent, PodRef, Scope, TaskPod};
 use crate::process::ProcessId;
-use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
+use crate::task::{StreamReports, StreamStatus, Task, TaskKind};
 
 /// What can happen while a task runs.
 enum Event {
@@ -271,11 +271,11 @@ impl Run<'_> {
         let Termination { failure, grace, settle_time, .. } = termination;
         let deadline = Instant::now() + settle_time;
         loop {
-            if let Some(result) = outcome::load(self.db, self.task)? {
-                return Ok(End::Result(with_cause(result, &failure)));
-            }
-            if Instant::now() >= deadline {
-                return Ok(End::Failed { failure, grace });
+            match outcome::stored(self.db, self.task)? {
+                Stored::Result(result) => return Ok(End::Result(result)),
+                Stored::Terminated => return Ok(End::Failed { failure, grace }),
+                Stored::Nothing if Instant::now() >= deadline => return Ok(End::Failed { failure, grace }),
+                Stored::Nothing => {}
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -343,18 +343,6 @@ enum End {
         /// Grace period for deleting the Pod; `None` is the Pod's own.
         grace: Option<Duration>,
     },
-}
-
-/// Replaces the cause CANCELLED of a sidecar that was terminated, which cannot know why. The row stays as it is.
-fn with_cause(result: TaskResult, failure: &Failure) -> TaskResult {
-    match result {
-        Err(stored) if stored.class == Class::Cancelled => Err(failure.clone()),
-        Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, .. }) => {
-            let error = Some(failure.to_string());
-            Ok(Outcome::Read { task_id, sync_id, status: TaskStatus::Cancelled, streams, error })
-        }
-        other => other,
-    }
 }
 
 /// Reports stored results until it is dropped. Where notifications do not arrive (behind a connection pooler) results are

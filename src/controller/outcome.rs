@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::failure_log;
 use crate::db::{ConcurrencyPolicy, Db, DbError, RequestMark, ResultKey, SpecKey, StartOutcome, StoredTask, Writer};
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
@@ -101,13 +102,14 @@ pub fn record_start(
     }
 }
 
-/// Records a failure that the controller found, unless the sidecar has stored a result.
+/// Records a failure that the controller found, and logs it for the task, unless the sidecar has stored a result or another
+/// controller a failure.
 pub fn record_failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
     let text = failure.to_string();
-    match task.kind {
-        TaskKind::Spec => db.save_spec(&SpecKey::of(task), task.started_at, Err(&text)),
-        TaskKind::Check => db.fail_check(&ResultKey::of(task), task.started_at, &text),
-        TaskKind::Discover => db.fail_catalog(&ResultKey::of(task), task.started_at, &text, Writer::Controller),
+    let is_recorded = match task.kind {
+        TaskKind::Spec => db.save_spec(&SpecKey::of(task), task.started_at, Err(&text))?,
+        TaskKind::Check => db.fail_check(&ResultKey::of(task), task.started_at, &text)?,
+        TaskKind::Discover => db.fail_catalog(&ResultKey::of(task), task.started_at, &text, Writer::Controller)?,
         TaskKind::Read => {
             let status = match failure.class {
                 Class::Cancelled => TaskStatus::Cancelled,
@@ -115,9 +117,13 @@ pub fn record_failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbE
                 _ if has_committed_rows(db, task)? => TaskStatus::Partial,
                 _ => TaskStatus::Failed,
             };
-            db.finish_task(task, Writer::Controller, status, None, Some(&text)).map(|_| ())
+            db.finish_task(task, Writer::Controller, status, None, Some(&text))?
         }
+    };
+    if is_recorded {
+        failure_log::write(db, task, failure);
     }
+    Ok(())
 }
 
 /// The recorded end of a task.
@@ -144,8 +150,42 @@ fn has_committed_rows(db: &Db, task: &Task) -> Result<bool, DbError> {
     Ok(row.is_some_and(|row| row.streams.values().any(|report| is_committed(report.status))))
 }
 
-/// Loads the result of this very task; `None` while it has none.
+/// What is stored of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored {
+    /// No outcome yet.
+    Nothing,
+    /// A sidecar got TERM, and its controller has not recorded the reason yet.
+    Terminated,
+    /// The result.
+    Result(TaskResult),
+}
+
+/// The result of this very task; `None` while it has none, or only that of a sidecar that does not know the cause.
 pub fn load(db: &Db, task: &Task) -> Result<Option<TaskResult>, DbError> {
+    Ok(match stored(db, task)? {
+        Stored::Result(result) => Some(result),
+        Stored::Nothing | Stored::Terminated => None,
+    })
+}
+
+/// What is stored of this very task.
+pub fn stored(db: &Db, task: &Task) -> Result<Stored, DbError> {
+    let result = read_rows(db, task)?;
+    let failure = match &result {
+        Some(Err(failure)) => Some(failure.clone()),
+        Some(Ok(outcome)) => outcome.failure(),
+        None => None,
+    };
+    Ok(match result {
+        _ if failure.is_some_and(|failure| failure.class == Class::Terminated) => Stored::Terminated,
+        Some(result) => Stored::Result(result),
+        None => Stored::Nothing,
+    })
+}
+
+/// The stored result of this very task, whoever stored it.
+fn read_rows(db: &Db, task: &Task) -> Result<Option<TaskResult>, DbError> {
     // A row of an earlier task may have the same key.
     let is_current = |timestamp| timestamp >= task.started_at;
     Ok(match task.kind {

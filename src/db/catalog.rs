@@ -7,7 +7,7 @@ use postgres::types::Type;
 
 use super::pool::{text, time};
 use super::text::{clean, clean_json};
-use super::{Db, DbError, ResultKey, Writer};
+use super::{Db, DbError, ResultKey, Writer, is_provisional};
 use crate::failure::{Class, Failure};
 use crate::task::to_millis;
 
@@ -29,20 +29,23 @@ pub struct StoredCatalog {
 impl Db {
     /// Marks a refresh as running; keeps a stored catalog.
     pub fn start_catalog(&self, key: &ResultKey, at: Timestamp) -> Result<(), DbError> {
-        self.write_catalog(key, at, "RUNNING", None, None, "stored.timestamp < excluded.timestamp")
+        self.write_catalog(key, at, "RUNNING", None, None, "stored.timestamp < excluded.timestamp").map(drop)
     }
 
     /// Replaces the stored catalog. Never overwrites the catalog of a later refresh.
     pub fn save_catalog(&self, key: &ResultKey, at: Timestamp, catalog: &str) -> Result<(), DbError> {
-        self.write_catalog(key, at, "SUCCESS", Some(catalog), None, "stored.timestamp <= excluded.timestamp")
+        self.write_catalog(key, at, "SUCCESS", Some(catalog), None, "stored.timestamp <= excluded.timestamp").map(drop)
     }
 
     /// Stores that a refresh failed; keeps a stored catalog. Never overwrites a success of the same refresh or any
-    /// outcome of a later one. The controller does not overwrite an outcome of the sidecar either.
-    pub fn fail_catalog(&self, key: &ResultKey, at: Timestamp, description: &str, by: Writer) -> Result<(), DbError> {
+    /// outcome of a later one; only a sidecar that knows the cause overwrites another failure of the same refresh. False
+    /// if the stored outcome takes precedence.
+    pub fn fail_catalog(&self, key: &ResultKey, at: Timestamp, description: &str, by: Writer) -> Result<bool, DbError> {
         let replaceable = match by {
-            Writer::Sidecar => "stored.status <> 'SUCCESS'",
-            Writer::Controller => "stored.status = 'RUNNING'",
+            Writer::Sidecar => "stored.status <> 'SUCCESS'".to_owned(),
+            Writer::TerminatedSidecar | Writer::Controller => {
+                format!("(stored.status = 'RUNNING' OR {})", is_provisional("stored.description"))
+            }
         };
         let condition =
             format!("stored.timestamp < excluded.timestamp OR stored.timestamp = excluded.timestamp AND {replaceable}");
@@ -57,7 +60,7 @@ impl Db {
         catalog: Option<&str>,
         description: Option<&str>,
         condition: &str,
-    ) -> Result<(), DbError> {
+    ) -> Result<bool, DbError> {
         let at = to_millis(at);
         let catalog = catalog.map(clean_json);
         let description = description.map(clean);
@@ -73,7 +76,7 @@ impl Db {
         let (catalog, description) = (catalog.as_deref(), description.as_deref());
         let params =
             [text(package), text(version), text(key), text(&status), text(&catalog), text(&description), time(&at)];
-        self.run("store a catalog", |tx| Ok(_ = tx.execute(&sql, &params)?))
+        self.run("store a catalog", |tx| Ok(tx.execute(&sql, &params)? > 0))
     }
 
     /// Fails the RUNNING refreshes that started longer ago than `older_than`, by the clock of the database; keeps stored

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::pool::{text, time};
 use super::text::clean;
-use super::{Db, DbError, ResultKey};
+use super::{Db, DbError, ResultKey, is_provisional};
 use crate::task::to_millis;
 
 /// A row of `source_check`.
@@ -30,13 +30,18 @@ impl Db {
         status: &str,
         description: Option<&str>,
     ) -> Result<(), DbError> {
-        self.write_check(key, at, status, description, "stored.timestamp <= excluded.timestamp")
+        self.write_check(key, at, status, description, "stored.timestamp <= excluded.timestamp").map(drop)
     }
 
-    /// Stores that an attempt failed without a result, as the controller found. Never overwrites a result of the same or
-    /// a later attempt.
-    pub fn fail_check(&self, key: &ResultKey, at: Timestamp, description: &str) -> Result<(), DbError> {
-        self.write_check(key, at, "FAILED", Some(description), "stored.timestamp < excluded.timestamp")
+    /// Stores that an attempt failed without a result. Never overwrites an outcome of the same attempt, unless it is that
+    /// of a terminated sidecar, or of a later attempt. False if the stored outcome takes precedence.
+    pub fn fail_check(&self, key: &ResultKey, at: Timestamp, description: &str) -> Result<bool, DbError> {
+        let condition = format!(
+            "stored.timestamp < excluded.timestamp
+                OR stored.timestamp = excluded.timestamp AND stored.status = 'FAILED' AND {}",
+            is_provisional("stored.description")
+        );
+        self.write_check(key, at, "FAILED", Some(description), &condition)
     }
 
     fn write_check(
@@ -46,7 +51,7 @@ impl Db {
         status: &str,
         description: Option<&str>,
         condition: &str,
-    ) -> Result<(), DbError> {
+    ) -> Result<bool, DbError> {
         let at = to_millis(at);
         let description = description.map(clean);
         let sql = format!(
@@ -60,7 +65,7 @@ impl Db {
         let ResultKey { package, version, key } = key;
         let description = description.as_deref();
         let params = [text(package), text(version), text(key), text(&status), text(&description), time(&at)];
-        self.run("store the result of a check", |tx| Ok(_ = tx.execute(&sql, &params)?))
+        self.run("store the result of a check", |tx| Ok(tx.execute(&sql, &params)? > 0))
     }
 
     /// The result under a storage key, whichever image it is of.

@@ -45,6 +45,7 @@ pub use schema::is_reserved_table;
 pub use spec::SpecKey;
 pub use task::{ConcurrencyPolicy, RequestMark, StartOutcome, StoredTask};
 
+use crate::failure::Class;
 use crate::task::Task;
 
 /// The database of results. Cheap to clone; clones share the pool.
@@ -88,11 +89,19 @@ impl ResultKey {
     }
 }
 
-/// Who stores an outcome: the sidecar, which observed it, or the controller, which concludes it from the Pod.
+/// Who stores an outcome. The one who knows the cause has precedence, whatever the order of the writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writer {
-    /// Replaces other outcomes, except a cancellation.
+    /// The sidecar, which observed the outcome. Replaces other outcomes, except a cancellation or an exceeded timeout.
     Sidecar,
-    /// Replaces no other outcome.
+    /// A sidecar that got TERM and cannot know why. Replaces no other outcome, and is replaced by any.
+    TerminatedSidecar,
+    /// The controller, which knows what it did, and otherwise concludes the outcome from the Pod. Replaces only the outcome
+    /// of a terminated sidecar.
     Controller,
+}
+
+/// The SQL condition that a column holds the outcome of a terminated sidecar.
+fn is_provisional(column: &str) -> String {
+    format!("COALESCE(starts_with({column}, '{}: '), false)", Class::Terminated)
 }

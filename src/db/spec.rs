@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::own_tables::CONNECTOR_SPEC;
 use super::pool::{Attempt, AttemptError, Transaction, text, time};
 use super::text::{clean, clean_json, quote_literal};
-use super::{Db, DbError};
+use super::{Db, DbError, is_provisional};
 use crate::task::{CONNECTOR_TYPE_AIRBYTE, Task, to_millis};
 
 /// The key of a specification.
@@ -44,9 +44,9 @@ impl Db {
     /// Stores the outcome of the attempt that started at `at`: a specification, or why there is none.
     ///
     /// A specification replaces the stored one; a failure keeps it. Neither overwrites the outcome of a later attempt,
-    /// and a failure overwrites no outcome of the same attempt: the sidecar's observation counts more than the
-    /// controller's conclusion.
-    pub fn save_spec(&self, key: &SpecKey, at: Timestamp, outcome: Result<&str, &str>) -> Result<(), DbError> {
+    /// and a failure overwrites no outcome of the same attempt but that of a terminated sidecar. False if the stored
+    /// outcome takes precedence.
+    pub fn save_spec(&self, key: &SpecKey, at: Timestamp, outcome: Result<&str, &str>) -> Result<bool, DbError> {
         let SpecKey { connector_type, package, version } = key;
         let at = to_millis(at);
         let (specs, error) = (outcome.ok().map(clean_json), outcome.err().map(clean));
@@ -62,9 +62,10 @@ impl Db {
                    error = excluded.error,
                    timestamp = excluded.timestamp
                  WHERE stored.timestamp < excluded.timestamp
-                    OR stored.timestamp = excluded.timestamp AND excluded.error IS NULL"
+                    OR stored.timestamp = excluded.timestamp AND (excluded.error IS NULL OR {provisional})",
+                provisional = is_provisional("stored.error")
             );
-            Ok(_ = tx.execute(&sql, &params)?)
+            Ok(tx.execute(&sql, &params)? > 0)
         })
     }
 

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::pool::{Attempt, AttemptError, Transaction, text, time};
 use super::text::{clean, clean_json};
 use super::{Db, DbError, Writer};
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Failure, StoredError};
 use crate::task::{StreamReports, Task, TaskMetrics, TaskStatus, to_millis};
 
 /// The longest description in a list, in bytes: some hundred streams.
@@ -211,9 +211,8 @@ impl Db {
 
     /// Stores the outcome of a task. False if the stored one takes precedence.
     ///
-    /// The controller's outcome counts where the row is RUNNING or missing; the sidecar's unless the row is CANCELLED or
-    /// `TIME_EXCEEDED`, where only its reports are stored. Without `reports` the stored ones stay, and streams without a
-    /// final status get the outcome of the task.
+    /// [`Writer`] has the rules. Where a sidecar's outcome does not count, only its reports are stored. Without `reports` the
+    /// stored ones stay, and streams without a final status get the outcome of the task.
     pub fn finish_task(
         &self,
         task: &Task,
@@ -234,19 +233,24 @@ impl Db {
                 // Inserted by another writer in between.
                 None => lock_outcome(tx, &task.task_id)?.ok_or_else(|| row_deleted(tx))?,
             };
-            if !may_finish(writer, status, &stored.status) {
+            if !may_finish(writer, &stored) {
                 // Only the sidecar knows the progress of each stream, whoever ended the task.
-                if let (Writer::Sidecar, Some(reports)) = (writer, reports) {
+                if let (Writer::Sidecar | Writer::TerminatedSidecar, Some(written)) = (writer, &written) {
+                    let outcome = stored.status.parse().unwrap_or(TaskStatus::Failed);
+                    let written = description::explain(written, outcome, stored.error.as_deref());
                     tx.execute(
                         "UPDATE source_task SET description = $2, updated_at = CURRENT_TIMESTAMP WHERE task_id = $1",
-                        &[text(&task.task_id), text(&description::write_late(reports, &stored.status))],
+                        &[text(&task.task_id), text(&written)],
                     )?;
                 }
                 let is_own = tx.is_retry && stored.status == status.as_str() && stored.error.as_deref() == error;
                 return Ok(is_own);
             }
-            let description =
-                written.clone().or_else(|| Some(description::close(stored.description.as_deref()?, status)));
+            let closed = || {
+                let explained = description::explain(stored.description.as_deref()?, status, error);
+                Some(description::close(&explained, status))
+            };
+            let description = written.clone().or_else(closed);
             update(tx, &task.task_id, status, description.as_deref(), error)?;
             Ok(true)
         })
@@ -429,40 +433,44 @@ fn update(
     Ok(_ = tx.execute(sql, &[text(&task_id), text(&status.as_str()), text(&description), text(&error)])?)
 }
 
-/// Whether an outcome replaces the stored status.
-fn may_finish(writer: Writer, outcome: TaskStatus, stored: &str) -> bool {
-    match (writer, outcome) {
-        (Writer::Controller, _) => stored == TaskStatus::Running.as_str(),
-        // The controller that terminated the sidecar has stored the reason.
-        (Writer::Sidecar, TaskStatus::Cancelled) if description::controller_failure(stored).is_some() => false,
+/// Whether an outcome replaces the stored one.
+fn may_finish(writer: Writer, stored: &StoredOutcome) -> bool {
+    let is_running = stored.status == TaskStatus::Running.as_str();
+    match writer {
         // Replaces even FAILED: a sidecar that was disconnected for an hour knows more than the check for stale tasks.
-        (Writer::Sidecar, _) => {
-            ![TaskStatus::Cancelled, TaskStatus::TimeExceeded].map(TaskStatus::as_str).contains(&stored)
+        Writer::Sidecar => {
+            ![TaskStatus::Cancelled, TaskStatus::TimeExceeded].map(TaskStatus::as_str).contains(&stored.status.as_str())
         }
+        Writer::TerminatedSidecar => is_running,
+        Writer::Controller => is_running || stored.error.as_deref().is_some_and(StoredError::is_provisional),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::may_finish;
-    use crate::db::Writer;
-    use crate::task::TaskStatus;
+    use super::{StoredOutcome, may_finish};
+    use crate::db::Writer::{Controller, Sidecar, TerminatedSidecar};
+    use crate::failure::Failure;
 
     #[test]
-    fn may_finish_depends_on_writer_and_stored_status() {
-        for (stored, sidecar, terminated_sidecar, controller) in [
-            ("RUNNING", true, true, true),
-            ("SUCCESS", true, true, false),
-            ("PARTIAL", true, false, false),
-            ("FAILED", true, false, false),
-            ("CANCELLED", false, false, false),
-            ("TIME_EXCEEDED", false, false, false),
-            ("a status of another program", true, true, false),
+    fn may_finish_depends_on_writer_and_stored_outcome() {
+        let provisional = Failure::terminated().to_string();
+        for (status, error, sidecar, terminated_sidecar, controller) in [
+            ("RUNNING", None, true, true, true),
+            ("SUCCESS", None, true, false, false),
+            ("PARTIAL", Some("IMAGE_PULL: x"), true, false, false),
+            ("FAILED", Some("TERMINATED by the vendor"), true, false, false),
+            ("FAILED", Some(provisional.as_str()), true, false, true),
+            ("CANCELLED", None, false, false, false),
+            ("TIME_EXCEEDED", None, false, false, false),
+            ("a status of another program", None, true, false, false),
         ] {
-            let (success, cancelled, failed) = (TaskStatus::Success, TaskStatus::Cancelled, TaskStatus::Failed);
-            assert_eq!(may_finish(Writer::Sidecar, success, stored), sidecar, "sidecar, {stored}");
-            assert_eq!(may_finish(Writer::Sidecar, cancelled, stored), terminated_sidecar, "terminated, {stored}");
-            assert_eq!(may_finish(Writer::Controller, failed, stored), controller, "controller, {stored}");
+            let error = error.map(str::to_owned);
+            let stored = StoredOutcome { status: status.to_owned(), description: None, error };
+            let expected = [(Sidecar, sidecar), (TerminatedSidecar, terminated_sidecar), (Controller, controller)];
+            for (writer, expected) in expected {
+                assert_eq!(may_finish(writer, &stored), expected, "{writer:?}, {status}");
+            }
         }
     }
 }

@@ -321,6 +321,9 @@ pub trait ApiServer: Send + Sync {
 
 /// Tasks that do not outlive the process that launched them.
 pub trait Shutdown: Send + Sync {
+    /// The tasks of this process.
+    fn tasks(&self) -> Vec<Task>;
+
     /// Ends the tasks of this process in order and waits for them.
     fn end_tasks(&self);
 }

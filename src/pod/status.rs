@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 
 use super::image_errors::is_image_missing;
-use crate::contract::EXIT_OUTCOME_UNKNOWN;
+use crate::contract::{EXIT_OUTCOME_UNKNOWN, EXIT_TERMINATED};
 use crate::failure::{Class, Failure};
 
 /// The container that runs the connector.
@@ -325,6 +325,10 @@ impl Ended {
             && let Some(failure) = self.source_failure()
         {
             return Some(failure);
+        }
+        if exit.code == i32::from(EXIT_TERMINATED) {
+            let text = "the sidecar was terminated, and the pod's status does not show why";
+            return Some(Failure::new(Class::SidecarFailed, text));
         }
         let text = format!("the sidecar ended with code {}: {}", exit.code, exit.text());
         Some(Failure::new(Class::SidecarFailed, text))

@@ -29,9 +29,10 @@ use routes::Routes;
 
 use crate::config::{ServeSettings, Settings};
 use crate::controller::reconciler::{self, Reconciler};
-use crate::controller::{Cancellation, open_backend};
+use crate::controller::{Cancellation, open_backend, outcome};
 use crate::db::{Db, DbError, Options, Target};
 use crate::failure::{Class, Failure};
+use crate::task::Task;
 
 /// How long the reconciler retries database operations before it postpones a job.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -85,11 +86,23 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     app.readiness.set_stopping();
     guard.stop(DRAIN_TIMEOUT);
     if let Some(shutdown) = &app.backend.shutdown {
+        cancel(&app, &shutdown.tasks());
         shutdown.end_tasks();
     }
     drop(cancellation);
     tracing::info!("stopped");
     result
+}
+
+/// Records that tasks end with the service, before they do: nobody else knows why.
+fn cancel(app: &App, tasks: &[Task]) {
+    let failure = Failure::new(Class::Cancelled, "the service that ran the task was shut down");
+    for task in tasks {
+        let recorded = app.db().and_then(|db| Ok(outcome::record_failure(&db, task, &failure)?));
+        if let Err(error) = recorded {
+            tracing::warn!(%error, task = task.task_id, "cannot record that a task is cancelled");
+        }
+    }
 }
 
 /// Connects, and runs the reconciler until the service shuts down.

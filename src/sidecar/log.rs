@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::db::{DbError, LogIds, LogRow, store_log_batches};
+use crate::db::{DbError, LogIds, LogRow, Writer, store_log_batches};
 use crate::secret::Masker;
 use crate::task::Task;
 
@@ -187,6 +187,14 @@ impl TaskLog {
         let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.as_ref().is_none_or(|queue| queue.try_send(row).is_err()) {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Logs why the task failed. For a terminated sidecar the controller does, which knows why.
+    pub fn write_failure(&self, text: &str, by: Writer) {
+        match by {
+            Writer::TerminatedSidecar => self.write(Level::Info, LOGGER, "got TERM, ending the task"),
+            Writer::Sidecar | Writer::Controller => self.write(Level::Error, LOGGER, text),
         }
     }
 

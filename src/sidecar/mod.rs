@@ -25,7 +25,7 @@ use documents::{CONFIG, Documents, StoredConfig};
 use log::{Maskers, TaskLog};
 use read::Read;
 use serde_json::Value;
-use source::{Pipes, Source, Stop};
+use source::{Pipes, Source, Stop, Stopped};
 
 pub use self::source::Settings as SourceSettings;
 pub use self::streams::CommitLimits;
@@ -71,7 +71,8 @@ impl Sidecar {
         }
         let mut documents = Documents::read(&self.secrets, &self.source.config)?;
         let maskers = documents.maskers();
-        let stop = Stop::new(terminated, self.task.timeout);
+        let on_term = if self.contract.is_some() { Stopped::Terminated } else { Stopped::Cancelled };
+        let stop = Stop::new(terminated, on_term, self.task.timeout);
         let (exit, db, log);
         if self.task.kind == TaskKind::Read {
             // The database first: it may hold a renewed configuration for the connector.

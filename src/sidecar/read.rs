@@ -90,7 +90,7 @@ impl Read<'_> {
                 session.close(&source, end)
             }
             Err(failure) => {
-                self.finish(TaskStatus::Failed, None, Some(failure))?;
+                self.finish(Writer::Sidecar, TaskStatus::Failed, None, Some(failure))?;
                 Ok(SidecarExit::Failed)
             }
         }
@@ -99,6 +99,7 @@ impl Read<'_> {
     /// Stores the outcome.
     fn finish(
         &self,
+        by: Writer,
         status: TaskStatus,
         reports: Option<&StreamReports>,
         failure: Option<Failure>,
@@ -106,9 +107,9 @@ impl Read<'_> {
         // Only the text is masked: a configuration may contain the name of a class.
         let error = failure.map(|failure| Failure::new(failure.class, self.log.mask(&failure.text)).to_string());
         if let Some(error) = &error {
-            self.log.write(Level::Error, "syncctl", error);
+            self.log.write_failure(error, by);
         }
-        self.db.finish_task(self.task, Writer::Sidecar, status, reports, error.as_deref())?;
+        self.db.finish_task(self.task, by, status, reports, error.as_deref())?;
         Ok(())
     }
 }
@@ -332,6 +333,7 @@ impl<'a> Session<'a> {
     }
 
     fn close(mut self, source: &Source, end: End) -> Result<SidecarExit, Failure> {
+        let (mut by, mut is_terminated) = (Writer::Sidecar, false);
         let (status, failure) = match end {
             End::Killed => {
                 self.streams.source_ended(false, "the connector was killed");
@@ -352,6 +354,7 @@ impl<'a> Session<'a> {
             }
             End::Stopped(stopped) => {
                 let failure = stopped.failure();
+                (by, is_terminated) = (stopped.writer(), stopped == Stopped::Terminated);
                 let status = match stopped {
                     Stopped::Cancelled => {
                         self.streams.stop(StreamStatus::Cancelled);
@@ -361,7 +364,7 @@ impl<'a> Session<'a> {
                         self.streams.stop(StreamStatus::TimeExceeded);
                         TaskStatus::TimeExceeded
                     }
-                    Stopped::Silent(_) => {
+                    Stopped::Silent(_) | Stopped::Terminated => {
                         self.streams.source_ended(false, &failure.text);
                         self.failed_status()
                     }
@@ -379,8 +382,9 @@ impl<'a> Session<'a> {
         self.reporter.finish();
         // The outcome does not include it.
         self.reporter.write_metrics(&reports);
-        self.read.finish(status, Some(&reports), failure)?;
-        Ok(if status == TaskStatus::Failed { SidecarExit::Failed } else { SidecarExit::Finished })
+        self.read.finish(by, status, Some(&reports), failure)?;
+        let exit = if status == TaskStatus::Failed { SidecarExit::Failed } else { SidecarExit::Finished };
+        Ok(if is_terminated { SidecarExit::Terminated } else { exit })
     }
 
     /// The outcome at the record limit. The connector ends with its pipes, so its exit code does not matter.

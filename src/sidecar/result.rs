@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::log::{Level, TaskLog};
-use super::source::{Input, Source};
+use super::source::{Input, Source, Stopped};
 use crate::airbyte::message::Message;
 use crate::contract::SidecarExit;
 use crate::db::{Db, ResultKey, SpecKey, Writer};
@@ -50,7 +50,11 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
                 log.write(Level::Warn, "syncctl", &text);
             }
             Input::Message(_) | Input::Idle => {}
-            Input::Stopped(stopped) => break Err(stopped.failure()),
+            Input::Stopped(stopped) => {
+                store_failure(task, db, log, &stopped.failure(), stopped.writer())?;
+                let is_terminated = stopped == Stopped::Terminated;
+                return Ok(if is_terminated { SidecarExit::Terminated } else { SidecarExit::Failed });
+            }
             Input::Exited(code) => {
                 break Err(match reported {
                     Some(text) => Failure::new(Class::ConnectorFailed, text),
@@ -72,7 +76,7 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
             log.write_total(&format!("{}: result stored", task.kind));
             Ok(SidecarExit::Finished)
         }
-        Err(failure) => store_failure(task, db, log, &failure).map(|()| SidecarExit::Failed),
+        Err(failure) => store_failure(task, db, log, &failure, Writer::Sidecar).map(|()| SidecarExit::Failed),
     }
 }
 
@@ -87,7 +91,9 @@ fn expected_message(kind: TaskKind) -> &'static str {
 fn store(task: &Task, db: &Db, log: &TaskLog, output: Output) -> Result<(), Failure> {
     let (key, at) = (ResultKey::of(task), task.started_at);
     match output {
-        Output::Document(spec) if task.kind == TaskKind::Spec => db.save_spec(&SpecKey::of(task), at, Ok(&spec))?,
+        Output::Document(spec) if task.kind == TaskKind::Spec => {
+            db.save_spec(&SpecKey::of(task), at, Ok(&spec)).map(drop)?;
+        }
         Output::Document(catalog) => db.save_catalog(&key, at, &catalog)?,
         Output::Status { succeeded, message } => {
             let message = message.map(|message| log.mask(&message));
@@ -101,15 +107,14 @@ fn store(task: &Task, db: &Db, log: &TaskLog, output: Output) -> Result<(), Fail
     Ok(())
 }
 
-fn store_failure(task: &Task, db: &Db, log: &TaskLog, failure: &Failure) -> Result<(), Failure> {
+fn store_failure(task: &Task, db: &Db, log: &TaskLog, failure: &Failure, by: Writer) -> Result<(), Failure> {
     let (key, at) = (ResultKey::of(task), task.started_at);
     let text = Failure::new(failure.class, log.mask(&failure.text)).to_string();
-    log.write(Level::Error, "syncctl", &text);
+    log.write_failure(&text, by);
     match task.kind {
         TaskKind::Spec => db.save_spec(&SpecKey::of(task), at, Err(&text))?,
-        // Does not replace a failure that the controller has stored for this attempt.
         TaskKind::Check => db.fail_check(&key, at, &text)?,
-        TaskKind::Discover | TaskKind::Read => db.fail_catalog(&key, at, &text, Writer::Sidecar)?,
-    }
+        TaskKind::Discover | TaskKind::Read => db.fail_catalog(&key, at, &text, by)?,
+    };
     Ok(())
 }

@@ -17,6 +17,7 @@ use super::lines::{Line, Lines, create_fifo};
 use super::log::{Level, TaskLog};
 use crate::airbyte::message::Message;
 use crate::contract::{EXIT_CODE_FILE, METRICS_FILE, READY_FILE};
+use crate::db::Writer;
 use crate::failure::{Class, Failure};
 
 /// The longest line of stdout: a row with a document in it. The buffer only grows for such a line.
@@ -64,13 +65,17 @@ pub struct Settings {
 /// Reports whether a task must stop before the connector has ended.
 pub struct Stop {
     terminated: Arc<AtomicBool>,
+    /// What TERM means.
+    on_term: Stopped,
     deadline: Instant,
 }
 
 /// Why a task stops before the connector has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
-    /// TERM: the task is cancelled, or its Pod is deleted.
+    /// TERM, and the controller stores the reason.
+    Terminated,
+    /// TERM from a controller that expects the sidecar to store that the task was cancelled.
     Cancelled,
     /// The task exceeded its timeout.
     TimeExceeded,
@@ -140,27 +145,36 @@ struct Activity {
 }
 
 impl Stop {
-    /// `terminated` is set by the signal handler.
-    pub fn new(terminated: Arc<AtomicBool>, timeout: Duration) -> Self {
+    /// `terminated` is set by the signal handler; `on_term` is what TERM means.
+    pub fn new(terminated: Arc<AtomicBool>, on_term: Stopped, timeout: Duration) -> Self {
         let now = Instant::now();
         // A timeout beyond the range of the clock means none.
         let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_hours(10 * 365 * 24));
-        Self { terminated, deadline }
+        Self { terminated, on_term, deadline }
     }
 
     /// Why to stop now. Reads the clock only if asked to: not for each line.
     fn reason(&self, check_deadline: bool) -> Option<Stopped> {
         if self.terminated.load(Ordering::Relaxed) {
-            return Some(Stopped::Cancelled);
+            return Some(self.on_term);
         }
         (check_deadline && Instant::now() >= self.deadline).then_some(Stopped::TimeExceeded)
     }
 }
 
 impl Stopped {
+    /// Who stores the outcome: a sidecar that got TERM does not know the cause.
+    pub fn writer(self) -> Writer {
+        match self {
+            Self::Terminated | Self::Cancelled => Writer::TerminatedSidecar,
+            Self::TimeExceeded | Self::Silent(_) => Writer::Sidecar,
+        }
+    }
+
     /// The failure of the task.
     pub fn failure(self) -> Failure {
         match self {
+            Self::Terminated => Failure::terminated(),
             Self::Cancelled => Failure::new(Class::Cancelled, "the task was cancelled"),
             Self::TimeExceeded => Failure::new(Class::TimeExceeded, "the task exceeded its timeout"),
             Self::Silent(limit) => {

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::db::text::clean;
+use crate::failure::Failure;
 use crate::task::{StreamReport, StreamReports, StreamStatus, TaskStatus};
 
 /// The description for reports of streams.
@@ -11,25 +12,26 @@ pub(super) fn write(reports: &StreamReports) -> String {
     clean(&serde_json::to_string(reports).unwrap_or_default()).into_owned()
 }
 
-/// The description for the reports of a sidecar that was terminated after the row got a final status: the sidecar
-/// reports its open streams as cancelled, because it knows only of the signal.
-pub(super) fn write_late(reports: &StreamReports, stored_status: &str) -> String {
-    let mut reports = reports.clone();
-    if let Some(status) = controller_failure(stored_status) {
-        for report in reports.values_mut().filter(|report| report.status == StreamStatus::Cancelled) {
-            report.status = status;
+/// Gives the streams that a terminated sidecar has interrupted the outcome of their task: it reports them with the text of
+/// [`Failure::terminated`], because it does not know the cause.
+pub(super) fn explain(description: &str, outcome: TaskStatus, error: Option<&str>) -> String {
+    let Ok(Value::Object(mut streams)) = serde_json::from_str(description) else { return description.to_owned() };
+    let provisional = Failure::terminated().text;
+    let interrupted = streams.values_mut().filter_map(Value::as_object_mut).filter(|report| {
+        let error = report.get("error").and_then(Value::as_str);
+        error == Some(provisional.as_str())
+    });
+    for report in interrupted {
+        match (outcome, error) {
+            (TaskStatus::Cancelled | TaskStatus::TimeExceeded, _) => {
+                report.remove("error");
+                report.insert("status".to_owned(), outcome.as_str().into());
+            }
+            (_, Some(error)) => _ = report.insert("error".to_owned(), Failure::from_stored(error).text.into()),
+            (_, None) => {}
         }
     }
-    write(&reports)
-}
-
-/// The status of interrupted streams when the controller has closed their task with a failure.
-pub(super) fn controller_failure(stored_status: &str) -> Option<StreamStatus> {
-    match stored_status.parse().ok()? {
-        TaskStatus::TimeExceeded => Some(StreamStatus::TimeExceeded),
-        TaskStatus::Failed | TaskStatus::Partial => Some(StreamStatus::Failed),
-        TaskStatus::Running | TaskStatus::Success | TaskStatus::Cancelled | TaskStatus::Skipped => None,
-    }
+    Value::Object(streams).to_string()
 }
 
 /// Reads a description leniently: skips what is no report of a stream.
@@ -73,7 +75,10 @@ pub(super) fn close(description: &str, outcome: TaskStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{close, parse};
+    use serde_json::{Value, json};
+
+    use super::{close, explain, parse, write};
+    use crate::failure::Failure;
     use crate::task::{StreamStatus, TaskStatus};
 
     #[test]
@@ -84,6 +89,29 @@ mod tests {
             r#"{"b":{"status":"CANCELLED","events":1,"extra":true},"a":{"status":"SUCCESS"},"c":{"status":"CANCELLED"},"d":3}"#
         );
         assert_eq!(close("a text", TaskStatus::Failed), "a text");
+    }
+
+    #[test]
+    fn interrupted_streams_get_the_cause_that_the_controller_knows() {
+        let interrupted = Failure::terminated().text;
+        let report = |status: &str, error: &str| json!({"events": 2, "status": status, "error": error});
+        let description = json!({
+            "b": report("PARTIAL", &interrupted), "a": report("FAILED", "denied"), "c": {"status": "SUCCESS"},
+        });
+        for (outcome, expected) in [
+            (TaskStatus::Failed, report("PARTIAL", "another client deleted the task")),
+            (TaskStatus::Partial, report("PARTIAL", "another client deleted the task")),
+            (TaskStatus::Cancelled, json!({"events": 2, "status": "CANCELLED"})),
+            (TaskStatus::TimeExceeded, json!({"events": 2, "status": "TIME_EXCEEDED"})),
+        ] {
+            let error = "POD_DELETED: another client deleted the task";
+            let explained = explain(&description.to_string(), outcome, Some(error));
+            let explained: Value = serde_json::from_str(&explained).expect("JSON");
+            assert_eq!((&explained["a"], &explained["c"]), (&description["a"], &description["c"]));
+            assert_eq!(explained["b"], expected, "{outcome}");
+        }
+        assert_eq!(explain("a text", TaskStatus::Failed, None), "a text");
+        assert_eq!(explain(&write(&parse("{}")), TaskStatus::Failed, None), "{}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use postgres::types::Type;
 use super::support::{Schema, key, log_rows, time};
 use crate::airbyte;
 use crate::db::{DbError, LogLine, ResultKey, SpecKey, Writer, state};
-use crate::failure::Class;
+use crate::failure::{Class, Failure};
 use crate::task::to_millis;
 
 const FIRST: &str = "2026-01-01T00:00:00.001Z";
@@ -162,6 +162,39 @@ fn a_catalog_survives_a_failed_refresh() {
     assert_eq!(stored(), row("FAILED", good, Some("denied")), "a failed refresh");
     db.save_catalog(&key, time(FIRST), "[]").expect("writable");
     assert_eq!(stored(), row("FAILED", good, Some("denied")), "an older refresh");
+}
+
+/// Stores a failure in one of the tables; returns whether it counts.
+type Write<'a> = &'a dyn Fn(&str, Writer) -> bool;
+
+#[test]
+fn the_failure_of_a_terminated_sidecar_is_provisional() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let (spec, key, at) = (spec_key(), key(), time(FIRST));
+    let provisional = Failure::terminated().to_string();
+    let cause = "IMAGE_PULL: cannot pull image";
+    let writes: [(&str, Write<'_>); 3] = [
+        ("spec", &|text, _| db.save_spec(&spec, at, Err(text)).expect("writable")),
+        ("check", &|text, _| db.fail_check(&key, at, text).expect("writable")),
+        ("catalog", &|text, by| db.fail_catalog(&key, at, text, by).expect("writable")),
+    ];
+    let stored = || {
+        [
+            db.spec(&spec).expect("readable").expect("stored").error,
+            db.check(&key.key).expect("readable").expect("stored").description,
+            db.catalog(&key).expect("readable").expect("stored").description,
+        ]
+    };
+    for (table, write) in writes {
+        assert!(write(&provisional, Writer::TerminatedSidecar), "{table}: the first outcome");
+        assert!(write(cause, Writer::Controller), "{table}: the controller knows the cause");
+        assert!(!write(&provisional, Writer::TerminatedSidecar), "{table}: a terminated sidecar does not");
+        assert!(!write("POD_DELETED: late", Writer::Controller), "{table}: the first controller wins");
+    }
+    assert_eq!(stored(), [(); 3].map(|()| Some(cause.to_owned())));
+    db.save_check(&key, time(SECOND), "SUCCESS", Some(&provisional)).expect("writable");
+    assert!(!db.fail_check(&key, time(SECOND), cause).expect("writable"), "a message of a success");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::support::{Schema, reports, task};
 use crate::db::{ConcurrencyPolicy, StartOutcome, Writer};
+use crate::failure::Failure;
 use crate::task::{StreamStatus, TaskMetrics, TaskStatus, to_millis};
 
 #[test]
@@ -44,15 +45,20 @@ fn progress_and_heartbeats_need_a_running_row() {
 #[test]
 fn the_outcome_depends_on_the_precedence_of_writers() {
     use TaskStatus::{Cancelled, Failed, Success, TimeExceeded};
-    use Writer::{Controller, Sidecar};
+    use Writer::{Controller, Sidecar, TerminatedSidecar};
     let schema = Schema::new();
     let db = schema.ready();
     for (label, first, second, expected) in [
         ("a deleted Pod does not replace a success", (Sidecar, Success), (Controller, Failed), Success),
         ("a cancellation survives the sidecar", (Controller, Cancelled), (Sidecar, Success), Cancelled),
-        ("an exceeded deadline survives the sidecar", (Controller, TimeExceeded), (Sidecar, Cancelled), TimeExceeded),
+        ("an exceeded deadline survives the sidecar", (Controller, TimeExceeded), (Sidecar, Success), TimeExceeded),
         ("the sidecar replaces the check for stale tasks", (Controller, Failed), (Sidecar, Success), Success),
-        ("a terminated sidecar does not replace the reason", (Controller, Failed), (Sidecar, Cancelled), Failed),
+        (
+            "a terminated sidecar does not replace the reason",
+            (Controller, Failed),
+            (TerminatedSidecar, Cancelled),
+            Failed,
+        ),
         ("the first controller wins", (Controller, Failed), (Controller, Cancelled), Failed),
     ] {
         let task = task(label);
@@ -61,6 +67,44 @@ fn the_outcome_depends_on_the_precedence_of_writers() {
         let counts = db.finish_task(&task, second.0, second.1, None, Some("e")).expect("writable");
         assert_eq!(counts, second.1 == expected, "{label}");
         assert_eq!(db.task(label).expect("readable").and_then(|task| task.status), Some(expected), "{label}");
+    }
+}
+
+#[test]
+fn the_cause_that_the_controller_knows_replaces_that_of_a_terminated_sidecar() {
+    let schema = Schema::new();
+    let db = schema.ready();
+    let interrupted = Failure::terminated();
+    let mut progress = reports(&[("b", StreamStatus::Failed), ("a", StreamStatus::Success)]);
+    progress["b"].error = Some(interrupted.text.clone());
+    let provisional = interrupted.to_string();
+    for controller_first in [false, true] {
+        for (status, error) in [
+            (TaskStatus::Failed, "POD_DELETED: another client"),
+            (TaskStatus::TimeExceeded, "TIME_EXCEEDED: after 9 s"),
+            (TaskStatus::Cancelled, "CANCELLED: by a user"),
+        ] {
+            let label = format!("{status} {controller_first}");
+            let task = task(&label);
+            db.start_task(&task, None, ConcurrencyPolicy::Allow).expect("writable");
+            let sidecar = || {
+                let (writer, status) = (Writer::TerminatedSidecar, TaskStatus::Failed);
+                db.finish_task(&task, writer, status, Some(&progress), Some(&provisional)).expect("writable")
+            };
+            let controller = || db.finish_task(&task, Writer::Controller, status, None, Some(error)).expect("writable");
+            let counted = if controller_first { (controller(), sidecar()) } else { (sidecar(), controller()) };
+            assert_eq!(counted, (true, !controller_first), "{label}");
+            let row = db.task(&label).expect("readable").expect("stored");
+            assert_eq!((row.status, row.error.as_deref()), (Some(status), Some(error)), "{label}");
+            let stream = &row.streams["b"];
+            let (expected, error) = match status {
+                TaskStatus::Cancelled => (StreamStatus::Cancelled, None),
+                TaskStatus::TimeExceeded => (StreamStatus::TimeExceeded, None),
+                _ => (StreamStatus::Failed, Some("another client")),
+            };
+            assert_eq!((stream.status, stream.error.as_deref()), (expected, error), "{label}");
+            assert_eq!(row.streams["a"].status, StreamStatus::Success, "{label}");
+        }
     }
 }
 

@@ -35,6 +35,7 @@ use super::{
 };
 use crate::failure::Failure;
 use crate::pod::connector::Runtime;
+use crate::task::Task;
 use record::{ConnectorSettings, TaskRecord};
 use store::{TaskDirectory, TaskStore, io_failure, private_file};
 pub use supervisor::supervise;
@@ -290,6 +291,12 @@ impl Coordination for LocalBackend {
 }
 
 impl Shutdown for LocalBackend {
+    fn tasks(&self) -> Vec<Task> {
+        let names: Vec<String> = self.supervisors().keys().cloned().collect();
+        // A task that cannot be read has ended, or is closed by the next process.
+        names.iter().filter_map(|name| self.store.task(name).ok()??.task.ok()).collect()
+    }
+
     fn end_tasks(&self) {
         let names: Vec<String> = self.supervisors().keys().cloned().collect();
         for name in &names {

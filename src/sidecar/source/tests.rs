@@ -26,7 +26,7 @@ fn source(folder: &Path, timeout: Duration) -> Source {
     let pipes = Pipes::create(&settings, &Documents::default()).expect("pipes");
     let task = Task::of_read("test", "1", "sync", "task", jiff::Timestamp::now());
     let log = TaskLog::start(&task, Maskers::default(), "INFO", |_| Ok(()));
-    Source::start(pipes, &log, Stop::new(Arc::default(), timeout))
+    Source::start(pipes, &log, Stop::new(Arc::default(), Stopped::Terminated, timeout))
 }
 
 #[test]
