@@ -17,13 +17,13 @@ fn spec_prints_the_specification_and_stores_it() {
     let spec = done.json();
     assert_eq!(spec["documentationUrl"], "https://example.com/instant");
     assert_eq!(spec["connectionSpecification"]["properties"]["password"]["airbyte_secret"], true);
-    let rows = world.schema.rows("SELECT connector_type, package, version, specs::text, error FROM source_spec");
+    let rows = world.schema.rows("SELECT package, version, specs::text, error FROM source_spec");
     assert_eq!(rows.len(), 1);
-    let columns: Vec<String> = (0..3).map(|at| rows[0].get(at)).collect();
-    assert_eq!(columns, ["airbyte", "syncctl-test/instant", "1"]);
-    let stored: Value = serde_json::from_str(rows[0].get(3)).expect("JSON");
+    let columns: Vec<String> = (0..2).map(|at| rows[0].get(at)).collect();
+    assert_eq!(columns, ["syncctl-test/instant", "1"]);
+    let stored: Value = serde_json::from_str(rows[0].get(2)).expect("JSON");
     assert_eq!(stored, spec);
-    assert_eq!(rows[0].get::<_, Option<String>>(4), None);
+    assert_eq!(rows[0].get::<_, Option<String>>(3), None);
 }
 
 #[test]

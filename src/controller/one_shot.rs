@@ -102,6 +102,7 @@ impl Run<'_> {
         cancellation: &Cancellation,
     ) -> TaskResult {
         let task = self.task;
+        outcome::record_attempt(self.db, task, None)?;
         match outcome::record_start(self.db, task, None, ConcurrencyPolicy::Allow)? {
             StartOutcome::Started => {}
             StartOutcome::Exists(row) => {

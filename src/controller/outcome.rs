@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::failure_log;
-use crate::db::{ConcurrencyPolicy, Db, DbError, RequestMark, ResultKey, SpecKey, StartOutcome, StoredTask, Writer};
+use crate::db::{ConcurrencyPolicy, Db, DbError, Finding, RequestMark, StartOutcome, StoredResult, StoredTask, Writer};
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
@@ -88,6 +88,11 @@ impl Outcome {
 /// The outcome of a task, or the failure that prevented one.
 pub type TaskResult = Result<Outcome, Failure>;
 
+/// Records that a spec, check or discover was accepted, before its Pod exists: this orders the results of attempts.
+pub fn record_attempt(db: &Db, task: &Task, mark: Option<&RequestMark>) -> Result<(), DbError> {
+    if task.kind == TaskKind::Read { Ok(()) } else { db.start_attempt(task, mark) }
+}
+
 /// Records the start of a task before its Pod exists. Only a read can be rejected.
 pub fn record_start(
     db: &Db,
@@ -97,7 +102,7 @@ pub fn record_start(
 ) -> Result<StartOutcome, DbError> {
     match task.kind {
         TaskKind::Spec | TaskKind::Check => Ok(StartOutcome::Started),
-        TaskKind::Discover => db.start_catalog(&ResultKey::of(task), task.started_at).map(|()| StartOutcome::Started),
+        TaskKind::Discover => db.start_catalog(task).map(|()| StartOutcome::Started),
         TaskKind::Read => db.start_task(task, mark, concurrency),
     }
 }
@@ -107,9 +112,7 @@ pub fn record_start(
 pub fn record_failure(db: &Db, task: &Task, failure: &Failure) -> Result<(), DbError> {
     let text = failure.to_string();
     let is_recorded = match task.kind {
-        TaskKind::Spec => db.save_spec(&SpecKey::of(task), task.started_at, Err(&text))?,
-        TaskKind::Check => db.fail_check(&ResultKey::of(task), task.started_at, &text)?,
-        TaskKind::Discover => db.fail_catalog(&ResultKey::of(task), task.started_at, &text, Writer::Controller)?,
+        TaskKind::Spec | TaskKind::Check | TaskKind::Discover => db.store_result(task, Finding::Failure(&text))?,
         TaskKind::Read => {
             let status = match failure.class {
                 Class::Cancelled => TaskStatus::Cancelled,
@@ -186,37 +189,24 @@ pub fn stored(db: &Db, task: &Task) -> Result<Stored, DbError> {
 
 /// The stored result of this very task, whoever stored it.
 fn read_rows(db: &Db, task: &Task) -> Result<Option<TaskResult>, DbError> {
-    // A row of an earlier task may have the same key.
-    let is_current = |timestamp| timestamp >= task.started_at;
-    Ok(match task.kind {
-        TaskKind::Spec => {
-            let row = db.spec(&SpecKey::of(task))?.filter(|row| is_current(row.timestamp));
-            row.and_then(|row| match (row.error, row.specs) {
-                (Some(error), _) => Some(Err(Failure::from_stored(&error))),
-                (None, specs) => specs.map(|specs| document(&specs).map(Outcome::Spec)),
-            })
+    if task.kind == TaskKind::Read {
+        return Ok(db.task(&task.task_id)?.and_then(read_result));
+    }
+    Ok(db.result(task)?.map(|stored| {
+        let StoredResult { succeeded, document, description } = stored;
+        match (task.kind, document) {
+            (TaskKind::Check, _) => check_result(succeeded, description),
+            (kind, Some(text)) if succeeded => {
+                let outcome = if kind == TaskKind::Spec { Outcome::Spec } else { Outcome::Discover };
+                parse(&text).map(outcome)
+            }
+            _ => Err(Failure::from_stored(description.as_deref().unwrap_or("no reason given"))),
         }
-        TaskKind::Check => {
-            let row = db.check(&task.storage_key)?.filter(|row| is_current(row.timestamp));
-            row.map(|row| check_result(&row.status, row.description))
-        }
-        TaskKind::Discover => {
-            let row = db.catalog(&ResultKey::of(task))?.filter(|row| is_current(row.timestamp));
-            row.and_then(|row| match (row.status.as_str(), row.catalog) {
-                ("SUCCESS", Some(catalog)) => Some(document(&catalog).map(Outcome::Discover)),
-                ("FAILED", _) => {
-                    Some(Err(Failure::from_stored(row.description.as_deref().unwrap_or("no reason given"))))
-                }
-                _ => None,
-            })
-        }
-        TaskKind::Read => db.task(&task.task_id)?.and_then(read_result),
-    })
+    }))
 }
 
 /// A failure of ours is stored with its class, an answer of the connector without one.
-fn check_result(status: &str, description: Option<String>) -> TaskResult {
-    let succeeded = status == "SUCCESS";
+fn check_result(succeeded: bool, description: Option<String>) -> TaskResult {
     let message = match description.as_deref().map(StoredError::parse) {
         _ if succeeded => description,
         Some(StoredError::Failure(failure)) => return Err(failure),
@@ -238,7 +228,7 @@ fn read_result(row: StoredTask) -> Option<TaskResult> {
     }
 }
 
-fn document(text: &str) -> Result<Value, Failure> {
+fn parse(text: &str) -> Result<Value, Failure> {
     serde_json::from_str(text)
         .map_err(|error| Failure::new(Class::DatabaseError, format!("cannot parse the stored result: {error}")))
 }

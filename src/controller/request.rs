@@ -36,7 +36,7 @@ pub struct Request {
     pub payload: Payload,
     /// The read resumes from the state stored for its sync, which is loaded for the streams of this catalog.
     pub stored_state: Option<ConfiguredCatalog>,
-    /// Tells a repeated request from another one.
+    /// Identifies the request: a caller may repeat it.
     pub mark: Option<RequestMark>,
 }
 

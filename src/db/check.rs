@@ -2,85 +2,57 @@
 
 use jiff::Timestamp;
 
-use super::pool::{text, time};
-use super::text::clean;
-use super::{Db, DbError, ResultKey, is_provisional};
-use crate::task::to_millis;
+use super::is_provisional;
+use super::pool::{Attempt, Transaction, text, time};
+use super::stored_result::{NewResult, Precedence, StoredResult};
+use crate::task::{Task, to_millis};
 
-/// A row of `source_check`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredCheck {
-    /// The image, without its version.
-    pub package: String,
-    pub version: String,
-    /// SUCCESS or FAILED.
-    pub status: String,
-    /// The connector's message, or why there is no result.
-    pub description: Option<String>,
-    /// When the attempt started.
-    pub timestamp: Timestamp,
+/// Stores a result. A row with another status than these belongs to a caller that waits for its task.
+pub(super) fn write(tx: &mut Transaction<'_>, new: &NewResult<'_>, is_failure: bool) -> Attempt<bool> {
+    let condition = match (new.precedence, is_failure) {
+        (Precedence::Newest, _) => "TRUE".to_owned(),
+        (Precedence::ByStart, false) => {
+            "stored.status NOT IN ('SUCCESS', 'FAILED') OR stored.timestamp <= excluded.timestamp".to_owned()
+        }
+        (Precedence::ByStart, true) => format!(
+            "stored.status NOT IN ('SUCCESS', 'FAILED') OR stored.timestamp < excluded.timestamp
+             OR stored.timestamp = excluded.timestamp AND stored.status = 'FAILED' AND {}",
+            is_provisional("stored.description")
+        ),
+    };
+    let sql = format!(
+        "INSERT INTO source_check AS stored (package, version, key, status, description, timestamp)
+         VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (key) DO UPDATE SET
+           package = excluded.package, version = excluded.version, status = excluded.status,
+           description = excluded.description, timestamp = excluded.timestamp
+         WHERE {condition}"
+    );
+    let Task { image, storage_key, started_at, .. } = new.task;
+    let (status, at) = (if new.succeeded { "SUCCESS" } else { "FAILED" }, to_millis(*started_at));
+    let params = [
+        text(&image.package),
+        text(&image.version),
+        text(storage_key),
+        text(&status),
+        text(&new.description),
+        time(&at),
+    ];
+    Ok(tx.execute(&sql, &params)? > 0)
 }
 
-impl Db {
-    /// Stores the connector's result. Never overwrites the result of a later attempt.
-    pub fn save_check(
-        &self,
-        key: &ResultKey,
-        at: Timestamp,
-        status: &str,
-        description: Option<&str>,
-    ) -> Result<(), DbError> {
-        self.write_check(key, at, status, description, "stored.timestamp <= excluded.timestamp").map(drop)
-    }
-
-    /// Stores that an attempt failed without a result. Never overwrites an outcome of the same attempt, unless it is that
-    /// of a terminated sidecar, or of a later attempt. False if the stored outcome takes precedence.
-    pub fn fail_check(&self, key: &ResultKey, at: Timestamp, description: &str) -> Result<bool, DbError> {
-        let condition = format!(
-            "stored.timestamp < excluded.timestamp
-                OR stored.timestamp = excluded.timestamp AND stored.status = 'FAILED' AND {}",
-            is_provisional("stored.description")
-        );
-        self.write_check(key, at, "FAILED", Some(description), &condition)
-    }
-
-    fn write_check(
-        &self,
-        key: &ResultKey,
-        at: Timestamp,
-        status: &str,
-        description: Option<&str>,
-        condition: &str,
-    ) -> Result<bool, DbError> {
-        let at = to_millis(at);
-        let description = description.map(clean);
-        let sql = format!(
-            "INSERT INTO source_check AS stored (package, version, key, status, description, timestamp)
-             VALUES ($1, $2, $3, $4, $5, $6)
-             ON CONFLICT (key) DO UPDATE SET
-               package = excluded.package, version = excluded.version, status = excluded.status,
-               description = excluded.description, timestamp = excluded.timestamp
-             WHERE {condition}"
-        );
-        let ResultKey { package, version, key } = key;
-        let description = description.as_deref();
-        let params = [text(package), text(version), text(key), text(&status), text(&description), time(&at)];
-        self.run("store the result of a check", |tx| Ok(tx.execute(&sql, &params)? > 0))
-    }
-
-    /// The result under a storage key, whichever image it is of.
-    pub fn check(&self, key: &str) -> Result<Option<StoredCheck>, DbError> {
-        let sql = "SELECT package, version, status, description, timestamp FROM source_check WHERE key = $1";
-        self.run("read the result of a check", |tx| {
-            tx.row(sql, &[text(&key)], |row| {
-                Ok(StoredCheck {
-                    package: row.try_get(0)?,
-                    version: row.try_get(1)?,
-                    status: row.try_get(2)?,
-                    description: row.try_get(3)?,
-                    timestamp: row.try_get(4)?,
-                })
-            })
-        })
-    }
+/// The result in the row of a task, whichever image it is of, if `is_own` accepts its time.
+pub(super) fn result(
+    tx: &mut Transaction<'_>,
+    task: &Task,
+    is_own: impl Fn(Timestamp) -> bool,
+) -> Attempt<Option<StoredResult>> {
+    let sql = "SELECT status, description, timestamp FROM source_check
+         WHERE key = $1 AND status IN ('SUCCESS', 'FAILED')";
+    let found = tx.row(sql, &[text(&task.storage_key)], |row| {
+        let status: String = row.try_get(0)?;
+        let result = StoredResult { succeeded: status == "SUCCESS", document: None, description: row.try_get(1)? };
+        Ok((result, row.try_get(2)?))
+    })?;
+    Ok(found.filter(|(_, at)| is_own(*at)).map(|(result, _)| result))
 }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::own_tables::{OwnSchema, SOURCE_CONFIG as TABLE};
 use super::pool::{Attempt, Transaction, text};
-use super::text::{clean_json, quote_literal};
+use super::text::{clean_json, quote_ident, quote_literal};
 use super::{Db, DbError};
 
 /// A configuration that replaces the caller's.
@@ -83,6 +83,36 @@ impl Db {
             Err(error) => {
                 tracing::warn!(%error, "cannot move the table source_config, which stays in use: the console's Prisma drops it");
             }
+        }
+    }
+}
+
+impl Db {
+    /// Creates a view beside the tables of the contract, with the name of the table that was there, if the name is free. A
+    /// sidecar of an earlier version reads configurations through it, and no such version creates a table again, which
+    /// Prisma would drop with its rows. Prisma does not see views.
+    pub(super) fn create_config_view(&self) {
+        let created = self.create("create the view of renewed configurations", |tx| {
+            let Some(own) = tx.own.filter(|own| own.has_configs && own.name != own.results_schema) else {
+                return Ok(());
+            };
+            let is_taken =
+                "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                            WHERE n.nspname = $1 AND c.relname = 'source_config'";
+            if tx.exists(is_taken, &[text(&own.results_schema)])? {
+                return Ok(());
+            }
+            let Table { name, condition, .. } = Table::own(own);
+            let schema = quote_ident(&own.results_schema);
+            tx.batch(&format!(
+                "CREATE VIEW {schema}.{TABLE} AS SELECT sync_id, package, given, config, timestamp FROM {name}
+                 WHERE TRUE{condition}"
+            ))?;
+            Ok(())
+        });
+        if let Err(error) = created {
+            // A role that does not own the schema cannot create it, and needs none.
+            tracing::debug!(%error, "there is no view of renewed configurations");
         }
     }
 }

@@ -12,6 +12,7 @@
 //! connection is lost, it is retried on another one until [`Options::retry_timeout`] ends. Rows carry the time at which
 //! their attempt started, and an older attempt never overwrites a newer one.
 
+mod attempt;
 mod catalog;
 mod check;
 mod config;
@@ -25,9 +26,11 @@ mod own_schema;
 mod own_tables;
 mod ping;
 mod pool;
+mod result;
 mod schema;
 mod spec;
 mod state;
+mod stored_result;
 mod task;
 pub mod text;
 
@@ -41,8 +44,10 @@ pub use connect::{SslMode, Target};
 pub use error::{DbError, is_connection_lost};
 pub use log::{LogIds, LogLine, LogRow};
 pub use log_batches::store_log_batches;
+pub use result::Finding;
 pub use schema::is_reserved_table;
 pub use spec::SpecKey;
+pub use stored_result::StoredResult;
 pub use task::{ConcurrencyPolicy, RequestMark, StartOutcome, StoredTask};
 
 use crate::failure::Class;

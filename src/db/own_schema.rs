@@ -14,7 +14,7 @@ use super::{Db, DbError};
 
 /// What does not work without the schema.
 const LOSS: &str = "configurations that connectors renew are kept only in an existing table source_config, a repeated \
-                    request is not recognized once the console has written its row, and only clocks tell attempts apart";
+                    request is not recognized once the console has written its row, and attempts are ordered by clocks";
 
 /// What a process finds.
 enum Found {
@@ -52,6 +52,7 @@ impl Db {
             Found::Usable(own) => {
                 self.use_own_schema(Some(own));
                 self.move_configs();
+                self.create_config_view();
             }
             Found::Missing => {}
             Found::Unusable(reason) => {
@@ -96,12 +97,12 @@ fn ensure(tx: &mut Transaction<'_>, name: &str) -> Attempt<Found> {
         tx.batch(&format!("CREATE SCHEMA {}", quote_ident(name)))?;
     }
     let schema = quote_ident(name);
-    for Table { name, columns, key, index } in TABLES {
+    for Table { name, columns, key, indexes } in TABLES {
         let columns: Vec<String> = columns.split(", ").map(column_definition).collect();
         let columns = columns.join(", ");
         let key = format!("CONSTRAINT {name}_pkey PRIMARY KEY ({key})");
         tx.batch(&format!("CREATE TABLE IF NOT EXISTS {schema}.{name} ({columns}, {key})"))?;
-        if let Some(index) = index {
+        for index in indexes {
             let name_of_index = format!("{name}_{}_idx", index.replace(", ", "_"));
             tx.batch(&format!("CREATE INDEX IF NOT EXISTS {name_of_index} ON {schema}.{name} ({index})"))?;
         }
@@ -110,6 +111,9 @@ fn ensure(tx: &mut Transaction<'_>, name: &str) -> Attempt<Found> {
 }
 
 fn column_definition(column: &str) -> String {
+    if let Some(number) = column.strip_suffix(" int8") {
+        return format!("{number} bigint GENERATED ALWAYS AS IDENTITY");
+    }
     match (column.strip_suffix('?'), column.strip_suffix(" timestamptz")) {
         (Some(nullable), _) => nullable.to_owned(),
         (None, Some(name)) => format!("{name} timestamptz(3) NOT NULL DEFAULT CURRENT_TIMESTAMP"),

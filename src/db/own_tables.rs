@@ -3,11 +3,13 @@
 
 use super::text::quote_ident;
 
+/// Attempts at spec, check and discover, and how each has ended; the outcomes of reads.
+pub(super) const ATTEMPT: &str = "attempt";
 /// Which request started which task.
 pub(super) const TASK: &str = "task";
 /// Configurations that connectors have updated.
 pub(super) const SOURCE_CONFIG: &str = "source_config";
-/// Specifications of connectors of other types than `airbyte`, which the console's key does not tell apart.
+/// Specifications of connectors of other types than `airbyte`, which the console's key does not distinguish.
 pub(super) const CONNECTOR_SPEC: &str = "connector_spec";
 
 /// The definition of a table.
@@ -16,29 +18,37 @@ pub(super) struct Table {
     /// Names and types as the server names them; columns are NOT NULL but those whose type ends in `?`.
     pub(super) columns: &'static str,
     pub(super) key: &'static str,
-    pub(super) index: Option<&'static str>,
+    /// The columns of each index.
+    pub(super) indexes: &'static [&'static str],
 }
 
-pub(super) const TABLES: [Table; 3] = [
+pub(super) const TABLES: [Table; 4] = [
+    Table {
+        name: ATTEMPT,
+        columns: "results_schema text, number int8, kind text, package text, version text, key text, task_id text, \
+                  started_at timestamptz, finished_at timestamptz?, status text?, document jsonb?, description text?",
+        key: "results_schema, number",
+        indexes: &["results_schema, package, key", "results_schema, task_id", "results_schema, finished_at"],
+    },
     Table {
         name: TASK,
         columns: "results_schema text, task_id text, sync_id text, kind text, package text, version text, \
                   connector_type text, request text?, installation text?, created_at timestamptz",
         key: "results_schema, task_id",
-        index: Some("results_schema, created_at"),
+        indexes: &["results_schema, created_at"],
     },
     Table {
         name: SOURCE_CONFIG,
         columns: "results_schema text, sync_id text, package text, given text, config jsonb, timestamp timestamptz",
         key: "results_schema, sync_id",
-        index: None,
+        indexes: &[],
     },
     Table {
         name: CONNECTOR_SPEC,
         columns: "results_schema text, connector_type text, package text, version text, specs jsonb?, error text?, \
                   timestamp timestamptz",
         key: "package, version, connector_type, results_schema",
-        index: None,
+        indexes: &[],
     },
 ];
 

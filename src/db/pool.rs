@@ -10,6 +10,7 @@ use postgres::types::{ToSql, Type};
 use postgres::{Client, Row};
 use r2d2::{ManageConnection, NopErrorHandler};
 use r2d2_postgres::PostgresConnectionManager;
+use sha2::{Digest, Sha256};
 
 use super::connect::Target;
 use super::error::{DbError, is_connection_lost, is_transient};
@@ -27,8 +28,10 @@ const MIN_CHECKOUT_WAIT: Duration = Duration::from_millis(100);
 /// Delays before a transaction is retried; the longest bounds how late a database that is back is noticed.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
+/// SQLSTATE of a column that does not exist: an older console has dropped what it does not know.
+const COLUMN_LOST: &str = "42703";
 /// SQLSTATEs of statements about a schema, table or column that is missing or not permitted.
-const OBJECT_LOST: [&str; 4] = ["3F000", "42P01", "42703", "42501"];
+const OBJECT_LOST: [&str; 4] = ["3F000", "42P01", COLUMN_LOST, "42501"];
 
 /// Shared by all clones of a [`Db`].
 pub(super) struct Shared {
@@ -41,6 +44,8 @@ pub(super) struct Shared {
     pub(super) own_schema_name: String,
     /// The own schema, where it was found to be usable.
     pub(super) own_schema: RwLock<Option<Arc<OwnSchema>>>,
+    /// Whether `source_task` was found to have all its columns: those of older programs lack some.
+    has_added_columns: AtomicBool,
 }
 
 /// Shared by the pool's threads and the operations.
@@ -135,6 +140,7 @@ pub(super) struct Transaction<'a> {
     pub(super) target: &'a Target,
     /// The own schema, where it is usable.
     pub(super) own: Option<&'a OwnSchema>,
+    has_added_columns: &'a AtomicBool,
     /// Whether an earlier attempt may have been committed although its answer was lost.
     pub(super) is_retry: bool,
 }
@@ -168,6 +174,24 @@ impl Transaction<'_> {
     /// Runs a statement; returns the number of rows.
     pub(super) fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Attempt<u64> {
         Ok(self.client.execute_typed(sql, params)?)
+    }
+
+    /// Whether `source_task` is known to have all its columns.
+    pub(super) fn has_added_columns(&self) -> bool {
+        self.has_added_columns.load(Ordering::Relaxed)
+    }
+
+    /// Remembers that `source_task` has all its columns.
+    pub(super) fn set_added_columns(&self) {
+        self.has_added_columns.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for the lock of this name and holds it until the transaction ends.
+    pub(super) fn lock(&mut self, name: &str) -> Attempt<()> {
+        // Two names with the same number would only wait for each other.
+        let hash = Sha256::digest(name);
+        let number = hash.iter().take(8).fold(0, |number: i64, byte| number << 8 | i64::from(*byte));
+        Ok(_ = self.execute("SELECT pg_advisory_xact_lock($1)", &[(&number, Type::INT8)])?)
     }
 
     /// Runs statements without parameters.
@@ -208,6 +232,7 @@ impl Db {
             ping: Ping::default(),
             own_schema_name: own_schema,
             own_schema: RwLock::default(),
+            has_added_columns: AtomicBool::default(),
         };
         Ok(Self { shared: Arc::new(shared), retry_timeout, begin: begin.into() })
     }
@@ -234,8 +259,14 @@ impl Db {
         mut work: impl FnMut(&mut Transaction<'_>) -> Attempt<T>,
     ) -> Result<T, DbError> {
         let own = self.own_schema();
-        match self.run_with(action, own.as_deref(), &mut work) {
-            // A result must be stored even after somebody has dropped the own schema.
+        let mut result = self.run_with(action, own.as_deref(), &mut work);
+        if matches!(&result, Err(DbError::ServerError { code: Some(code), .. }) if code == COLUMN_LOST)
+            && self.shared.has_added_columns.swap(false, Ordering::Relaxed)
+        {
+            result = self.run_with(action, own.as_deref(), &mut work);
+        }
+        match result {
+            // A result must be stored even if the own schema was dropped.
             Err(DbError::ServerError { code: Some(code), reason, .. })
                 if own.is_some() && OBJECT_LOST.contains(&code.as_str()) && self.has_lost_own_schema(&reason) =>
             {
@@ -312,8 +343,9 @@ impl Db {
         let mut pooled = self.checkout(deadline)?;
         pooled.broken = true;
         let result = pooled.client.batch_execute(&self.begin).map_err(AttemptError::from).and_then(|()| {
-            let target = &self.shared.target;
-            let value = work(&mut Transaction { client: &mut pooled.client, target, own, is_retry })?;
+            let Shared { target, has_added_columns, .. } = &*self.shared;
+            let client = &mut pooled.client;
+            let value = work(&mut Transaction { client, target, own, has_added_columns, is_retry })?;
             pooled.client.batch_execute("COMMIT")?;
             Ok(value)
         });

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 
 use super::own_tables::CONNECTOR_SPEC;
 use super::pool::{Attempt, AttemptError, Transaction, text, time};
-use super::text::{clean, clean_json, quote_literal};
+use super::stored_result::{NewResult, Precedence, StoredResult};
+use super::text::quote_literal;
 use super::{Db, DbError, is_provisional};
 use crate::task::{CONNECTOR_TYPE_AIRBYTE, Task, to_millis};
 
@@ -41,47 +42,75 @@ pub struct StoredSpec {
 }
 
 impl Db {
-    /// Stores the outcome of the attempt that started at `at`: a specification, or why there is none.
-    ///
-    /// A specification replaces the stored one; a failure keeps it. Neither overwrites the outcome of a later attempt,
-    /// and a failure overwrites no outcome of the same attempt but that of a terminated sidecar. False if the stored
-    /// outcome takes precedence.
-    pub fn save_spec(&self, key: &SpecKey, at: Timestamp, outcome: Result<&str, &str>) -> Result<bool, DbError> {
-        let SpecKey { connector_type, package, version } = key;
-        let at = to_millis(at);
-        let (specs, error) = (outcome.ok().map(clean_json), outcome.err().map(clean));
-        let (specs, error) = (specs.as_deref(), error.as_deref());
-        let params = [text(package), text(version), text(&specs), text(&error), time(&at)];
-        self.run("store a specification", |tx| {
-            let Table { name, key, values, .. } = Table::of(tx, connector_type)?;
-            let sql = format!(
-                "INSERT INTO {name} AS stored ({key}, specs, error, timestamp)
-                 VALUES ({values}, $3::text::jsonb, $4, $5)
-                 ON CONFLICT ({key}) DO UPDATE SET
-                   specs = COALESCE(excluded.specs, stored.specs),
-                   error = excluded.error,
-                   timestamp = excluded.timestamp
-                 WHERE stored.timestamp < excluded.timestamp
-                    OR stored.timestamp = excluded.timestamp AND (excluded.error IS NULL OR {provisional})",
-                provisional = is_provisional("stored.error")
-            );
-            Ok(tx.execute(&sql, &params)? > 0)
-        })
-    }
-
     /// The row under a key.
     pub fn spec(&self, key: &SpecKey) -> Result<Option<StoredSpec>, DbError> {
-        let SpecKey { connector_type, package, version } = key;
-        self.run("read a specification", |tx| {
-            let Table { name, condition, .. } = Table::of(tx, connector_type)?;
-            let sql = format!(
-                "SELECT specs::text, error, timestamp FROM {name} WHERE package = $1 AND version = $2{condition}"
-            );
-            tx.row(&sql, &[text(package), text(version)], |row| {
-                Ok(StoredSpec { specs: row.try_get(0)?, error: row.try_get(1)?, timestamp: row.try_get(2)? })
-            })
-        })
+        self.run("read a specification", |tx| read(tx, key))
     }
+}
+
+/// `error` of a row whose caller waits for its task: written by the console.
+const PENDING: &str = "pending";
+
+/// Stores a specification, or why there is none, which keeps the stored one.
+pub(super) fn write(tx: &mut Transaction<'_>, new: &NewResult<'_>) -> Attempt<bool> {
+    let Table { name, key, values, .. } = Table::of(tx, &new.task.connector_type)?;
+    let condition = match new.precedence {
+        Precedence::Newest => "TRUE".to_owned(),
+        Precedence::ByStart => format!(
+            "stored.error = '{PENDING}' OR stored.timestamp < excluded.timestamp
+             OR stored.timestamp = excluded.timestamp AND (excluded.error IS NULL OR {})",
+            is_provisional("stored.error")
+        ),
+    };
+    let sql = format!(
+        "INSERT INTO {name} AS stored ({key}, specs, error, timestamp)
+         VALUES ({values}, $3::text::jsonb, $4, $5)
+         ON CONFLICT ({key}) DO UPDATE SET
+           specs = COALESCE(excluded.specs, stored.specs), error = excluded.error, timestamp = excluded.timestamp
+         WHERE {condition}"
+    );
+    let Task { image, started_at, .. } = new.task;
+    let at = to_millis(*started_at);
+    let params = [text(&image.package), text(&image.version), text(&new.document), text(&new.description), time(&at)];
+    Ok(tx.execute(&sql, &params)? > 0)
+}
+
+/// The result in the row of a task, if `is_own` accepts its time.
+pub(super) fn result(
+    tx: &mut Transaction<'_>,
+    task: &Task,
+    is_own: impl Fn(Timestamp) -> bool,
+) -> Attempt<Option<StoredResult>> {
+    let Some(row) = read(tx, &SpecKey::of(task))?.filter(|row| is_own(row.timestamp)) else { return Ok(None) };
+    // The Go sidecar stores an empty text with a specification.
+    Ok(match (row.error.filter(|error| !error.is_empty()), row.specs) {
+        (Some(error), _) if error == PENDING => None,
+        (Some(error), _) => Some(StoredResult { succeeded: false, document: None, description: Some(error) }),
+        (None, Some(specs)) => Some(StoredResult { succeeded: true, document: Some(specs), description: None }),
+        (None, None) => None,
+    })
+}
+
+/// Restores specifications from rows `ended`.
+pub(super) fn restore_sql(tx: &mut Transaction<'_>) -> Attempt<String> {
+    let of_type = if has_connector_type(tx)? { " AND spec.connector_type = ended.key" } else { "" };
+    Ok(format!(
+        "UPDATE source_spec AS spec SET specs = COALESCE(ended.document, spec.specs), error = ended.description,
+           timestamp = ended.started_at
+         FROM ended WHERE ended.kind = 'spec' AND ended.key = '{CONNECTOR_TYPE_AIRBYTE}'
+           AND spec.package = ended.package AND spec.version = ended.version AND spec.error = '{PENDING}'{of_type}
+         RETURNING spec.package"
+    ))
+}
+
+fn read(tx: &mut Transaction<'_>, key: &SpecKey) -> Attempt<Option<StoredSpec>> {
+    let SpecKey { connector_type, package, version } = key;
+    let Table { name, condition, .. } = Table::of(tx, connector_type)?;
+    let sql =
+        format!("SELECT specs::text, error, timestamp FROM {name} WHERE package = $1 AND version = $2{condition}");
+    tx.row(&sql, &[text(package), text(version)], |row| {
+        Ok(StoredSpec { specs: row.try_get(0)?, error: row.try_get(1)?, timestamp: row.try_get(2)? })
+    })
 }
 
 /// The table that holds the specifications of a connector type.

@@ -4,7 +4,7 @@
 //! or by the controller, which concludes it where the sidecar left none.
 
 mod description;
-mod record;
+pub(super) mod record;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use postgres::Row;
 use postgres::types::Type;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
+use super::attempt;
 use super::pool::{Attempt, AttemptError, Transaction, text, time};
 use super::text::{clean, clean_json};
 use super::{Db, DbError, Writer};
@@ -27,8 +27,44 @@ const MAX_LISTED_DESCRIPTION: usize = 64 * 1024;
 /// The most tasks of one statement.
 const BATCH: usize = 1000;
 
-const COLUMNS: &str = "sync_id, task_id, package, version, started_at, updated_at, started_by::text, status, \
-                       description, metrics::text, error";
+/// The columns of a [`StoredTask`].
+fn columns(tx: &mut Transaction<'_>) -> Attempt<String> {
+    let columns = "sync_id, task_id, package, version, started_at, updated_at, started_by::text, status, description";
+    let metrics = if has_added_columns(tx)? { "metrics::text" } else { "NULL::text" };
+    Ok(format!("{columns}, {metrics}, {}", error_column(tx)?))
+}
+
+/// Whether the table has the columns `metrics` and `error`, which the console has created since January 2025.
+fn has_added_columns(tx: &mut Transaction<'_>) -> Attempt<bool> {
+    if tx.has_added_columns() {
+        return Ok(true);
+    }
+    let sql = "SELECT 1 FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass('source_task') AND NOT attisdropped
+               AND attname IN ('metrics', 'error') HAVING count(*) = 2";
+    let found = tx.exists(sql, &[])?;
+    if found {
+        tx.set_added_columns();
+    }
+    Ok(found)
+}
+
+/// The column `error`, or the expression for it: without the column the description holds an error where it holds no
+/// reports of streams.
+fn error_column(tx: &mut Transaction<'_>) -> Attempt<&'static str> {
+    Ok(if has_added_columns(tx)? {
+        "error"
+    } else {
+        "CASE WHEN status <> 'RUNNING' AND NOT starts_with(description, '{') THEN description END"
+    })
+}
+
+/// What a table without the column `error` holds as its description. The console of its time expects a text, and parses
+/// that of two statuses.
+fn description_with_error(status: TaskStatus, description: Option<&str>, error: Option<&str>) -> String {
+    let reports = description.filter(|description| !["", "{}"].contains(description));
+    let is_parsed = matches!(status, TaskStatus::Partial | TaskStatus::TimeExceeded);
+    reports.or(error.filter(|_| !is_parsed)).unwrap_or(if is_parsed { "{}" } else { "" }).to_owned()
+}
 
 /// A row of `source_task`.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,7 +142,7 @@ pub enum StartOutcome {
 }
 
 impl Db {
-    /// Inserts the row of a task as RUNNING, before the task starts. The `mark` tells a repeated request from another one.
+    /// Inserts the row of a task as RUNNING, before the task starts. The `mark` identifies the request.
     pub fn start_task(
         &self,
         task: &Task,
@@ -149,12 +185,10 @@ impl Db {
             if let Some(running) = running_task(tx, &task.sync_id)? {
                 return Ok(StartOutcome::SyncBusy(running));
             }
-            tx.execute(
-                "UPDATE source_task SET status = 'RUNNING', error = NULL, description = NULL, started_at = $2,
-                                        updated_at = CURRENT_TIMESTAMP
-                 WHERE task_id = $1",
-                &[text(&task.task_id), time(&started_at)],
-            )?;
+            update(tx, &task.task_id, TaskStatus::Running, None, None)?;
+            let sql = "UPDATE source_task SET started_at = $2 WHERE task_id = $1";
+            tx.execute(sql, &[text(&task.task_id), time(&started_at)])?;
+            attempt::forget_read(tx, &task.task_id)?;
             Ok(StartOutcome::Started)
         })
     }
@@ -170,11 +204,18 @@ impl Db {
         let description = description::write(reports);
         // Two numbers always serialize.
         let metrics = metrics.and_then(|metrics| serde_json::to_string(metrics).ok());
-        let sql = "UPDATE source_task SET description = $2, metrics = COALESCE($3::text::jsonb, metrics),
-               updated_at = CURRENT_TIMESTAMP
-             WHERE task_id = $1 AND status = 'RUNNING'";
         self.run("store the progress of a task", |tx| {
-            Ok(tx.execute(sql, &[text(&task_id), text(&description), text(&metrics)])? > 0)
+            let params = [text(&task_id), text(&description), text(&metrics)];
+            let (set_metrics, params) = if has_added_columns(tx)? {
+                (", metrics = COALESCE($3::text::jsonb, metrics)", &params[..])
+            } else {
+                ("", &params[..2])
+            };
+            let sql = format!(
+                "UPDATE source_task SET description = $2{set_metrics}, updated_at = CURRENT_TIMESTAMP
+                 WHERE task_id = $1 AND status = 'RUNNING'"
+            );
+            Ok(tx.execute(&sql, params)? > 0)
         })
     }
 
@@ -198,12 +239,15 @@ impl Db {
 
     /// Those tasks that are CANCELLED, or FAILED with this class of failure.
     pub fn cancelled_or_failed(&self, task_ids: &[&str], class: Class) -> Result<HashSet<String>, DbError> {
-        let sql = "SELECT task_id FROM source_task
-             WHERE task_id = ANY ($1) AND (status = 'CANCELLED' OR status = 'FAILED' AND starts_with(error, $2))";
         let prefix = format!("{class}: ");
         task_ids.chunks(BATCH).try_fold(HashSet::new(), |mut found, ids| {
             found.extend(self.run("find tasks that must not run", |tx| {
-                tx.rows(sql, &[(&ids, Type::TEXT_ARRAY), text(&prefix)], |row| row.try_get::<_, String>(0))
+                let sql = format!(
+                    "SELECT task_id FROM source_task
+                     WHERE task_id = ANY ($1) AND (status = 'CANCELLED' OR status = 'FAILED' AND starts_with({}, $2))",
+                    error_column(tx)?
+                );
+                tx.rows(&sql, &[(&ids, Type::TEXT_ARRAY), text(&prefix)], |row| row.try_get::<_, String>(0))
             })?);
             Ok(found)
         })
@@ -228,6 +272,7 @@ impl Db {
             let stored = match lock_outcome(tx, &task.task_id)? {
                 Some(stored) => stored,
                 None if insert(tx, task, task.started_by.as_ref(), status, written.as_deref(), error)? => {
+                    attempt::record_read(tx, &task.task_id)?;
                     return Ok(true);
                 }
                 // Inserted by another writer in between.
@@ -242,6 +287,7 @@ impl Db {
                         "UPDATE source_task SET description = $2, updated_at = CURRENT_TIMESTAMP WHERE task_id = $1",
                         &[text(&task.task_id), text(&written)],
                     )?;
+                    attempt::record_read(tx, &task.task_id)?;
                 }
                 let is_own = tx.is_retry && stored.status == status.as_str() && stored.error.as_deref() == error;
                 return Ok(is_own);
@@ -252,6 +298,7 @@ impl Db {
             };
             let description = written.clone().or_else(closed);
             update(tx, &task.task_id, status, description.as_deref(), error)?;
+            attempt::record_read(tx, &task.task_id)?;
             Ok(true)
         })
     }
@@ -264,11 +311,11 @@ impl Db {
     /// The tasks of a sync, newest first. Descriptions with a great many streams are omitted.
     pub fn tasks_of_sync(&self, sync_id: &str, limit: u32) -> Result<Vec<StoredTask>, DbError> {
         let listed = format!("CASE WHEN octet_length(description) <= {MAX_LISTED_DESCRIPTION} THEN description END");
-        let columns = COLUMNS.replace("description", &listed);
-        let sql = format!(
-            "SELECT {columns} FROM source_task WHERE sync_id = $1 ORDER BY started_at DESC, task_id DESC LIMIT $2"
-        );
         self.run("read the tasks of a sync", |tx| {
+            let sql = format!(
+                "SELECT {} FROM source_task WHERE sync_id = $1 ORDER BY started_at DESC, task_id DESC LIMIT $2",
+                columns(tx)?.replacen("description", &listed, 1)
+            );
             tx.rows(&sql, &[text(&sync_id), (&i64::from(limit), Type::INT8)], StoredTask::decode)
         })
     }
@@ -276,13 +323,14 @@ impl Db {
     /// The RUNNING reads that commands have started, without a heartbeat for `idle_for` by the clock of the database,
     /// each with the process of its command.
     pub fn idle_cli_tasks(&self, idle_for: Duration) -> Result<Vec<(StoredTask, String)>, DbError> {
-        let sql = format!(
-            "SELECT {COLUMNS}, started_by ->> 'process' AS process FROM source_task
-             WHERE status = 'RUNNING' AND started_by ->> 'type' = 'cli' AND started_by ->> 'process' IS NOT NULL
-               AND updated_at <= CURRENT_TIMESTAMP - make_interval(secs => $1)
-             ORDER BY started_at, task_id"
-        );
         self.run("read the running tasks", |tx| {
+            let sql = format!(
+                "SELECT {}, started_by ->> 'process' AS process FROM source_task
+                 WHERE status = 'RUNNING' AND started_by ->> 'type' = 'cli' AND started_by ->> 'process' IS NOT NULL
+                   AND updated_at <= CURRENT_TIMESTAMP - make_interval(secs => $1)
+                 ORDER BY started_at, task_id",
+                columns(tx)?
+            );
             tx.rows(&sql, &[(&idle_for.as_secs_f64(), Type::FLOAT8)], |row| {
                 Ok((StoredTask::decode(row)?, row.try_get("process")?))
             })
@@ -293,9 +341,9 @@ impl Db {
     /// database.
     pub fn idle_tasks_of(&self, installation: &str, idle_for: Duration) -> Result<Vec<StoredTask>, DbError> {
         self.run("read the running tasks", |tx| {
-            let accepted = record::accepted_sql(tx, "$1");
+            let (columns, accepted) = (columns(tx)?, record::accepted_sql(tx, "$1"));
             let sql = format!(
-                "SELECT {COLUMNS} FROM source_task
+                "SELECT {columns} FROM source_task
                  WHERE status = 'RUNNING' AND {accepted}
                    AND updated_at < CURRENT_TIMESTAMP - make_interval(secs => $2)
                  ORDER BY started_at, task_id"
@@ -329,10 +377,7 @@ impl Db {
 
 /// Takes the lock of a sync until the transaction ends.
 fn lock_sync(tx: &mut Transaction<'_>, sync_id: &str) -> Attempt<()> {
-    // Two syncs with the same number would only wait for each other.
-    let hash = Sha256::new().chain_update("syncctl sync ").chain_update(sync_id).finalize();
-    let number = hash.iter().take(8).fold(0, |number: i64, byte| number << 8 | i64::from(*byte));
-    Ok(_ = tx.execute("SELECT pg_advisory_xact_lock($1)", &[(&number, Type::INT8)])?)
+    tx.lock(&format!("syncctl sync {sync_id}"))
 }
 
 /// The running task of a sync.
@@ -343,7 +388,7 @@ fn running_task(tx: &mut Transaction<'_>, sync_id: &str) -> Attempt<Option<Strin
 }
 
 fn read(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<Option<StoredTask>> {
-    let sql = format!("SELECT {COLUMNS} FROM source_task WHERE task_id = $1");
+    let sql = format!("SELECT {} FROM source_task WHERE task_id = $1", columns(tx)?);
     tx.row(&sql, &[text(&task_id)], StoredTask::decode)
 }
 
@@ -376,8 +421,9 @@ struct StoredOutcome {
 
 /// Reads the outcome of a task and locks the row, so that concurrent writers see each other's outcome.
 fn lock_outcome(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<Option<StoredOutcome>> {
-    let sql = "SELECT status, description, error FROM source_task WHERE task_id = $1 FOR UPDATE";
-    tx.row(sql, &[text(&task_id)], |row| {
+    let error = error_column(tx)?;
+    let sql = format!("SELECT status, description, {error} FROM source_task WHERE task_id = $1 FOR UPDATE");
+    tx.row(&sql, &[text(&task_id)], |row| {
         Ok(StoredOutcome { status: row.try_get(0)?, description: row.try_get(1)?, error: row.try_get(2)? })
     })
 }
@@ -402,6 +448,9 @@ fn insert(
 ) -> Attempt<bool> {
     let started_by = started_by.map(ToString::to_string);
     let started_by = started_by.as_deref().map(clean_json);
+    let has_error = has_added_columns(tx)?;
+    let combined = (!has_error).then(|| description_with_error(status, description, error));
+    let description = combined.as_deref().or(description);
     let (started_at, status) = (to_millis(task.started_at), status.as_str());
     let params = [
         text(&task.sync_id),
@@ -414,11 +463,14 @@ fn insert(
         text(&description),
         text(&error),
     ];
-    let sql = "INSERT INTO source_task (sync_id, task_id, package, version, started_at, updated_at, started_by, status,
-                                  description, error)
-         VALUES ($1, $2, $3, $4, $5, CURRENT_TIMESTAMP, $6::text::jsonb, $7, $8, $9)
-         ON CONFLICT (task_id) DO NOTHING";
-    Ok(tx.execute(sql, &params)? > 0)
+    let (column, value, params) = if has_error { (", error", ", $9", &params[..]) } else { ("", "", &params[..8]) };
+    let sql = format!(
+        "INSERT INTO source_task (sync_id, task_id, package, version, started_at, updated_at, started_by, status,
+                                  description{column})
+         VALUES ($1, $2, $3, $4, $5, CURRENT_TIMESTAMP, $6::text::jsonb, $7, $8{value})
+         ON CONFLICT (task_id) DO NOTHING"
+    );
+    Ok(tx.execute(&sql, params)? > 0)
 }
 
 fn update(
@@ -428,9 +480,28 @@ fn update(
     description: Option<&str>,
     error: Option<&str>,
 ) -> Attempt<()> {
-    let sql = "UPDATE source_task SET status = $2, description = $3, error = $4, updated_at = CURRENT_TIMESTAMP
-         WHERE task_id = $1";
-    Ok(_ = tx.execute(sql, &[text(&task_id), text(&status.as_str()), text(&description), text(&error)])?)
+    let has_error = has_added_columns(tx)?;
+    let combined = (!has_error).then(|| description_with_error(status, description, error));
+    let description = combined.as_deref().or(description);
+    let status = status.as_str();
+    let params = [text(&task_id), text(&status), text(&description), text(&error)];
+    let (set_error, params) = if has_error { (", error = $4", &params[..]) } else { ("", &params[..3]) };
+    let sql = format!(
+        "UPDATE source_task SET status = $2, description = $3{set_error}, updated_at = CURRENT_TIMESTAMP
+         WHERE task_id = $1"
+    );
+    Ok(_ = tx.execute(&sql, params)?)
+}
+
+/// Restores outcomes from rows `ended`.
+pub(super) fn restore_sql(tx: &mut Transaction<'_>) -> Attempt<String> {
+    let set_error = if has_added_columns(tx)? { ", error = ended.document ->> 'error'" } else { "" };
+    Ok(format!(
+        "UPDATE source_task AS task SET status = ended.status, description = ended.document ->> 'description'{set_error},
+           updated_at = CURRENT_TIMESTAMP
+         FROM ended WHERE ended.kind = 'read' AND task.task_id = ended.key AND task.status = 'RUNNING'
+         RETURNING task.task_id"
+    ))
 }
 
 /// Whether an outcome replaces the stored one.

@@ -103,6 +103,7 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
     // A discover is recorded once its Pod exists. Before that, another one with this taskId may be running: its result
     // would be older than the record, and lost.
     let is_discover = task.kind == TaskKind::Discover;
+    outcome::record_attempt(&db, task, mark)?;
     let mut started =
         if is_discover { StartOutcome::Started } else { outcome::record_start(&db, task, mark, concurrency)? };
     if let StartOutcome::Exists(row) = &started

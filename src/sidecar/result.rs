@@ -1,12 +1,10 @@
 //! spec, check and discover: the first result message decides, and is stored in its table.
 
-use std::borrow::Cow;
-
 use super::log::{Level, TaskLog};
 use super::source::{Input, Source, Stopped};
 use crate::airbyte::message::Message;
 use crate::contract::SidecarExit;
-use crate::db::{Db, ResultKey, SpecKey, Writer};
+use crate::db::{Db, Finding, Writer};
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{Task, TaskKind};
 
@@ -89,32 +87,21 @@ fn expected_message(kind: TaskKind) -> &'static str {
 }
 
 fn store(task: &Task, db: &Db, log: &TaskLog, output: Output) -> Result<(), Failure> {
-    let (key, at) = (ResultKey::of(task), task.started_at);
     match output {
-        Output::Document(spec) if task.kind == TaskKind::Spec => {
-            db.save_spec(&SpecKey::of(task), at, Ok(&spec)).map(drop)?;
-        }
-        Output::Document(catalog) => db.save_catalog(&key, at, &catalog)?,
+        Output::Document(document) => db.store_result(task, Finding::Document(&document))?,
         Output::Status { succeeded, message } => {
             let message = message.map(|message| log.mask(&message));
-            let (status, message) = match message.as_deref() {
-                message if succeeded => ("SUCCESS", message.map(Cow::Borrowed)),
-                message => ("FAILED", message.map(StoredError::escape)),
-            };
-            db.save_check(&key, at, status, message.as_deref())?;
+            let message =
+                message.as_deref().map(|text| if succeeded { text.into() } else { StoredError::escape(text) });
+            db.store_result(task, Finding::Check { succeeded, message: message.as_deref() })?
         }
-    }
+    };
     Ok(())
 }
 
 fn store_failure(task: &Task, db: &Db, log: &TaskLog, failure: &Failure, by: Writer) -> Result<(), Failure> {
-    let (key, at) = (ResultKey::of(task), task.started_at);
     let text = Failure::new(failure.class, log.mask(&failure.text)).to_string();
     log.write_failure(&text, by);
-    match task.kind {
-        TaskKind::Spec => db.save_spec(&SpecKey::of(task), at, Err(&text))?,
-        TaskKind::Check => db.fail_check(&key, at, &text)?,
-        TaskKind::Discover | TaskKind::Read => db.fail_catalog(&key, at, &text, by)?,
-    };
+    db.store_result(task, Finding::Failure(&text))?;
     Ok(())
 }

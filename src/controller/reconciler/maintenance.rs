@@ -29,6 +29,14 @@ const ORPHANS: Duration = Duration::from_mins(1);
 const STALE: Duration = Duration::from_mins(5);
 /// A discover takes ten minutes at most and its Pod five more: a catalog that is RUNNING for longer never ends.
 const STALE_CATALOG: Duration = Duration::from_mins(20);
+/// How often results are restored that the console has replaced: it reads them as often.
+const RESTORE: Duration = Duration::from_secs(2);
+/// The console writes its row as soon as the task was accepted, and the task has ended no earlier.
+const RESTORED_WITHIN: Duration = Duration::from_mins(10);
+/// Results of tasks that ended while no process was leading.
+const RESTORED_LATE: Duration = Duration::from_hours(24);
+/// How long ended attempts are kept.
+const ATTEMPTS_KEPT: Duration = Duration::from_hours(7 * 24);
 /// How often old logs are deleted.
 const TRIM: Duration = Duration::from_hours(1);
 /// A row without a Pod may belong to a launch of another process that has not created its Pod yet.
@@ -52,6 +60,7 @@ impl Maintenance {
         shared.spawn("probe", move || probe.repeat(&[("probe", PROBE, |worker| Ok(worker.probe()))]));
         shared.spawn("maintenance", move || {
             cleanup.repeat(&[
+                ("replaced results", RESTORE, |worker| worker.restore_results(RESTORED_WITHIN)),
                 ("heartbeats", HEARTBEAT, |worker| worker.with_snapshot(Worker::send_heartbeats)),
                 ("unwanted tasks", UNWANTED, |worker| worker.with_snapshot(Worker::delete_unwanted)),
                 ("rows and Secrets without a task", ORPHANS, Worker::close_orphans),
@@ -144,7 +153,19 @@ impl Worker {
         Ok(())
     }
 
+    /// Stores results again that the console has replaced, because it wrote its row after the task had ended.
+    fn restore_results(&self, ended_within: Duration) -> Done {
+        if !self.shared.leads() {
+            return Ok(false);
+        }
+        for key in self.shared.config.db.restore_results(ended_within)? {
+            tracing::info!(key, "restored a result that the console had replaced");
+        }
+        Ok(true)
+    }
+
     fn close_stale(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        self.restore_results(RESTORED_LATE)?;
         // After an outage of the database, or of this service, running tasks have had no heartbeat either.
         self.send_heartbeats(snapshot)?;
         let db = &self.shared.config.db;
@@ -233,6 +254,11 @@ impl Worker {
             Ok(trimmed) => tracing::info!(?trimmed, "deleted old log lines"),
             Err(error) => tracing::warn!(%error, "cannot delete old log lines"),
         }
+        if let Err(error) = db.trim_attempts(ATTEMPTS_KEPT) {
+            tracing::warn!(%error, "cannot delete old attempts");
+        }
+        // A sidecar of an earlier version may have stored one since.
+        db.move_configs();
         // Also after an error: the next attempt is in an hour.
         true
     }

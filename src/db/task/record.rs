@@ -8,7 +8,7 @@ use crate::db::pool::{Attempt, Transaction, text};
 use crate::db::text::quote_literal;
 use crate::task::Task;
 
-/// What tells a repeated request from another one with the same task id, and whose it is.
+/// Identifies a request among those with the same task id, and the installation that accepted it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestMark {
     /// A hash of the request.

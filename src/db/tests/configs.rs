@@ -37,7 +37,7 @@ const OLD_TABLE: &str = "CREATE TABLE source_config (sync_id TEXT NOT NULL, pack
 fn configs_of_an_earlier_version_are_moved_to_the_own_schema() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    schema.sql(OLD_TABLE);
+    schema.sql(&format!("DROP VIEW source_config; {OLD_TABLE}"));
     let config = |sync: &str| db.stored_config(sync, "p", "g").expect("readable").map(|stored| stored.config);
     db.save_config("newer", "p", "g", r#"{"n": 2}"#).expect("writable");
     schema.sql(
@@ -57,11 +57,26 @@ fn configs_of_an_earlier_version_are_moved_to_the_own_schema() {
 }
 
 #[test]
+fn a_view_takes_the_place_of_the_table_of_earlier_versions() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    let other = Schema::new();
+    let options =
+        crate::db::Options { own_schema: schema.own(), ..other.options(1, std::time::Duration::from_secs(20)) };
+    let theirs = crate::db::Db::open(super::support::target(&other.url()), options).expect("the database answers");
+    theirs.ensure_schema().expect("it can be created");
+    theirs.save_config("theirs", "p", "g", "{}").expect("writable");
+    db.save_config("s", "p", "g", "{}").expect("writable");
+    schema.sql("CREATE TABLE IF NOT EXISTS source_config (sync_id text)");
+    assert_eq!(schema.value("SELECT string_agg(sync_id, ' ') FROM source_config").as_deref(), Some("s"));
+    db.ensure_schema().expect("everything exists");
+}
+
+#[test]
 fn a_table_of_an_earlier_version_stays_in_use_where_it_cannot_be_moved() {
     let mut schema = Schema::new();
     let db = schema.ready();
-    schema.sql(OLD_TABLE);
-    schema.sql(&format!("DROP SCHEMA {} CASCADE", schema.own()));
+    schema.sql(&format!("DROP SCHEMA {} CASCADE; {OLD_TABLE}", schema.own()));
     assert!(db.save_config("s", "p", "g", "{}").expect("writable"));
     assert_eq!(db.stored_config("s", "p", "g").expect("readable").map(|stored| stored.config).as_deref(), Some("{}"));
     assert_eq!(schema.value("SELECT count(*) FROM source_config").as_deref(), Some("1"));

@@ -1,5 +1,6 @@
 //! Tests against a real PostgreSQL server, each in its own schema.
 
+mod attempts;
 mod configs;
 mod connections;
 mod outages;

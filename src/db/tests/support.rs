@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use postgres::Client;
 use uuid::Uuid;
 
-use crate::db::{Db, LogIds, LogRow, Options, ResultKey, Target};
+use crate::db::{Db, LogIds, LogRow, Options, Target};
 use crate::secret::Secret;
 use crate::task::{Image, ReadOptions, StreamReport, StreamReports, StreamStatus, Task, TaskKind};
 
@@ -85,6 +85,13 @@ impl Schema {
     pub(super) fn ready(&self) -> Db {
         let db = self.open(Duration::from_secs(20));
         db.ensure_schema().expect("the schema can be created");
+        db
+    }
+
+    /// A database with its tables and without the own schema, as for a role that may not create it.
+    pub(super) fn ready_without_own(&self) -> Db {
+        let db = self.ready();
+        db.use_own_schema(None);
         db
     }
 
@@ -219,8 +226,10 @@ pub(super) fn time(text: &str) -> Timestamp {
     text.parse().expect("a valid time")
 }
 
-pub(super) fn key() -> ResultKey {
-    ResultKey { package: "airbyte/source-faker".to_owned(), version: "1".to_owned(), key: "k".to_owned() }
+/// A spec, check or discover that started at this time.
+pub(super) fn attempt(kind: TaskKind, task_id: &str, started_at: &str) -> Task {
+    let (sync_id, storage_key) = (String::new(), "k".to_owned());
+    Task { kind, sync_id, storage_key, started_at: time(started_at), started_by: None, ..task(task_id) }
 }
 
 pub(super) fn task(task_id: &str) -> Task {
