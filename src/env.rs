@@ -113,8 +113,12 @@ variables! {
         "Name of this process in metrics and in the Lease; env://NAME takes it from another variable";
     HTTP_MAX_BODY_MI "MI" = "32", "Size limit of a request body";
     HTTP_MAX_CONNECTIONS "COUNT" = "1024", "Limit of concurrent connections";
-    SYNC_TASK_LOG_SIZE "ROWS" = "3000", "Rows of task_log that are kept of each sync";
-    SYNC_TASK_LOG_AGE "DAYS" = "60", "How long rows of task_log are kept";
+    SYNC_TASK_LOG_SIZE "ROWS" = "3000",
+        "Rows of source_task that are kept of each sync; older ones are deleted once they exceed the age as well";
+    SYNC_TASK_LOG_AGE "DAYS" = "60",
+        "How long all rows of source_task are kept; older ones are deleted where a sync has more than the number above";
+    TASK_LOG_KEEP_DAYS "DAYS" = "",
+        "How long lines of task_log are kept; 0 is without limit, the default is 60 where syncctl has created the table, else 0";
     LOG_FORMAT "FORMAT" = "text", "Format of the service's own log: text or json";
     SYNCS_ENABLED "BOOL" = "true",
         "`false` or `0` ends `serve` at once: how a deployment is switched off without removing it";

@@ -2,6 +2,7 @@
 //! takes every status but 200 for a failure of the controller.
 
 mod cancel;
+mod results;
 
 use std::time::Duration;
 

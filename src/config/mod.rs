@@ -62,6 +62,16 @@ impl Problems {
         })
     }
 
+    /// A number without a default of its own.
+    fn optional_number(&mut self, value: Option<String>, variable: &Variable) -> Option<u32> {
+        let text = present(value)?;
+        let number = text.parse().ok();
+        if number.is_none() {
+            self.malformed(variable, format_args!("{text:?}"), "a whole number");
+        }
+        number
+    }
+
     fn at_least_one(&mut self, value: Option<String>, variable: &Variable) -> u32 {
         let number = self.number(value, variable);
         if number == 0 {

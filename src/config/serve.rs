@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::{Problems, describe, present};
+use crate::db::Retention;
 use crate::env;
 use crate::failure::Failure;
 use crate::secret::Secret;
@@ -34,6 +35,8 @@ pub struct ServeSettingsArgs {
     sync_task_log_size: Option<String>,
     #[arg(long, env = env::SYNC_TASK_LOG_AGE.name)]
     sync_task_log_age: Option<String>,
+    #[arg(long, env = env::TASK_LOG_KEEP_DAYS.name)]
+    task_log_keep_days: Option<String>,
     #[arg(long, env = env::LOG_FORMAT.name)]
     log_format: Option<String>,
     #[arg(long, env = env::SYNCS_ENABLED.name)]
@@ -53,10 +56,8 @@ pub struct ServeSettings {
     pub max_body: usize,
     /// Limit of concurrent connections.
     pub max_connections: usize,
-    /// Rows of `task_log` that are kept of each sync.
-    pub log_rows: u64,
-    /// How long rows of `task_log` are kept.
-    pub log_age: Duration,
+    /// What is kept of the tables.
+    pub retention: Retention,
     /// JSON instead of text as the format of the own log.
     pub log_json: bool,
     /// Whether `serve` runs at all.
@@ -122,8 +123,9 @@ impl ServeSettingsArgs {
         });
         let max_body = problems.at_least_one(self.http_max_body_mi, &env::HTTP_MAX_BODY_MI);
         let max_connections = problems.at_least_one(self.http_max_connections, &env::HTTP_MAX_CONNECTIONS);
-        let log_rows = problems.at_least_one(self.sync_task_log_size, &env::SYNC_TASK_LOG_SIZE);
-        let log_days = problems.at_least_one(self.sync_task_log_age, &env::SYNC_TASK_LOG_AGE);
+        let task_rows = problems.at_least_one(self.sync_task_log_size, &env::SYNC_TASK_LOG_SIZE);
+        let task_days = problems.at_least_one(self.sync_task_log_age, &env::SYNC_TASK_LOG_AGE);
+        let log_days = problems.optional_number(self.task_log_keep_days, &env::TASK_LOG_KEEP_DAYS);
         let log_json = problems.choice(self.log_format, &env::LOG_FORMAT, &[("text", false), ("json", true)]);
         let switch = [("true", true), ("false", false), ("1", true), ("0", false)];
         let enabled = problems.choice(self.syncs_enabled, &env::SYNCS_ENABLED, &switch);
@@ -139,8 +141,11 @@ impl ServeSettingsArgs {
             instance_id,
             max_body: max_body as usize * MIB,
             max_connections: max_connections as usize,
-            log_rows: u64::from(log_rows),
-            log_age: Duration::from_secs(u64::from(log_days) * DAY),
+            retention: Retention {
+                task_rows: u64::from(task_rows),
+                task_age: Duration::from_secs(u64::from(task_days) * DAY),
+                log_age: log_days.map(|days| Duration::from_secs(u64::from(days) * DAY)),
+            },
             log_json,
             enabled,
         })

@@ -21,10 +21,6 @@ use crate::task::to_millis;
 const MAX_MESSAGE_LENGTH: i32 = 4000;
 /// Rows that one transaction of the retention deletes.
 const BATCH: u32 = 5_000;
-/// Deletable rows of one sync that one query finds.
-const SURPLUS_LIMIT: u32 = 10 * BATCH;
-/// Syncs that one query examines.
-const SYNCS_LIMIT: i32 = 20;
 /// Longer ages would exceed the server's calendar.
 const MAX_AGE: Duration = Duration::from_hours(1000 * 365 * 24);
 
@@ -90,15 +86,6 @@ impl LogIds {
     }
 }
 
-/// The number of rows that retention has deleted, without those of an attempt whose answer was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Trimmed {
-    /// Rows that were too old.
-    pub by_age: u64,
-    /// Rows of syncs with too many.
-    pub by_size: u64,
-}
-
 impl Db {
     /// Stores rows, each at most once, however often they are passed.
     pub fn insert_logs(&self, rows: &[LogRow]) -> Result<(), DbError> {
@@ -149,15 +136,8 @@ impl Db {
         })
     }
 
-    /// Deletes lines that are older than `older_than`, by the clock of the database, and of each sync all but the newest
-    /// `per_sync`; the empty sync id of spec and check counts as one sync. Ends early when `stop` returns true.
-    pub fn trim_logs(&self, per_sync: u64, older_than: Duration, stop: &dyn Fn() -> bool) -> Result<Trimmed, DbError> {
-        let by_age = self.trim_by_age(older_than, stop)?;
-        let by_size = self.trim_by_size(per_sync, stop)?;
-        Ok(Trimmed { by_age, by_size })
-    }
-
-    fn trim_by_age(&self, older_than: Duration, stop: &dyn Fn() -> bool) -> Result<u64, DbError> {
+    /// Deletes lines that are older than `older_than`, by the clock of the database. Ends early when `stop` returns true.
+    pub(super) fn trim_logs(&self, older_than: Duration, stop: &dyn Fn() -> bool) -> Result<u64, DbError> {
         let age = older_than.min(MAX_AGE).as_secs_f64();
         let before: Option<Timestamp> = self.run("find old log lines", |tx| {
             let sql = "SELECT CURRENT_TIMESTAMP - make_interval(secs => $1)";
@@ -174,42 +154,6 @@ impl Db {
                 break;
             }
             after = last;
-        }
-        Ok(deleted)
-    }
-
-    fn trim_by_size(&self, per_sync: u64, stop: &dyn Fn() -> bool) -> Result<u64, DbError> {
-        let per_sync = i64::from(u32::try_from(per_sync).unwrap_or(u32::MAX));
-        let mut after: Option<String> = None;
-        let mut deleted = 0;
-        while !stop() {
-            let syncs = self.run("count the log lines of syncs", |tx| count_syncs(tx, after.as_deref(), per_sync))?;
-            for (sync_id, _) in syncs.iter().filter(|(_, has_surplus)| *has_surplus) {
-                deleted += self.trim_sync(sync_id, per_sync, stop)?;
-            }
-            match syncs.into_iter().next_back() {
-                Some((last, _)) => after = Some(last),
-                None => break,
-            }
-        }
-        Ok(deleted)
-    }
-
-    fn trim_sync(&self, sync_id: &str, per_sync: i64, stop: &dyn Fn() -> bool) -> Result<u64, DbError> {
-        let mut deleted = 0;
-        while !stop() {
-            let ids = self.run("find log lines to delete", |tx| surplus(tx, sync_id, per_sync))?;
-            for batch in ids.chunks(BATCH as usize) {
-                if stop() {
-                    return Ok(deleted);
-                }
-                deleted += self.run("delete log lines", |tx| {
-                    tx.execute("DELETE FROM task_log WHERE id = ANY($1)", &[(&batch, Type::UUID_ARRAY)])
-                })?;
-            }
-            if ids.len() < SURPLUS_LIMIT as usize {
-                break;
-            }
         }
         Ok(deleted)
     }
@@ -231,44 +175,6 @@ fn delete_old(
         &[(&after, Type::TIMESTAMPTZ), (&before, Type::TIMESTAMPTZ), (&i64::from(BATCH), Type::INT8)],
         |row| Ok((row.try_get(0)?, row.try_get(1)?)),
     )
-}
-
-/// The next syncs in the order of their ids, and whether each has more than `per_sync` lines.
-///
-/// Jumps from id to id in the index instead of reading all of it, and stops counting at the limit.
-fn count_syncs(tx: &mut Transaction<'_>, after: Option<&str>, per_sync: i64) -> Attempt<Vec<(String, bool)>> {
-    force_index(tx)?;
-    tx.rows(
-        "WITH RECURSIVE syncs (sync_id, number) AS (
-           (SELECT sync_id, 1 FROM task_log WHERE $1::text IS NULL OR sync_id > $1 ORDER BY sync_id LIMIT 1)
-           UNION ALL
-           SELECT next.sync_id, number + 1 FROM syncs, LATERAL
-             (SELECT sync_id FROM task_log WHERE sync_id > syncs.sync_id ORDER BY sync_id LIMIT 1) AS next
-           WHERE number < $2)
-         SELECT sync_id, EXISTS (SELECT FROM task_log AS line WHERE line.sync_id = syncs.sync_id OFFSET $3)
-         FROM syncs ORDER BY number",
-        &[text(&after), (&SYNCS_LIMIT, Type::INT4), (&per_sync, Type::INT8)],
-        |row| Ok((row.try_get(0)?, row.try_get(1)?)),
-    )
-}
-
-/// Lines of a sync beyond the newest `per_sync`.
-///
-/// Examines only `per_sync` + [`SURPLUS_LIMIT`] of its lines: one that is not among the newest of these is not among the
-/// newest of all either.
-fn surplus(tx: &mut Transaction<'_>, sync_id: &str, per_sync: i64) -> Attempt<Vec<Uuid>> {
-    force_index(tx)?;
-    tx.rows(
-        "SELECT id FROM (SELECT id, timestamp FROM task_log WHERE sync_id = $1 LIMIT $2) AS found
-         ORDER BY timestamp DESC, id DESC OFFSET $3",
-        &[text(&sync_id), (&(per_sync + i64::from(SURPLUS_LIMIT)), Type::INT8), (&per_sync, Type::INT8)],
-        |row| row.try_get(0),
-    )
-}
-
-/// Keeps the server from scanning the table from its beginning, which after a while holds only deleted rows.
-fn force_index(tx: &mut Transaction<'_>) -> Result<(), postgres::Error> {
-    tx.batch("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
 }
 
 #[cfg(test)]

@@ -144,19 +144,6 @@ impl Db {
             Ok(restored)
         })
     }
-
-    /// Deletes attempts of long ago, except specifications.
-    pub fn trim_attempts(&self, older_than: Duration) -> Result<u64, DbError> {
-        self.run("delete old attempts", |tx| {
-            let Some(own) = tx.own else { return Ok(0) };
-            let sql = format!(
-                "DELETE FROM {} WHERE results_schema = $1 AND started_at < CURRENT_TIMESTAMP - make_interval(secs => $2)
-                   AND NOT (kind = 'spec' AND status = 'SUCCESS')",
-                own.table(ATTEMPT)
-            );
-            tx.execute(&sql, &[text(&own.results_schema), (&older_than.as_secs_f64(), Type::FLOAT8)])
-        })
-    }
 }
 
 fn write(tx: &mut Transaction<'_>, new: &NewResult<'_>, is_failure: bool) -> Attempt<bool> {

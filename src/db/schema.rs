@@ -7,7 +7,7 @@ use postgres::types::Type;
 use super::error::is_transient;
 use super::own_tables::SOURCE_CONFIG;
 use super::pool::{Attempt, AttemptError, Transaction, text};
-use super::text::quote_ident;
+use super::text::{quote_ident, quote_literal};
 use super::{Db, DbError};
 
 /// A column of `source_spec` that earlier versions created, as part of its primary key.
@@ -15,6 +15,9 @@ pub(super) const CONNECTOR_TYPE: &str = "connector_type";
 
 /// Columns that tables of older programs lack: the console has created them since January 2025.
 const ADDED_COLUMNS: [(&str, &str); 2] = [("source_task", "metrics"), ("source_task", "error")];
+
+/// The comment on a table that syncctl has created, which decides about its retention.
+pub(super) const CREATED_BY: &str = "created by syncctl";
 
 struct Table {
     name: &'static str,
@@ -196,7 +199,9 @@ fn ensure(tx: &mut Transaction<'_>) -> Attempt<()> {
         for table in missing {
             // Another process may have created it before we got the lock.
             if !check_table(tx, table, &mut problems)? {
-                create(tx, &create_table(table), &format!("table {}", table.name))?;
+                let name = table.name;
+                let comment = format!("COMMENT ON TABLE {name} IS {}", quote_literal(CREATED_BY));
+                create(tx, &format!("{}; {comment}", create_table(table)), &format!("table {name}"))?;
             }
         }
     }

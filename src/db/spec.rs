@@ -154,7 +154,7 @@ impl Table {
 }
 
 /// Whether the table has the column `connector_type`, which an earlier version created.
-fn has_connector_type(tx: &mut Transaction<'_>) -> Attempt<bool> {
+pub(super) fn has_connector_type(tx: &mut Transaction<'_>) -> Attempt<bool> {
     tx.exists(
         "SELECT 1 FROM pg_catalog.pg_attribute
          WHERE attrelid = to_regclass('source_spec') AND attname = 'connector_type' AND NOT attisdropped",

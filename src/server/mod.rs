@@ -120,8 +120,7 @@ fn run_reconciler(app: &Arc<App>, instance_id: &str, shutdowns: &Receiver<Shutdo
             grace: Duration::from_secs(u64::from(app.settings.pod.grace_seconds)),
         },
         log_level: app.settings.pod.db_log_level.clone(),
-        log_rows: app.serve.log_rows,
-        log_age: app.serve.log_age,
+        retention: app.serve.retention,
     };
     let reconciler = Reconciler::start(config, Arc::clone(app) as Arc<dyn reconciler::Observer>);
     let result = match shutdowns.recv() {

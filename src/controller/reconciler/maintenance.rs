@@ -1,4 +1,4 @@
-//! Periodic work beside the watch: heartbeats, rows and Secrets without a Pod, old logs, and probes of database and
+//! Periodic work beside the watch: heartbeats, rows and Secrets without a Pod, old rows, and probes of database and
 //! cluster.
 
 use std::collections::HashSet;
@@ -35,9 +35,7 @@ const RESTORE: Duration = Duration::from_secs(2);
 const RESTORED_WITHIN: Duration = Duration::from_mins(10);
 /// Results of tasks that ended while no process was leading.
 const RESTORED_LATE: Duration = Duration::from_hours(24);
-/// How long ended attempts are kept.
-const ATTEMPTS_KEPT: Duration = Duration::from_hours(7 * 24);
-/// How often old logs are deleted.
+/// How often old rows are deleted.
 const TRIM: Duration = Duration::from_hours(1);
 /// A row without a Pod may belong to a launch of another process that has not created its Pod yet.
 const LAUNCHING: Duration = Duration::from_secs(30);
@@ -56,7 +54,7 @@ impl Maintenance {
     pub(super) fn start(shared: &Arc<Shared>, messages: &Sender<Message>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let worker = || Worker { shared: Arc::clone(shared), messages: messages.clone(), stop: Arc::clone(&stop) };
-        let (probe, cleanup, logs) = (worker(), worker(), worker());
+        let (probe, cleanup, trim) = (worker(), worker(), worker());
         shared.spawn("probe", move || probe.repeat(&[("probe", PROBE, |worker| Ok(worker.probe()))]));
         shared.spawn("maintenance", move || {
             cleanup.repeat(&[
@@ -67,7 +65,7 @@ impl Maintenance {
                 ("stale rows", STALE, |worker| worker.with_snapshot(Worker::close_stale)),
             ]);
         });
-        shared.spawn("logs", move || logs.repeat(&[("old logs", TRIM, |worker| Ok(worker.trim_logs()))]));
+        shared.spawn("trim", move || trim.repeat(&[("old rows", TRIM, |worker| Ok(worker.trim()))]));
         Self { stop }
     }
 }
@@ -245,19 +243,16 @@ impl Worker {
         Ok(())
     }
 
-    fn trim_logs(&self) -> bool {
+    /// Deletes old rows, and moves what sidecars of an earlier version have stored meanwhile.
+    fn trim(&self) -> bool {
         if !self.shared.leads() {
             return false;
         }
-        let Config { db, log_rows, log_age, .. } = &self.shared.config;
-        match db.trim_logs(*log_rows, *log_age, &|| self.is_stopped()) {
-            Ok(trimmed) => tracing::info!(?trimmed, "deleted old log lines"),
-            Err(error) => tracing::warn!(%error, "cannot delete old log lines"),
+        let Config { db, retention, .. } = &self.shared.config;
+        match db.trim(retention, &|| self.is_stopped()) {
+            Ok(trimmed) => tracing::info!(?trimmed, "deleted old rows"),
+            Err(error) => tracing::warn!(%error, "cannot delete old rows"),
         }
-        if let Err(error) = db.trim_attempts(ATTEMPTS_KEPT) {
-            tracing::warn!(%error, "cannot delete old attempts");
-        }
-        // A sidecar of an earlier version may have stored one since.
         db.move_configs();
         // Also after an error: the next attempt is in an hour.
         true

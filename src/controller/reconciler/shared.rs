@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::tracked_tasks::{Durations, Limits, PHASES};
-use crate::db::Db;
+use crate::db::{Db, Retention};
 use crate::pod::{Backend, LeaderElection, Leadership, PodEvent, PodRef};
 use crate::task::TaskKind;
 
@@ -27,10 +27,8 @@ pub struct Config {
     pub limits: Limits,
     /// The least level in `task_log`.
     pub log_level: String,
-    /// Rows of `task_log` to keep of each sync.
-    pub log_rows: u64,
-    /// How long to keep rows of `task_log`.
-    pub log_age: Duration,
+    /// What is kept of the tables.
+    pub retention: Retention,
 }
 
 /// What this process does in the leader election.

@@ -1,7 +1,7 @@
 //! Results of attempts beside a console that writes into the same rows, by a clock of its own.
 
 use super::support::{Schema, attempt, task};
-use crate::db::{ConcurrencyPolicy, Db, Finding, Writer};
+use crate::db::{ConcurrencyPolicy, Db, Finding, Retention, Writer};
 use crate::task::{Task, TaskKind, TaskStatus};
 use std::time::Duration;
 
@@ -302,7 +302,8 @@ fn attempts_are_deleted_but_for_the_last_specification() {
     }
     let own = schema.own();
     schema.sql(&format!("UPDATE {own}.attempt SET started_at = now() - interval '8 days', finished_at = started_at"));
-    assert_eq!(db.trim_attempts(Duration::from_hours(7 * 24)), Ok(2));
+    let kept = Retention { task_rows: 1, task_age: Duration::MAX, log_age: None };
+    assert_eq!(db.trim(&kept, &|| false).expect("writable").own, 2);
     let failed = new(TaskKind::Spec, "failed");
     start(&db, &failed);
     db.store_result(&failed, Finding::Failure("x")).expect("writable");
