@@ -245,8 +245,9 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l token-secret -
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l instance-id -d 'Name of this process in metrics and in the Lease; env://NAME takes it from another variable [default: a UUID stored in ~/.syncctl/instance_id]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-body-mi -d 'Size limit of a request body [default: 32]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-connections -d 'Limit of concurrent connections [default: 1024]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-size -d 'Rows of task_log that are kept of each sync [default: 3000]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-age -d 'How long rows of task_log are kept [default: 60]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-size -d 'Rows of source_task that are kept of each sync; older ones are deleted once they exceed the age as well [default: 3000]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-age -d 'How long all rows of source_task are kept; older ones are deleted where a sync has more than the number above [default: 60]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l task-log-keep-days -d 'How long lines of task_log are kept; 0 is without limit, the default is 60 where syncctl has created the table, else 0' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-format -d 'Format of the service\'s own log: text or json [default: text]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l syncs-enabled -d '`false` or `0` ends `serve` at once: how a deployment is switched off without removing it [default: true]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r

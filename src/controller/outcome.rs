@@ -190,7 +190,7 @@ pub fn stored(db: &Db, task: &Task) -> Result<Stored, DbError> {
 /// The stored result of this very task, whoever stored it.
 fn read_rows(db: &Db, task: &Task) -> Result<Option<TaskResult>, DbError> {
     if task.kind == TaskKind::Read {
-        return Ok(db.task(&task.task_id)?.and_then(read_result));
+        return Ok(db.task_with_outcome(&task.task_id)?.and_then(read_result));
     }
     Ok(db.result(task)?.map(|stored| {
         let StoredResult { succeeded, document, description } = stored;

@@ -15,6 +15,7 @@ use postgres::types::Type;
 use serde_json::Value;
 
 use super::attempt;
+use super::own_tables::ATTEMPT;
 use super::pool::{Attempt, AttemptError, Transaction, text, time};
 use super::text::{clean, clean_json};
 use super::{Db, DbError, Writer};
@@ -59,11 +60,13 @@ fn error_column(tx: &mut Transaction<'_>) -> Attempt<&'static str> {
 }
 
 /// What a table without the column `error` holds as its description. The console of its time expects a text, and parses
-/// that of two statuses.
+/// that of two statuses. Streams that have failed without an error of their own get that of the task.
 fn description_with_error(status: TaskStatus, description: Option<&str>, error: Option<&str>) -> String {
-    let reports = description.filter(|description| !["", "{}"].contains(description));
+    if let Some(reports) = description.filter(|description| !["", "{}"].contains(description)) {
+        return error.map_or_else(|| reports.to_owned(), |error| description::with_error(reports, error));
+    }
     let is_parsed = matches!(status, TaskStatus::Partial | TaskStatus::TimeExceeded);
-    reports.or(error.filter(|_| !is_parsed)).unwrap_or(if is_parsed { "{}" } else { "" }).to_owned()
+    error.filter(|_| !is_parsed).unwrap_or(if is_parsed { "{}" } else { "" }).to_owned()
 }
 
 /// A row of `source_task`.
@@ -92,7 +95,7 @@ pub struct StoredTask {
     pub description: Option<String>,
     /// CPU and memory, a JSON document.
     pub metrics: Option<String>,
-    /// Why the status is not SUCCESS.
+    /// Why the status is not SUCCESS: of a stream, where the row has none of the task.
     pub error: Option<String>,
 }
 
@@ -100,6 +103,10 @@ impl StoredTask {
     fn decode(row: &Row) -> Result<Self, postgres::Error> {
         let status_text: String = row.try_get(7)?;
         let description: Option<String> = row.try_get(8)?;
+        let streams = description.as_deref().map(description::parse).unwrap_or_default();
+        let status: Option<TaskStatus> = status_text.parse().ok();
+        let error: Option<String> = row.try_get(10)?;
+        let error = error.or_else(|| description::error(&streams).filter(|_| status == Some(TaskStatus::Failed)));
         Ok(Self {
             sync_id: row.try_get(0)?,
             task_id: row.try_get(1)?,
@@ -109,12 +116,12 @@ impl StoredTask {
             updated_at: row.try_get(5)?,
             started_by: row.try_get(6)?,
             request: None,
-            status: status_text.parse().ok(),
+            status,
             status_text,
-            streams: description.as_deref().map(description::parse).unwrap_or_default(),
+            streams,
             description,
             metrics: row.try_get(9)?,
-            error: row.try_get(10)?,
+            error,
         })
     }
 }
@@ -269,6 +276,9 @@ impl Db {
         let error = error.as_deref();
         let written = reports.map(description::write);
         self.run("store the outcome of a task", |tx| {
+            if writer != Writer::Sidecar {
+                restore(tx, &task.task_id)?;
+            }
             let stored = match lock_outcome(tx, &task.task_id)? {
                 Some(stored) => stored,
                 None if insert(tx, task, task.started_by.as_ref(), status, written.as_deref(), error)? => {
@@ -300,6 +310,15 @@ impl Db {
             update(tx, &task.task_id, status, description.as_deref(), error)?;
             attempt::record_read(tx, &task.task_id)?;
             Ok(true)
+        })
+    }
+
+    /// The row of a task, with its outcome: where the console has written RUNNING after the end of the task, the outcome is
+    /// restored first.
+    pub fn task_with_outcome(&self, task_id: &str) -> Result<Option<StoredTask>, DbError> {
+        self.run("read a task", |tx| {
+            restore(tx, task_id)?;
+            read(tx, task_id)
         })
     }
 
@@ -423,8 +442,12 @@ struct StoredOutcome {
 fn lock_outcome(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<Option<StoredOutcome>> {
     let error = error_column(tx)?;
     let sql = format!("SELECT status, description, {error} FROM source_task WHERE task_id = $1 FOR UPDATE");
+    let has_error = has_added_columns(tx)?;
     tx.row(&sql, &[text(&task_id)], |row| {
-        Ok(StoredOutcome { status: row.try_get(0)?, description: row.try_get(1)?, error: row.try_get(2)? })
+        let (status, description): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+        let of_stream = || description::error(&description::parse(description.as_deref()?)).filter(|_| !has_error);
+        let error = row.try_get::<_, Option<String>>(2)?.or_else(of_stream);
+        Ok(StoredOutcome { status, description, error })
     })
 }
 
@@ -491,6 +514,17 @@ fn update(
          WHERE task_id = $1"
     );
     Ok(_ = tx.execute(&sql, params)?)
+}
+
+/// Restores the outcome of a task whose row the console has set to RUNNING since.
+fn restore(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<()> {
+    let Some(own) = tx.own else { return Ok(()) };
+    let sql = format!(
+        "WITH ended AS (SELECT * FROM {} WHERE results_schema = $1 AND task_id = $2 AND kind = 'read') {}",
+        own.table(ATTEMPT),
+        restore_sql(tx)?
+    );
+    Ok(_ = tx.execute(&sql, &[text(&own.results_schema), text(&task_id)])?)
 }
 
 /// Restores outcomes from rows `ended`.

@@ -34,6 +34,26 @@ pub(super) fn explain(description: &str, outcome: TaskStatus, error: Option<&str
     Value::Object(streams).to_string()
 }
 
+/// Gives streams that have ended without success and without an error this one.
+pub(super) fn with_error(description: &str, error: &str) -> String {
+    let Ok(Value::Object(mut streams)) = serde_json::from_str(description) else { return description.to_owned() };
+    for report in streams.values_mut().filter_map(Value::as_object_mut) {
+        let is_open = |status: &Value| ["SUCCESS", "PENDING", "RUNNING"].iter().any(|open| status == open);
+        if !report.contains_key("error") && report.get("status").is_some_and(|status| !is_open(status)) {
+            report.insert("error".to_owned(), error.into());
+        }
+    }
+    Value::Object(streams).to_string()
+}
+
+/// The error of a task whose row has no column for it: that of its first stream with one.
+pub(super) fn error(reports: &StreamReports) -> Option<String> {
+    let error = reports.values().find_map(|report| report.error.clone())?;
+    let provisional = Failure::terminated();
+    // A controller replaces this one, which it recognizes by its class.
+    Some(if error == provisional.text { provisional.to_string() } else { error })
+}
+
 /// Reads a description leniently: skips what is no report of a stream.
 pub(super) fn parse(description: &str) -> StreamReports {
     let Ok(Value::Object(streams)) = serde_json::from_str(description) else { return StreamReports::new() };

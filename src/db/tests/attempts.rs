@@ -292,6 +292,25 @@ fn the_outcome_of_a_read_is_restored() {
 }
 
 #[test]
+fn a_controller_does_not_replace_the_outcome_of_a_read_that_the_console_has_hidden() {
+    for clock in CLOCKS {
+        let mut schema = Schema::new();
+        let db = schema.ready();
+        let task = task("t");
+        db.start_task(&task, None, ConcurrencyPolicy::Forbid).expect("writable");
+        db.finish_task(&task, Writer::Sidecar, TaskStatus::Success, None, None).expect("writable");
+        ask_for_read(&mut schema, clock);
+        let failure = Some("SIDECAR_FAILED: the task ended without a result");
+        let counts = db.finish_task(&task, Writer::Controller, TaskStatus::Failed, None, failure);
+        assert_eq!(counts, Ok(false), "{clock}");
+        assert_eq!(row(&mut schema, TaskKind::Read), "SUCCESS", "{clock}");
+        ask_for_read(&mut schema, clock);
+        let stored = db.task_with_outcome("t").expect("readable").expect("a row");
+        assert_eq!(stored.status, Some(TaskStatus::Success), "{clock}");
+    }
+}
+
+#[test]
 fn attempts_are_deleted_but_for_the_last_specification() {
     let mut schema = Schema::new();
     let db = schema.ready();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::support::{Schema, reports, task};
 use crate::db::{ConcurrencyPolicy, StartOutcome, Writer};
 use crate::failure::Failure;
-use crate::task::{StreamStatus, TaskMetrics, TaskStatus, to_millis};
+use crate::task::{StreamStatus, Task, TaskMetrics, TaskStatus, to_millis};
 
 #[test]
 fn start_task_refuses_a_known_task_id() {
@@ -207,4 +207,77 @@ fn metrics_stay_until_newer_ones_are_reported() {
     db.report_progress("t", &progress, Some(&more)).expect("writable");
     db.finish_task(&task("t"), Writer::Sidecar, TaskStatus::Success, Some(&progress), None).expect("writable");
     assert!(matches!(stored(), Some(Ok(stored)) if more == stored), "{:?}", stored());
+}
+
+#[test]
+fn tables_without_metrics_and_error_are_used() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    let metrics = TaskMetrics { cpu_seconds: 1.0, memory_bytes: 2 };
+    let progress = reports(&[("a", StreamStatus::Success), ("b", StreamStatus::Failed), ("c", StreamStatus::Pending)]);
+    let before = Task { sync_id: "another".to_owned(), ..task("before") };
+    db.start_task(&before, None, ConcurrencyPolicy::Allow).expect("writable");
+    // While the process runs, and before it starts.
+    schema.sql("ALTER TABLE source_task DROP COLUMN metrics, DROP COLUMN error");
+    let other = schema.open(Duration::from_secs(20));
+    other.ensure_schema().expect("both columns are optional");
+    for (number, db) in [&db, &other].into_iter().enumerate() {
+        let id = |name: &str| format!("{name} {number}");
+        for name in ["text", "map", "done"] {
+            let started = db.start_task(&task(&id(name)), None, ConcurrencyPolicy::Allow);
+            assert_eq!(started, Ok(StartOutcome::Started));
+            let description = format!("SELECT description FROM source_task WHERE task_id = '{}'", id(name));
+            assert!(schema.value(&description).is_some(), "that console shows no list with an empty description");
+        }
+        assert_eq!(db.report_progress(&id("map"), &progress, Some(&metrics)), Ok(true));
+        let error = "CLUSTER_UNREACHABLE: no answer";
+        let finish = |name: &str, status, reports, error| {
+            db.finish_task(&task(&id(name)), Writer::Controller, status, reports, error).expect("writable")
+        };
+        assert!(finish("text", TaskStatus::Failed, None, Some(error)));
+        assert!(finish("map", TaskStatus::Failed, None, Some(error)));
+        assert!(finish("done", TaskStatus::Success, Some(&progress), None));
+        assert!(!finish("done", TaskStatus::Failed, None, Some(error)), "the first outcome stays");
+        let stored = |name: &str| db.task(&id(name)).expect("readable").expect("a row");
+        let (text, map, done) = (stored("text"), stored("map"), stored("done"));
+        assert_eq!((text.error.as_deref(), text.metrics), (Some(error), None));
+        assert_eq!(map.error.as_deref(), Some(error), "of the stream that has failed");
+        let errors: Vec<_> = map.streams.values().map(|report| report.error.as_deref()).collect();
+        assert_eq!(errors, [None, Some(error), Some(error)]);
+        assert_eq!((done.status, done.error, done.streams.len()), (Some(TaskStatus::Success), None, 3));
+        assert_eq!(db.restart_task(&task(&id("text")), error), Ok(StartOutcome::Started));
+        assert_eq!(stored("text").error, None);
+        assert!(finish("text", TaskStatus::Failed, None, Some(error)));
+        for controller_first in [true, false] {
+            let name = if controller_first { "late" } else { "early" };
+            db.start_task(&task(&id(name)), None, ConcurrencyPolicy::Allow).expect("writable");
+            let mut interrupted = reports(&[("a", StreamStatus::Failed)]);
+            interrupted["a"].error = Some(Failure::terminated().text);
+            let sidecar = || {
+                let (writer, error) = (Writer::TerminatedSidecar, Failure::terminated().to_string());
+                db.finish_task(&task(&id(name)), writer, TaskStatus::Failed, Some(&interrupted), Some(&error))
+            };
+            if controller_first {
+                finish(name, TaskStatus::Failed, None, Some("IMAGE_PULL: no answer"));
+                sidecar().expect("writable");
+            } else {
+                sidecar().expect("writable");
+                assert!(Failure::from_stored(&stored(name).error.expect("an error")) == Failure::terminated());
+                assert!(finish(name, TaskStatus::Failed, None, Some("IMAGE_PULL: no answer")));
+            }
+            assert!(stored(name).error.is_some_and(|error| error.contains("no answer")), "{name}");
+        }
+        assert_eq!(db.tasks_of_sync("sync", 50).map(|tasks| tasks.len()), Ok(5 + 5 * number));
+    }
+    schema.sql("ALTER TABLE source_task ADD COLUMN metrics jsonb, ADD COLUMN error text");
+    let late = task("late");
+    db.start_task(&late, None, ConcurrencyPolicy::Allow).expect("writable");
+    db.report_progress("late", &progress, Some(&metrics)).expect("writable");
+    db.finish_task(&late, Writer::Controller, TaskStatus::Failed, None, Some("INTERNAL: x")).expect("writable");
+    let row = db.task("late").expect("readable").expect("a row");
+    assert_eq!(
+        (row.error.as_deref(), row.metrics.is_some()),
+        (Some("INTERNAL: x"), true),
+        "the console has added them"
+    );
 }
