@@ -123,6 +123,9 @@ impl Class {
     }
 }
 
+/// The text of a failure of a connector that gives none.
+pub const NO_REASON: &str = "the connector gave no reason";
+
 /// A failure, ready to be shown and stored.
 ///
 /// Its one text form is `CLASS: text` ([`Display`](std::fmt::Display)): columns of tables hold it, and
@@ -195,10 +198,14 @@ impl Failure {
 
     /// The failure that an error column holds, whoever wrote it: a connector's text is a [`Class::ConnectorFailed`].
     pub fn from_stored(text: &str) -> Self {
-        match StoredError::parse(text) {
+        let mut failure = match StoredError::parse(text) {
             StoredError::Failure(failure) => failure,
             StoredError::Connector(text) => Self::new(Class::ConnectorFailed, text),
+        };
+        if failure.text.trim().is_empty() {
+            NO_REASON.clone_into(&mut failure.text);
         }
+        failure
     }
 }
 
@@ -248,7 +255,7 @@ fn split_class(text: &str) -> Option<(Class, &str)> {
 mod tests {
     use strum::IntoEnumIterator;
 
-    use super::{Class, Failure, StoredError};
+    use super::{Class, Failure, NO_REASON, StoredError};
 
     #[test]
     fn stored_and_serialized_failures_are_read_back() {
@@ -260,6 +267,13 @@ mod tests {
                 assert_eq!(document["class"], class.code());
                 assert_eq!(serde_json::from_value::<Failure>(document).expect("a failure"), failure);
             }
+        }
+    }
+
+    #[test]
+    fn a_failure_always_has_a_text() {
+        for text in ["", " ", "CONNECTOR_FAILED: ", "CONNECTOR_FAILED: \n"] {
+            assert_eq!(Failure::from_stored(text), Failure::new(Class::ConnectorFailed, NO_REASON), "{text:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::debug_fn;
 
 /// Starts the log of a one-off command, which shows warnings and errors unless more is asked for.
 pub fn start_command(level: &str, quiet: bool, verbose: u8) {
@@ -24,7 +25,12 @@ pub fn start_service(level: &str, verbose: u8, json: bool) {
 /// Starts the log of a sidecar whose lines people read without their times: the level and the text.
 pub fn start_plain(level: &str) {
     let log = tracing_subscriber::fmt().with_env_filter(filter(level, "off")).with_writer(io::stderr);
-    log.without_time().with_target(false).with_ansi(false).init();
+    let fields = debug_fn(|writer, field, value| match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        "logger" => Ok(()),
+        name => write!(writer, " {name}={value:?}"),
+    });
+    log.without_time().with_target(false).with_ansi(false).fmt_fields(fields).init();
 }
 
 /// Starts the log with a level in any case. Other crates log only if `verbose` asks for it: our own errors hold the

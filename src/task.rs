@@ -36,6 +36,16 @@ impl TaskKind {
     pub fn as_str(self) -> &'static str {
         self.into()
     }
+
+    /// What the connector must write, with its article.
+    pub fn result(self) -> &'static str {
+        match self {
+            Self::Spec => "a SPEC message",
+            Self::Check => "a CONNECTION_STATUS message",
+            Self::Discover => "a CATALOG message",
+            Self::Read => "a message",
+        }
+    }
 }
 
 fn unknown_kind(text: &str) -> String {

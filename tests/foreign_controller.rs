@@ -172,7 +172,7 @@ fn reads_under_a_foreign_controller_end_with_the_pipes() {
             1,
             "FAILED",
             ["FAILED", "FAILED"],
-            "CONNECTOR_FAILED: the connector crashed: Killed",
+            "CONNECTOR_FAILED: the connector crashed; its last lines: Killed",
         ),
         (
             "within a line",

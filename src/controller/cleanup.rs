@@ -127,7 +127,7 @@ pub fn termination(pod: &TaskPod) -> Termination {
         Phase::Ended(ended) => ended.failure(),
         _ => killed(),
     };
-    Termination { failure, grace: Some(GRACE), settle_time: Duration::ZERO, unexplained: false }
+    Termination { grace: Some(GRACE), ..Termination::immediate(failure) }
 }
 
 /// Records the outcome of an abandoned task, unless the sidecar has.

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::failure::{Class, Failure};
-use crate::pod::status::{Ended, Observation, Phase};
+use crate::pod::status::{Ended, Explanation, Observation, Phase};
 
 /// How long a pull or start error that may be temporary can last before the task fails.
 const START_ERROR_TIMEOUT: Duration = Duration::from_mins(1);
@@ -44,12 +44,15 @@ pub struct Termination {
     pub settle_time: Duration,
     /// The failure has no cause: events of the cluster may name it.
     pub unexplained: bool,
+    /// How much the statuses of the containers explain.
+    pub explanation: Explanation,
 }
 
 impl Termination {
     /// Nothing that still runs needs time to shut down.
-    fn immediate(failure: Failure) -> Self {
-        Self { failure, grace: Some(Duration::ZERO), settle_time: Duration::ZERO, unexplained: false }
+    pub fn immediate(failure: Failure) -> Self {
+        let explanation = Explanation::Cause;
+        Self { failure, grace: Some(Duration::ZERO), settle_time: Duration::ZERO, unexplained: false, explanation }
     }
 
     /// The Pod is gone, and this program did not delete it.
@@ -98,6 +101,7 @@ impl TaskLifecycle {
             }
             Phase::Ended(ended) => Transition::Terminate(Termination {
                 settle_time: settle_time(ended),
+                explanation: ended.explanation(),
                 ..Termination::immediate(ended.failure())
             }),
         }

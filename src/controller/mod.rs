@@ -9,6 +9,7 @@ pub mod outcome;
 pub mod reconciler;
 pub mod request;
 mod start_log;
+mod unrecorded;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -15,7 +15,7 @@ use super::lifecycle::{TaskLifecycle, Termination, Transition};
 use super::outcome::{self, Stored, TaskResult};
 use super::request::Request;
 use super::start_log::{LogWriter, Place, StartLog};
-use super::{Cancellation, cleanup, open_backend};
+use super::{Cancellation, cleanup, open_backend, unrecorded};
 use crate::airbyte::state;
 use crate::config::{Engine, Settings};
 use crate::db::{ConcurrencyPolicy, Db, Options, StartOutcome, Target};
@@ -211,12 +211,12 @@ impl Run<'_> {
                     Err(error) => return Err(error.into()),
                 },
                 Ok(Event::Pod(PodEvent::Deleted { uid, .. })) if uid == pod.uid => {
-                    return self.settle(Termination::deleted());
+                    return self.settle(pod, &Termination::deleted());
                 }
                 Ok(Event::Pod(PodEvent::Updated(current))) if current.id.uid == pod.uid => {
                     self.log(&current);
                     if let Some(termination) = self.observe(&current.observation, &mut lifecycle) {
-                        return self.settle(termination);
+                        return self.settle(pod, &termination);
                     }
                 }
                 Ok(Event::Pod(PodEvent::Synced)) if !lifecycle.has_started() => self.send_heartbeat(),
@@ -229,7 +229,7 @@ impl Run<'_> {
             }
             if let Some(mut termination) = lifecycle.deadline_exceeded(Instant::now()) {
                 termination.explain(|| self.backend.warnings(&pod.name));
-                return self.settle(termination);
+                return self.settle(pod, &termination);
             }
         }
     }
@@ -268,14 +268,18 @@ impl Run<'_> {
     }
 
     /// The end of a task that has terminated: the result that the sidecar stores within the settle time, else the failure.
-    fn settle(&self, termination: Termination) -> Result<End, Failure> {
-        let Termination { failure, grace, settle_time, .. } = termination;
-        let deadline = Instant::now() + settle_time;
+    fn settle(&self, pod: &PodRef, termination: &Termination) -> Result<End, Failure> {
+        let deadline = Instant::now() + termination.settle_time;
         loop {
             match outcome::stored(self.db, self.task)? {
                 Stored::Result(result) => return Ok(End::Result(result)),
-                Stored::Terminated => return Ok(End::Failed { failure, grace }),
-                Stored::Nothing if Instant::now() >= deadline => return Ok(End::Failed { failure, grace }),
+                Stored::Terminated => return Ok(End::failed(termination.failure.clone(), termination)),
+                Stored::Nothing if Instant::now() >= deadline => {
+                    return Ok(match unrecorded::outcome(self.backend, self.db, self.task, pod, termination)? {
+                        Ok(outcome) => End::Result(Ok(outcome)),
+                        Err(failure) => End::failed(failure, termination),
+                    });
+                }
                 Stored::Nothing => {}
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -344,6 +348,12 @@ enum End {
         /// Grace period for deleting the Pod; `None` is the Pod's own.
         grace: Option<Duration>,
     },
+}
+
+impl End {
+    fn failed(failure: Failure, termination: &Termination) -> Self {
+        Self::Failed { failure, grace: termination.grace }
+    }
 }
 
 /// Reports stored results until it is dropped. Where notifications do not arrive (behind a connection pooler) results are

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::failure_log;
 use crate::db::{ConcurrencyPolicy, Db, DbError, Finding, RequestMark, StartOutcome, StoredResult, StoredTask, Writer};
-use crate::failure::{Class, Failure, StoredError};
+use crate::failure::{Class, Failure, NO_REASON, StoredError};
 use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
 /// The result of a task.
@@ -66,10 +66,9 @@ impl Outcome {
         match self {
             Self::Spec(_) | Self::Discover(_) | Self::Check { succeeded: true, .. } => None,
             Self::Check { message, .. } => {
-                let text = message.clone().unwrap_or_else(|| "the connector gave no reason".to_owned());
-                Some(Failure::new(Class::ConnectorFailed, text))
+                Some(Failure::new(Class::ConnectorFailed, message.as_deref().unwrap_or(NO_REASON)))
             }
-            Self::Read { status, error, .. } => {
+            Self::Read { status, error, streams, .. } => {
                 let (class, text) = match status {
                     TaskStatus::Success => return None,
                     TaskStatus::Cancelled => (Class::Cancelled, "the task was cancelled"),
@@ -79,7 +78,15 @@ impl Outcome {
                         (Class::ConnectorFailed, "the read failed")
                     }
                 };
-                Some(error.as_deref().map_or_else(|| Failure::new(class, text), Failure::from_stored))
+                let of_stream = || streams.iter().find_map(|(name, stream)| Some((name, stream.error.as_ref()?)));
+                Some(match (error, class) {
+                    (Some(error), _) => Failure::from_stored(error),
+                    (None, Class::ConnectorFailed) => match of_stream() {
+                        Some((stream, error)) => Failure::new(class, format!("{text}: {stream}: {error}")),
+                        None => Failure::new(class, text),
+                    },
+                    (None, _) => Failure::new(class, text),
+                })
             }
         }
     }
@@ -200,7 +207,7 @@ fn read_rows(db: &Db, task: &Task) -> Result<Option<TaskResult>, DbError> {
                 let outcome = if kind == TaskKind::Spec { Outcome::Spec } else { Outcome::Discover };
                 parse(&text).map(outcome)
             }
-            _ => Err(Failure::from_stored(description.as_deref().unwrap_or("no reason given"))),
+            _ => Err(Failure::from_stored(description.as_deref().unwrap_or_default())),
         }
     }))
 }
@@ -210,6 +217,8 @@ fn check_result(succeeded: bool, description: Option<String>) -> TaskResult {
     let message = match description.as_deref().map(StoredError::parse) {
         _ if succeeded => description,
         Some(StoredError::Failure(failure)) => return Err(failure),
+        // The Go sidecar stores its own failures behind this word.
+        Some(StoredError::Connector(message)) if message.trim_start_matches("FAILED:").trim().is_empty() => None,
         Some(StoredError::Connector(message)) => Some(message),
         None => None,
     };
@@ -228,7 +237,7 @@ fn read_result(row: StoredTask) -> Option<TaskResult> {
     }
 }
 
-fn parse(text: &str) -> Result<Value, Failure> {
+pub(super) fn parse(text: &str) -> Result<Value, Failure> {
     serde_json::from_str(text)
         .map_err(|error| Failure::new(Class::DatabaseError, format!("cannot parse the stored result: {error}")))
 }

@@ -105,7 +105,8 @@ impl StoredTask {
         let description: Option<String> = row.try_get(8)?;
         let streams = description.as_deref().map(description::parse).unwrap_or_default();
         let status: Option<TaskStatus> = status_text.parse().ok();
-        let error: Option<String> = row.try_get(10)?;
+        // The Go sidecar stores an empty text with a success.
+        let error = row.try_get::<_, Option<String>>(10)?.filter(|error| !error.is_empty());
         let error = error.or_else(|| description::error(&streams).filter(|_| status == Some(TaskStatus::Failed)));
         Ok(Self {
             sync_id: row.try_get(0)?,

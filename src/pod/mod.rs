@@ -315,6 +315,12 @@ pub trait ApiServer: Send + Sync {
     /// The messages of warning events about a Pod: why it does not start. Empty if they cannot be read.
     fn warnings(&self, pod: &str) -> Vec<String>;
 
+    /// The end of a container's log, at most this number of lines.
+    fn last_lines(&self, pod: &str, container: &str, lines: u16) -> Result<String, PodError>;
+
+    /// The content of a Pod's Secrets, by key.
+    fn secret_data(&self, pod: &PodRef) -> Result<BTreeMap<String, Vec<u8>>, PodError>;
+
     /// The number of calls since the start that failed for a reason other than the request itself.
     fn failed_calls(&self) -> u64;
 }

@@ -80,6 +80,17 @@ pub struct Exit {
     pub message: String,
 }
 
+/// How much the end of a Pod explains that has no failure of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Explanation {
+    /// [`Ended::failure`] is the cause.
+    Cause,
+    /// Only an exit code: the logs of the containers may hold the cause.
+    ExitCode,
+    /// Both containers have succeeded.
+    Success,
+}
+
 /// Texts of a CreateContainerError or RunContainerError that the image itself causes. In lower case.
 const BROKEN_IMAGE: [&str; 4] = ["no such file", "executable file not found", "permission denied", "exec format error"];
 
@@ -141,9 +152,12 @@ fn phase(pod: &Pod) -> Phase {
     let whole = deleted(pod).or_else(|| whole_pod(pod));
     let init_failed = terminated(inits, INIT).filter(|exit| exit.exit_code != 0);
     let never_started = source.filter(|exit| is_start_error(exit));
-    // The exit of the source decides the outcome here, and its status may arrive later than that of the sidecar.
-    let waits_for_source =
-        sidecar.is_some_and(|exit| exit.exit_code == i32::from(EXIT_OUTCOME_UNKNOWN)) && source.is_none();
+    // The exit of the source decides the outcome here, and its status may arrive later than that of the sidecar. A foreign
+    // sidecar ends with 0 also where the connector failed.
+    let is_undecided = |exit: &ContainerStateTerminated| {
+        exit.exit_code == i32::from(EXIT_OUTCOME_UNKNOWN) || exit.exit_code == 0 && has_foreign_sidecar(pod)
+    };
+    let waits_for_source = sidecar.is_some_and(is_undecided) && source.is_none();
     if waits_for_source && whole.is_none() {
         return Phase::Running;
     }
@@ -180,6 +194,12 @@ fn phase(pod: &Pod) -> Phase {
         return Phase::Running;
     }
     unscheduled(pod).unwrap_or_else(|| Phase::Waiting(waiting_for(containers)))
+}
+
+/// The init container unpacks the documents for it.
+fn has_foreign_sidecar(pod: &Pod) -> bool {
+    let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+    inits.iter().any(|container| container.name == INIT)
 }
 
 fn terminated<'a>(containers: &'a [ContainerStatus], name: &str) -> Option<&'a ContainerStateTerminated> {
@@ -289,6 +309,14 @@ impl Exit {
     fn text(&self) -> &str {
         if self.message.is_empty() { &self.reason } else { &self.message }
     }
+
+    /// The exit code, and what the kubelet adds to it. Its reason `Error` adds nothing.
+    fn ended(&self) -> String {
+        match self.text() {
+            "" | "Error" => format!("ended with code {}", self.code),
+            text => format!("ended with code {}: {text}", self.code),
+        }
+    }
 }
 
 impl Ended {
@@ -312,6 +340,23 @@ impl Ended {
         })
     }
 
+    /// How much the statuses of the containers explain.
+    pub fn explanation(&self) -> Explanation {
+        let Some(sidecar) = &self.sidecar else { return Explanation::Cause };
+        let is_explained =
+            |exit: &Exit| matches!(exit.reason.as_str(), "OOMKilled" | "StartError" | "ContainerCannotRun");
+        if self.pod.is_some() || is_explained(sidecar) || self.source.as_ref().is_some_and(is_explained) {
+            return Explanation::Cause;
+        }
+        match (self.source.as_ref().map(|exit| exit.code), sidecar.code) {
+            (Some(0), 0) => Explanation::Success,
+            // Ours has stored or reported the cause.
+            (_, code) if [EXIT_OUTCOME_UNKNOWN, EXIT_TERMINATED].map(i32::from).contains(&code) => Explanation::Cause,
+            _ if serde_json::from_str::<Failure>(&sidecar.message).is_ok() => Explanation::Cause,
+            _ => Explanation::ExitCode,
+        }
+    }
+
     fn sidecar_failure(&self) -> Option<Failure> {
         let exit = self.sidecar.as_ref()?;
         if exit.code == 0 {
@@ -330,8 +375,7 @@ impl Ended {
             let text = "the sidecar was terminated, and the pod's status does not show why";
             return Some(Failure::new(Class::SidecarFailed, text));
         }
-        let text = format!("the sidecar ended with code {}: {}", exit.code, exit.text());
-        Some(Failure::new(Class::SidecarFailed, text))
+        Some(Failure::new(Class::SidecarFailed, format!("the sidecar {}", exit.ended())))
     }
 
     fn source_failure(&self) -> Option<Failure> {
@@ -346,10 +390,7 @@ impl Ended {
                 Failure::new(Class::ConnectorFailed, "the connector was killed (exit code 137)")
                     .with_hint("if it ran out of memory, raise SYNCCTL_SOURCE_MEMORY_LIMIT_MI"),
             ),
-            code => {
-                let text = format!("the connector ended with code {code}: {}", exit.text());
-                Some(Failure::new(Class::ConnectorFailed, text))
-            }
+            _ => Some(Failure::new(Class::ConnectorFailed, format!("the connector {}", exit.ended()))),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Observation, Phase};
+use super::{Explanation, INIT, Observation, Phase};
 use crate::failure::Class;
 
 fn observe(status: &Value) -> Phase {
@@ -141,6 +141,37 @@ fn a_pod_has_ended_when_its_sidecar_has_ended_or_cannot_continue() {
             (got, expected) => panic!("{label}: {got:?} instead of {expected:?}"),
         }
     }
+}
+
+#[test]
+fn the_logs_may_explain_what_the_statuses_do_not() {
+    let running = json!({"running": {}});
+    let message = r#"{"class":"DATABASE_UNREACHABLE","error":"no x"}"#;
+    for (label, status, expected) in [
+        ("success", both(&ended(0, "Completed", ""), &ended(0, "Completed", "")), Explanation::Success),
+        ("a connector that failed", both(&ended(0, "Completed", ""), &ended(4, "Error", "")), Explanation::ExitCode),
+        ("a sidecar that failed", both(&ended(1, "Error", ""), &ended(0, "Completed", "")), Explanation::ExitCode),
+        ("a reported cause", both(&ended(3, "Error", message), &running), Explanation::Cause),
+        ("a killed connector", both(&ended(75, "Error", ""), &ended(137, "Error", "")), Explanation::Cause),
+        ("too much memory", both(&ended(1, "Error", ""), &ended(137, "OOMKilled", "")), Explanation::Cause),
+        ("no shell", both(&running, &ended(128, "StartError", "no sh")), Explanation::Cause),
+        ("deleted", json!({"deletion": "2026-01-01T00:00:00Z"}), Explanation::Cause),
+    ] {
+        let Phase::Ended(ended) = observe(&status) else { panic!("{label}: not ended") };
+        assert_eq!(ended.explanation(), expected, "{label}");
+    }
+}
+
+#[test]
+fn a_foreign_sidecar_that_has_succeeded_decides_nothing_alone() {
+    let status = both(&ended(0, "Completed", ""), &json!({"running": {}}));
+    let of = |inits: &Value| {
+        let spec = json!({"containers": [], "initContainers": inits});
+        let pod = json!({"metadata": {"name": "p"}, "spec": spec, "status": status});
+        Observation::of(&serde_json::from_value(pod).expect("a pod")).phase
+    };
+    assert!(matches!(of(&json!([])), Phase::Ended(_)));
+    assert_eq!(of(&json!([{"name": INIT}])), Phase::Running);
 }
 
 #[test]

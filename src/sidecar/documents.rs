@@ -29,6 +29,9 @@ pub const DESTINATION: &str = "destinationConfig.json";
 const DESTINATION_IDENTITY: [&str; 9] =
     ["destinationType", "host", "port", "database", "username", "defaultSchema", "sslMode", "url", "destinationId"];
 
+/// Between the name of a document and the number of one of its parts.
+const PART: &str = ".gz.";
+
 /// File name → content. Deliberately without `Debug`.
 #[derive(Default)]
 pub struct Documents {
@@ -67,25 +70,31 @@ impl Documents {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             entries => entries?,
         };
-        // Sorted, so that the parts of a document are in order.
         let mut parts = BTreeMap::new();
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // The kubelet's own links have other names.
-            if let Some((document, part)) = name.rsplit_once(".gz.") {
-                parts.insert((document.to_owned(), part.to_owned()), entry.path());
+            if name.contains(PART) {
+                parts.insert(name, std::fs::read(entry.path())?);
             }
         }
-        let mut compressed: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        for ((document, _), path) in parts {
-            compressed.entry(document).or_default().extend(std::fs::read(path)?);
+        Self::join(&parts)
+    }
+
+    /// Joins and unpacks `NAME.gz.000`, `NAME.gz.001`, …; ignores what else a Secret holds.
+    pub fn join(parts: &BTreeMap<String, Vec<u8>>) -> std::io::Result<Self> {
+        let mut compressed: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+        for (name, part) in parts {
+            if let Some((document, _)) = name.rsplit_once(PART) {
+                compressed.entry(document).or_default().extend(part);
+            }
         }
         let mut files = BTreeMap::new();
         for (document, bytes) in compressed {
             let mut text = String::new();
             MultiGzDecoder::new(bytes.as_slice()).read_to_string(&mut text)?;
-            files.insert(document, text);
+            files.insert(document.to_owned(), text);
         }
         Ok(Self { files, changed: BTreeSet::new() })
     }

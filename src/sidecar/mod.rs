@@ -16,6 +16,8 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,8 +26,9 @@ use std::time::Duration;
 use documents::{CONFIG, Documents, StoredConfig};
 use log::{Maskers, TaskLog};
 use read::Read;
-use serde_json::Value;
+use serde_json::{Value, json};
 use source::{Pipes, Source, Stop, Stopped};
+use url::Url;
 
 pub use self::source::Settings as SourceSettings;
 pub use self::streams::CommitLimits;
@@ -33,7 +36,7 @@ use crate::contract::{self, SidecarExit, variable};
 use crate::db::{Db, Options, SpecKey, Target};
 use crate::failure::{Class, Failure};
 use crate::retry::Backoff;
-use crate::secret::Secret;
+use crate::secret::{Masker, Secret};
 use crate::task::{Task, TaskKind};
 
 /// How long the database may be unavailable during a task. Meanwhile the connector blocks on a full pipe.
@@ -123,6 +126,17 @@ impl Sidecar {
         let log = TaskLog::start(&self.task, maskers, &self.db_log_level, move |rows| log_db.insert_logs(rows));
         Ok((db, log))
     }
+}
+
+/// Masks what the Secrets of a task hold, as the sidecar does in its errors.
+pub fn masker_of(secrets: &BTreeMap<String, Vec<u8>>) -> io::Result<Masker> {
+    let masker = Documents::join(secrets)?.maskers().errors;
+    if let Some(url) = secrets.get(variable::DATABASE_URL) {
+        let url = String::from_utf8_lossy(url);
+        let password = Url::parse(&url).ok().and_then(|url| url.password().map(str::to_owned));
+        masker.add([&json!([url, password])]);
+    }
+    Ok(masker)
 }
 
 /// The JSON Schema of the connector's configuration, if its specification is stored.

@@ -56,13 +56,13 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
             Input::Exited(code) => {
                 break Err(match reported {
                     Some(text) => Failure::new(Class::ConnectorFailed, text),
-                    None => source.failure(code, expected_message(task.kind)),
+                    None => source.failure(code, task.kind.result()),
                 });
             }
             Input::Closed => {
                 break Err(match reported.or_else(|| source.logged_error().map(str::to_owned)) {
                     Some(text) => Failure::new(Class::ConnectorFailed, text),
-                    None => source.failure(0, expected_message(task.kind)),
+                    None => source.failure(0, task.kind.result()),
                 });
             }
             Input::Killed => return Ok(SidecarExit::OutcomeUnknown),
@@ -75,14 +75,6 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
             Ok(SidecarExit::Finished)
         }
         Err(failure) => store_failure(task, db, log, &failure, Writer::Sidecar).map(|()| SidecarExit::Failed),
-    }
-}
-
-fn expected_message(kind: TaskKind) -> &'static str {
-    match kind {
-        TaskKind::Spec => "a SPEC message",
-        TaskKind::Check => "a CONNECTION_STATUS message",
-        TaskKind::Discover | TaskKind::Read => "a CATALOG message",
     }
 }
 

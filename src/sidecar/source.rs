@@ -342,8 +342,8 @@ impl Source {
             text.clone()
         } else if connector.is_cut_off {
             format!("the connector ended within a message{}", last_lines())
-        } else if let Some(line) = stderr.iter().find(|line| crash::is_report(line)) {
-            format!("the connector crashed: {}{}", connector.log.mask(line.trim()), last_lines())
+        } else if stderr.iter().any(|line| crash::is_report(line)) {
+            format!("the connector crashed{}", last_lines())
         } else {
             return None;
         };

@@ -11,6 +11,7 @@ pub mod processes;
 pub mod program;
 pub mod proxy;
 pub mod script;
+pub mod statements;
 pub mod switch;
 pub mod tasks;
 pub mod warehouse;

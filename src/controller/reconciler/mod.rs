@@ -20,8 +20,9 @@ pub use shared::{Config, Observer, Role};
 pub use tracked_tasks::{Durations, Limits, PHASES};
 
 use crate::controller::lifecycle::Termination;
+use crate::controller::outcome::{self, Conclusion};
 use crate::controller::start_log::{LogWriter, Place};
-use crate::controller::{cleanup, outcome};
+use crate::controller::{cleanup, unrecorded};
 use crate::failure::Failure;
 use crate::pod::{Leadership, PodError, PodEvent, PodRef, Scope, Subscription, TaskPod};
 use maintenance::Maintenance;
@@ -145,7 +146,13 @@ struct Recorded {
 fn record_outcome(shared: &Shared, job: &Job, mut termination: Termination) -> Result<Recorded, Failure> {
     let Config { backend, db, .. } = &shared.config;
     termination.explain(|| backend.warnings(&job.pod.name));
-    let conclusion = outcome::conclude(db, &job.task, &termination.failure)?;
+    let conclusion = match outcome::load(db, &job.task)? {
+        Some(result) => Conclusion { result, by_sidecar: true },
+        None => match unrecorded::outcome(backend, db, &job.task, &job.pod, &termination)? {
+            Ok(outcome) => Conclusion { result: Ok(outcome), by_sidecar: true },
+            Err(failure) => outcome::conclude(db, &job.task, &failure)?,
+        },
+    };
     let by_sidecar = conclusion.by_sidecar;
     let failure = conclusion.result.map_or_else(Some, |outcome| outcome.failure());
     let code = failure.as_ref().map_or("SUCCESS", |failure| failure.class.code());

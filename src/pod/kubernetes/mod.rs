@@ -4,12 +4,14 @@
 
 pub mod client;
 mod lease;
+mod logs;
 mod objects;
 mod partial;
 #[cfg(test)]
 mod tests;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,6 +140,14 @@ impl SecretStore for Cluster {
 impl ApiServer for Cluster {
     fn warnings(&self, pod: &str) -> Vec<String> {
         self.runtime.block_on(self.api.warnings(pod))
+    }
+
+    fn last_lines(&self, pod: &str, container: &str, lines: u16) -> Result<String, PodError> {
+        self.runtime.block_on(self.api.last_lines(pod, container, lines))
+    }
+
+    fn secret_data(&self, pod: &PodRef) -> Result<BTreeMap<String, Vec<u8>>, PodError> {
+        self.runtime.block_on(self.api.secret_data(pod))
     }
 
     /// No answer, 5xx or 429. A call that succeeded when the client repeated it does not count.
