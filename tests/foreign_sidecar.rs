@@ -1,12 +1,16 @@
 //! A foreign sidecar: with `SYNCCTL_INIT_IMAGE` the Pod gives it what the wire contract requires, and what it stores is the
 //! outcome. The stand-in writes what the Go sidecar writes.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::support::script::{SCRIPT, config};
 use super::support::statements::StatementServer;
-use super::support::{Program, Service, World, eventually, unique};
+use super::support::{Program, Service, World, catalog, eventually, unique};
 
+/// Only means that the program hangs.
+const DEADLINE: Duration = Duration::from_mins(3);
 const INSTANT: &str = "syncctl-test/instant:1";
 
 fn foreign(server: &StatementServer) -> impl Fn(Program) -> Program {
@@ -111,9 +115,7 @@ fn the_service_reports_what_a_foreign_sidecar_found() {
     let server = StatementServer::start(&world);
     let mut service = Service::start_with(&world, foreign(&server));
     let finished = |service: &Service, line: &str| {
-        eventually(line, std::time::Duration::from_mins(3), || {
-            service.http.get("/metrics").text().contains(line).then_some(())
-        });
+        eventually(line, DEADLINE, || service.http.get("/metrics").text().contains(line).then_some(()));
     };
     for count in 1..=2 {
         assert_eq!(service.http.spec(INSTANT).0, 200);
@@ -124,9 +126,19 @@ fn the_service_reports_what_a_foreign_sidecar_found() {
     finished(&service, r#"kind="check",outcome="CONNECTOR_FAILED"} 1"#);
     let error = world.schema.text("SELECT description FROM source_check WHERE key = 'failing'");
     assert!(error.starts_with("CONNECTOR_FAILED: ") && error.contains("no route to the vendor"), "{error}");
-    eventually("the Pods are gone", std::time::Duration::from_mins(3), || {
-        world.place.leftovers().is_empty().then_some(())
-    });
+    // It takes the end of the connector for success, and overwrites what is stored.
+    let slow = "syncctl-test/slow:1";
+    let body =
+        json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": {"destinationType": "discard"}});
+    assert_eq!(service.http.read(slow, "sync", "cancelled", &body).0, 200);
+    let log = "SELECT count(*) FROM task_log WHERE task_id = 'cancelled' AND message LIKE '%slow:1%'";
+    eventually("the sidecar runs", DEADLINE, || (world.schema.number(log) > 0).then_some(()));
+    let running = || world.place.pods().iter().any(|pod| pod["status"]["phase"] == "Running");
+    eventually("the connector runs", DEADLINE, || running().then_some(()));
+    assert_eq!(service.http.cancel(slow, "sync", "cancelled").0, 200);
+    eventually("the Pods are gone", DEADLINE, || world.place.leftovers().is_empty().then_some(()));
+    let cancelled = world.schema.task("cancelled").expect("a row");
+    assert_eq!(cancelled, ("CANCELLED".to_owned(), "The task was cancelled".to_owned()));
     let stopped = service.stop();
     assert!(!stopped.stderr.contains("outcome=\"SIDECAR_FAILED\""), "{stopped}");
 }

@@ -27,6 +27,9 @@ const FUNCTIONS_ENV_KEY: &str = "FUNCTIONS_ENV";
 /// How long after the task's timeout the cluster ends a Pod that no process follows any more.
 const DEADLINE_SLACK_SECONDS: u64 = 300;
 
+/// How long after TERM the connector next to a foreign sidecar gets it. Enough for the sidecar to get its own.
+const TERM_DELAY_SECONDS: &str = "3";
+
 /// The command of the connector's container.
 const SOURCE_SCRIPT: &str = include_str!("source.sh");
 
@@ -213,16 +216,20 @@ impl Launch<'_> {
         let mut command =
             vec!["sh".to_owned(), "-c".to_owned(), SOURCE_SCRIPT.to_owned(), "sh".to_owned(), "/pipes".to_owned()];
         command.extend(self.connector_arguments());
+        let mut environment = environment(&[
+            ("USE_STREAM_CAPABLE_STATE", "true"),
+            ("AUTO_DETECT_SCHEMA", "true"),
+            ("JAVA_OPTS", &self.settings.java_opts),
+        ]);
+        if self.settings.init_image.is_some() {
+            environment.push(json!({"name": "SYNCCTL_TERM_DELAY", "value": TERM_DELAY_SECONDS}));
+        }
         json!({
             "name": SOURCE,
             "image": self.task.image.reference(),
             "imagePullPolicy": "IfNotPresent",
             "command": command,
-            "env": environment(&[
-                ("USE_STREAM_CAPABLE_STATE", "true"),
-                ("AUTO_DETECT_SCHEMA", "true"),
-                ("JAVA_OPTS", &self.settings.java_opts),
-            ]),
+            "env": environment,
             "resources": resources(self.settings.source_resources),
             "securityContext": {"allowPrivilegeEscalation": false},
             "terminationMessagePolicy": "FallbackToLogsOnError",

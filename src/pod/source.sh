@@ -69,7 +69,8 @@ if [ "$SYNCCTL_USAGE" != external ]; then
   watcher=$!
 fi
 # A shell does not forward signals to a foreground process: hence a background process, a trap and a wait.
-trap 'terminated=1; trap "terminated=1" TERM; kill -TERM 0' TERM
+# A foreign sidecar must see its own TERM before it sees the end of the pipes, which it takes for success.
+trap 'terminated=1; trap "terminated=1" TERM; [ -z "$SYNCCTL_TERM_DELAY" ] || sleep $SYNCCTL_TERM_DELAY; kill -TERM 0' TERM
 (
   trap : TERM
   eval "$AIRBYTE_ENTRYPOINT \"\$@\""

@@ -9,7 +9,7 @@ log() { # LEVEL MESSAGE LOGGER
     echo "$1 : $2"
     sql "INSERT INTO task_log (id, level, logger, message, sync_id, task_id, timestamp) VALUES (md5(random()::text)::uuid, '$1', '$3', \$m\$$2\$m\$, '$SYNC_ID', '$TASK_ID', now())"
 }
-failed='' first_error=''
+failed='' first_error='' cancelled=''
 error() { # MESSAGE: the first one counts
     [ -n "$failed" ] || first_error=$1
     failed=yes
@@ -30,6 +30,8 @@ exec 3<"$STDERR_PIPE_FILE"
 while IFS= read -r line; do log ERRSTD "$line" "$PACKAGE"; done <&3 &
 exec 4<"$STDOUT_PIPE_FILE"
 
+# The shell's `read` ends with a signal.
+trap 'cancelled=yes' TERM
 stream='' events=0 bytes=0
 while IFS= read -r line <&4; do
     case $line in
@@ -65,10 +67,20 @@ while IFS= read -r line <&4; do
             ;;
     esac
 done
-wait
+exec 4<&-
+[ -n "$cancelled" ] || wait
 
 name=$(echo "$COMMAND" | tr a-z A-Z)
 task="INSERT INTO source_task (sync_id, task_id, package, version, started_at, updated_at, status, description, error) VALUES ('$SYNC_ID', '$TASK_ID', '$PACKAGE', '$PACKAGE_VERSION', '$STARTED_AT', now()"
+if [ -n "$cancelled" ]; then
+    log WARN "Cancelling..." jitsu
+    log INFO "$name CANCELLED" jitsu
+    if [ "$COMMAND" = read ]; then
+        streams='{"'$stream'":{"events":'$events',"bytes":'$bytes',"status":"PARTIAL","error":"Sync job was cancelled"}}'
+        sql "$task, 'CANCELLED', '$streams', 'The task was cancelled') ON CONFLICT ON CONSTRAINT source_task_pkey DO UPDATE SET updated_at=excluded.updated_at, status = excluded.status, description=excluded.description, error=excluded.error"
+    fi
+    exit
+fi
 if [ -z "$failed" ]; then
     log INFO "$name SUCCESS" jitsu
     if [ "$COMMAND" = read ]; then
