@@ -243,3 +243,31 @@ fn a_full_refresh_does_not_resume_from_the_state_of_a_foreign_controller() {
         task.conclude();
     }
 }
+
+#[test]
+fn a_renewed_configuration_reaches_the_connector_of_a_foreign_controller() {
+    let Some(world) = World::in_cluster() else { return };
+    let controller = ForeignController::new(&world);
+    world.schema.execute(
+        "CREATE TABLE source_config (sync_id TEXT PRIMARY KEY, package TEXT NOT NULL, given TEXT NOT NULL,
+           config JSONB NOT NULL, timestamp TIMESTAMPTZ(3) NOT NULL DEFAULT now())",
+    );
+    let script = r#"
+        log INFO "token: $(sed 's/.*"token": *"\([a-z]*\)".*/\1/' "$config" | rev)"
+        printf '{"type":"CONTROL","control":{"type":"CONNECTOR_CONFIG","emitted_at":1,"connectorConfig":{"config":%s}}}\n' \
+            "$(sed 's/given/renewed/' "$config")"
+        row a '{"id":1}'"#;
+    let sync = world.schema.name.clone();
+    let variables = [("SYNC_ID", sync.as_str())];
+    for token in ["given", "renewed"] {
+        let mut task = ForeignTask { variables: &variables, ..read(&world, script, &["a"]) };
+        task.config["token"] = json!("given");
+        let task = controller.launch(&task);
+        assert_eq!(task.exit_codes().1, 0, "{}", task.sidecar_log());
+        let log = format!("SELECT message FROM task_log WHERE task_id = '{}' AND message LIKE 'token: %'", task.id);
+        // Backwards, because the log masks it.
+        let expected: String = token.chars().rev().collect();
+        assert_eq!(world.schema.text(&log), format!("token: {expected}"));
+        task.conclude();
+    }
+}
