@@ -48,11 +48,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l exec -d 'With -
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l context -d 'Context of the kubeconfig [default: the current context]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r
@@ -95,11 +95,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l exec -d 'With 
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l context -d 'Context of the kubeconfig [default: the current context]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r
@@ -142,11 +142,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l exec -d 'Wi
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l context -d 'Context of the kubeconfig [default: the current context]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r
@@ -196,11 +196,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l exec -d 'With -
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l context -d 'Context of the kubeconfig [default: the current context]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r
@@ -253,11 +253,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l syncs-enabled 
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l context -d 'Context of the kubeconfig [default: the current context]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l namespace -d 'Namespace of the Pods [default: the context\'s namespace, else default]' -r

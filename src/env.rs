@@ -66,13 +66,15 @@ variables! {
     SIDECAR_DATABASE_URL "URL" [secret true] = "the database URL", "The same database as Pods reach it";
     OWN_SCHEMA "SCHEMA" = "syncctl",
         "Schema of that database for tables that other programs do not know; created where the role may";
-    SIDECAR_IMAGE "IMAGE" = "", "Image with the sidecar, such as the one that `syncctl image` writes";
+    SIDECAR_IMAGE "IMAGE" = "in a Pod, the image of this program",
+        "Image with the sidecar, such as the one that `syncctl image` writes";
     INIT_IMAGE "IMAGE" = "", "Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar";
     BULKER_URL "URL" [secret true] = "", "Bulker instance that takes the rows of reads without a destination";
     BULKER_AUTH_TOKEN "TOKEN" [secret true] = "",
         "Token for that Bulker instance; set it in the environment, where other users cannot see it";
     KUBERNETES_CLIENT_CONFIG "CONFIG" [secret true] = "",
-        "Kubeconfig: a path, its YAML text, or `local` for the service account of this Pod";
+        "Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of \
+         this Pod";
     KUBERNETES_CONTEXT "NAME" = "the current context", "Context of the kubeconfig";
     KUBERNETES_NAMESPACE "NAME" = "the context's namespace, else default", "Namespace of the Pods";
     KUBERNETES_NODE_SELECTOR "JSON" = "", "Nodes for the Pods, as a JSON object of labels";

@@ -17,6 +17,7 @@
 mod bad_input;
 mod bulker;
 mod causes;
+mod chart;
 mod cli;
 mod commands;
 mod console;

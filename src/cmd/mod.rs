@@ -130,12 +130,13 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 impl Cli {
-    /// Parses the arguments of this process. Without arguments, in the environment of a sidecar, the command is `sidecar`:
-    /// another controller starts the image with variables alone.
+    /// Parses the arguments of this process. Without arguments the environment decides, for containers that are started
+    /// with variables alone: `sidecar` by another controller, `serve` by a chart of one.
     pub fn from_process() -> Self {
         let arguments: Vec<OsString> = std::env::args_os().collect();
         match arguments.as_slice() {
             [program] if sidecar::is_configured_by_environment() => Self::parse_from([program, &"sidecar".into()]),
+            [program] if serve::is_configured_by_environment() => Self::parse_from([program, &"serve".into()]),
             _ => Self::parse_from(arguments),
         }
     }
@@ -164,7 +165,7 @@ fn run_task(args: TaskArgs, request: impl FnOnce(&Settings, Option<Duration>) ->
     let output = Output::new(format, quiet);
     let result = settings.resolve().and_then(|settings| settings.with_exec(exec)).and_then(|settings| {
         logging::start_command(&settings.pod.log_level, quiet, verbose);
-        let (settings, _database) = controller::start_database(settings)?;
+        let (settings, _database) = controller::start_database(controller::use_own_image(settings)?)?;
         let request = request(&settings, timeout)?;
         one_shot::run(&settings, &output, request)
     });

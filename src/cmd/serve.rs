@@ -1,6 +1,7 @@
 //! `syncctl serve`.
 
 use crate::config::{ServeSettings, ServeSettingsArgs, Settings, SettingsArgs};
+use crate::env;
 use crate::failure::Failure;
 use crate::{controller, logging, output, server};
 
@@ -19,16 +20,22 @@ pub struct ServeArgs {
     settings: SettingsArgs,
 }
 
+/// Whether the environment is that of a service's container: this program is its first process, and the database is set.
+pub(super) fn is_configured_by_environment() -> bool {
+    std::process::id() == 1 && std::env::var(env::DATABASE_URL.name).is_ok_and(|url| !url.trim().is_empty())
+}
+
 pub(super) fn run(args: ServeArgs) -> u8 {
     let ServeArgs { verbose, serve, settings } = args;
+    if serve.is_disabled() {
+        logging::start_service("INFO", verbose, false);
+        tracing::info!("disabled by SYNCCTL_SYNCS_ENABLED");
+        return 0;
+    }
     let result = resolve(serve, settings).and_then(|(settings, serve)| {
         logging::start_service(&settings.pod.log_level, verbose, serve.log_json);
-        if serve.enabled {
-            let (settings, _database) = controller::start_database(settings)?;
-            return server::serve(settings, serve);
-        }
-        tracing::info!("disabled by SYNCCTL_SYNCS_ENABLED");
-        Ok(())
+        let (settings, _database) = controller::start_database(controller::use_own_image(settings)?)?;
+        server::serve(settings, serve)
     });
     result.map_or_else(|failure| output::explain(&failure), |()| 0)
 }

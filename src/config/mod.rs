@@ -11,7 +11,7 @@ mod settings;
 
 pub use directories::DirectoryArgs;
 pub use serve::{ServeSettings, ServeSettingsArgs};
-pub use settings::{BulkerSettings, Engine, Settings, SettingsArgs};
+pub use settings::{BulkerSettings, Engine, OwnImage, Settings, SettingsArgs};
 
 use std::fmt::Display;
 use std::time::Duration;

@@ -60,8 +60,6 @@ pub struct ServeSettings {
     pub retention: Retention,
     /// JSON instead of text as the format of the own log.
     pub log_json: bool,
-    /// Whether `serve` runs at all.
-    pub enabled: bool,
 }
 
 /// Who may call, unparsed.
@@ -100,7 +98,16 @@ impl Problems {
     }
 }
 
+/// The values of a switch, as the existing implementation reads them.
+const SWITCH: [(&str, bool); 6] =
+    [("true", true), ("false", false), ("1", true), ("0", false), ("t", true), ("f", false)];
+
 impl ServeSettingsArgs {
+    /// Whether the service is switched off. Then nothing else needs to be set.
+    pub fn is_disabled(&self) -> bool {
+        !Problems::default().choice(self.syncs_enabled.clone(), &env::SYNCS_ENABLED, &SWITCH)
+    }
+
     /// Checks and types everything, or reports all that is wrong.
     pub fn resolve(self) -> Result<ServeSettings, Failure> {
         let mut problems = Problems::default();
@@ -127,8 +134,7 @@ impl ServeSettingsArgs {
         let task_days = problems.at_least_one(self.sync_task_log_age, &env::SYNC_TASK_LOG_AGE);
         let log_days = problems.optional_number(self.task_log_keep_days, &env::TASK_LOG_KEEP_DAYS);
         let log_json = problems.choice(self.log_format, &env::LOG_FORMAT, &[("text", false), ("json", true)]);
-        let switch = [("true", true), ("false", false), ("1", true), ("0", false)];
-        let enabled = problems.choice(self.syncs_enabled, &env::SYNCS_ENABLED, &switch);
+        problems.choice(self.syncs_enabled, &env::SYNCS_ENABLED, &SWITCH);
         let instance_id = problems.instance_id(self.instance_id);
         problems.into_result()?;
         Ok(ServeSettings {
@@ -147,7 +153,6 @@ impl ServeSettingsArgs {
                 log_age: log_days.map(|days| Duration::from_secs(u64::from(days) * DAY)),
             },
             log_json,
-            enabled,
         })
     }
 }

@@ -103,6 +103,8 @@ pub struct Settings {
     pub embedded: Option<ServerDirectory>,
     /// Destination configuration of rows without a destination or a Bulker, as JSON.
     pub warehouse: Option<String>,
+    /// Set where the sidecar has the image of this program, which only the cluster knows.
+    pub own_image: Option<OwnImage>,
     /// How Pods are made.
     pub pod: PodSettings,
     /// How often Pods are listed, in addition to the watch.
@@ -111,6 +113,15 @@ pub struct Settings {
     pub init_timeout: Duration,
     /// How long a read may take.
     pub task_timeout: Duration,
+}
+
+/// The image of the Pod that this program runs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnImage {
+    /// The name of the Pod.
+    pub pod: String,
+    /// The foreign sidecar that cannot run without an init container.
+    pub instead_of: Option<String>,
 }
 
 /// Where tasks run.
@@ -177,7 +188,13 @@ impl SettingsArgs {
         };
         let example = "postgresql://user:pass@localhost:5432/postgres?sslmode=disable&search_path=bulker";
         let database_url = required(self.database_url, &env::DATABASE_URL, "--database-url", example);
-        let sidecar_image = required(self.sidecar_image, &env::SIDECAR_IMAGE, "--sidecar-image", "syncctl:0.1.0");
+        // A foreign sidecar is an image, which a local task does not use.
+        let init_image = present(self.init_image).filter(|_| !is_local);
+        let given = present(self.sidecar_image);
+        let (sidecar_image, own_image) = match given {
+            image if is_local => (image.unwrap_or_default(), None),
+            image => problems.sidecar_image(image, init_image.is_some(), own_pod()),
+        };
         // The sidecar of a local task reaches what this process reaches.
         let sidecar_database_url =
             present(self.sidecar_database_url).filter(|_| !is_local).unwrap_or_else(|| database_url.clone());
@@ -201,13 +218,13 @@ impl SettingsArgs {
             engine,
             embedded,
             warehouse: None,
+            own_image,
             status_check: problems.seconds(self.container_status_check_seconds, &env::CONTAINER_STATUS_CHECK_SECONDS),
             init_timeout,
             task_timeout: problems.task_timeout(self.task_timeout_hours),
             pod: PodSettings {
                 sidecar_image,
-                // A foreign sidecar is an image, which a local task does not use.
-                init_image: present(self.init_image).filter(|_| !is_local),
+                init_image,
                 sidecar_database_url: Secret::from(sidecar_database_url),
                 own_schema: problems.schema(self.own_schema),
                 node_selector: problems.labels(self.kubernetes_node_selector),
@@ -240,7 +257,51 @@ impl SettingsArgs {
     }
 }
 
+/// The name of the Pod that this program runs in, from the downward API or the host name. `None` outside of a Pod.
+fn own_pod() -> Option<String> {
+    let variable = |name| present(std::env::var(name).ok());
+    variable("KUBERNETES_SERVICE_HOST")?;
+    variable("POD_NAME").or_else(|| variable("HOSTNAME"))
+}
+
+/// Whether an image is the sidecar of the existing implementation, in whichever registry.
+fn is_foreign_sidecar(image: &str) -> bool {
+    const REPOSITORY: &str = "jitsucom/sidecar";
+    let image = image.split('@').next().unwrap_or_default();
+    // A colon before the last slash is that of a port.
+    let path = match image.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => path,
+        _ => image,
+    };
+    path.strip_suffix(REPOSITORY).is_some_and(|registry| registry.is_empty() || registry.ends_with('/'))
+}
+
 impl Problems {
+    /// The image of the sidecar, or that it is the one of this program.
+    fn sidecar_image(
+        &mut self,
+        image: Option<String>,
+        has_init_image: bool,
+        own_pod: Option<String>,
+    ) -> (String, Option<OwnImage>) {
+        let is_foreign = !has_init_image && image.as_deref().is_some_and(is_foreign_sidecar);
+        match (image, own_pod) {
+            (Some(image), _) if !is_foreign => (image, None),
+            (instead_of, Some(pod)) => (String::new(), Some(OwnImage { pod, instead_of })),
+            (Some(image), None) => {
+                self.malformed.push(format!(
+                    "  {} is {image}, which needs {}: set that to an image with a shell such as alpine:3, or {} to an \
+                     image of this program",
+                    env::SIDECAR_IMAGE.name,
+                    env::INIT_IMAGE.name,
+                    env::SIDECAR_IMAGE.name
+                ));
+                (image, None)
+            }
+            (None, None) => (self.required(None, &env::SIDECAR_IMAGE, "--sidecar-image", "syncctl:0.1.0"), None),
+        }
+    }
+
     fn task_timeout(&mut self, hours: Option<String>) -> Duration {
         let hours = self.at_least_one(hours, &env::TASK_TIMEOUT_HOURS);
         let timeout = Duration::from_secs(u64::from(hours) * 3600);
@@ -289,5 +350,58 @@ impl Problems {
             self.malformed(&env::KUBERNETES_NODE_SELECTOR, format_args!("{text:?}"), expected);
             BTreeMap::new()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OwnImage, Problems, is_foreign_sidecar};
+
+    #[test]
+    fn a_foreign_sidecar_is_recognized_in_every_registry_and_version() {
+        for (image, expected) in [
+            ("jitsucom/sidecar", true),
+            ("jitsucom/sidecar:2.8.1", true),
+            ("docker.io/jitsucom/sidecar:latest", true),
+            ("registry.example.com:5000/mirror/jitsucom/sidecar:beta", true),
+            ("registry:5000/jitsucom/sidecar", true),
+            ("jitsucom/sidecar@sha256:0a1b", true),
+            ("jitsucom/sidecar:2.8.1@sha256:0a1b", true),
+            ("notjitsucom/sidecar:1", false),
+            ("jitsucom/sidecar-next:1", false),
+            ("jitsucom/syncctl:1", false),
+            ("syncctl:jitsucom", false),
+            ("", false),
+        ] {
+            assert_eq!(is_foreign_sidecar(image), expected, "{image}");
+        }
+    }
+
+    #[test]
+    fn without_a_usable_image_the_sidecar_has_that_of_this_program() {
+        const FOREIGN: &str = "jitsucom/sidecar:1";
+        let own = |instead_of: Option<&str>| {
+            let instead_of = instead_of.map(str::to_owned);
+            (String::new(), Some(OwnImage { pod: "p".to_owned(), instead_of }))
+        };
+        let given = |image: &str| (image.to_owned(), None);
+        for (image, has_init_image, in_pod, expected, problem) in [
+            (Some("mine:1"), false, true, given("mine:1"), None),
+            (Some("mine:1"), false, false, given("mine:1"), None),
+            (None, false, true, own(None), None),
+            (Some(FOREIGN), false, true, own(Some(FOREIGN)), None),
+            (Some(FOREIGN), true, true, given(FOREIGN), None),
+            (Some(FOREIGN), true, false, given(FOREIGN), None),
+            (None, false, false, given(""), Some("SYNCCTL_SIDECAR_IMAGE (or --sidecar-image)")),
+            (Some(FOREIGN), false, false, given(FOREIGN), Some("SYNCCTL_INIT_IMAGE")),
+        ] {
+            let mut problems = Problems::default();
+            let own_pod = in_pod.then(|| "p".to_owned());
+            let found = problems.sidecar_image(image.map(str::to_owned), has_init_image, own_pod);
+            assert_eq!(found, expected, "{image:?} {in_pod}");
+            let text = problems.into_result().err().map(|failure| failure.text);
+            assert_eq!(text.is_some(), problem.is_some(), "{text:?}");
+            assert!(text.unwrap_or_default().contains(problem.unwrap_or_default()), "{image:?} {in_pod}");
+        }
     }
 }

@@ -18,11 +18,11 @@ use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
-use crate::config::{Engine, Settings};
+use crate::config::{Engine, OwnImage, Settings};
 use crate::db::local_server::{DATABASE, LocalServer, OWN_SCHEMA, PORT, SCHEMA, USER};
 use crate::failure::{Class, Failure};
 use crate::pod::Backend;
-use crate::pod::kubernetes::Cluster;
+use crate::pod::kubernetes::{Cluster, own_image};
 use crate::pod::local::LocalBackend;
 use crate::secret::Secret;
 
@@ -32,6 +32,30 @@ pub fn open_backend(settings: &Settings) -> Result<Backend, Failure> {
         Engine::Kubernetes(client) => Cluster::connect(client)?.into(),
         Engine::Local(local) => LocalBackend::open(local.clone())?.into(),
     })
+}
+
+/// Completes settings without an image of the sidecar that can run: it is the one of this program's own Pod.
+pub fn use_own_image(mut settings: Settings) -> Result<Settings, Failure> {
+    let Some(OwnImage { pod, instead_of }) = settings.own_image.take() else { return Ok(settings) };
+    let image = own_image(&pod).map_err(|error| match Failure::from(error) {
+        failure if failure.class == Class::ClusterUnreachable => failure,
+        failure => {
+            let text =
+                format!("SYNCCTL_SIDECAR_IMAGE is not set, and the image of this program is unknown: {}", failure.text);
+            let hint = "set SYNCCTL_SIDECAR_IMAGE to an image of this program, or grant get on pods in its namespace";
+            Failure::new(Class::Usage, text).with_hint(hint)
+        }
+    })?;
+    match instead_of {
+        None => tracing::info!(image, "the sidecar has the image of this program"),
+        Some(foreign) => tracing::warn!(
+            image,
+            "the sidecar has the image of this program instead of {foreign}: that one needs SYNCCTL_INIT_IMAGE, an image \
+             with a shell such as alpine:3"
+        ),
+    }
+    settings.pod.sidecar_image = image;
+    Ok(settings)
 }
 
 /// Starts the embedded database if the settings select it, and completes the settings with its URL. It runs at least as

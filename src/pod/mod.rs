@@ -312,6 +312,10 @@ pub trait SecretStore: Send + Sync {
 
 /// What only an API server knows.
 pub trait ApiServer: Send + Sync {
+    /// Examines what the credentials may do, so that nothing else is tried from now on. Returns a line for each feature that
+    /// is lost; an error where no task could run.
+    fn examine_rights(&self) -> Result<Vec<String>, PodError>;
+
     /// The messages of warning events about a Pod: why it does not start. Empty if they cannot be read.
     fn warnings(&self, pod: &str) -> Vec<String>;
 

@@ -32,6 +32,7 @@ use crate::controller::reconciler::{self, Reconciler};
 use crate::controller::{Cancellation, open_backend, outcome};
 use crate::db::{Db, DbError, Options, Target};
 use crate::failure::{Class, Failure};
+use crate::pod::PodError;
 use crate::task::Task;
 
 /// How long the reconciler retries database operations before it postpones a job.
@@ -147,7 +148,7 @@ fn connect(app: &App, shutdowns: &Receiver<Shutdown>) -> Result<Option<(Db, Stri
             }
         }
         if installation.is_none() {
-            match app.backend.coordination.installation_id().map_err(Failure::from) {
+            match examine_cluster(app).map_err(Failure::from) {
                 Ok(id) => installation = Some(id),
                 Err(failure) if failure.class == Class::ClusterUnreachable => unreachable = Some(failure),
                 Err(failure) => return Err(failure),
@@ -168,6 +169,16 @@ fn connect(app: &App, shutdowns: &Receiver<Shutdown>) -> Result<Option<(Db, Stri
             Ok(Shutdown::Failed(why)) => return Err(Failure::new(Class::Internal, why)),
         }
     }
+}
+
+/// Logs which features the rights do not allow; returns the installation id.
+fn examine_cluster(app: &App) -> Result<String, PodError> {
+    if let Some(api_server) = &app.backend.api_server {
+        for lost in api_server.examine_rights()? {
+            tracing::warn!("{lost}");
+        }
+    }
+    app.backend.coordination.installation_id()
 }
 
 fn open_db(app: &App) -> Result<Db, Failure> {

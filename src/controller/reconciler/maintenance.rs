@@ -216,7 +216,10 @@ impl Worker {
             if backend.watcher.get(&task.pod_name())?.is_none() {
                 let failure = Failure::new(Class::PodDeleted, "the task is gone, and how it ended is unknown");
                 tracing::warn!(task = task.task_id, "closing the row of a task that no longer exists");
-                outcome::conclude(db, &task, &failure)?;
+                if !outcome::conclude(db, &task, &failure)?.by_sidecar {
+                    // Those that the list above has are deleted; this process may have no right to it.
+                    backend.launcher.delete(&task.pod_name(), Some(Duration::ZERO))?;
+                }
             }
         }
         Ok(true)

@@ -17,7 +17,10 @@ use kube::core::Request;
 use kube::{Client, Resource};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use url::Url;
 
+use super::features::Lacking;
 use crate::pod::PodError;
 use crate::pod::manifest::CREATOR_LABEL;
 
@@ -37,14 +40,18 @@ pub enum Source {
     Inline(String),
     /// The file of a kubeconfig.
     Path(PathBuf),
+    /// The address of an API server that asks for no credentials, such as `kubectl proxy`.
+    Address(String),
 }
 
 impl Source {
-    /// Parses the value of `SYNCCTL_KUBERNETES_CLIENT_CONFIG`: `local`, YAML text (it has a newline), or a path.
+    /// Parses the value of `SYNCCTL_KUBERNETES_CLIENT_CONFIG`: `local`, YAML text (it has a newline), an
+    /// http or https address, or a path.
     pub fn parse(text: &str) -> Self {
         match text {
             "local" => Self::InCluster,
             text if text.contains('\n') => Self::Inline(text.to_owned()),
+            text if text.starts_with("http://") || text.starts_with("https://") => Self::Address(text.to_owned()),
             path => Self::Path(path.into()),
         }
     }
@@ -69,8 +76,21 @@ pub(super) async fn connect(settings: &ClientSettings) -> Result<Api, PodError> 
     config.read_timeout = None;
     let server = config.cluster_url.to_string();
     let namespace = settings.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let id = namespace_id(&config, &namespace);
     let client = Client::try_from(config).map_err(|error| PodError::Kubeconfig(error.to_string()))?;
-    Ok(Api::new(client, namespace, server))
+    Ok(Api::new(client, namespace, server, id))
+}
+
+/// Distinguishes a namespace from those of other clusters, which may have the same address inside: by the cluster's CA.
+fn namespace_id(config: &Config, namespace: &str) -> String {
+    let mut hash = Sha256::new();
+    match &config.root_cert {
+        Some(certificates) => certificates.iter().for_each(|certificate| hash.update(certificate)),
+        None => hash.update(config.cluster_url.to_string()),
+    }
+    hash.update([0]);
+    hash.update(namespace);
+    hex::encode(&hash.finalize()[..16])
 }
 
 async fn load(settings: &ClientSettings) -> Result<Config, PodError> {
@@ -79,6 +99,14 @@ async fn load(settings: &ClientSettings) -> Result<Config, PodError> {
     let kubeconfig = match &settings.source {
         Source::InCluster => {
             return Config::incluster().map_err(|error| bad("cannot use the service account of this Pod", &error));
+        }
+        Source::Address(address) => {
+            let parsed = Url::parse(address).map_err(|error| error.to_string()).and_then(|url| {
+                let is_plain = url.username().is_empty() && url.password().is_none() && url.has_host();
+                let expected = "expected one such as http://127.0.0.1:8001";
+                url.as_str().parse().ok().filter(|_| is_plain).ok_or_else(|| expected.to_owned())
+            });
+            return parsed.map(Config::new).map_err(|error| bad("cannot use the address of the API server", &error));
         }
         Source::Kubectl => match Kubeconfig::read() {
             Ok(kubeconfig) => kubeconfig,
@@ -115,13 +143,16 @@ pub(super) struct Api {
     pub(super) leases: kube::Api<Lease>,
     pub(super) events: kube::Api<Event>,
     pub(super) namespace: String,
+    /// An id of cluster and namespace.
+    pub(super) id: String,
+    pub(super) lacking: Lacking,
     server: String,
     /// Calls that failed for a reason other than the request itself.
     failed_calls: Arc<AtomicU64>,
 }
 
 impl Api {
-    fn new(client: Client, namespace: String, server: String) -> Self {
+    fn new(client: Client, namespace: String, server: String, id: String) -> Self {
         Self {
             pods: kube::Api::namespaced(client.clone(), &namespace),
             pod_requests: Request::new(Pod::url_path(&(), Some(&namespace))),
@@ -130,6 +161,8 @@ impl Api {
             events: kube::Api::namespaced(client.clone(), &namespace),
             client,
             namespace,
+            id,
+            lacking: Lacking::default(),
             server,
             failed_calls: Arc::default(),
         }
@@ -293,6 +326,10 @@ mod tests {
             Source::parse("apiVersion: v1\nkind: Config"),
             Source::Inline("apiVersion: v1\nkind: Config".into())
         );
+        for address in ["http://127.0.0.1:8001", "https://kubernetes.default.svc"] {
+            assert_eq!(Source::parse(address), Source::Address(address.into()));
+        }
+        assert_eq!(Source::parse("https:\n"), Source::Inline("https:\n".into()));
         assert_eq!(Source::parse("/etc/kube.yaml"), Source::Path("/etc/kube.yaml".into()));
     }
 

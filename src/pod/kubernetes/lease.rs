@@ -20,7 +20,7 @@ use crate::pod::{Callback, LeaderElection, Leadership, PodError};
 use crate::retry::jittered;
 
 /// The Lease's name.
-const NAME: &str = "syncctl";
+pub(super) const NAME: &str = "syncctl";
 /// How long releasing the Lease may take; without it the others wait until it expires.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -83,6 +83,17 @@ impl LeaderElection for Election {
             released.recv_timeout(RELEASE_TIMEOUT).ok();
         }
     }
+}
+
+/// The only process leads: the credentials have no right to a Lease.
+pub struct Unopposed;
+
+impl LeaderElection for Unopposed {
+    fn is_leader(&self) -> bool {
+        true
+    }
+
+    fn release(self: Box<Self>) {}
 }
 
 impl Drop for Election {

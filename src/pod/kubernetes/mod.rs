@@ -3,10 +3,13 @@
 //! The client has a runtime of its own; to the outside everything blocks.
 
 pub mod client;
+mod features;
 mod lease;
 mod logs;
 mod objects;
+mod own_pod;
 mod partial;
+mod rights;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -16,6 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
+
+use features::Feature;
+pub use own_pod::own_image;
 
 use super::manifest::Launch;
 use super::{
@@ -138,6 +144,10 @@ impl SecretStore for Cluster {
 }
 
 impl ApiServer for Cluster {
+    fn examine_rights(&self) -> Result<Vec<String>, PodError> {
+        self.runtime.block_on(self.api.examine_rights())
+    }
+
     fn warnings(&self, pod: &str) -> Vec<String> {
         self.runtime.block_on(self.api.warnings(pod))
     }
@@ -157,8 +167,11 @@ impl ApiServer for Cluster {
 }
 
 impl Coordination for Cluster {
-    /// The uid of the Lease, which is created if missing.
+    /// The uid of the Lease, which is created if missing; without a right to it, an id of the namespace.
     fn installation_id(&self) -> Result<String, PodError> {
+        if self.api.lacking.contains(Feature::LeaderElection) {
+            return Ok(self.api.id.clone());
+        }
         self.runtime.block_on(self.api.lease_uid())
     }
 
@@ -169,6 +182,10 @@ impl Coordination for Cluster {
         lease: Duration,
         on_change: Callback<Leadership>,
     ) -> Box<dyn LeaderElection> {
+        if self.api.lacking.contains(Feature::LeaderElection) {
+            on_change(Leadership::Leads { term: 0 });
+            return Box::new(lease::Unopposed);
+        }
         Box::new(lease::Election::start(&self.runtime, self.api.clone(), identity, lease, on_change))
     }
 }
