@@ -34,7 +34,11 @@ fn install(world: &World, rules: &Value, environment: &[(&str, &str)]) -> Http {
     let name = json!({"name": "chart"});
     let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "chart"});
     let container = json!({"name": "jitsu", "image": sidecar_image(world.setup).name, "env": environment});
-    let spec = json!({"serviceAccountName": "chart", "enableServiceLinks": false, "containers": [container]});
+    let spec = json!({
+        "serviceAccountName": "chart", "enableServiceLinks": false, "containers": [container],
+        // The cluster need not have it: the image is on the node.
+        "imagePullSecrets": [{"name": "registry"}],
+    });
     let objects = json!([
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": name},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": name, "rules": rules},
@@ -106,6 +110,7 @@ fn run_tasks(world: &World, http: &Http) {
     let slow = eventually("the Pod of the check", DEADLINE, || {
         let pods = namespace.pods();
         let pod = pods.iter().find(|pod| pod["metadata"]["annotations"]["StorageKey"] == "deleted")?;
+        assert_eq!(pod["spec"]["imagePullSecrets"], json!([{"name": "registry"}]), "that of the service");
         (pod["status"]["phase"] == "Running").then(|| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned())
     });
     namespace.kubectl(&["delete", "pod", &slow, "-n", &namespace.name, "--wait=false"]);

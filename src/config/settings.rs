@@ -225,6 +225,7 @@ impl SettingsArgs {
             pod: PodSettings {
                 sidecar_image,
                 init_image,
+                pull_secrets: Vec::new(),
                 sidecar_database_url: Secret::from(sidecar_database_url),
                 own_schema: problems.schema(self.own_schema),
                 node_selector: problems.labels(self.kubernetes_node_selector),

@@ -22,7 +22,7 @@ use crate::config::{Engine, OwnImage, Settings};
 use crate::db::local_server::{DATABASE, LocalServer, OWN_SCHEMA, PORT, SCHEMA, USER};
 use crate::failure::{Class, Failure};
 use crate::pod::Backend;
-use crate::pod::kubernetes::{Cluster, own_image};
+use crate::pod::kubernetes::{Cluster, OwnContainer, own_container};
 use crate::pod::local::LocalBackend;
 use crate::secret::Secret;
 
@@ -37,7 +37,7 @@ pub fn open_backend(settings: &Settings) -> Result<Backend, Failure> {
 /// Completes settings without an image of the sidecar that can run: it is the one of this program's own Pod.
 pub fn use_own_image(mut settings: Settings) -> Result<Settings, Failure> {
     let Some(OwnImage { pod, instead_of }) = settings.own_image.take() else { return Ok(settings) };
-    let image = own_image(&pod).map_err(|error| match Failure::from(error) {
+    let OwnContainer { image, pull_secrets } = own_container(&pod).map_err(|error| match Failure::from(error) {
         failure if failure.class == Class::ClusterUnreachable => failure,
         failure => {
             let text =
@@ -55,6 +55,7 @@ pub fn use_own_image(mut settings: Settings) -> Result<Settings, Failure> {
         ),
     }
     settings.pod.sidecar_image = image;
+    settings.pod.pull_secrets = pull_secrets;
     Ok(settings)
 }
 

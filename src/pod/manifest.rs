@@ -72,6 +72,8 @@ pub struct PodSettings {
     pub sidecar_image: String,
     /// For a foreign sidecar: an image with a shell, gunzip and mkfifo.
     pub init_image: Option<String>,
+    /// Secrets with the credentials of registries.
+    pub pull_secrets: Vec<String>,
     /// The database of results as Pods reach it.
     pub sidecar_database_url: Secret,
     /// The schema of that database for tables that other programs do not know.
@@ -184,6 +186,10 @@ impl Launch<'_> {
             "containers": [self.sidecar(has_files), self.source(has_files)],
             "volumes": volumes,
         });
+        if !settings.pull_secrets.is_empty() {
+            let names = settings.pull_secrets.iter().map(|name| json!({"name": name}));
+            spec["imagePullSecrets"] = names.collect();
+        }
         if let Some(account) = &settings.service_account {
             spec["serviceAccountName"] = json!(account);
         }
@@ -406,6 +412,7 @@ mod tests {
         PodSettings {
             sidecar_image: "syncctl:1".to_owned(),
             init_image: None,
+            pull_secrets: Vec::new(),
             sidecar_database_url: Secret::from("postgresql://u:hunter2@db/x"),
             own_schema: "ours".to_owned(),
             node_selector: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
@@ -470,6 +477,17 @@ mod tests {
     fn pod_of_a_spec_with_a_foreign_sidecar() {
         let settings = PodSettings { init_image: Some("alpine:3".to_owned()), ..settings() };
         insta::assert_snapshot!(yaml(&objects(TaskKind::Spec, &Payload::default(), &settings).pod.spec));
+    }
+
+    #[test]
+    fn the_credentials_of_registries_are_referenced() {
+        for names in [&[][..], &["one", "two"]] {
+            let settings =
+                PodSettings { pull_secrets: names.iter().map(|name| (*name).to_owned()).collect(), ..settings() };
+            let spec = objects(TaskKind::Spec, &Payload::default(), &settings).pod.spec.expect("a spec");
+            let found = spec.image_pull_secrets.unwrap_or_default().into_iter().map(|secret| secret.name);
+            assert_eq!(found.collect::<Vec<_>>(), names);
+        }
     }
 
     #[test]

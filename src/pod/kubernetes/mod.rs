@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use features::Feature;
-pub use own_pod::own_image;
+pub use own_pod::{OwnContainer, own_container};
 
 use super::manifest::Launch;
 use super::{

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::support::{DEADLINE, connect, launch, plain_kubeconfig, task};
 use crate::pod::kubernetes::Cluster;
 use crate::pod::kubernetes::watch::{Change, changes};
-use crate::pod::{ApiServer, Launcher, Ownership, PodError, SecretStore, TaskSecret};
+use crate::pod::{ApiServer, Coordination, Launcher, Ownership, PodError, SecretStore, TaskSecret};
 
 /// One request: method and path without its query.
 type Request = (String, String);
@@ -134,6 +134,41 @@ fn a_repeated_create_distinguishes_its_own_pod_from_another_one() {
         }
         assert_eq!((server.count("post", "/pods"), server.count("delete", "/pods")), (2, 0));
     }
+}
+
+#[test]
+fn rights_are_examined_and_a_refused_question_counts_as_granted() {
+    let review = |lacking: &'static [&'static str]| {
+        move |(method, path): &Request, _, mut object: Value| {
+            let attributes = &object["spec"]["resourceAttributes"];
+            let right = format!("{} {}", attributes["verb"].as_str()?, attributes["resource"].as_str()?);
+            let is_review = method == "post" && path.ends_with("/selfsubjectaccessreviews");
+            let is_of_namespace = attributes["namespace"] == "ns";
+            object["status"] = json!({"allowed": !lacking.contains(&right.as_str())});
+            (is_review && is_of_namespace).then_some((201, object))
+        }
+    };
+    let server = |lacking| {
+        let review = review(lacking);
+        Server::start(move |request, nth, object| {
+            review(request, nth, object).unwrap_or_else(|| status(500, &request.1))
+        })
+    };
+    assert_eq!(server(&[]).cluster.examine_rights().expect("rights"), Vec::<String>::new());
+    let poor = server(&["list events", "update leases", "list secrets", "patch secrets"]);
+    let lines = poor.cluster.examine_rights().expect("the essential rights");
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert!(lines[0].starts_with("no right to update leases in namespace ns: "), "{lines:?}");
+    // None of these asks the server.
+    assert_eq!((poor.cluster.warnings("p"), poor.cluster.list_secrets().expect("no list")), (Vec::new(), Vec::new()));
+    let id = poor.cluster.installation_id().expect("an id");
+    assert_eq!(server(&["get leases"]).cluster.examine_rights().map(|lines| lines.len()).ok(), Some(1));
+    assert!(!id.is_empty() && poor.cluster.failed_calls() == 0);
+    let error = server(&["delete pods", "create secrets"]).cluster.examine_rights().expect_err("no task can run");
+    let is_named = error.to_string().ends_with("lack the rights delete pods, create secrets");
+    assert!(matches!(error, PodError::Forbidden { .. }) && is_named, "{error}");
+    let silent = Server::start(|_, _, _| status(403, "no questions"));
+    assert_eq!(silent.cluster.examine_rights().expect("unknown rights"), Vec::<String>::new());
 }
 
 #[test]

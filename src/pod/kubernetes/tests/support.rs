@@ -168,6 +168,7 @@ pub(super) fn settings() -> PodSettings {
         sidecar_database_url: Secret::from("postgresql://u@127.0.0.1:1/none"),
         own_schema: "syncctl".to_owned(),
         node_selector: BTreeMap::from([("syncctl/nowhere".to_owned(), "true".to_owned())]),
+        pull_secrets: Vec::new(),
         service_account: None,
         grace_seconds: 1,
         init_timeout_seconds: 180,
