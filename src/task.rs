@@ -106,18 +106,30 @@ pub enum StreamStatus {
     TimeExceeded,
 }
 
+/// Records that have arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Received {
+    /// Number of records.
+    pub events: u64,
+    /// Bytes of their lines.
+    pub bytes: u64,
+}
+
 /// One stream in `source_task.description`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamReport {
-    /// Records that the source sent.
+    /// Records that are committed, before they are merged.
     pub events: u64,
-    /// Bytes of JSON of those records.
+    /// Bytes of the lines of these records.
     pub bytes: u64,
     /// Progress or outcome.
     pub status: StreamStatus,
     /// Why it is not SUCCESS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Records that have arrived, if more than are committed, while the stream is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<Received>,
     /// What the source expects to send; many sources send no estimate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<Estimate>,

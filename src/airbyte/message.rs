@@ -100,6 +100,8 @@ pub struct Record<'a> {
     pub data: Cow<'a, str>,
     /// When the source emitted it, in milliseconds since 1970.
     pub emitted_at: Option<i64>,
+    /// The length of its line, without the newline.
+    pub line_bytes: u64,
 }
 
 impl Record<'_> {
@@ -109,6 +111,7 @@ impl Record<'_> {
             namespace: self.namespace.map(|namespace| Cow::Owned(namespace.into_owned())),
             data: Cow::Owned(self.data.into_owned()),
             emitted_at: self.emitted_at,
+            line_bytes: self.line_bytes,
         }
     }
 }
@@ -165,11 +168,17 @@ impl<'a> Message<'a> {
         if !line.trim_ascii_start().starts_with(b"{") {
             return Self::Text;
         }
-        let Ok(line) = str::from_utf8(line) else {
+        let length = line.len() as u64;
+        let mut message = if let Ok(line) = str::from_utf8(line) {
+            parse_record(line).map_or_else(|| parse_other(line), Self::Record)
+        } else {
             let line = String::from_utf8_lossy(line);
-            return parse_owned(&line).unwrap_or_else(|| parse_other(&line));
+            parse_owned(&line).unwrap_or_else(|| parse_other(&line))
         };
-        parse_record(line).map_or_else(|| parse_other(line), Self::Record)
+        if let Self::Record(record) = &mut message {
+            record.line_bytes = length;
+        }
+        message
     }
 }
 
@@ -193,6 +202,7 @@ fn parse_record(line: &str) -> Option<Record<'_>> {
         namespace: record.namespace.filter(|namespace| !namespace.is_empty()),
         data: Cow::Borrowed(record.data.get()),
         emitted_at: record.emitted_at.and_then(|at| milliseconds(at.get())),
+        line_bytes: 0,
     })
 }
 
@@ -273,6 +283,7 @@ fn lenient_record(record: &Value) -> Option<Record<'static>> {
         namespace: string(record, "namespace").filter(|namespace| !namespace.is_empty()).map(Cow::Owned),
         data: Cow::Owned(record.get("data")?.to_string()),
         emitted_at: record.get("emitted_at").and_then(|at| milliseconds(&at.to_string())),
+        line_bytes: 0,
     })
 }
 

@@ -26,7 +26,7 @@ use crate::pod::payload::Payload;
 use crate::pod::status::Observation;
 use crate::pod::{Backend, Ownership, PodError, PodEvent, PodRef, Scope, TaskPod};
 use crate::process::ProcessId;
-use crate::task::{StreamReports, StreamStatus, Task, TaskKind};
+use crate::task::{StreamReport, StreamReports, StreamStatus, Task, TaskKind};
 
 /// What can happen while a task runs.
 enum Event {
@@ -326,8 +326,9 @@ impl Run<'_> {
 
 /// The progress of a read in one line.
 fn read_progress(streams: &StreamReports) -> String {
-    let events: u64 = streams.values().map(|stream| stream.events).sum();
-    let bytes: u64 = streams.values().map(|stream| stream.bytes).sum();
+    let received =
+        |stream: &StreamReport| stream.received.map_or((stream.events, stream.bytes), |r| (r.events, r.bytes));
+    let (events, bytes) = streams.values().map(received).fold((0, 0), |sum, new| (sum.0 + new.0, sum.1 + new.1));
     let is_open = |status| matches!(status, StreamStatus::Pending | StreamStatus::Running);
     let done = streams.values().filter(|stream| !is_open(stream.status)).count();
     // A sum of the estimates of some streams would be too low.
@@ -400,7 +401,7 @@ impl Drop for ResultListener {
 #[cfg(test)]
 mod tests {
     use super::read_progress;
-    use crate::task::{Estimate, StreamReport, StreamReports, StreamStatus};
+    use crate::task::{Estimate, Received, StreamReport, StreamReports, StreamStatus};
 
     #[test]
     fn progress_of_a_read_is_one_line() {
@@ -409,12 +410,16 @@ mod tests {
             bytes: 1_500_000,
             status,
             error: None,
+            received: None,
             estimate: Some(Estimate { rows, bytes: None }),
         };
         let mut streams = StreamReports::new();
         streams.insert("users".to_owned(), stream(12_000, StreamStatus::Success, Some(12_000)));
         streams.insert("orders".to_owned(), stream(345, StreamStatus::Running, Some(50_000)));
         assert_eq!(read_progress(&streams), "12,345 of about 62,000 records, 3.00 MB; 1 of 2 streams done");
+        streams["orders"].received = Some(Received { events: 445, bytes: 2_500_000 });
+        assert_eq!(read_progress(&streams), "12,445 of about 62,000 records, 4.00 MB; 1 of 2 streams done");
+        streams["orders"].received = None;
         streams.insert("other".to_owned(), stream(0, StreamStatus::Pending, None));
         assert_eq!(read_progress(&streams), "12,345 records, 4.50 MB; 1 of 3 streams done");
     }

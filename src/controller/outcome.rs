@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::failure_log;
 use crate::db::{ConcurrencyPolicy, Db, DbError, Finding, RequestMark, StartOutcome, StoredResult, StoredTask, Writer};
 use crate::failure::{Class, Failure, NO_REASON, StoredError};
-use crate::task::{StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
+use crate::task::{StreamReport, StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
 /// The result of a task.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,8 +156,10 @@ pub fn conclude(db: &Db, task: &Task, failure: &Failure) -> Result<Conclusion, D
 /// Whether the sidecar has reported committed rows of a stream.
 fn has_committed_rows(db: &Db, task: &Task) -> Result<bool, DbError> {
     let row = db.task(&task.task_id)?;
-    let is_committed = |status| matches!(status, StreamStatus::Success | StreamStatus::Partial);
-    Ok(row.is_some_and(|row| row.streams.values().any(|report| is_committed(report.status))))
+    let is_loaded = |report: &StreamReport| {
+        report.events > 0 || matches!(report.status, StreamStatus::Success | StreamStatus::Partial)
+    };
+    Ok(row.is_some_and(|row| row.streams.values().any(is_loaded)))
 }
 
 /// What is stored of a task.

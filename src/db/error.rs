@@ -27,6 +27,8 @@ pub enum DbError {
         reason: String,
         /// Whether a later attempt may succeed.
         transient: bool,
+        /// No server is at the address: the port is closed, or the host is unknown or unreachable.
+        no_server: bool,
     },
     /// The connection was lost and could not be restored within the retry timeout.
     #[error("cannot {action} in {address}: gave up after {waited_seconds} s: {reason}")]
@@ -63,6 +65,11 @@ impl DbError {
             Self::Unreachable { .. } | Self::ConnectionLost { .. } => Class::DatabaseUnreachable,
             Self::ServerError { .. } | Self::SchemaMismatch { .. } => Class::DatabaseError,
         }
+    }
+
+    /// Whether no server is at the address: the port is closed, or the host is unknown or unreachable.
+    pub fn is_no_server(&self) -> bool {
+        matches!(self, Self::Unreachable { no_server: true, .. })
     }
 
     /// Whether the same operation may succeed later.
@@ -103,6 +110,22 @@ pub fn is_connection_lost(error: &postgres::Error) -> bool {
 fn is_connection_lost_code(code: &str) -> bool {
     code.starts_with("08") || ["57P01", "57P02", "57P03", "57P05", "53300", "25P03"].contains(&code)
 }
+
+/// Whether no server is at the address: the port is closed, or the host is unknown or unreachable. A server that starts
+/// accepts connections before it answers, so this is more likely a wrong address than a start.
+pub(super) fn is_no_server(error: &postgres::Error) -> bool {
+    sources(error).filter_map(|source| source.downcast_ref::<std::io::Error>()).any(is_no_server_io)
+}
+
+/// The same for an I/O error of a connection attempt.
+pub fn is_no_server_io(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable)
+        || error.to_string().contains(UNKNOWN_HOST)
+}
+
+/// How the standard library begins the error of a name that cannot be resolved; it has no kind of its own.
+const UNKNOWN_HOST: &str = "failed to lookup address information";
 
 /// Whether the TLS handshake failed.
 pub(super) fn is_tls(error: &postgres::Error) -> bool {

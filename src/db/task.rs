@@ -264,7 +264,8 @@ impl Db {
     /// Stores the outcome of a task. False if the stored one takes precedence.
     ///
     /// [`Writer`] has the rules. Where a sidecar's outcome does not count, only its reports are stored. Without `reports` the
-    /// stored ones stay, and streams without a final status get the outcome of the task.
+    /// stored ones stay, and streams without a final status get the outcome of the task
+    /// and, if that is a failure, its reason.
     pub fn finish_task(
         &self,
         task: &Task,
@@ -305,7 +306,7 @@ impl Db {
             }
             let closed = || {
                 let explained = description::explain(stored.description.as_deref()?, status, error);
-                Some(description::close(&explained, status))
+                Some(description::close(&explained, status, error))
             };
             let description = written.clone().or_else(closed);
             update(tx, &task.task_id, status, description.as_deref(), error)?;
@@ -387,7 +388,8 @@ impl Db {
                     Ok((row.try_get(0)?, row.try_get(1)?))
                 })?;
             for (id, description) in &stale {
-                let description = description.as_deref().map(|text| description::close(text, TaskStatus::Failed));
+                let description =
+                    description.as_deref().map(|text| description::close(text, TaskStatus::Failed, Some(&error)));
                 update(tx, id, TaskStatus::Failed, description.as_deref(), Some(&error))?;
             }
             Ok(stale.into_iter().map(|(id, _)| id).collect())

@@ -76,6 +76,8 @@ struct Session<'a> {
     has_changed: bool,
     /// Rows have arrived since the last report.
     has_new_rows: bool,
+    /// The number of streams with committed rows at the last tick.
+    loaded: usize,
     started: Instant,
     last_report: Instant,
     last_tick: Instant,
@@ -140,6 +142,7 @@ impl<'a> Session<'a> {
             with_state: HashSet::new(),
             has_changed: false,
             has_new_rows: false,
+            loaded: 0,
             started: now,
             last_report: now,
             last_tick: now,
@@ -264,6 +267,9 @@ impl<'a> Session<'a> {
         if now.duration_since(start) >= LONG_COMMIT {
             source.note_activity();
         }
+        // Reported at once: after a kill of this process the row shows whether anything is loaded.
+        let loaded = self.streams.loaded();
+        self.has_changed |= std::mem::replace(&mut self.loaded, loaded) < loaded;
         let counts_due = self.has_new_rows && now.duration_since(self.last_report) >= COUNT_INTERVAL;
         if self.has_changed || counts_due {
             self.reporter.publish(self.reports());
@@ -343,8 +349,10 @@ impl<'a> Session<'a> {
                 return Ok(SidecarExit::OutcomeUnknown);
             }
             End::Exited(code) => {
-                let failure = (code != 0).then(|| source.failure(code, ""));
-                self.outcome_of_end(code == 0, failure)?
+                // A connector that writes no message may have rows nevertheless: no table is emptied.
+                let has_failed = code != 0 || !source.has_messages();
+                let failure = has_failed.then(|| source.failure(code, "a message of the Airbyte protocol"));
+                self.outcome_of_end(!has_failed, failure)?
             }
             // Streams that the connector has completed are complete, whatever else its output shows.
             End::Closed if self.streams.all_succeeded() => self.outcome_of_end(true, None)?,

@@ -259,6 +259,11 @@ impl Source {
         self.noted || self.stdout.has_polled
     }
 
+    /// Whether any message of the Airbyte protocol has arrived, log messages included.
+    pub fn has_messages(&self) -> bool {
+        self.connector.has_messages
+    }
+
     /// What comes next from the connector. Waits at most a tick.
     pub fn next(&mut self) -> Result<Input<'_>, Failure> {
         let check_deadline = self.time_passed();

@@ -180,7 +180,12 @@ impl Target {
             // Drops the connection if the caller no longer waits.
             let _ = sender.send(result);
         };
-        let transient = |reason: String| DbError::Unreachable { address: self.address(), reason, transient: true };
+        let transient = |reason: String| DbError::Unreachable {
+            address: self.address(),
+            reason,
+            transient: true,
+            no_server: false,
+        };
         thread::Builder::new()
             .name("db-connect".to_owned())
             .spawn(run)
@@ -226,6 +231,7 @@ impl Target {
             address: self.address(),
             reason: self.describe(error),
             transient: error::is_transient(error),
+            no_server: error::is_no_server(error),
         }
     }
 }

@@ -67,6 +67,7 @@ pub(super) fn parse(description: &str) -> StreamReports {
                 bytes: number(&report, "bytes"),
                 status: serde_json::from_value(status).unwrap_or(StreamStatus::Pending),
                 error: report.get("error").and_then(Value::as_str).map(str::to_owned),
+                received: report.get("received").and_then(|received| serde_json::from_value(received.clone()).ok()),
                 estimate: report.get("estimate").and_then(|estimate| serde_json::from_value(estimate.clone()).ok()),
             };
             Some((name, report))
@@ -74,21 +75,33 @@ pub(super) fn parse(description: &str) -> StreamReports {
         .collect()
 }
 
-/// Gives streams without a final status the outcome of the task. Everything else in the description stays.
-pub(super) fn close(description: &str, outcome: TaskStatus) -> String {
+/// Gives streams without a final status the outcome of the task, and the reason to those that fail. Everything else in the
+/// description stays.
+///
+/// After a failure a stream is PARTIAL if some of its records are committed, and else FAILED.
+pub(super) fn close(description: &str, outcome: TaskStatus, reason: Option<&str>) -> String {
     let Ok(Value::Object(mut streams)) = serde_json::from_str(description) else { return description.to_owned() };
     let outcome = match outcome {
         TaskStatus::Running => return description.to_owned(),
         TaskStatus::Success => StreamStatus::Success,
-        TaskStatus::Partial => StreamStatus::Partial,
-        TaskStatus::Failed => StreamStatus::Failed,
+        TaskStatus::Partial | TaskStatus::Failed => StreamStatus::Failed,
         TaskStatus::Cancelled | TaskStatus::Skipped => StreamStatus::Cancelled,
         TaskStatus::TimeExceeded => StreamStatus::TimeExceeded,
     };
-    let outcome = serde_json::to_value(outcome).unwrap_or_default();
-    let statuses = streams.values_mut().filter_map(|report| report.get_mut("status"));
-    for status in statuses.filter(|status| ["PENDING", "RUNNING"].contains(&status.as_str().unwrap_or_default())) {
-        *status = outcome.clone();
+    let reason = reason.map(|reason| Failure::from_stored(reason).text);
+    for report in streams.values_mut().filter_map(Value::as_object_mut) {
+        let status = report.get("status").and_then(Value::as_str).unwrap_or_default();
+        if !["PENDING", "RUNNING"].contains(&status) {
+            continue;
+        }
+        let is_loaded = report.get("events").and_then(Value::as_u64).is_some_and(|events| events > 0);
+        let has_failed = outcome == StreamStatus::Failed;
+        let status = if has_failed && is_loaded { StreamStatus::Partial } else { outcome };
+        report.insert("status".to_owned(), status.to_string().into());
+        report.remove("received");
+        if let Some(reason) = reason.as_deref().filter(|_| has_failed && !report.contains_key("error")) {
+            report.insert("error".to_owned(), reason.into());
+        }
     }
     Value::Object(streams).to_string()
 }
@@ -105,10 +118,32 @@ mod tests {
     fn close_gives_open_streams_the_outcome_of_the_task() {
         let description = r#"{"b":{"status":"RUNNING","events":1,"extra":true},"a":{"status":"SUCCESS"},"c":{"status":"PENDING"},"d":3}"#;
         assert_eq!(
-            close(description, TaskStatus::Cancelled),
+            close(description, TaskStatus::Cancelled, Some("the task was cancelled")),
             r#"{"b":{"status":"CANCELLED","events":1,"extra":true},"a":{"status":"SUCCESS"},"c":{"status":"CANCELLED"},"d":3}"#
         );
-        assert_eq!(close("a text", TaskStatus::Failed), "a text");
+        assert_eq!(close("a text", TaskStatus::Failed, None), "a text");
+    }
+
+    #[test]
+    fn after_a_failure_only_streams_with_committed_records_are_partial() {
+        let description = concat!(
+            r#"{"loaded":{"events":5,"status":"RUNNING","received":{"events":7,"bytes":9}},"#,
+            r#""sent":{"events":0,"status":"RUNNING","received":{"events":7,"bytes":9}},"#,
+            r#""waiting":{"events":0,"status":"PENDING"},"#,
+            r#""failed":{"events":0,"status":"RUNNING","error":"its own"},"done":{"events":9,"status":"SUCCESS"}}"#
+        );
+        for outcome in [TaskStatus::Partial, TaskStatus::Failed] {
+            assert_eq!(
+                close(description, outcome, Some("SIDECAR_FAILED: killed")),
+                concat!(
+                    r#"{"loaded":{"events":5,"status":"PARTIAL","error":"killed"},"#,
+                    r#""sent":{"events":0,"status":"FAILED","error":"killed"},"#,
+                    r#""waiting":{"events":0,"status":"FAILED","error":"killed"},"#,
+                    r#""failed":{"events":0,"status":"FAILED","error":"its own"},"done":{"events":9,"status":"SUCCESS"}}"#
+                ),
+                "{outcome:?}"
+            );
+        }
     }
 
     #[test]

@@ -251,7 +251,10 @@ pub(super) fn reports(streams: &[(&str, StreamStatus)]) -> StreamReports {
     streams
         .iter()
         .map(|(name, status)| {
-            ((*name).to_owned(), StreamReport { events: 0, bytes: 0, status: *status, error: None, estimate: None })
+            (
+                (*name).to_owned(),
+                StreamReport { events: 0, bytes: 0, status: *status, error: None, received: None, estimate: None },
+            )
         })
         .collect()
 }

@@ -167,7 +167,9 @@ fn fail_stale_tasks_fails_tasks_without_heartbeat() {
     assert_eq!(db.fail_stale_tasks(Duration::from_hours(1)).expect("writable"), Vec::<String>::new());
     let lost = db.task("lost").expect("readable").expect("stored");
     assert_eq!(lost.error.as_deref(), Some("ABANDONED: no heartbeat for 60 minutes"));
-    assert_eq!(lost.streams, reports(&[("a", StreamStatus::Failed)]));
+    let mut expected = reports(&[("a", StreamStatus::Failed)]);
+    expected["a"].error = Some("no heartbeat for 60 minutes".to_owned());
+    assert_eq!(lost.streams, expected);
     assert_eq!(db.task("alive").expect("readable").and_then(|task| task.status), Some(TaskStatus::Running));
 }
 

@@ -20,6 +20,11 @@ use crate::task::Task;
 /// Delays between attempts to reach a destination.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
+/// How long the first connection is retried: then a wrong address is more likely than an outage.
+const FIRST_RETRY_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same where no server is at the address: the port is closed, or the host is unknown or unreachable.
+const NO_SERVER_RETRY_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Values of `destinationType`, each with the parser of the other fields.
 const DESTINATIONS: &[(&str, ParseConfig)] =
     &[("postgres", postgres::parse), ("bulker", bulker::parse), ("discard", discard::parse)];

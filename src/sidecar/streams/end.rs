@@ -2,7 +2,7 @@
 
 use super::{Storable, Stream, Streams};
 use crate::airbyte::message::StreamName;
-use crate::sidecar::sink::SinkError;
+use crate::sidecar::sink::{Sink, SinkError, StreamIndex, WriteMode};
 use crate::task::StreamStatus;
 
 /// Appended to the reason why a stream ends early.
@@ -11,15 +11,34 @@ const ROWS_DROPPED: &str = ": its rows are dropped, because only a complete stre
 impl Streams {
     /// Completes a stream. Returns the states that have waited for it.
     pub(super) fn complete(&mut self, at: usize) -> Storable {
+        self.finish_with(at, |sink, index| sink.finish(index))
+    }
+
+    /// Completes a stream without rows whose source has not said that it is complete: a table is not emptied.
+    fn complete_unchanged(&mut self, at: usize) -> Storable {
+        let stream = &self.all[at];
+        if stream.spec.mode == WriteMode::Replace || stream.deletes_generations() {
+            let key = &stream.key;
+            let text = format!("stream {key}: no rows and no stream status arrived: its table is left unchanged");
+            self.warnings.push(text);
+        }
+        self.finish_with(at, |sink, index| sink.finish_early(index).map(drop))
+    }
+
+    fn finish_with(
+        &mut self,
+        at: usize,
+        finish: impl FnOnce(&mut dyn Sink, StreamIndex) -> Result<(), SinkError>,
+    ) -> Storable {
         self.start(at);
         let Some(index) = self.all[at].sink_index else { return Vec::new() };
-        if let Err(error) = self.sink.finish(index) {
+        if let Err(error) = finish(&mut *self.sink, index) {
             self.refuse(at, &error);
             return Vec::new();
         }
         let stream = &mut self.all[at];
         stream.status = StreamStatus::Success;
-        stream.committed = stream.events;
+        stream.record_committed();
         stream.error = None;
         self.note_activity(at);
         let stream = &mut self.all[at];
@@ -78,7 +97,8 @@ impl Streams {
     }
 
     /// Ends the open streams after the source has ended. A source that never sent a stream status completes all streams
-    /// with exit code 0 (`is_success`).
+    /// with exit code 0 (`is_success`). Streams without rows then leave their tables as they are, unless a full sync was
+    /// asked for: nothing proves that the source has no rows.
     pub fn source_ended(&mut self, is_success: bool, reason: &str) -> Storable {
         let mut storable = Vec::new();
         for at in 0..self.all.len() {
@@ -86,7 +106,9 @@ impl Streams {
                 // The rows of a stream without rows may have come under an unknown name: its table must not be emptied.
                 let may_be_unmapped = self.has_unmapped && self.all[at].events == 0;
                 if is_success && !self.has_statuses && !may_be_unmapped {
-                    storable.extend(self.complete(at));
+                    let is_unproven = self.all[at].events == 0 && !self.full_sync;
+                    let states = if is_unproven { self.complete_unchanged(at) } else { self.complete(at) };
+                    storable.extend(states);
                 } else {
                     self.fail(at, reason);
                 }
@@ -148,7 +170,7 @@ impl Streams {
         match self.sink.finish_early(index) {
             Ok(is_committed) => {
                 if is_committed {
-                    self.all[at].committed = self.all[at].events;
+                    self.all[at].record_committed();
                 }
                 is_committed
             }

@@ -19,7 +19,7 @@ use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
 use crate::airbyte::message::{Record, StreamName};
 use crate::airbyte::state::Progress;
 use crate::sidecar::sink::{Committed, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
-use crate::task::{Estimate, ReadOptions, StreamReport, StreamReports, StreamStatus};
+use crate::task::{Estimate, ReadOptions, Received, StreamReport, StreamReports, StreamStatus};
 
 /// When to commit rows of a stream whose source sends no state: a long transaction keeps a database from cleaning up,
 /// and uncommitted rows must be sent again after an interruption.
@@ -46,10 +46,14 @@ struct Stream {
     spec: StreamSpec,
     /// `None` if the destination refused the stream.
     sink_index: Option<StreamIndex>,
+    /// Records that have arrived.
     events: u64,
+    /// Bytes of their lines.
     bytes: u64,
     /// How many of `events` are durable in the destination.
     committed: u64,
+    /// Bytes of their lines.
+    committed_bytes: u64,
     /// How many of `bytes` arrived after the last commit.
     uncommitted_bytes: u64,
     /// When the first of them arrived.
@@ -78,6 +82,10 @@ pub struct Streams {
     has_statuses: bool,
     /// Records of streams that are not in the catalog were dropped.
     has_unmapped: bool,
+    /// The caller has asked for a full sync.
+    full_sync: bool,
+    /// For the user, since the last call of [`Streams::warnings`].
+    warnings: Vec<String>,
     /// Why the destination refused the first stream that it refused.
     refusal: Option<String>,
     /// How many records to take before the read ends.
@@ -88,6 +96,8 @@ pub struct Streams {
     active: Vec<usize>,
     /// The same of all streams together.
     global_activity: Activity,
+    /// The number of streams with committed rows.
+    loaded: usize,
 }
 
 /// States that may be stored now: (key, document).
@@ -136,27 +146,39 @@ impl Streams {
             pending_global_state: None,
             has_statuses: false,
             has_unmapped: false,
+            full_sync: options.full_sync,
+            warnings: Vec::new(),
             refusal,
             remaining: options.max_records.unwrap_or(u64::MAX),
             limits,
             next_check: Instant::now(),
             active: Vec::new(),
             global_activity: Activity::default(),
+            loaded: 0,
         }
     }
 
-    /// New warnings of the destination.
+    /// The number of streams that have committed rows before their end.
+    pub fn loaded(&self) -> usize {
+        self.loaded
+    }
+
+    /// New warnings of the streams and of the destination.
     pub fn warnings(&mut self) -> Vec<String> {
-        self.sink.warnings()
+        let mut warnings = std::mem::take(&mut self.warnings);
+        warnings.append(&mut self.sink.warnings());
+        warnings
     }
 
     /// The per-stream map.
     pub fn reports(&self) -> StreamReports {
         let report = |stream: &Stream| StreamReport {
-            events: stream.events,
-            bytes: stream.bytes,
+            events: stream.committed,
+            bytes: stream.committed_bytes,
             status: stream.status,
             error: stream.error.clone(),
+            received: (stream.is_open() && stream.events > stream.committed)
+                .then_some(Received { events: stream.events, bytes: stream.bytes }),
             estimate: stream.estimate,
         };
         self.all.iter().map(|stream| (stream.key.clone(), report(stream))).collect()
@@ -177,7 +199,7 @@ impl Streams {
         }
         stream.events += 1;
         self.remaining = self.remaining.saturating_sub(1);
-        stream.bytes += record.data.len() as u64;
+        stream.bytes += record.line_bytes;
         stream.uncommitted_bytes += record.data.len() as u64;
         stream.uncommitted_since.get_or_insert_with(Instant::now);
         let is_full = stream.uncommitted_bytes >= self.limits.bytes && stream.spec.mode != WriteMode::Replace;
@@ -346,7 +368,8 @@ impl Streams {
         let stream = &mut self.all[at];
         (stream.uncommitted_bytes, stream.uncommitted_since) = (0, None);
         if committed == Committed::Durable && stream.committed < stream.events {
-            stream.committed = stream.events;
+            self.loaded += usize::from(stream.committed == 0);
+            stream.record_committed();
             self.note_activity(at);
         }
         Ok(committed)
@@ -354,6 +377,11 @@ impl Streams {
 }
 
 impl Stream {
+    /// All rows that have arrived are committed.
+    fn record_committed(&mut self) {
+        (self.committed, self.committed_bytes) = (self.events, self.bytes);
+    }
+
     /// Neither complete nor failed.
     fn is_open(&self) -> bool {
         matches!(self.status, StreamStatus::Pending | StreamStatus::Running)
@@ -373,6 +401,7 @@ impl Stream {
             events: 0,
             bytes: 0,
             committed: 0,
+            committed_bytes: 0,
             uncommitted_bytes: 0,
             uncommitted_since: None,
             status: StreamStatus::Pending,

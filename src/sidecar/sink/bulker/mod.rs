@@ -51,7 +51,10 @@ use row::Encoder;
 use stream::{RequestHeads, Stream};
 
 use super::postgres::names::{self, Kind};
-use super::{Committed, Connect, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
+use super::{
+    Committed, Connect, FIRST_RETRY_TIMEOUT, NO_SERVER_RETRY_TIMEOUT, Sink, SinkError, StreamIndex, StreamSpec,
+    WriteMode,
+};
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::Failure;
 use crate::http_client;
@@ -68,8 +71,6 @@ const LIMITS: Limits = Limits {
     idle: Duration::from_secs(20),
     open: MAX_OPEN,
 };
-/// How long the first connection may take: then a wrong address is more likely than a restart.
-const FIRST_RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Memory of all chunks under construction. Beyond it, the largest one is sent.
 const MAX_CHUNK_MEMORY: usize = 4 << 20;
 
@@ -86,7 +87,7 @@ impl Connect for Settings {
     fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError> {
         let sink = BulkerSink::new(self, &task.sync_id, &task.task_id, LIMITS)?;
         // Reports a wrong address before the source is read.
-        sink.server.wait_until_reachable(FIRST_RETRY_TIMEOUT).map_err(|error| SinkError {
+        sink.server.wait_until_reachable(FIRST_RETRY_TIMEOUT, NO_SERVER_RETRY_TIMEOUT).map_err(|error| SinkError {
             text: format!("Bulker at {}: {}", self.endpoint, error.text),
             transient: error.transient,
         })?;

@@ -13,6 +13,7 @@ use rustls::ClientConfig;
 use super::http::{self, Chunk};
 use super::response::{self, Outcome, RequestError, Retry};
 use super::row::LINE_LIMIT;
+use crate::db::is_no_server_io;
 use crate::http_client::{Connection, Endpoint, Response, Sent, parse_response};
 use crate::retry;
 use crate::sidecar::sink::BACKOFF;
@@ -58,11 +59,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Waits until the server accepts a connection.
-    pub fn wait_until_reachable(&self, timeout: Duration) -> Result<(), RequestError> {
-        let mut retry = BACKOFF.within(timeout);
+    /// Waits until the server accepts a connection, at most for `timeout`; where there is no server for `no_server`.
+    pub fn wait_until_reachable(&self, timeout: Duration, no_server: Duration) -> Result<(), RequestError> {
+        let (mut retry, mut no_server) = (BACKOFF.within(timeout), BACKOFF.within(no_server));
         loop {
             let Err(error) = Connection::open(&self.endpoint, self.tls.as_ref()) else { return Ok(()) };
+            let retry = if is_no_server_io(&error) { &mut no_server } else { &mut retry };
             let error = connection_error(CONNECTING, &error);
             if error.retry == Retry::Never || !retry.wait() {
                 return Err(error);

@@ -58,15 +58,15 @@ use serde_json::Value;
 use session::{Session, SessionConfig};
 use stream::Stream;
 
-use super::{BACKOFF, Committed, Connect, Sink, SinkError, StreamIndex, StreamSpec};
+use super::{
+    BACKOFF, Committed, Connect, FIRST_RETRY_TIMEOUT, NO_SERVER_RETRY_TIMEOUT, Sink, SinkError, StreamIndex, StreamSpec,
+};
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::Failure;
 use crate::task::Task;
 
 /// How long to retry while the server is unreachable: longer than a restart or a failover takes.
 const RETRY_TIMEOUT: Duration = Duration::from_mins(5);
-/// The same for the first connection, when a wrong address is more likely than an outage.
-const FIRST_RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Memory of the chunks of all streams, in bytes. Beyond it the largest chunk is sent early.
 const MAX_BUFFERED_BYTES: usize = 4 << 20;
 
@@ -102,8 +102,10 @@ impl PostgresSink {
         let run_id = uuid::Uuid::new_v4().as_u64_pair().0.cast_signed();
         let config = Arc::new(SessionConfig { target: settings.target.clone(), run_id, retry_timeout });
         let mut session = Session::new(Arc::clone(&config));
-        let mut retry = BACKOFF.within(retry_timeout.min(FIRST_RETRY_TIMEOUT));
+        let within = |timeout: Duration| BACKOFF.within(retry_timeout.min(timeout));
+        let (mut retry, mut no_server) = (within(FIRST_RETRY_TIMEOUT), within(NO_SERVER_RETRY_TIMEOUT));
         while let Err(error) = session.client().map(drop) {
+            let retry = if error.is_no_server() { &mut no_server } else { &mut retry };
             if !error.is_connection_lost() || !retry.wait() {
                 return Err(session.sink_error(&error));
             }

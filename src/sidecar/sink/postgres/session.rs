@@ -107,6 +107,11 @@ impl SessionError {
         }
     }
 
+    /// Whether no server is at the address.
+    pub fn is_no_server(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.is_no_server())
+    }
+
     /// Whether another session holds a lock that the statement needs.
     pub fn is_lock_timeout(&self) -> bool {
         self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)

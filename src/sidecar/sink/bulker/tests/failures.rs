@@ -157,7 +157,8 @@ fn only_the_first_stream_waits_for_an_unavailable_server() {
     for mode in [WriteMode::Merge, WriteMode::Replace, WriteMode::Replace] {
         assert!(two_rows(&mut sink, mode).is_err());
     }
-    let error = sink.server.wait_until_reachable(Duration::from_millis(200)).expect_err("no server");
+    let error =
+        sink.server.wait_until_reachable(Duration::from_mins(2), Duration::from_millis(200)).expect_err("no server");
     assert!(error.transient && error.text.contains("Connection refused"), "{error:?}");
 }
 

@@ -262,6 +262,7 @@ pub fn write(sink: &mut BulkerSink, stream: StreamIndex, data: &str) -> Result<(
         namespace: None,
         data: Cow::Borrowed(data),
         emitted_at: Some(1_700_000_000_000),
+        line_bytes: 20,
     };
     sink.write(stream, &record)
 }

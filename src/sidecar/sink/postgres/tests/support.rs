@@ -179,7 +179,13 @@ pub fn keyed(table: &str, mode: WriteMode) -> StreamSpec {
 }
 
 pub fn record(data: &str) -> Record<'_> {
-    Record { stream: Cow::Borrowed("s"), namespace: None, data: Cow::Borrowed(data), emitted_at: Some(0) }
+    Record {
+        stream: Cow::Borrowed("s"),
+        namespace: None,
+        data: Cow::Borrowed(data),
+        emitted_at: Some(0),
+        line_bytes: 20,
+    }
 }
 
 pub fn write(sink: &mut PostgresSink, stream: StreamIndex, rows: &[&str]) {
