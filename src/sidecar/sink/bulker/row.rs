@@ -31,18 +31,18 @@ pub struct Encoder {
     /// Convert names to lower case.
     same_case: bool,
     names: Names,
-    /// Set if rows get a timestamp: the last `emitted_at`, and the encoded end of its rows.
-    timestamp: Option<(Option<i64>, String)>,
+    /// Rows get the time when they are loaded.
+    add_meta: bool,
 }
 
 impl Encoder {
     /// `add_meta` adds a timestamp to each row.
     pub fn new(names: Names, same_case: bool, add_meta: bool) -> Self {
-        Self { same_case, names, timestamp: add_meta.then(Default::default) }
+        Self { same_case, names, add_meta }
     }
 
     /// Appends a row with its newline. Appends nothing on an error.
-    pub fn push(&mut self, data: &str, emitted_at: Option<i64>, into: &mut Vec<u8>) -> Result<(), RowError> {
+    pub fn push(&mut self, data: &str, into: &mut Vec<u8>) -> Result<(), RowError> {
         let data = data.trim();
         if !data.starts_with('{') || !data.ends_with('}') {
             return Err(RowError::NotAnObject);
@@ -56,11 +56,11 @@ impl Encoder {
             into[at + found] = b' ';
             at += found + 1;
         }
-        if let Some(last) = &mut self.timestamp {
+        if self.add_meta {
             let inner = data[1..data.len() - 1].trim();
             into.pop();
             into.extend_from_slice(if inner.is_empty() { b"" } else { b"," });
-            into.extend_from_slice(row_end(last, emitted_at).as_bytes());
+            into.extend_from_slice(format!("\"{TIMESTAMP}\":\"{}\"}}", Timestamp::now()).as_bytes());
         }
         into.push(b'\n');
         let length = into.len() - begin;
@@ -77,15 +77,6 @@ impl Encoder {
         write_lower(&pairs, Some(&self.names), &mut out);
         Ok(Cow::Owned(out))
     }
-}
-
-/// The end of a row with its timestamp: the current time if the source sent none.
-fn row_end(last: &mut (Option<i64>, String), emitted_at: Option<i64>) -> &str {
-    let at = emitted_at.and_then(|at| Timestamp::from_millisecond(at).ok());
-    if at.is_none() || last.0 != emitted_at || last.1.is_empty() {
-        *last = (emitted_at, format!("\"{TIMESTAMP}\":\"{}\"}}", at.unwrap_or_else(Timestamp::now)));
-    }
-    &last.1
 }
 
 /// Writes an object with lower-case names, also in nested objects that Bulker flattens into columns. Declared objects are
@@ -154,13 +145,12 @@ mod tests {
     use crate::airbyte::message::StreamName;
     use crate::sidecar::sink::bulker::fields::{Fields, Names};
     use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
+    use jiff::Timestamp;
     use serde_json::{Value, json};
-
-    const AT: Option<i64> = Some(1_700_000_000_123);
 
     fn line(encoder: &mut Encoder, data: &str) -> String {
         let mut out = b"before\n".to_vec();
-        encoder.push(data, AT, &mut out).unwrap_or_else(|error| panic!("{data}: {error:?}"));
+        encoder.push(data, &mut out).unwrap_or_else(|error| panic!("{data}: {error:?}"));
         let text = String::from_utf8(out).expect("text");
         let line = text.strip_prefix("before\n").and_then(|line| line.strip_suffix('\n')).expect("one more line");
         assert!(!line.contains('\n'), "{line}");
@@ -183,13 +173,13 @@ mod tests {
     #[test]
     fn timestamps_are_appended() {
         let mut encoder = Encoder::new(Names::default(), false, true);
-        let timestamp = r#""_jitsu_timestamp":"2023-11-14T22:13:20.123Z""#;
-        assert_eq!(line(&mut encoder, r#"{"a":"}"}"#), format!(r#"{{"a":"}}",{timestamp}}}"#));
-        assert_eq!(line(&mut encoder, "{ }"), format!("{{ {timestamp}}}"));
-        let mut out = Vec::new();
-        encoder.push("{}", None, &mut out).expect("a row");
-        let row: Value = serde_json::from_slice(&out).expect("JSON");
-        assert!(row["_jitsu_timestamp"].as_str().is_some_and(|at| !at.starts_with("2023")), "{row}");
+        let before = Timestamp::now();
+        for (data, fields) in [(r#"{"a":"}"}"#, 2), ("{ }", 1)] {
+            let row: Value = serde_json::from_str(&line(&mut encoder, data)).expect("JSON");
+            assert_eq!(row.as_object().map(serde_json::Map::len), Some(fields), "{row}");
+            let at: Timestamp = row["_jitsu_timestamp"].as_str().and_then(|at| at.parse().ok()).expect("a time");
+            assert!((before..=Timestamp::now()).contains(&at), "{row}: the time of loading");
+        }
     }
 
     #[test]
@@ -203,10 +193,10 @@ mod tests {
             ("a text", "\"ABORT\"".to_owned(), RowError::NotAnObject),
             ("too long", row(LINE_LIMIT - 1), RowError::TooLong(LINE_LIMIT)),
         ] {
-            assert_eq!(encoder.push(&data, AT, &mut out), Err(expected), "{label}");
+            assert_eq!(encoder.push(&data, &mut out), Err(expected), "{label}");
             assert_eq!(out, b"before\n", "{label}");
         }
-        assert_eq!(encoder.push(&row(LINE_LIMIT - 2), AT, &mut out), Ok(()), "the longest row");
+        assert_eq!(encoder.push(&row(LINE_LIMIT - 2), &mut out), Ok(()), "the longest row");
         assert_eq!(out.len(), 7 + LINE_LIMIT - 1);
     }
 

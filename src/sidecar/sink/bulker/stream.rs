@@ -75,7 +75,7 @@ impl Stream {
         }
         let State::Active(request) = &mut self.state else { return Ok(()) };
         let chunk = request.chunk();
-        if let Err(error) = self.encoder.push(&record.data, record.emitted_at, chunk.body()) {
+        if let Err(error) = self.encoder.push(&record.data, chunk.body()) {
             let error = self.row_error(&error);
             return self.fail(server, error);
         }

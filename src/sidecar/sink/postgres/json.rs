@@ -66,6 +66,38 @@ pub fn push_document(raw: &str, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends a JSON document without the space between its tokens.
+pub fn push_compact(raw: &[u8], out: &mut Vec<u8>) {
+    let mut rest = raw;
+    // A string is copied as it is: from its quote to the next one without a backslash before it.
+    while let Some(quote) = memchr(b'"', rest) {
+        out.extend(rest[..quote].iter().filter(|byte| !byte.is_ascii_whitespace()));
+        let mut end = quote + 1;
+        while let Some(found) = memchr2(b'"', b'\\', &rest[end..]) {
+            end += found + 1;
+            if rest[end - 1] == b'"' {
+                break;
+            }
+            end = rest.len().min(end + 1);
+        }
+        out.extend_from_slice(&rest[quote..end]);
+        rest = &rest[end..];
+    }
+    out.extend(rest.iter().filter(|byte| !byte.is_ascii_whitespace()));
+}
+
+/// The document whose text a JSON string holds; `None` if it holds something else.
+pub fn embedded_document(raw: &str) -> Option<String> {
+    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+    if !inner.trim_start().starts_with(['{', '[']) {
+        return None;
+    }
+    let mut text = Vec::with_capacity(inner.len());
+    unescape(inner.as_bytes(), &mut text);
+    let text = String::from_utf8(text).ok()?;
+    serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok().then_some(text)
+}
+
 /// Returns `false` if the document is too deep or has too many elements.
 fn push_tokens(raw: &[u8], out: &mut Vec<u8>) -> bool {
     let (mut at, mut depth, mut elements) = (0, 0_usize, 0_usize);

@@ -15,7 +15,7 @@ use crate::sidecar::sink::{StreamSpec, WriteMode};
 
 /// The column of values that no other column can hold.
 pub const UNMAPPED: &str = "_unmapped_data";
-/// The column of the time when the source sent the row.
+/// The column of the time when the row was loaded.
 pub const TIMESTAMP: &str = "_jitsu_timestamp";
 /// The column of the row's generation; the name is Airbyte's.
 pub const GENERATION: &str = "_airbyte_generation_id";
@@ -39,6 +39,8 @@ pub struct Column {
     pub kind: ColumnType,
     /// Its declaration in a staging table, and in the target if it does not exist there yet.
     pub sql_type: String,
+    /// The schema declares documents: a string with the text of one is parsed.
+    pub parses_text: bool,
 }
 
 /// A column of an existing table.
@@ -132,8 +134,11 @@ impl Layout {
             layout.generation = layout.add(GENERATION.to_owned(), ColumnType::BIGINT, usize::MAX);
         }
         for (key, schema) in declared.into_iter().flatten() {
-            let field = layout.fields.insert(ROOT, key, true);
-            layout.assign_column(field, ColumnType::of_schema(schema));
+            let (field, kind) = (layout.fields.insert(ROOT, key, true), ColumnType::of_schema(schema));
+            if let Mapping::Column(column) = layout.assign_column(field, kind) {
+                let column = &mut layout.columns[column];
+                column.parses_text = kind == ColumnType::JSONB && matches!(column.kind, ColumnType::Json { .. });
+            }
         }
         // Before other undeclared fields, so that these are always tracked.
         for first in spec.primary_key.iter().chain([&spec.cursor]).filter_map(|path| path.first()) {
@@ -222,7 +227,7 @@ impl Layout {
     pub fn unmapped_or_add(&mut self) -> Option<usize> {
         if self.unmapped.is_none() {
             let stores_documents = |column: &ExistingColumn| {
-                matches!(column.kind, Some(ColumnType::Json { .. } | ColumnType::Text { max_chars: None }))
+                matches!(column.kind, Some(ColumnType::Json { .. } | ColumnType::Text { max_chars: None, .. }))
             };
             let name = match self.existing.get(UNMAPPED) {
                 Some(column) if !stores_documents(column) => names::suffixed(UNMAPPED, UNMAPPED),
@@ -237,12 +242,14 @@ impl Layout {
     /// Adds a column; `None` if the table has it but no rows can be loaded into it, or if there are too many columns.
     fn add(&mut self, name: String, kind: ColumnType, max_columns: usize) -> Option<usize> {
         let column = match self.existing.get(&name) {
-            Some(ExistingColumn { kind, sql_type, .. }) => Column { name, kind: (*kind)?, sql_type: sql_type.clone() },
+            Some(ExistingColumn { kind, sql_type, .. }) => {
+                Column { name, kind: (*kind)?, sql_type: sql_type.clone(), parses_text: false }
+            }
             None if max_columns < usize::MAX && self.existing.len() + self.added >= MAX_TABLE_COLUMNS => return None,
             None if self.columns.len() >= max_columns => return None,
             None => {
                 self.added += 1;
-                Column { name, kind, sql_type: kind.sql().to_owned() }
+                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false }
             }
         };
         self.columns.push(column);

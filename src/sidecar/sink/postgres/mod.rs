@@ -5,8 +5,8 @@
 //! | `config` | the fields of `destinationConfig` |
 //! | `names`, `types`, `number`, `time`, `json` | names, types and values of columns |
 //! | `fields`, `layout` | which field maps to which column |
-//! | `row`, `value`, `copy` | rows in COPY's binary format |
-//! | `session`, `table` | connections, transactions, DDL |
+//! | `row`, `value`, `reformat`, `copy` | rows in COPY's binary format |
+//! | `session`, `table`, `text_habits` | connections, transactions, DDL, what a table holds |
 //! | `loader`, `staged_rows` | loading chunks, directly or through a staging table |
 //! | `generation` | rows of a refresh that are collected over several runs |
 //! | `prepare`, `stream` | the life of a stream, and what its commits do |
@@ -35,6 +35,7 @@ mod loader;
 pub(super) mod names;
 mod number;
 mod prepare;
+mod reformat;
 mod resources;
 mod row;
 mod session;
@@ -43,6 +44,7 @@ mod stream;
 mod table;
 #[cfg(test)]
 mod tests;
+mod text_habits;
 mod time;
 pub(super) mod types;
 mod value;

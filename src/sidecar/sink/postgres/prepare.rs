@@ -8,6 +8,7 @@ use super::layout::{Column, ExistingColumn, Layout, MergeKey};
 use super::session::{Session, SessionError};
 use super::staged_rows::StagedRows;
 use super::table::Table;
+use super::text_habits;
 use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
 
 /// When rows become visible in the target, and which rows they replace.
@@ -32,6 +33,8 @@ pub struct CommitPlan {
     pub mode: WriteMode,
     /// When the target is updated.
     pub update: TargetUpdate,
+    /// The columns of a primary key that the user has made: rows are merged by it once they have all of its columns.
+    pub table_key: Option<Vec<String>>,
     /// The last checkpoint of the generation table.
     pub checkpoint: Checkpoint,
     /// The next commit with rows replaces all others.
@@ -110,7 +113,14 @@ impl StreamTable<'_> {
         };
         let sequence = sequenced.then_some(checkpoint.rows);
         let drop_obsolete = partial.map(|partial| partial.drop_statement()).unwrap_or_default();
-        let plan = CommitPlan { mode, update, checkpoint, replaces_at_next_commit, drop_obsolete };
+        let plan = CommitPlan {
+            mode,
+            update,
+            table_key: target.other_primary_key(),
+            checkpoint,
+            replaces_at_next_commit,
+            drop_obsolete,
+        };
         Ok(PreparedStream { target, staging, layout, sequence, plan })
     }
 
@@ -119,7 +129,10 @@ impl StreamTable<'_> {
         session: &mut Session,
     ) -> Result<(Table, Vec<ExistingColumn>, Option<PartialGeneration>), SessionError> {
         session.transaction(|client| {
-            let (target, existing) = Table::inspect(client, self.schema, self.table)?;
+            let (target, mut existing) = Table::inspect(client, self.schema, self.table)?;
+            if target.exists() && self.spec.mode != WriteMode::Replace && !self.spec.replaces_at_first_commit {
+                text_habits::mark_columns(client, &target, &mut existing)?;
+            }
             target.drop_orphaned_staging_tables(client, self.run_id)?;
             let partial = PartialGeneration::find(client, &target)?;
             Ok((target, existing, partial))
@@ -189,6 +202,7 @@ fn drop_stale_key(session: &mut Session, target: &Table) -> Result<(), SessionEr
 
 /// The columns that rows can be loaded into: all of them in a staging table.
 pub fn loadable_columns(existing: Vec<ExistingColumn>) -> Vec<Column> {
-    let column = |ExistingColumn { name, kind, sql_type }| Some(Column { name, kind: kind?, sql_type });
+    let column =
+        |ExistingColumn { name, kind, sql_type }| Some(Column { name, kind: kind?, sql_type, parses_text: false });
     existing.into_iter().filter_map(column).collect()
 }

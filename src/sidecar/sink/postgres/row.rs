@@ -14,9 +14,11 @@ use serde_json::value::RawValue;
 
 use super::copy::{self, Chunk, NULL};
 use super::fields::{FieldId, FieldTree, Mapping, ObjectId, ROOT, SEPARATOR};
+use super::json;
 use super::layout::Layout;
 use super::names;
 use super::number::Fit;
+use super::time;
 use super::types::ColumnType;
 use super::value;
 
@@ -52,7 +54,6 @@ pub struct Encoder {
     unmapped: Vec<(String, Range<usize>)>,
     /// The document for the column of unmapped values.
     document: String,
-    timestamp: TimestampField,
 }
 
 impl Encoder {
@@ -70,12 +71,11 @@ impl Encoder {
             values: Vec::new(),
             unmapped: Vec::new(),
             document: String::new(),
-            timestamp: TimestampField::default(),
         }
     }
 
     /// Appends a row to a chunk. An error leaves the chunk unchanged, except for new columns with nulls.
-    pub fn push(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
+    pub fn push(&mut self, data: &str, chunk: &mut Chunk) -> Result<(), RowError> {
         self.values.clear();
         self.values.resize(self.layout.columns.len(), 0..0);
         self.unmapped.clear();
@@ -89,7 +89,7 @@ impl Encoder {
         }
         chunk.widen(self.layout.columns.len());
         let start = chunk.bytes.len();
-        let written = self.write(data, emitted_at, chunk);
+        let written = self.write(data, chunk);
         if written.is_err() {
             chunk.bytes.truncate(start);
         } else {
@@ -136,7 +136,7 @@ impl Encoder {
         Ok(())
     }
 
-    fn write(&mut self, data: &str, emitted_at: Option<i64>, chunk: &mut Chunk) -> Result<(), RowError> {
+    fn write(&mut self, data: &str, chunk: &mut Chunk) -> Result<(), RowError> {
         let out = &mut chunk.bytes;
         let row_start = out.len();
         if data.len() >= LARGE_ROW {
@@ -153,7 +153,7 @@ impl Encoder {
         let mut budget = self.layout.row_budget();
         for (index, column) in self.layout.columns.iter().enumerate() {
             if Some(index) == self.layout.timestamp {
-                out.extend_from_slice(self.timestamp.encode(emitted_at, column.kind));
+                push_load_time(column.kind, out);
                 continue;
             }
             if Some(index) == self.layout.generation {
@@ -166,7 +166,8 @@ impl Encoder {
             let range = &mut self.values[index];
             let raw = &data[range.clone()];
             let start = out.len();
-            let mut fit = value::encode(column.kind, raw, out);
+            let parsed = if column.parses_text { json::embedded_document(raw) } else { None };
+            let mut fit = value::encode(column.kind, parsed.as_deref().unwrap_or(raw), out);
             if let Some(budget) = &mut budget
                 && out[start..] != NULL
                 && !self.layout.is_required(index)
@@ -230,23 +231,13 @@ fn unmapped_document(values: &[(String, Range<usize>)], data: &str) -> String {
     format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
 }
 
-/// The encoded timestamp of the last row: consecutive rows often share it.
-#[derive(Default)]
-struct TimestampField {
-    emitted_at: Option<i64>,
-    field: Vec<u8>,
-}
-
-impl TimestampField {
-    /// The field for a row that was emitted at this time (Unix milliseconds), or else now.
-    fn encode(&mut self, emitted_at: Option<i64>, kind: ColumnType) -> &[u8] {
-        let at = emitted_at.and_then(|at| Timestamp::from_millisecond(at).ok());
-        if at.is_none() || self.emitted_at != emitted_at || self.field.is_empty() {
-            self.emitted_at = emitted_at;
-            self.field.clear();
-            value::encode(kind, &format!("\"{}\"", at.unwrap_or_else(Timestamp::now)), &mut self.field);
-        }
-        &self.field
+/// Appends the current time.
+fn push_load_time(kind: ColumnType, out: &mut Vec<u8>) {
+    let now = Timestamp::now();
+    if kind == ColumnType::TimestampTz {
+        copy::push_bigint(time::micros_of(now), out);
+    } else {
+        value::encode(kind, &format!("\"{now}\""), out);
     }
 }
 

@@ -180,9 +180,7 @@ struct ActiveStream {
 
 impl ActiveStream {
     fn write(&mut self, resources: &mut Resources, record: &Record<'_>) -> Result<(), SessionError> {
-        self.encoder
-            .push(&record.data, record.emitted_at, &mut self.chunk)
-            .map_err(|error| SessionError::permanent(error.to_string()))?;
+        self.encoder.push(&record.data, &mut self.chunk).map_err(|error| SessionError::permanent(error.to_string()))?;
         if self.chunk.bytes.len() < CHUNK_SIZE { Ok(()) } else { self.send(resources) }
     }
 
@@ -282,7 +280,16 @@ impl ActiveStream {
     fn merge_key(&self) -> MergeKey {
         match self.plan.mode {
             WriteMode::Append => MergeKey::default(),
-            WriteMode::Merge | WriteMode::Replace => self.encoder.layout.merge_key(&self.plan.checkpoint.merge_key),
+            WriteMode::Merge | WriteMode::Replace => {
+                let layout = &self.encoder.layout;
+                let mut key = layout.merge_key(&self.plan.checkpoint.merge_key);
+                let has_column = |name: &String| layout.columns.iter().any(|column| column.name == *name);
+                let table_key = self.plan.table_key.as_ref().filter(|columns| columns.iter().all(has_column));
+                if let Some(columns) = table_key.filter(|_| !key.columns.is_empty()) {
+                    key.columns.clone_from(columns);
+                }
+                key
+            }
         }
     }
 

@@ -15,6 +15,8 @@ use super::types::ColumnType;
 const OWN_KEY_PREFIX: &str = "jitsu_pk_";
 /// The name prefix of staging tables.
 const STAGING_PREFIX: &str = "_syncctl";
+/// The comment of tables that this program creates: their texts are as the source sent them.
+const OWN_COMMENT: &str = "created by syncctl";
 /// Hexadecimal digits of the run id in names of staging tables.
 const RUN_ID_DIGITS: usize = 16;
 
@@ -59,6 +61,8 @@ pub struct Table {
     pub key_failed: bool,
     /// A staging table with the column [`SEQUENCE`].
     sequenced: bool,
+    /// Its comment says that this program has created it.
+    is_own: bool,
 }
 
 impl Table {
@@ -71,14 +75,20 @@ impl Table {
             keys: Vec::new(),
             key_failed: false,
             sequenced: false,
+            is_own: false,
         }
+    }
+
+    /// Whether this program has created it.
+    pub fn is_own(&self) -> bool {
+        self.is_own
     }
 
     /// Reads the definition of a table, and its columns.
     pub fn inspect(client: &mut Client, schema: &str, name: &str) -> Result<(Self, Vec<ExistingColumn>), SessionError> {
         let schema_exists = client.query_opt("SELECT 1 FROM pg_namespace WHERE nspname = $1", &[&schema])?.is_some();
         let found = client.query_opt(
-            "SELECT c.oid, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            "SELECT c.oid, c.relkind::text, obj_description(c.oid, 'pg_class') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE n.nspname = $1 AND c.relname = $2",
             &[&schema, &name],
         )?;
@@ -93,6 +103,7 @@ impl Table {
         if !matches!(kind.as_str(), "r" | "p") {
             return Err(SessionError::permanent("a relation of this name exists and is not a table"));
         }
+        table.is_own = found.get::<_, Option<String>>(2).is_some_and(|comment| comment.starts_with(OWN_COMMENT));
         let columns = existing_columns(client, oid)?;
         table.columns = columns.iter().map(|column| column.name.clone()).collect();
         table.keys = unique_keys(client, oid)?;
@@ -126,6 +137,10 @@ impl Table {
     /// The prefix of that name, for any run.
     pub fn generation_table_prefix(&self) -> String {
         format!("{}gen", self.staging_prefix())
+    }
+
+    fn is_staging(&self) -> bool {
+        self.name.starts_with(STAGING_PREFIX)
     }
 
     fn staging_prefix(&self) -> String {
@@ -176,7 +191,10 @@ impl Table {
         } else {
             String::new()
         };
-        Some(format!("{schema}CREATE TABLE IF NOT EXISTS {} ({});", self.qualified_name(), definitions.join(", ")))
+        let name = self.qualified_name();
+        let comment =
+            if self.is_staging() { String::new() } else { format!("COMMENT ON TABLE {name} IS '{OWN_COMMENT}';") };
+        Some(format!("{schema}CREATE TABLE IF NOT EXISTS {name} ({});{comment}", definitions.join(", ")))
     }
 
     /// Records that the statements of [`create_or_widen`](Self::create_or_widen) were committed.
@@ -210,6 +228,15 @@ impl Table {
     /// Whether `ON CONFLICT` with exactly these columns works.
     pub fn has_key(&self, columns: &[String]) -> bool {
         self.keys.iter().any(|key| key.is_arbiter && key.is_on(columns))
+    }
+
+    /// The columns of a primary key that is not ours.
+    pub fn other_primary_key(&self) -> Option<Vec<String>> {
+        let key =
+            self.keys.iter().find(|key| key.primary && key.is_arbiter && !key.name.starts_with(OWN_KEY_PREFIX))?;
+        let mut columns: Vec<String> = key.columns.iter().cloned().collect();
+        columns.sort_unstable();
+        Some(columns)
     }
 
     /// Whether it has a primary key that is not ours.

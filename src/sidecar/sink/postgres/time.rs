@@ -12,6 +12,8 @@ const DAYS_OF_MONTH: [u8; 12] = [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
 const EPOCH_DAYS: i32 = 730_119;
 /// Seconds from 1970-01-01 to 2000-01-01.
 const UNIX_SECONDS_OF_2000: i128 = 946_684_800;
+/// Microseconds from 1970-01-01 to 2000-01-01.
+const MICROS_OF_2000: i64 = 946_684_800_000_000;
 const SECONDS_PER_DAY: i128 = 86_400;
 const NANOS_PER_SECOND: i128 = 1_000_000_000;
 const MICROS_PER_SECOND: i64 = 1_000_000;
@@ -39,6 +41,30 @@ pub fn date(text: &str) -> Option<i32> {
     let nanos = lenient(text)?;
     let day = SECONDS_PER_DAY * NANOS_PER_SECOND;
     if nanos % day == 0 { i32::try_from(nanos / day).ok() } else { None }
+}
+
+/// The microseconds of this instant.
+pub fn micros_of(at: Timestamp) -> i64 {
+    at.as_microsecond() - MICROS_OF_2000
+}
+
+/// A timestamp as the existing implementation stored it in text columns, in UTC and without trailing zeros; `None` for
+/// texts that it did not take for one.
+pub fn reformatted(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    // Of the first and second millennium after 1000, as it tested the first digit.
+    if bytes.len() > 35 || !matches!(bytes.first(), Some(b'1' | b'2')) {
+        return None;
+    }
+    let (_, zoned) = strict(bytes)?;
+    match (bytes.get(10)?, zoned) {
+        (b'T', true) if !text.ends_with('Z') => Some(text.parse::<Timestamp>().ok()?.to_string()),
+        (b'T', true) | (b' ', false) => {
+            let fraction = text[19..].trim_end_matches('Z').trim_end_matches('0').trim_end_matches('.');
+            Some(format!("{}T{}{fraction}Z", &text[..10], &text[11..19]))
+        }
+        _ => None,
+    }
 }
 
 fn is_leap(year: u16) -> bool {
@@ -141,7 +167,7 @@ fn lenient(text: &str) -> Option<i128> {
 
 #[cfg(test)]
 mod tests {
-    use super::{date, is_instant, timestamp, timestamptz};
+    use super::{date, is_instant, reformatted, timestamp, timestamptz};
     use jiff::{SignedDuration, Timestamp, ToSpan as _};
 
     fn formatted(micros: Option<i64>) -> Option<String> {
@@ -178,6 +204,28 @@ mod tests {
             ("text after the time", "2024-01-31T10:00:00Z and more", None),
         ] {
             assert_eq!(formatted(timestamptz(text)).as_deref(), expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn reformatted_times_are_in_utc_without_trailing_zeros() {
+        for (text, expected) in [
+            ("2024-05-01T00:00:00.000Z", Some("2024-05-01T00:00:00Z")),
+            ("2024-05-01T00:00:00Z", Some("2024-05-01T00:00:00Z")),
+            ("2024-05-01T00:00:00.120Z", Some("2024-05-01T00:00:00.12Z")),
+            ("2024-05-01T00:00:00.123456789Z", Some("2024-05-01T00:00:00.123456789Z")),
+            ("2024-05-01T01:30:00.500+02:00", Some("2024-04-30T23:30:00.5Z")),
+            ("2024-05-01T00:00:00+00:00", Some("2024-05-01T00:00:00Z")),
+            ("2024-05-01 10:20:30", Some("2024-05-01T10:20:30Z")),
+            ("2024-05-01 10:20:30.100", Some("2024-05-01T10:20:30.1Z")),
+            ("2024-05-01T10:20:30", None),
+            ("2024-05-01 10:20:30Z", None),
+            ("2024-05-01", None),
+            ("0999-05-01T00:00:00Z", None),
+            ("2023-02-29T00:00:00Z", None),
+            ("soon", None),
+        ] {
+            assert_eq!(reformatted(text).as_deref(), expected, "{text}");
         }
     }
 

@@ -11,6 +11,8 @@ pub enum ColumnType {
     Text {
         /// The length limit, in characters.
         max_chars: Option<usize>,
+        /// Values have the form in which the existing implementation stored them: see [`reformat`](super::reformat).
+        reformatted: bool,
     },
     /// `smallint`, `integer` or `bigint`.
     Integer {
@@ -45,7 +47,7 @@ pub enum ColumnType {
 
 impl ColumnType {
     /// `text`
-    pub const TEXT: Self = Self::Text { max_chars: None };
+    pub const TEXT: Self = Self::Text { max_chars: None, reformatted: false };
     /// `bigint`
     pub const BIGINT: Self = Self::Integer { bytes: 8 };
     /// `jsonb`
@@ -111,7 +113,10 @@ impl ColumnType {
         let modifier = (modifier >= 4).then(|| modifier - 4);
         Some(match name {
             "text" | "citext" => Self::TEXT,
-            "varchar" => Self::Text { max_chars: modifier.and_then(|length| usize::try_from(length).ok()) },
+            "varchar" => {
+                let max_chars = modifier.and_then(|length| usize::try_from(length).ok());
+                Self::Text { max_chars, reformatted: false }
+            }
             "int2" => Self::Integer { bytes: 2 },
             "int4" => Self::Integer { bytes: 4 },
             "int8" => Self::BIGINT,
@@ -191,7 +196,7 @@ mod tests {
     #[test]
     fn of_catalog_reads_length_precision_and_scale() {
         for (label, name, modifier, expected) in [
-            ("varchar(10)", "varchar", 14, Some(ColumnType::Text { max_chars: Some(10) })),
+            ("varchar(10)", "varchar", 14, Some(ColumnType::Text { max_chars: Some(10), reformatted: false })),
             ("varchar", "varchar", -1, Some(ColumnType::TEXT)),
             ("numeric", "numeric", -1, Some(ColumnType::Numeric { limits: None })),
             ("numeric(10,2)", "numeric", (10 << 16 | 2) + 4, Some(ColumnType::Numeric { limits: Some((8, 2)) })),

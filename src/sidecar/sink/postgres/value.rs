@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::copy::NULL;
 use super::json;
 use super::number::{self, Fit};
+use super::reformat;
 use super::time;
 use super::types::ColumnType;
 
@@ -25,7 +26,7 @@ pub fn encode(kind: ColumnType, raw: &str, out: &mut Vec<u8>) -> Fit {
     let first = raw.as_bytes().first();
     let fit = match kind {
         _ if matches!(first, None | Some(b'n')) => return Fit::Exact,
-        ColumnType::Text { max_chars } => text(max_chars, raw, out),
+        ColumnType::Text { max_chars, reformatted } => text(max_chars, reformatted, raw, out),
         ColumnType::Json { binary } => {
             out.extend(binary.then_some(JSONB_VERSION));
             json::push_document(raw, out);
@@ -50,13 +51,20 @@ pub fn encode(kind: ColumnType, raw: &str, out: &mut Vec<u8>) -> Fit {
     }
 }
 
-/// Any value; values other than strings become their JSON text. U+0000 is removed because Postgres does not allow it.
-fn text(max_chars: Option<usize>, raw: &str, out: &mut Vec<u8>) -> Fit {
+/// Any value; values other than strings become their JSON text, documents without space between their tokens. U+0000 is
+/// removed because Postgres does not allow it.
+fn text(max_chars: Option<usize>, reformatted: bool, raw: &str, out: &mut Vec<u8>) -> Fit {
     let start = out.len();
-    if raw.starts_with('"') {
-        json::unescape(inner(raw).as_bytes(), out);
-    } else {
-        out.extend_from_slice(raw.as_bytes());
+    match raw.as_bytes().first() {
+        Some(b'"') => {
+            json::unescape(inner(raw).as_bytes(), out);
+            if reformatted {
+                reformat::timestamp(start, out);
+            }
+        }
+        Some(b'{' | b'[') => json::push_compact(raw.as_bytes(), out),
+        Some(b'-' | b'0'..=b'9') if reformatted => reformat::push_number(raw, out),
+        _ => out.extend_from_slice(raw.as_bytes()),
     }
     if memchr(0, &out[start..]).is_some() {
         let text = out.split_off(start);
@@ -171,7 +179,8 @@ mod tests {
     #[test]
     fn text_and_documents_are_encoded_as_postgres_accepts_them() {
         let (text, json) = (ColumnType::TEXT, ColumnType::JSONB);
-        let short = ColumnType::Text { max_chars: Some(3) };
+        let short = ColumnType::Text { max_chars: Some(3), reformatted: false };
+        let old = ColumnType::Text { max_chars: None, reformatted: true };
         for (label, kind, raw, expected) in [
             ("null", text, "null", None),
             ("string", text, r#""a\tb\nc\\d\"e\/""#, Some("a\tb\nc\\d\"e/")),
@@ -182,8 +191,12 @@ mod tests {
             ("surrogate pair", text, r#""\ud83d\ude00""#, Some("😀")),
             ("lone surrogate", text, r#""\ud83dx""#, Some("\u{fffd}x")),
             ("lone surrogate at the end", text, r#""\ude00""#, Some("\u{fffd}")),
-            ("object in a text column", text, "{\"a\":\n\"\\n\"}", Some("{\"a\":\n\"\\n\"}")),
+            ("object in a text column", text, "{\"a\":\n\"\\n \\\"\"}", Some("{\"a\":\"\\n \\\"\"}")),
+            ("array in a text column", text, "[1, { } ]", Some("[1,{}]")),
             ("number in a text column", text, "1.50", Some("1.50")),
+            ("time in a text column", text, r#""2024-05-01T00:00:00.000Z""#, Some("2024-05-01T00:00:00.000Z")),
+            ("reformatted number", old, "1.0", Some("1")),
+            ("reformatted time", old, r#""2024-05-01T02:00:00.000+02:00""#, Some("2024-05-01T00:00:00Z")),
             ("boolean in a text column", text, "true", Some("true")),
             ("short enough", short, r#""äöü""#, Some("äöü")),
             ("too long", short, r#""äöüx""#, None),

@@ -11,6 +11,7 @@ mod limits;
 mod locks;
 mod modes;
 mod names;
+mod reformatted;
 mod support;
 mod tls;
 mod types;
