@@ -67,6 +67,32 @@ pub fn widen(rows: &[u8], count: u64, added: usize) -> Vec<u8> {
     widened
 }
 
+/// Returns the rows with this field of each converted, unless it is null.
+pub fn convert_field(rows: &[u8], index: usize, convert: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+    let mut converted = Vec::with_capacity(rows.len());
+    let mut rest = rows;
+    while let Some((fields, length)) = measure(rest) {
+        let (row, after) = rest.split_at(length);
+        let mut at = COUNT;
+        converted.extend_from_slice(&row[..COUNT]);
+        for field in 0..fields {
+            let size = row.get(at..).and_then(<[u8]>::first_chunk).copied().unwrap_or(NULL);
+            let end = at + NULL.len() + usize::try_from(i32::from_be_bytes(size)).unwrap_or(0);
+            if field == index && size != NULL {
+                let value = convert(&row[at + NULL.len()..end]);
+                // Converted values are short.
+                converted.extend_from_slice(&i32::try_from(value.len()).unwrap_or(0).to_be_bytes());
+                converted.extend_from_slice(&value);
+            } else {
+                converted.extend_from_slice(&row[at..end]);
+            }
+            at = end;
+        }
+        rest = after;
+    }
+    converted
+}
+
 /// The number of fields and the length in bytes of the first row.
 fn measure(rows: &[u8]) -> Option<(usize, usize)> {
     let fields = usize::from(u16::from_be_bytes(*rows.first_chunk()?));

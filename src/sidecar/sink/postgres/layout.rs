@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::fields::{FieldId, FieldTree, Mapping, ROOT, SEPARATOR};
+use super::inference::Inference;
 use super::names::{self, Kind};
 use super::types::ColumnType;
 use crate::sidecar::sink::{StreamSpec, WriteMode};
@@ -41,6 +42,8 @@ pub struct Column {
     pub sql_type: String,
     /// The schema declares documents: a string with the text of one is parsed.
     pub parses_text: bool,
+    /// Its type follows the values of the current batch, because neither the schema nor the table determines it.
+    pub inferred: Option<Inference>,
 }
 
 /// A column of an existing table.
@@ -94,6 +97,8 @@ pub struct Layout {
     pub timestamp: Option<usize>,
     /// The column of [`GENERATION`], if rows have one and the table can hold it.
     pub generation: Option<usize>,
+    /// Some columns are inferred.
+    pub has_inferred: bool,
     /// The number of columns that the table does not have yet.
     added: usize,
     key: Vec<NamedField>,
@@ -112,6 +117,7 @@ impl Layout {
             unmapped: None,
             timestamp: None,
             generation: None,
+            has_inferred: false,
             added: 0,
             key: Vec::new(),
             cursor: None,
@@ -194,10 +200,21 @@ impl Layout {
         }
         self.fields.map(field, mapping);
         if let Mapping::Column(column) = mapping {
+            if !self.fields.get(field).declared && !self.existing.contains_key(&self.columns[column].name) {
+                self.columns[column].inferred = Some(Inference::default());
+                self.has_inferred = true;
+            }
             let named = self.key.iter_mut().chain(self.cursor.as_mut());
             named.filter(|named| named.identity == identity).for_each(|named| named.column = Some(column));
         }
         mapping
+    }
+
+    /// From now on the columns have the types that they have now, because the table has them.
+    pub fn fix_types(&mut self) {
+        if std::mem::take(&mut self.has_inferred) {
+            self.columns.iter_mut().for_each(|column| column.inferred = None);
+        }
     }
 
     fn column_name(&self, identity: &str) -> String {
@@ -243,13 +260,13 @@ impl Layout {
     fn add(&mut self, name: String, kind: ColumnType, max_columns: usize) -> Option<usize> {
         let column = match self.existing.get(&name) {
             Some(ExistingColumn { kind, sql_type, .. }) => {
-                Column { name, kind: (*kind)?, sql_type: sql_type.clone(), parses_text: false }
+                Column { name, kind: (*kind)?, sql_type: sql_type.clone(), parses_text: false, inferred: None }
             }
             None if max_columns < usize::MAX && self.existing.len() + self.added >= MAX_TABLE_COLUMNS => return None,
             None if self.columns.len() >= max_columns => return None,
             None => {
                 self.added += 1;
-                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false }
+                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, inferred: None }
             }
         };
         self.columns.push(column);

@@ -10,7 +10,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::copy::{Chunk, copy_in};
+use super::inference;
 use super::layout::{Column, MergeKey};
+use super::names::quote;
 use super::session::{Session, SessionError};
 use super::staged_rows::StagedRows;
 use super::table::Table;
@@ -193,6 +195,25 @@ impl TableLoader {
             session.config.reason(&error)
         );
         SessionError::Final { reason, transient: true }
+    }
+
+    /// Gives the columns of the staging table their new types, where these were different.
+    pub fn convert_staged(&mut self, before: &[Column]) -> Result<(), SessionError> {
+        let changed: Vec<String> = before
+            .iter()
+            .zip(&self.columns)
+            .filter(|(old, new)| old.sql_type != new.sql_type && self.staging.has_column(&new.name))
+            .map(|(old, new)| {
+                let name = quote(&new.name);
+                let value = inference::conversion(&name, &old.sql_type, &new.sql_type);
+                format!("ALTER COLUMN {name} TYPE {} USING {value}", new.sql_type)
+            })
+            .collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let statement = format!("ALTER TABLE {} {}", self.staging.qualified_name(), changed.join(", "));
+        self.session.as_mut().ok_or_else(no_session)?.execute(&statement)
     }
 
     /// Replaces all rows of the target with the staged ones. Later chunks are loaded into a new staging table.

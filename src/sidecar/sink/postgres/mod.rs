@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `config` | the fields of `destinationConfig` |
-//! | `names`, `types`, `number`, `time`, `json` | names, types and values of columns |
+//! | `names`, `types`, `inference`, `number`, `time`, `json` | names, types and values of columns |
 //! | `fields`, `layout` | which field maps to which column |
 //! | `row`, `value`, `reformat`, `copy` | rows in COPY's binary format |
 //! | `session`, `table`, `text_habits` | connections, transactions, DDL, what a table holds |
@@ -29,6 +29,7 @@ mod config;
 mod copy;
 mod fields;
 mod generation;
+mod inference;
 mod json;
 mod layout;
 mod loader;

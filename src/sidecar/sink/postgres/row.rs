@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 
 use super::copy::{self, Chunk, NULL};
 use super::fields::{FieldId, FieldTree, Mapping, ObjectId, ROOT, SEPARATOR};
+use super::inference;
 use super::json;
 use super::layout::Layout;
 use super::names;
@@ -87,6 +88,9 @@ impl Encoder {
             let row: &RawValue = serde_json::from_str(data)?;
             self.document.push_str(row.get());
         }
+        if self.layout.has_inferred {
+            self.infer_types(data, chunk);
+        }
         chunk.widen(self.layout.columns.len());
         let start = chunk.bytes.len();
         let written = self.write(data, chunk);
@@ -104,6 +108,24 @@ impl Encoder {
             self.layout.unmapped_or_add();
         }
         chunk.widen(self.layout.columns.len());
+    }
+
+    /// Changes the types of inferred columns that the current row does not fit, and converts the rows of the chunk.
+    fn infer_types(&mut self, data: &str, chunk: &mut Chunk) {
+        let first = usize::from(self.sequence.is_some());
+        for (index, column) in self.layout.columns.iter_mut().enumerate() {
+            let range = self.values[index].clone();
+            let Some(inference) = column.inferred.as_mut().filter(|_| !range.is_empty()) else { continue };
+            let (from, to) = (column.kind, inference.join(column.kind, &data[range]));
+            if from == to {
+                continue;
+            }
+            (column.kind, column.sql_type) = (to, to.sql().to_owned());
+            if index < chunk.columns {
+                let convert = |value: &[u8]| inference::convert(value, from, to);
+                chunk.bytes = copy::convert_field(&chunk.bytes, first + index, convert);
+            }
+        }
     }
 
     fn locate_values(&mut self, data: &str) -> Result<(), serde_json::Error> {

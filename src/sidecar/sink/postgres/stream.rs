@@ -206,16 +206,25 @@ impl ActiveStream {
             && self.plan.update == TargetUpdate::EachCommit
             && !self.plan.replaces_at_next_commit;
         let has_rows = self.chunk.rows > 0;
+        let has_inferred = self.encoder.layout.has_inferred;
         let known = self.loader(resources)?.columns.len();
-        let added = self.encoder.layout.columns[known..].to_vec();
+        let is_new = has_inferred || known < self.encoder.layout.columns.len();
+        let columns = is_new.then(|| self.encoder.layout.columns.clone());
         let subject = self.subject.clone();
         let loader = self.loader(resources)?;
-        loader.columns.extend(added);
         if has_rows && loader.mode.is_none() {
-            let is_direct = is_appended && resources.register_transaction();
+            // The table gets columns whose types are inferred with the last row of the batch.
+            let is_direct = is_appended && !has_inferred && resources.register_transaction();
             loader.mode = Some(if is_direct { LoadMode::Direct } else { LoadMode::Staged });
         }
         loader.session.get_or_insert_with(|| resources.acquire_session(&subject));
+        if let Some(columns) = columns {
+            let before = std::mem::replace(&mut loader.columns, columns);
+            loader.convert_staged(&before)?;
+        }
+        if loader.mode == Some(LoadMode::Direct) {
+            self.encoder.layout.fix_types();
+        }
         Ok(())
     }
 
@@ -273,6 +282,7 @@ impl ActiveStream {
         }
         let session = self.loader(resources)?.take_session();
         resources.release_session(session);
+        self.encoder.layout.fix_types();
         Ok(())
     }
 
@@ -307,6 +317,7 @@ impl ActiveStream {
         let (staging, target, columns, session) = loader.parts()?;
         generation::save_checkpoint(session, target, (staging, columns), run_id, &checkpoint, &drop_obsolete)?;
         resources.release_session(loader.take_session());
+        self.encoder.layout.fix_types();
         self.retain_staging = true;
         Ok(())
     }

@@ -48,6 +48,11 @@ pub fn micros_of(at: Timestamp) -> i64 {
     at.as_microsecond() - MICROS_OF_2000
 }
 
+/// The instant of these microseconds.
+pub fn instant_of(micros: i64) -> Option<Timestamp> {
+    Timestamp::from_microsecond(micros.checked_add(MICROS_OF_2000)?).ok()
+}
+
 /// A timestamp as the existing implementation stored it in text columns, in UTC and without trailing zeros; `None` for
 /// texts that it did not take for one.
 pub fn reformatted(text: &str) -> Option<String> {

@@ -7,6 +7,7 @@ mod crashes;
 mod existing_tables;
 mod first_commit;
 mod generations;
+mod inference;
 mod limits;
 mod locks;
 mod modes;
