@@ -72,7 +72,7 @@ pub fn convert(value: &[u8], from: ColumnType, to: ColumnType) -> Vec<u8> {
 /// The same conversion in SQL, of this column.
 pub fn conversion(column: &str, from: &str, to: &str) -> String {
     match (from, to) {
-        ("timestamptz", "text") => format!(
+        ("timestamptz" | "timestamp with time zone", "text") => format!(
             "regexp_replace(to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US'), '\\.?0+$', '') || 'Z'"
         ),
         _ => format!("{column}::{to}"),

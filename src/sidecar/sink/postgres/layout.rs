@@ -55,6 +55,10 @@ pub struct ExistingColumn {
     pub kind: Option<ColumnType>,
     /// The type as Postgres formats it.
     pub sql_type: String,
+    /// All rows are replaced, and nothing depends on the type: the column gets the type that a new one would have.
+    pub is_replaceable: bool,
+    /// What forbids that its type is replaced with the rows.
+    pub kept_because: Option<String>,
 }
 
 /// The columns by which rows are merged.
@@ -99,6 +103,8 @@ pub struct Layout {
     pub generation: Option<usize>,
     /// Some columns are inferred.
     pub has_inferred: bool,
+    /// Columns whose type would be another one if nothing depended on it: sentence fragments.
+    pub kept_types: Vec<String>,
     /// The number of columns that the table does not have yet.
     added: usize,
     key: Vec<NamedField>,
@@ -118,6 +124,7 @@ impl Layout {
             timestamp: None,
             generation: None,
             has_inferred: false,
+            kept_types: Vec::new(),
             added: 0,
             key: Vec::new(),
             cursor: None,
@@ -200,7 +207,8 @@ impl Layout {
         }
         self.fields.map(field, mapping);
         if let Mapping::Column(column) = mapping {
-            if !self.fields.get(field).declared && !self.existing.contains_key(&self.columns[column].name) {
+            let existing = self.existing.get(&self.columns[column].name);
+            if !self.fields.get(field).declared && existing.is_none_or(|existing| existing.is_replaceable) {
                 self.columns[column].inferred = Some(Inference::default());
                 self.has_inferred = true;
             }
@@ -258,7 +266,17 @@ impl Layout {
 
     /// Adds a column; `None` if the table has it but no rows can be loaded into it, or if there are too many columns.
     fn add(&mut self, name: String, kind: ColumnType, max_columns: usize) -> Option<usize> {
+        if let Some(ExistingColumn { kind: existing, sql_type, kept_because: Some(reason), .. }) =
+            self.existing.get(&name)
+            && existing.is_some_and(|existing| existing != kind)
+        {
+            self.kept_types
+                .push(format!("column {name:?} keeps its type {sql_type} instead of {}: {reason}", kind.sql()));
+        }
         let column = match self.existing.get(&name) {
+            Some(existing) if existing.is_replaceable && existing.kind != Some(kind) => {
+                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, inferred: None }
+            }
             Some(ExistingColumn { kind, sql_type, .. }) => {
                 Column { name, kind: (*kind)?, sql_type: sql_type.clone(), parses_text: false, inferred: None }
             }

@@ -6,14 +6,14 @@
 //! | `names`, `types`, `inference`, `number`, `time`, `json` | names, types and values of columns |
 //! | `fields`, `layout` | which field maps to which column |
 //! | `row`, `value`, `reformat`, `copy` | rows in COPY's binary format |
-//! | `session`, `table`, `text_habits` | connections, transactions, DDL, what a table holds |
+//! | `session`, `table`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
 //! | `loader`, `staged_rows` | loading chunks, directly or through a staging table |
 //! | `generation` | rows of a refresh that are collected over several runs |
 //! | `prepare`, `stream` | the life of a stream, and what its commits do |
 //! | `resources` | connections and buffers that streams share |
 //!
 //! Decisions that the rules leave open:
-//! * The type of an existing column never changes. A value that does not fit is null in its column and stored in
+//! * The type of an existing column changes only with a replacement of all rows, if nothing depends on it. A value that does not fit is null in its column and stored in
 //!   `_unmapped_data`; a number that a floating-point column rounds is stored exactly there as well. So are values beyond
 //!   the limits of a table: a row must fit into a page of 8 KiB, and a table has at most 1600 columns.
 //! * Two fields or streams with equal cleaned names do not share a column or table: the later one gets a suffix.
@@ -47,6 +47,7 @@ mod table;
 mod tests;
 mod text_habits;
 mod time;
+mod type_dependencies;
 pub(super) mod types;
 mod value;
 
@@ -187,6 +188,10 @@ impl Sink for PostgresSink {
     fn finish_early(&mut self, index: StreamIndex) -> Result<bool, SinkError> {
         let (stream, resources) = self.stream(index)?;
         stream.finish_early(resources)
+    }
+
+    fn warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.resources.warnings)
     }
 
     fn abort(&mut self, index: StreamIndex) {

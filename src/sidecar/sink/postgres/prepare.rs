@@ -9,6 +9,7 @@ use super::session::{Session, SessionError};
 use super::staged_rows::StagedRows;
 use super::table::Table;
 use super::text_habits;
+use super::type_dependencies;
 use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
 
 /// When rows become visible in the target, and which rows they replace.
@@ -124,13 +125,20 @@ impl StreamTable<'_> {
         Ok(PreparedStream { target, staging, layout, sequence, plan })
     }
 
+    /// Whether the rows of this run replace all others.
+    fn replaces_rows(&self) -> bool {
+        self.spec.mode == WriteMode::Replace || self.spec.replaces_at_first_commit
+    }
+
     fn inspect(
         &self,
         session: &mut Session,
     ) -> Result<(Table, Vec<ExistingColumn>, Option<PartialGeneration>), SessionError> {
         session.transaction(|client| {
             let (target, mut existing) = Table::inspect(client, self.schema, self.table)?;
-            if target.exists() && self.spec.mode != WriteMode::Replace && !self.spec.replaces_at_first_commit {
+            if target.exists() && self.replaces_rows() {
+                type_dependencies::mark_columns(client, &target, &mut existing)?;
+            } else if target.exists() {
                 text_habits::mark_columns(client, &target, &mut existing)?;
             }
             target.drop_orphaned_staging_tables(client, self.run_id)?;
@@ -202,7 +210,7 @@ fn drop_stale_key(session: &mut Session, target: &Table) -> Result<(), SessionEr
 
 /// The columns that rows can be loaded into: all of them in a staging table.
 pub fn loadable_columns(existing: Vec<ExistingColumn>) -> Vec<Column> {
-    let column = |ExistingColumn { name, kind, sql_type }| {
+    let column = |ExistingColumn { name, kind, sql_type, .. }| {
         Some(Column { name, kind: kind?, sql_type, parses_text: false, inferred: None })
     };
     existing.into_iter().filter_map(column).collect()

@@ -88,6 +88,7 @@ impl<'s> StagedRows<'s> {
     fn fill(&self, target: &Table, truncate: &str) -> String {
         let mut statements = target.create_or_widen(self.columns).unwrap_or_default();
         statements.push_str(truncate);
+        statements.push_str(&target.replace_types(self.columns));
         statements.push_str(&target.drop_stale_key(self.key).unwrap_or_default());
         if !self.key.is_empty() && !target.has_key(self.key) && !target.has_other_primary_key() {
             statements.push_str(&target.add_primary_key(self.key));

@@ -148,6 +148,7 @@ impl Stream {
         let table = StreamTable { spec: &self.spec, schema: &self.schema, table: &self.table, run_id };
         let PreparedStream { target, staging, layout, sequence, plan } = table.prepare(&mut session)?;
         resources.release_session(Some(session));
+        resources.warnings.extend(layout.kept_types.iter().map(|kept| format!("{subject}: {kept}")));
         resources.server_unreachable = false;
         // A new staging table does not exist yet.
         let retain_staging = staging.exists();

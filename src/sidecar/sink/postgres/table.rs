@@ -2,7 +2,7 @@
 //!
 //! Existing tables are only changed by adding columns, and by adding or dropping keys whose name marks them as ours.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use postgres::Client;
 
@@ -55,7 +55,8 @@ pub struct Table {
     /// Its name.
     pub name: String,
     existence: Existence,
-    columns: HashSet<String>,
+    /// The type of each column.
+    columns: HashMap<String, String>,
     keys: Vec<UniqueKey>,
     /// A key could not be added, so that further commits do not try again.
     pub key_failed: bool,
@@ -71,7 +72,7 @@ impl Table {
             schema: schema.to_owned(),
             name: name.to_owned(),
             existence,
-            columns: HashSet::new(),
+            columns: HashMap::new(),
             keys: Vec::new(),
             key_failed: false,
             sequenced: false,
@@ -105,7 +106,7 @@ impl Table {
         }
         table.is_own = found.get::<_, Option<String>>(2).is_some_and(|comment| comment.starts_with(OWN_COMMENT));
         let columns = existing_columns(client, oid)?;
-        table.columns = columns.iter().map(|column| column.name.clone()).collect();
+        table.columns = columns.iter().map(|column| (column.name.clone(), column.sql_type.clone())).collect();
         table.keys = unique_keys(client, oid)?;
         Ok((table, columns))
     }
@@ -165,7 +166,7 @@ impl Table {
 
     /// Whether it has a column of this name.
     pub fn has_column(&self, name: &str) -> bool {
-        self.columns.contains(name)
+        self.columns.contains_key(name)
     }
 
     /// Whether it has rows that match a condition. It must exist.
@@ -176,7 +177,7 @@ impl Table {
 
     /// The statements that create the table or add missing columns; `None` if it has all of them.
     pub fn create_or_widen(&self, columns: &[Column]) -> Option<String> {
-        let missing = columns.iter().filter(|column| !self.columns.contains(&column.name));
+        let missing = columns.iter().filter(|column| !self.columns.contains_key(&column.name));
         let definitions = missing.map(|column| format!("{} {}", quote(&column.name), column.sql_type));
         if self.exists() {
             let added: Vec<String> =
@@ -197,10 +198,26 @@ impl Table {
         Some(format!("{schema}CREATE TABLE IF NOT EXISTS {name} ({});{comment}", definitions.join(", ")))
     }
 
+    /// The statement that gives the columns of an empty table these types; empty if it has them.
+    pub fn replace_types(&self, columns: &[Column]) -> String {
+        let changed = columns.iter().filter(|column| {
+            let before = self.columns.get(&column.name).map(|kind| short_name(kind));
+            before.is_some_and(|before| before != short_name(&column.sql_type))
+        });
+        let actions: Vec<String> = changed
+            .map(|column| format!("ALTER COLUMN {} TYPE {} USING NULL", quote(&column.name), column.sql_type))
+            .collect();
+        if actions.is_empty() {
+            String::new()
+        } else {
+            format!("ALTER TABLE {} {};", self.qualified_name(), actions.join(", "))
+        }
+    }
+
     /// Records that the statements of [`create_or_widen`](Self::create_or_widen) were committed.
     pub fn record_columns(&mut self, columns: &[Column]) {
         self.existence = Existence::Exists;
-        self.columns.extend(columns.iter().map(|column| column.name.clone()));
+        self.columns.extend(columns.iter().map(|column| (column.name.clone(), column.sql_type.clone())));
     }
 
     /// Creates the table or adds missing columns, in a transaction of its own.
@@ -313,6 +330,11 @@ impl Table {
     }
 }
 
+/// The shorter one of a type's two names.
+fn short_name(kind: &str) -> &str {
+    if kind == "timestamp with time zone" { "timestamptz" } else { kind }
+}
+
 /// The run id in the name of a staging or generation table that starts with this prefix.
 pub fn run_id(name: &str, prefix: &str) -> Option<i64> {
     let digits = name.get(prefix.len()..prefix.len() + RUN_ID_DIGITS)?;
@@ -329,7 +351,7 @@ fn existing_columns(client: &mut Client, table: u32) -> Result<Vec<ExistingColum
     )?;
     let columns = rows.iter().map(|row| {
         let kind = ColumnType::of_catalog(row.get(1), row.get(2)).filter(|_| row.get(4));
-        ExistingColumn { name: row.get(0), kind, sql_type: row.get(3) }
+        ExistingColumn { name: row.get(0), kind, sql_type: row.get(3), is_replaceable: false, kept_because: None }
     });
     Ok(columns.collect())
 }

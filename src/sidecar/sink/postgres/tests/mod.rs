@@ -13,6 +13,7 @@ mod locks;
 mod modes;
 mod names;
 mod reformatted;
+mod replaced_types;
 mod support;
 mod tls;
 mod types;
