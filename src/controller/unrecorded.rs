@@ -29,7 +29,7 @@ pub fn outcome(
     let mut failure = termination.failure.clone();
     match termination.explanation {
         Explanation::Cause => {}
-        Explanation::ExitCode => append_logs(backend, pod, &mut failure),
+        Explanation::ExitCode => append_logs(backend, db, task, pod, &mut failure),
         Explanation::Success => {
             if task.kind == TaskKind::Spec
                 && let Some(specs) = db.spec(&SpecKey::of(task))?.and_then(|row| row.specs)
@@ -37,7 +37,7 @@ pub fn outcome(
                 return Ok(parse(&specs).map(Outcome::Spec));
             }
             failure = Failure::new(Class::NoResult, format!("the connector ended without {}", task.kind.result()));
-            append_logs(backend, pod, &mut failure);
+            append_logs(backend, db, task, pod, &mut failure);
         }
     }
     Ok(Err(failure))
@@ -45,9 +45,9 @@ pub fn outcome(
 
 /// Appends the last lines of both containers, if they can be read: the connector's own, and those that a foreign sidecar
 /// has logged for it.
-fn append_logs(backend: &Backend, pod: &PodRef, failure: &mut Failure) {
+fn append_logs(backend: &Backend, db: &Db, task: &Task, pod: &PodRef, failure: &mut Failure) {
     let Some(server) = &backend.api_server else { return };
-    let masker = match server.secret_data(pod).map(|data| sidecar::masker_of(&data)) {
+    let masker = match server.secret_data(pod).map(|data| sidecar::masker_of(db, task, &data)) {
         Ok(Ok(masker)) => masker,
         Ok(Err(error)) => return warn(pod, &error),
         Err(error) => return warn(pod, &error),
@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn lines_of_a_log_are_masked_and_cut() {
-        let masker = Masker::of([&json!({"password": "hunter2-hunter2"})]);
+        let masker = Masker::default();
+        masker.add_document(&json!({"password": "hunter2-hunter2"}));
         let log = format!(
             "INFO : start\n\n\u{1b}[31mERRSTD : hunter2-hunter2 is wrong\r\n{}hunter2-hunter2\n",
             "é".repeat(249)

@@ -8,7 +8,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::log::{Level, Maskers, TaskLog};
+use super::log::{Level, TaskLog};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::state;
 use crate::db::Db;
@@ -25,7 +25,7 @@ pub const STATE: &str = "state.json";
 /// The destination's configuration; hidden from the connector.
 pub const DESTINATION: &str = "destinationConfig.json";
 
-/// Fields of the destination's configuration that identify it. An error of the task may show them.
+/// Fields of the destination's configuration that identify it. Text may show them.
 const DESTINATION_IDENTITY: [&str; 9] =
     ["destinationType", "host", "port", "database", "username", "defaultSchema", "sslMode", "url", "destinationId"];
 
@@ -142,46 +142,29 @@ impl Documents {
         }
     }
 
-    /// Maskers for the content of the documents, except the catalog: it is not secret, and it holds all column names.
-    pub fn maskers(&self) -> Maskers {
+    /// A masker for the secrets of the documents. The JSON Schema of the configuration names its secrets. The catalog has
+    /// none.
+    pub fn masker(&self, schema: Option<Value>) -> Masker {
         let value = |name: &str| serde_json::from_str::<Value>(self.get(name)?).ok();
-        let (config, state) = (value(CONFIG), value(STATE));
-        let mut destination = value(DESTINATION);
-        // The state last: it may exceed the size that a masker takes.
-        let logs = Masker::of(config.iter().chain(&destination).chain(&state));
         let mut readable = stream_names(value(CATALOG).as_ref());
+        let mut destination = value(DESTINATION);
         if let Some(fields) = destination.as_mut().and_then(Value::as_object_mut) {
             for field in DESTINATION_IDENTITY {
                 readable.extend(fields.remove(field).and_then(|value| value.as_str().map(str::to_owned)));
             }
         }
-        let mut credentials = Vec::new();
-        if let Some(config) = &config {
-            collect_credentials(config, false, &mut credentials);
+        let masker = Masker::new(schema, readable);
+        // In this order, because large ones may exceed what a masker takes.
+        if let Some(destination) = destination {
+            masker.add_document(&destination);
         }
-        let errors = Masker::of(credentials.into_iter().chain(&destination));
-        errors.keep_readable(readable);
-        errors.add(config.iter().chain(&state));
-        Maskers { logs, errors }
-    }
-}
-
-/// Parts of the names of fields that hold credentials.
-const CREDENTIALS: [&str; 6] = ["pass", "secret", "token", "key", "credential", "auth"];
-
-/// The values of a configuration whose fields, by their names, hold credentials.
-fn collect_credentials<'a>(value: &'a Value, named: bool, into: &mut Vec<&'a Value>) {
-    match value {
-        Value::Object(fields) => {
-            for (name, field) in fields {
-                let name = name.to_lowercase();
-                let named = named || CREDENTIALS.iter().any(|part| name.contains(part));
-                collect_credentials(field, named, into);
-            }
+        if let Some(config) = value(CONFIG) {
+            masker.add_config(&config);
         }
-        Value::Array(items) => items.iter().for_each(|item| collect_credentials(item, named, into)),
-        Value::String(_) if named => into.push(value),
-        _ => {}
+        if let Some(state) = value(STATE) {
+            masker.add_document(&state);
+        }
+        masker
     }
 }
 
@@ -211,7 +194,7 @@ impl<'a> StoredConfig<'a> {
         let fingerprint = fingerprint(documents.get(CONFIG).unwrap_or_default());
         if let Some(stored) = db.stored_config(&task.sync_id, &task.image.package, &fingerprint)? {
             if let Ok(config) = serde_json::from_str::<Value>(&stored.config) {
-                log.mask_document(&config);
+                log.mask_config(&config);
             }
             documents.change(CONFIG, stored.config);
             let text = format!("using the configuration that the connector renewed at {}", stored.timestamp);
@@ -226,7 +209,7 @@ impl<'a> StoredConfig<'a> {
             log.write(Level::Warn, "syncctl", "ignoring a renewed configuration that is not a JSON object");
             return Ok(());
         };
-        log.mask_document(&value);
+        log.mask_config(&value);
         let saved = self.db.save_config(&self.task.sync_id, &self.task.image.package, &self.fingerprint, config)?;
         let (level, text) = if saved {
             (Level::Info, "stored the configuration that the connector renewed, for the next run of this sync")
@@ -261,7 +244,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn own_texts_name_destination_and_streams_but_no_credentials() {
+    fn text_names_destination_and_streams_but_no_credentials() {
         let documents = [
             (
                 CONFIG,
@@ -275,10 +258,9 @@ mod tests {
             ),
         ];
         let files = documents.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
-        let maskers = Documents { files, ..Documents::default() }.maskers();
+        let masker = Documents { files, ..Documents::default() }.masker(None);
         let text = "shop.orders: db.internal/reader, warehouse, loader";
-        assert_eq!(maskers.errors.mask(text), "shop.orders: db.internal/***, ***, ***");
-        assert_eq!(maskers.logs.mask(text), "***.***: ***/***, ***, ***");
+        assert_eq!(masker.mask(text), "shop.orders: db.internal/reader, ***, ***");
     }
 
     #[test]

@@ -74,16 +74,6 @@ impl Level {
     }
 }
 
-/// Mask the secrets of a task in text. Clones share their secrets.
-#[derive(Clone, Default)]
-pub struct Maskers {
-    /// For log rows of the connector: masks every string of the documents.
-    pub logs: Masker,
-    /// For errors of the task and our own log rows: keeps what identifies the destination and the streams, because a text
-    /// that hides them is of no use.
-    pub errors: Masker,
-}
-
 /// Writes to `task_log` from its own thread. Clones share the thread.
 #[derive(Clone)]
 pub struct TaskLog {
@@ -95,7 +85,7 @@ struct Shared {
     queue: Mutex<Option<SyncSender<LogRow>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     ids: Mutex<LogIds>,
-    maskers: Maskers,
+    masker: Masker,
     min_level: Level,
     sync_id: String,
     task_id: String,
@@ -109,7 +99,7 @@ struct Shared {
 
 impl TaskLog {
     /// Starts the thread, which stores rows with `insert`.
-    pub fn start<F>(task: &Task, maskers: Maskers, min_level: &str, insert: F) -> Self
+    pub fn start<F>(task: &Task, masker: Masker, min_level: &str, insert: F) -> Self
     where
         F: Fn(&[LogRow]) -> Result<(), DbError> + Send + 'static,
     {
@@ -120,7 +110,7 @@ impl TaskLog {
                 queue: Mutex::new(Some(queue)),
                 thread: Mutex::new(Some(thread)),
                 ids: Mutex::default(),
-                maskers,
+                masker,
                 min_level: Level::parse(min_level),
                 sync_id: task.sync_id.clone(),
                 task_id: task.task_id.clone(),
@@ -133,15 +123,14 @@ impl TaskLog {
         }
     }
 
-    /// Masks the strings of another document from now on.
-    pub fn mask_document(&self, document: &Value) {
-        self.shared.maskers.logs.add([document]);
-        self.shared.maskers.errors.add([document]);
+    /// Masks the secrets of another configuration of the connector from now on.
+    pub fn mask_config(&self, config: &Value) {
+        self.shared.masker.add_config(config);
     }
 
     /// The text without secrets, for the error of the task.
     pub fn mask(&self, text: &str) -> String {
-        self.shared.maskers.errors.mask(text)
+        self.shared.masker.mask(text).into_owned()
     }
 
     /// Logs a message. Never blocks.
@@ -225,9 +214,8 @@ impl TaskLog {
 
 impl Shared {
     fn row(&self, level: Level, logger: &str, message: &str) -> LogRow {
-        let masker = if logger == LOGGER { &self.maskers.errors } else { &self.maskers.logs };
         // Masked before it is truncated: half of a secret would not be recognized.
-        self.plain_row(level, logger, masker.mask(message))
+        self.plain_row(level, logger, self.masker.mask(message).into_owned())
     }
 
     fn plain_row(&self, level: Level, logger: &str, mut message: String) -> LogRow {

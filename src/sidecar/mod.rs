@@ -24,7 +24,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use documents::{CONFIG, Documents, StoredConfig};
-use log::{Maskers, TaskLog};
+use log::TaskLog;
 use read::Read;
 use serde_json::{Value, json};
 use source::{Pipes, Source, Stop, Stopped};
@@ -73,13 +73,12 @@ impl Sidecar {
             return Err(Failure::new(Class::VersionMismatch, text));
         }
         let mut documents = Documents::read(&self.secrets, &self.source.config)?;
-        let maskers = documents.maskers();
         let on_term = if self.contract.is_some() { Stopped::Terminated } else { Stopped::Cancelled };
         let stop = Stop::new(terminated, on_term, self.task.timeout);
         let (exit, db, log);
         if self.task.kind == TaskKind::Read {
             // The database first: it may hold a renewed configuration for the connector.
-            (db, log) = self.connect(&documents, maskers)?;
+            (db, log) = self.connect(&documents)?;
             if self.contract.is_none() {
                 documents.filter_state(self.task.options.full_sync);
             }
@@ -91,7 +90,7 @@ impl Sidecar {
         } else {
             // The pipes first: the connector starts while the sidecar connects.
             let pipes = Pipes::create(&self.source, &documents)?;
-            (db, log) = self.connect(&documents, maskers)?;
+            (db, log) = self.connect(&documents)?;
             exit = result::run(&self.task, Source::start(pipes, &log, stop), &db, &log);
         }
         log.finish();
@@ -109,32 +108,28 @@ impl Sidecar {
         exit
     }
 
-    fn connect(&self, documents: &Documents, maskers: Maskers) -> Result<(Db, TaskLog), Failure> {
+    fn connect(&self, documents: &Documents) -> Result<(Db, TaskLog), Failure> {
         let target = Target::parse(&self.database_url, variable::DATABASE_URL)?;
         let application_name = format!("syncctl {}", self.task.kind);
         let own_schema = self.own_schema.clone();
         let options = Options { application_name, pool_size: 3, retry_timeout: RETRY_TIMEOUT, own_schema };
         let db = open(&target, &options)?;
         db.find_own_schema()?;
-        if let Some(config) = documents.get(CONFIG).and_then(|config| serde_json::from_str(config).ok())
-            && let Some(schema) = stored_schema(&db, &self.task)
-        {
-            maskers.logs.add_marked(&config, &schema);
-            maskers.errors.add_marked(&config, &schema);
-        }
+        let schema = documents.get(CONFIG).and_then(|_| stored_schema(&db, &self.task));
+        let masker = documents.masker(schema);
         let log_db = db.clone();
-        let log = TaskLog::start(&self.task, maskers, &self.db_log_level, move |rows| log_db.insert_logs(rows));
+        let log = TaskLog::start(&self.task, masker, &self.db_log_level, move |rows| log_db.insert_logs(rows));
         Ok((db, log))
     }
 }
 
-/// Masks what the Secrets of a task hold, as the sidecar does in its errors.
-pub fn masker_of(secrets: &BTreeMap<String, Vec<u8>>) -> io::Result<Masker> {
-    let masker = Documents::join(secrets)?.maskers().errors;
+/// Masks what the Secrets of a task hold, as its sidecar does.
+pub fn masker_of(db: &Db, task: &Task, secrets: &BTreeMap<String, Vec<u8>>) -> io::Result<Masker> {
+    let masker = Documents::join(secrets)?.masker(stored_schema(db, task));
     if let Some(url) = secrets.get(variable::DATABASE_URL) {
         let url = String::from_utf8_lossy(url);
         let password = Url::parse(&url).ok().and_then(|url| url.password().map(str::to_owned));
-        masker.add([&json!([url, password])]);
+        masker.add_document(&json!({"url": url, "password": password}));
     }
     Ok(masker)
 }

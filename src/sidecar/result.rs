@@ -34,7 +34,7 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
             }
             Input::Message(Message::ControlConfig(config)) => {
                 if let Ok(config) = serde_json::from_str(&config) {
-                    log.mask_document(&config);
+                    log.mask_config(&config);
                 }
                 let text = format!(
                     "the connector has renewed its configuration, which only a read stores: after {} a single-use token \

@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::{Input, Pipes, Settings, Source, Stop, Stopped};
 use crate::airbyte::message::Message;
 use crate::contract::EXIT_CODE_FILE;
+use crate::secret::Masker;
 use crate::sidecar::documents::Documents;
-use crate::sidecar::log::{Maskers, TaskLog};
+use crate::sidecar::log::TaskLog;
 use crate::task::Task;
 
 /// Only reached when a test hangs.
@@ -25,7 +26,7 @@ fn source(folder: &Path, timeout: Duration) -> Source {
     };
     let pipes = Pipes::create(&settings, &Documents::default()).expect("pipes");
     let task = Task::of_read("test", "1", "sync", "task", jiff::Timestamp::now());
-    let log = TaskLog::start(&task, Maskers::default(), "INFO", |_| Ok(()));
+    let log = TaskLog::start(&task, Masker::default(), "INFO", |_| Ok(()));
     Source::start(pipes, &log, Stop::new(Arc::default(), Stopped::Terminated, timeout))
 }
 

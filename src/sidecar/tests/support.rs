@@ -24,6 +24,8 @@ const DEADLINE: Duration = Duration::from_mins(2);
 pub struct World {
     pub schema: String,
     pub admin: Client,
+    /// The connector's configuration.
+    pub config: Value,
     url: url::Url,
 }
 
@@ -34,7 +36,7 @@ impl World {
         let mut admin = Client::connect(&text, NoTls).expect("a connection");
         let schema = format!("sidecar_{}", uuid::Uuid::new_v4().simple());
         admin.batch_execute(&format!("CREATE SCHEMA {schema}; SET search_path TO {schema}")).expect("a schema");
-        let world = Self { schema, admin, url: url::Url::parse(&text).expect("a URL") };
+        let world = Self { schema, admin, config: json!({}), url: url::Url::parse(&text).expect("a URL") };
         world.db().ensure_schema().expect("tables");
         world
     }
@@ -83,7 +85,7 @@ impl World {
         let folder = tempfile::tempdir().expect("a folder");
         let documents = folder.path().join("secrets");
         std::fs::create_dir(&documents).expect("a folder");
-        for (name, document) in [("config", &json!({})), ("catalog", catalog), ("destinationConfig", destination)] {
+        for (name, document) in [("config", &self.config), ("catalog", catalog), ("destinationConfig", destination)] {
             let file = File::create(documents.join(format!("{name}.json.gz.000"))).expect("a file");
             let mut packed = GzEncoder::new(file, Compression::fast());
             packed.write_all(document.to_string().as_bytes()).and_then(|()| packed.try_finish()).expect("room");
@@ -167,6 +169,12 @@ impl Connector {
         }
         let open = |name| OpenOptions::new().write(true).open(folder.join(name)).expect("a reader");
         Self { folder: folder.to_owned(), pipes: Some(["stderr", "stdout"].map(open)) }
+    }
+
+    /// Writes lines to stderr.
+    pub fn write_stderr(&mut self, lines: &str) -> std::io::Result<()> {
+        let [stderr, _] = self.pipes.as_mut().expect("open pipes");
+        stderr.write_all(lines.as_bytes())
     }
 
     /// Writes lines to stdout. Fails when the sidecar has closed the pipe.
