@@ -1205,7 +1205,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__serve)
-            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --token-secret --instance-id --http-max-body-mi --http-max-connections --sync-task-log-size --sync-task-log-age --task-log-keep-days --log-format --syncs-enabled --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --token-secret --console-url --console-token --instance-id --http-max-body-mi --http-max-connections --start-spread-seconds --sync-task-log-size --sync-task-log-age --task-log-keep-days --log-format --syncs-enabled --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1235,6 +1235,14 @@ _syncctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --console-url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --console-token)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --instance-id)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1244,6 +1252,10 @@ _syncctl() {
                     return 0
                     ;;
                 --http-max-connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --start-spread-seconds)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

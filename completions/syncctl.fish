@@ -50,7 +50,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-databas
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
@@ -97,7 +97,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-databa
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
@@ -144,7 +144,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-dat
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
@@ -198,7 +198,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-databas
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
@@ -242,9 +242,12 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-host -d '
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l auth-tokens -d 'Tokens of callers, separated by commas: plain ones, or salt.hash as `syncctl token` makes them; set it in the environment [default: everyone may call]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l raw-auth-tokens -d 'More tokens, all of them plain' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l token-secret -d 'Secret that tokens are hashed with; several during a rotation, separated by commas [default: the public one of Jitsu\'s sync-controller]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l console-url -d 'Console that `serve` asks to start the read once a discover with thenRun has ended' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l console-token -d 'Token for that console; set it in the environment' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l instance-id -d 'Name of this process in metrics and in the Lease; env://NAME takes it from another variable [default: a UUID stored in ~/.syncctl/instance_id]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-body-mi -d 'Size limit of a request body [default: 32]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-connections -d 'Limit of concurrent connections [default: 1024]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l start-spread-seconds -d 'Longest delay of a scheduled read where more than four are due at once; 0 starts all of them at once [default: 59]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-size -d 'Rows of source_task that are kept of each sync; older ones are deleted once they exceed the age as well [default: 3000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-age -d 'How long all rows of source_task are kept; older ones are deleted where a sync has more than the number above [default: 60]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l task-log-keep-days -d 'How long lines of task_log are kept; 0 is without limit, the default is 60 where syncctl has created the table, else 0' -r
@@ -255,7 +258,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-databa
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F

@@ -69,7 +69,7 @@ variables! {
     SIDECAR_IMAGE "IMAGE" = "in a Pod, the image of this program",
         "Image with the sidecar, such as the one that `syncctl image` writes";
     INIT_IMAGE "IMAGE" = "", "Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar";
-    BULKER_URL "URL" [secret true] = "", "Bulker instance that takes the rows of reads without a destination";
+    BULKER_URL "URL" [secret true] = "", "Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise";
     BULKER_AUTH_TOKEN "TOKEN" [secret true] = "",
         "Token for that Bulker instance; set it in the environment, where other users cannot see it";
     KUBERNETES_CLIENT_CONFIG "CONFIG" [secret true] = "",
@@ -111,10 +111,15 @@ variables! {
     RAW_AUTH_TOKENS "TOKENS" [secret true] = "", "More tokens, all of them plain";
     TOKEN_SECRET "SECRET" [secret true] = "the public one of Jitsu's sync-controller",
         "Secret that tokens are hashed with; several during a rotation, separated by commas";
+    CONSOLE_URL "URL" [secret true] = "",
+        "Console that `serve` asks to start the read once a discover with thenRun has ended";
+    CONSOLE_TOKEN "TOKEN" [secret true] = "", "Token for that console; set it in the environment";
     INSTANCE_ID "ID" = "a UUID stored in ~/.syncctl/instance_id",
         "Name of this process in metrics and in the Lease; env://NAME takes it from another variable";
     HTTP_MAX_BODY_MI "MI" = "32", "Size limit of a request body";
     HTTP_MAX_CONNECTIONS "COUNT" = "1024", "Limit of concurrent connections";
+    START_SPREAD_SECONDS "SECONDS" = "59",
+        "Longest delay of a scheduled read where more than four are due at once; 0 starts all of them at once";
     SYNC_TASK_LOG_SIZE "ROWS" = "3000",
         "Rows of source_task that are kept of each sync; older ones are deleted once they exceed the age as well";
     SYNC_TASK_LOG_AGE "DAYS" = "60",

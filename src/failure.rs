@@ -66,6 +66,8 @@ pub enum Class {
     DatabaseError,
     /// The destination could not be reached or refused rows.
     DestinationFailed,
+    /// The console could not be asked to start the read after a discover.
+    ConsoleFailed,
     /// The task ran longer than it may.
     TimeExceeded,
     /// The user cancelled.
@@ -106,6 +108,7 @@ impl Class {
             Self::Forbidden => "grant the rights of deploy/rbac/role.yaml in this namespace",
             Self::ClusterUnreachable => "check the kubeconfig, its context, and that the API server runs",
             Self::DatabaseUnreachable => "check SYNCCTL_DATABASE_URL and, for Pods, SYNCCTL_SIDECAR_DATABASE_URL",
+            Self::ConsoleFailed => "check SYNCCTL_CONSOLE_URL, SYNCCTL_CONSOLE_TOKEN and the log of the console",
             Self::TimeExceeded => "raise --timeout",
             _ => return None,
         })

@@ -322,6 +322,8 @@ pub struct Task {
     pub options: ReadOptions,
     /// How long it may run, counted from `started_at`.
     pub timeout: Duration,
+    /// The workspace in which the console is asked to start the read under the same id once this discover has ended.
+    pub then_run: Option<String>,
 }
 
 /// Rounds down to what the tables hold (`TIMESTAMPTZ(3)`), so that a stored time equals the one in memory.
@@ -379,7 +381,13 @@ impl Task {
             started_by: None,
             options: ReadOptions::default(),
             timeout: Duration::from_secs(default_timeout_seconds()),
+            then_run: None,
         }
+    }
+
+    /// Whether the task has a row in `source_task`.
+    pub fn has_row(&self) -> bool {
+        self.kind == TaskKind::Read || self.then_run.is_some()
     }
 
     /// The task as Pod annotations: raw values, of any length and content.
@@ -395,6 +403,10 @@ impl Task {
             ("StartedAt".to_owned(), self.started_at.to_string()),
             ("TimeoutSeconds".to_owned(), self.timeout.as_secs().to_string()),
         ]);
+        if let Some(workspace) = &self.then_run {
+            map.insert("ThenRun".to_owned(), "true".to_owned());
+            map.insert("WorkspaceId".to_owned(), workspace.clone());
+        }
         if let Some(by) = &self.started_by {
             map.insert("StartedBy".to_owned(), by.to_string());
         }
@@ -424,6 +436,7 @@ impl Task {
             started_by: map.get("StartedBy").and_then(|by| serde_json::from_str(by).ok()),
             options: map.get("Options").and_then(|options| serde_json::from_str(options).ok()).unwrap_or_default(),
             timeout: Duration::from_secs(seconds),
+            then_run: map.get("ThenRun").filter(|value| *value == "true").map(|_| or_empty("WorkspaceId")),
         })
     }
 }
@@ -457,6 +470,7 @@ mod tests {
                 ..ReadOptions::default()
             },
             timeout: Duration::from_secs(90),
+            then_run: None,
         }
     }
 
@@ -486,8 +500,16 @@ mod tests {
 
     #[test]
     fn a_task_survives_its_annotations() {
-        let task = task("airbyte/source-faker", "sync:1", "täsk / 1");
-        assert_eq!(Task::from_annotations(&task.to_annotations()), Ok(task));
+        let read = task("airbyte/source-faker", "sync:1", "täsk / 1");
+        let discover = Task {
+            kind: TaskKind::Discover,
+            options: ReadOptions::default(),
+            then_run: Some("wörk space".to_owned()),
+            ..read.clone()
+        };
+        for task in [read, discover] {
+            assert_eq!(Task::from_annotations(&task.to_annotations()), Ok(task));
+        }
     }
 
     #[test]

@@ -2,7 +2,10 @@
 //! takes every status but 200 for a failure of the controller.
 
 mod cancel;
+mod destinations;
 mod results;
+mod spread;
+mod then_run;
 
 use std::time::Duration;
 

@@ -223,6 +223,7 @@ impl SidecarArgs {
                 max_records: max_records(&self.max_records)?,
             },
             timeout,
+            then_run: None,
         };
         Ok(Sidecar {
             task,

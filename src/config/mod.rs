@@ -10,7 +10,7 @@ mod serve;
 mod settings;
 
 pub use directories::DirectoryArgs;
-pub use serve::{ServeSettings, ServeSettingsArgs};
+pub use serve::{ConsoleSettings, ServeSettings, ServeSettingsArgs};
 pub use settings::{BulkerSettings, Engine, OwnImage, Settings, SettingsArgs};
 
 use std::fmt::Display;

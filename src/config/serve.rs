@@ -7,6 +7,7 @@ use super::{Problems, describe, present};
 use crate::db::Retention;
 use crate::env;
 use crate::failure::Failure;
+use crate::http_client::{Endpoint, EndpointError};
 use crate::secret::Secret;
 
 /// Settings that only `serve` takes.
@@ -25,12 +26,18 @@ pub struct ServeSettingsArgs {
     raw_auth_tokens: Option<String>,
     #[arg(long, env = env::TOKEN_SECRET.name)]
     token_secret: Option<String>,
+    #[arg(long, env = env::CONSOLE_URL.name)]
+    console_url: Option<String>,
+    #[arg(long, env = env::CONSOLE_TOKEN.name)]
+    console_token: Option<String>,
     #[arg(long, env = env::INSTANCE_ID.name)]
     instance_id: Option<String>,
     #[arg(long, env = env::HTTP_MAX_BODY_MI.name)]
     http_max_body_mi: Option<String>,
     #[arg(long, env = env::HTTP_MAX_CONNECTIONS.name)]
     http_max_connections: Option<String>,
+    #[arg(long, env = env::START_SPREAD_SECONDS.name)]
+    start_spread_seconds: Option<String>,
     #[arg(long, env = env::SYNC_TASK_LOG_SIZE.name)]
     sync_task_log_size: Option<String>,
     #[arg(long, env = env::SYNC_TASK_LOG_AGE.name)]
@@ -50,16 +57,29 @@ pub struct ServeSettings {
     pub address: SocketAddr,
     /// Unparsed tokens.
     pub auth: AuthSettings,
+    /// The console that starts the read after a discover; `None` unless both its URL and its token are set.
+    pub console: Option<ConsoleSettings>,
     /// Name of this process; generated where absent.
     pub instance_id: Option<String>,
     /// Size limit of a request body in bytes.
     pub max_body: usize,
+    /// Longest delay of a scheduled read.
+    pub start_spread: Duration,
     /// Limit of concurrent connections.
     pub max_connections: usize,
     /// What is kept of the tables.
     pub retention: Retention,
     /// JSON instead of text as the format of the own log.
     pub log_json: bool,
+}
+
+/// The console.
+#[derive(Debug, Clone)]
+pub struct ConsoleSettings {
+    /// `SYNCCTL_CONSOLE_URL`.
+    pub endpoint: Endpoint,
+    /// `SYNCCTL_CONSOLE_TOKEN`.
+    pub token: Secret,
 }
 
 /// Who may call, unparsed.
@@ -76,6 +96,9 @@ pub struct AuthSettings {
 const MIB: usize = 1024 * 1024;
 /// Seconds.
 const DAY: u64 = 24 * 3600;
+
+/// Seconds.
+const LONGEST_SPREAD: u32 = 3600;
 
 /// Blank tokens are a mistake: they must not open the service, so only an empty value counts as absent.
 fn given(tokens: Option<String>) -> Option<String> {
@@ -101,6 +124,26 @@ impl Problems {
 /// The values of a switch, as the existing implementation reads them.
 const SWITCH: [(&str, bool); 6] =
     [("true", true), ("false", false), ("1", true), ("0", false), ("t", true), ("f", false)];
+
+impl Problems {
+    fn console(&mut self, url: Option<String>, token: Option<String>) -> Option<ConsoleSettings> {
+        let (url, token) = (present(url)?, present(token)?);
+        // Neither is shown: a URL may hold a password.
+        let (url, token) = (url.trim(), token.trim());
+        let endpoint = Endpoint::parse(url).map_err(|error| match error {
+            EndpointError::Malformed => "is not a URL such as https://console.example.com",
+            EndpointError::Credentials => "contains credentials: set SYNCCTL_CONSOLE_TOKEN instead",
+            EndpointError::Query => "contains a query or a fragment: expected none",
+        });
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let expected = "expected ASCII without spaces";
+            self.malformed.push(format!("  {} cannot be sent in a header: {expected}", env::CONSOLE_TOKEN.name));
+        }
+        let endpoint =
+            endpoint.map_err(|why| self.malformed.push(format!("  {} {why}", env::CONSOLE_URL.name))).ok()?;
+        Some(ConsoleSettings { endpoint, token: Secret::from(token) })
+    }
+}
 
 impl ServeSettingsArgs {
     /// Whether the service is switched off. Then nothing else needs to be set.
@@ -135,7 +178,12 @@ impl ServeSettingsArgs {
         let log_days = problems.optional_number(self.task_log_keep_days, &env::TASK_LOG_KEEP_DAYS);
         let log_json = problems.choice(self.log_format, &env::LOG_FORMAT, &[("text", false), ("json", true)]);
         problems.choice(self.syncs_enabled, &env::SYNCS_ENABLED, &SWITCH);
+        let spread_seconds = problems.number(self.start_spread_seconds, &env::START_SPREAD_SECONDS);
+        if spread_seconds > LONGEST_SPREAD {
+            problems.malformed(&env::START_SPREAD_SECONDS, spread_seconds, "at most 3600");
+        }
         let instance_id = problems.instance_id(self.instance_id);
+        let console = problems.console(self.console_url, self.console_token);
         problems.into_result()?;
         Ok(ServeSettings {
             address: SocketAddr::new(host, port),
@@ -144,8 +192,10 @@ impl ServeSettingsArgs {
                 raw_tokens: given(self.raw_auth_tokens).map(Secret::from),
                 secrets: present(self.token_secret).map(Secret::from),
             },
+            console,
             instance_id,
             max_body: max_body as usize * MIB,
+            start_spread: Duration::from_secs(u64::from(spread_seconds)),
             max_connections: max_connections as usize,
             retention: Retention {
                 task_rows: u64::from(task_rows),
@@ -160,6 +210,29 @@ impl ServeSettingsArgs {
 #[cfg(test)]
 mod tests {
     use super::Problems;
+
+    #[test]
+    fn a_console_has_a_plain_url_and_a_token_and_errors_show_neither() {
+        let console = |url: &str, token: &str| {
+            let mut problems = Problems::default();
+            let console = problems.console(Some(url.to_owned()), Some(token.to_owned()));
+            (console, problems.into_result().map_err(|failure| failure.text).err())
+        };
+        let (found, problem) = console(" https://console.example.com:3000/jitsu/ ", "t0ken");
+        assert_eq!(found.expect("settings").endpoint.to_string(), "https://console.example.com:3000/jitsu");
+        assert_eq!(problem, None);
+        assert!(console("", "t0ken").0.is_none() && console("http://console", "").0.is_none());
+        for (url, token, expected) in [
+            ("ftp://hunter2", "t", "SYNCCTL_CONSOLE_URL is not a URL"),
+            ("hunter2", "t", "SYNCCTL_CONSOLE_URL is not a URL"),
+            ("http://u:hunter2@console", "t", "SYNCCTL_CONSOLE_URL contains credentials"),
+            ("http://console?hunter2", "t", "SYNCCTL_CONSOLE_URL contains a query"),
+            ("http://console", "hunter2\r\nX: y", "SYNCCTL_CONSOLE_TOKEN cannot be sent"),
+        ] {
+            let problem = console(url, token).1.expect(expected);
+            assert!(problem.contains(expected) && !problem.contains("hunter2"), "{problem}");
+        }
+    }
 
     #[test]
     fn a_value_may_come_from_another_variable() {

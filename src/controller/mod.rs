@@ -1,6 +1,8 @@
 //! What command line and HTTP service share: the request, the lifecycle of its task, the outcome, the cleanup.
 
 pub mod cleanup;
+pub mod console;
+pub mod delayed_starts;
 pub mod document;
 mod failure_log;
 pub mod lifecycle;

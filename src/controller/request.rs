@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use serde::de::IgnoredAny;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -17,6 +17,7 @@ use crate::config::{BulkerSettings, Settings};
 use crate::db::{RequestMark, is_reserved_table};
 use crate::failure::{Class, Failure};
 use crate::pod::payload::Payload;
+use crate::secret::Secret;
 use crate::sidecar::sink::Destination;
 use crate::task::{self, Image, ReadOptions, Task, TaskKind};
 
@@ -38,6 +39,8 @@ pub struct Request {
     pub stored_state: Option<ConfiguredCatalog>,
     /// Identifies the request: a caller may repeat it.
     pub mark: Option<RequestMark>,
+    /// A scheduled read may start later.
+    pub may_be_delayed: bool,
 }
 
 /// The documents of a read.
@@ -85,13 +88,14 @@ pub fn new_task(kind: TaskKind, image: Image, timeout: Option<Duration>, started
         started_by,
         options: ReadOptions::default(),
         timeout: timeout.unwrap_or(SHORT_TIMEOUT),
+        then_run: None,
     }
 }
 
 impl Request {
     /// A spec.
     pub fn spec(task: Task) -> Self {
-        Self { task, payload: Payload::default(), stored_state: None, mark: None }
+        Self { task, payload: Payload::default(), stored_state: None, mark: None, may_be_delayed: false }
     }
 
     /// A check or a discover. Without a storage key the result is stored under a hash of image and configuration.
@@ -102,7 +106,7 @@ impl Request {
             format!("cli-{}", hex::encode(&digest[..16]))
         });
         let payload = Payload { config: Some(config), ..Payload::default() };
-        Ok(Self { task, payload, stored_state: None, mark: None })
+        Ok(Self { task, payload, stored_state: None, mark: None, may_be_delayed: false })
     }
 
     /// A read, or all problems of its options and documents.
@@ -139,7 +143,11 @@ impl Request {
             }
             payload.catalog = Some(text);
         }
-        if problems.is_empty() { Ok(Self { task, payload, stored_state, mark: None }) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(Self { task, payload, stored_state, mark: None, may_be_delayed: false })
+        } else {
+            Err(problems)
+        }
     }
 }
 
@@ -178,6 +186,12 @@ fn complete_destination(
     names: &OptionNames,
 ) -> Result<String, Failure> {
     let given = document.map(|document| document.object("the destination's credentials")).transpose()?;
+    let of_bulker = given.as_deref().filter(|_| settings.pod.init_image.is_none()).and_then(type_of_another_loader);
+    if let Some(kind) = of_bulker
+        && let Some(url) = &settings.bulker.url
+    {
+        return bulker_for(&kind, url, settings.bulker.auth_token.as_ref());
+    }
     // A foreign sidecar has other destinations than ours, and none by default.
     let is_foreign = settings.pod.init_image.is_some();
     let completed =
@@ -195,6 +209,26 @@ fn complete_destination(
         Destination::parse(&value).map_err(|failure| invalid(&failure.text))?;
     }
     Ok(completed)
+}
+
+/// The type of a destination that syncctl does not load itself.
+fn type_of_another_loader(document: &str) -> Option<String> {
+    let fields: Map<String, Value> = serde_json::from_str(document).ok()?;
+    let kind = fields.get("destinationType")?.as_str()?;
+    (!kind.is_empty() && !Destination::is_known(kind)).then(|| kind.to_owned())
+}
+
+/// The Bulker of the settings in place of a destination that syncctl does not load itself: its connection of the sync's id
+/// has the credentials, so those of the caller go nowhere.
+fn bulker_for(kind: &str, url: &str, token: Option<&Secret>) -> Result<String, Failure> {
+    let invalid = |text: &str| {
+        let text = format!("destinations of the type {kind:?} go to the Bulker of SYNCCTL_BULKER_URL: {text}");
+        Failure::new(Class::Usage, text)
+    };
+    let token = token.ok_or_else(|| invalid("set SYNCCTL_BULKER_AUTH_TOKEN, too"))?;
+    let document = json!({"destinationType": BULKER, "url": url, "authToken": token.expose_secret()});
+    Destination::parse(&document).map_err(|failure| invalid(&failure.text))?;
+    Ok(document.to_string())
 }
 
 /// Adds the Bulker of the settings to a destination that leaves it out; other destinations stay as they are. The token
@@ -244,7 +278,7 @@ fn check_tables(catalog: &ConfiguredCatalog, prefix: &str) -> Result<(), String>
 
 #[cfg(test)]
 mod tests {
-    use super::with_bulker;
+    use super::{bulker_for, type_of_another_loader, with_bulker};
     use crate::config::BulkerSettings;
     use crate::secret::Secret;
     use serde_json::{Value, json};
@@ -285,6 +319,34 @@ mod tests {
             let completed = with_bulker(document.map(|document| document.to_string()), &ours);
             let read: Option<Value> = completed.map(|text| serde_json::from_str(&text).expect("JSON"));
             assert_eq!(read, expected, "{label}");
+        }
+    }
+
+    #[test]
+    fn destinations_of_other_loaders_go_to_the_bulker_of_the_settings_without_their_credentials() {
+        for (document, expected) in [
+            (r#"{"destinationType":"clickhouse","password":"hunter2"}"#, Some("clickhouse")),
+            (r#"{"destinationType":"a later one"}"#, Some("a later one")),
+            (r#"{"destinationType":"postgres"}"#, None),
+            (r#"{"destinationType":"bulker"}"#, None),
+            (r#"{"destinationType":""}"#, None),
+            (r#"{"destinationType":1}"#, None),
+            ("{}", None),
+            ("not JSON", None),
+        ] {
+            assert_eq!(type_of_another_loader(document).as_deref(), expected, "{document}");
+        }
+        let bulker = |url: &str, token: Option<&str>| bulker_for("s3", url, token.map(Secret::from).as_ref());
+        let document: Value =
+            serde_json::from_str(&bulker("http://ours", Some("t0ken")).expect("valid")).expect("JSON");
+        assert_eq!(document, json!({"destinationType": "bulker", "url": "http://ours", "authToken": "t0ken"}));
+        for (url, token, expected) in [
+            ("http://ours", None, "set SYNCCTL_BULKER_AUTH_TOKEN"),
+            ("http://u:hunter2@ours", Some("t0ken"), "destinationConfig.url: contains credentials"),
+        ] {
+            let failure = bulker(url, token).expect_err(expected);
+            assert!(failure.text.starts_with(r#"destinations of the type "s3" go to the Bulker"#), "{failure}");
+            assert!(failure.text.contains(expected) && !failure.text.contains("hunter2"), "{failure}");
         }
     }
 

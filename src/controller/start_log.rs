@@ -16,7 +16,7 @@ use crate::pod::{Backend, TaskPod};
 use crate::task::Task;
 
 /// The logger of our own lines.
-const LOGGER: &str = "syncctl";
+pub const LOGGER: &str = "syncctl";
 /// Rows that wait for the database. Beyond it they are dropped: a log must not delay tasks.
 const QUEUE: usize = 10_000;
 /// How long an unavailable database may delay rows.
@@ -99,12 +99,20 @@ impl StartLog {
     }
 }
 
+/// The step of the line about the read that follows a discover.
+pub const THEN_RUN_STEP: u8 = 100;
+
 /// The id of a line of this Pod.
-fn line_id(uid: &str, step: u8) -> Uuid {
+pub fn line_id(uid: &str, step: u8) -> Uuid {
     let hash = Sha256::new().chain_update("syncctl start ").chain_update(uid).chain_update([step]).finalize();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
     Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+/// Whether lines of the level INFO belong into `task_log`.
+pub fn is_info_logged(min_level: &str) -> bool {
+    ["TRACE", "DEBUG", "INFO"].iter().any(|level| level.eq_ignore_ascii_case(min_level))
 }
 
 /// Stores rows of `task_log` on its own thread. Dropping it waits for the last rows, up to [`FINISH_TIMEOUT`].
@@ -116,7 +124,7 @@ pub struct LogWriter {
 impl LogWriter {
     /// Starts the thread. Stores nothing if `min_level`, the least level in `task_log`, is above INFO.
     pub fn start(db: &Db, min_level: &str) -> Self {
-        if !["TRACE", "DEBUG", "INFO"].iter().any(|level| level.eq_ignore_ascii_case(min_level)) {
+        if !is_info_logged(min_level) {
             return Self { queue: None, thread: None };
         }
         let (queue, rows) = mpsc::sync_channel(QUEUE);

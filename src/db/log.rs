@@ -115,6 +115,11 @@ impl Db {
         self.run("store log lines", |tx| Ok(_ = tx.execute(sql, &params)?))
     }
 
+    /// Whether there is a line with this id.
+    pub fn has_log(&self, id: Uuid) -> Result<bool, DbError> {
+        self.run("look for a log line", |tx| tx.exists("SELECT 1 FROM task_log WHERE id = $1", &[(&id, Type::UUID)]))
+    }
+
     /// The last lines of a task in the order in which they were logged, each cut to [`MAX_MESSAGE_LENGTH`].
     pub fn last_logs(&self, task_id: &str, limit: u32) -> Result<Vec<LogLine>, DbError> {
         // The sum keeps the server from using the index on `timestamp`, through which it would read the lines of all

@@ -5,6 +5,7 @@
 
 mod description;
 pub(super) mod record;
+mod stages;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -83,9 +84,10 @@ pub struct StoredTask {
     pub updated_at: Timestamp,
     /// A JSON document.
     pub started_by: Option<String>,
-    /// The fingerprint of the request that started it, where that is known. Only [`Db::start_task`] and
-    /// [`Db::restart_task`] read it.
+    /// The fingerprint of the request that started it, where that is known. [`Db::task`] and lists do not read it.
     pub request: Option<String>,
+    /// The request was a discover, and the read under the same id has not come. Read together with `request`.
+    pub is_first_stage: bool,
     /// `None` for a status of another program that we do not know.
     pub status: Option<TaskStatus>,
     /// The status as it is stored.
@@ -117,6 +119,7 @@ impl StoredTask {
             updated_at: row.try_get(5)?,
             started_by: row.try_get(6)?,
             request: None,
+            is_first_stage: false,
             status,
             status_text,
             streams,
@@ -329,6 +332,11 @@ impl Db {
         self.run("read a task", |tx| read(tx, task_id))
     }
 
+    /// The row of a task with what is known of its request.
+    pub fn task_with_request(&self, task_id: &str) -> Result<Option<StoredTask>, DbError> {
+        self.run("read a task", |tx| read_marked(tx, task_id))
+    }
+
     /// The tasks of a sync, newest first. Descriptions with a great many streams are omitted.
     pub fn tasks_of_sync(&self, sync_id: &str, limit: u32) -> Result<Vec<StoredTask>, DbError> {
         let listed = format!("CASE WHEN octet_length(description) <= {MAX_LISTED_DESCRIPTION} THEN description END");
@@ -414,10 +422,11 @@ fn read(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<Option<StoredTask>> 
     tx.row(&sql, &[text(&task_id)], StoredTask::decode)
 }
 
-/// The row of a task with the fingerprint of its request.
+/// The row of a task with what is known of its request.
 fn read_marked(tx: &mut Transaction<'_>, task_id: &str) -> Attempt<Option<StoredTask>> {
     let Some(mut stored) = read(tx, task_id)? else { return Ok(None) };
-    stored.request = record::request(tx, task_id, stored.started_by.as_deref())?;
+    let accepted = record::accepted(tx, task_id, stored.started_by.as_deref())?;
+    (stored.request, stored.is_first_stage) = (accepted.request, accepted.is_discover);
     Ok(Some(stored))
 }
 

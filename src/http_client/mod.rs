@@ -5,8 +5,13 @@
 mod connection;
 mod response;
 
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 pub use connection::{Connection, Sent, tls_config};
 pub use response::{Response, parse_response};
+use rustls::ClientConfig;
 use url::{Host, Url};
 
 /// A server and the prefix of its paths: a URL without credentials, query and fragment.
@@ -71,5 +76,29 @@ impl Endpoint {
             Host::Ipv6(address) => address.to_string(),
         };
         Ok(Endpoint { secure, host, port, authority, prefix: url.path().trim_end_matches('/').to_owned() })
+    }
+}
+
+/// Sends a request without a body and returns the response, both within `timeout`. `head` is secret; errors do not quote
+/// it.
+pub fn exchange(
+    endpoint: &Endpoint,
+    tls: Option<&Arc<ClientConfig>>,
+    head: &str,
+    timeout: Duration,
+) -> io::Result<Response> {
+    let deadline = Instant::now() + timeout;
+    let mut connection = Connection::open(endpoint, tls)?;
+    connection.send(head.as_bytes(), timeout)?;
+    loop {
+        let response = parse_response(&connection.received, connection.ended);
+        if let Some(response) = response.map_err(io::Error::other)? {
+            return Ok(response);
+        }
+        // A server that sends a byte at a time does not extend the deadline.
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(ErrorKind::TimedOut, "it did not respond in time"));
+        }
+        connection.wait_for_more(deadline)?;
     }
 }

@@ -20,6 +20,10 @@ pub const CREATOR_LABEL: (&str, &str) = ("jitsu.com/creator", "bulker-sync-contr
 pub const ATTEMPT: &str = "syncctl/attempt";
 /// The one-off command that follows the Pod; absent when `serve` does.
 pub const OWNER: &str = "syncctl/owner";
+/// On the first Secret of a task that starts later: when.
+pub const START_AT: &str = "syncctl/start-at";
+/// On the first Secret of a task that starts later: its Pod, as JSON. It holds no credentials.
+pub const WAITING_POD: &str = "syncctl/pod";
 /// The user of the sidecar: any but root. Distroless images use this one.
 const SIDECAR_USER: i64 = 65532;
 /// The key of the functions' environment in the first Secret.
@@ -440,6 +444,7 @@ mod tests {
             started_by: None,
             options: ReadOptions { debug: true, ..ReadOptions::default() },
             timeout: Duration::from_secs(90),
+            then_run: None,
         }
     }
 

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use manifest::{ATTEMPT, Launch, OWNER, pod_of_secret};
+use manifest::{ATTEMPT, Launch, OWNER, START_AT, pod_of_secret};
 use payload::TooLarge;
 use status::Observation;
 
@@ -149,6 +149,8 @@ pub struct TaskSecret {
     pub task: Result<Task, String>,
     /// Whether it is deleted together with its Pod.
     pub is_owned: bool,
+    /// When the task is to start, if its Pod is created later.
+    pub start_at: Option<Timestamp>,
 }
 
 /// A Pod that carries the id of a task, of whatever kind and whoever created it.
@@ -160,6 +162,17 @@ pub struct PodOfTask {
     pub sync_id: String,
     /// The task in its annotations, or why they cannot be read.
     pub task: Result<Task, String>,
+}
+
+/// A task whose documents are stored and whose Pod is created later.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WaitingTask {
+    /// The name that the Pod will have.
+    pub pod: String,
+    /// The task.
+    pub task: Task,
+    /// When it is to start.
+    pub start_at: Timestamp,
 }
 
 /// When a Pod becomes the owner of its Secrets.
@@ -263,7 +276,17 @@ pub trait Launcher: Send + Sync {
     /// Creates Secrets and the Pod, and makes the Pod the Secrets' owner. On an error nothing is left behind.
     fn launch(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<PodRef, PodError>;
 
-    /// Deletes the Pod of this name. Without `grace` its containers get the Pod's own grace period and the Secrets stay
+    /// Stores what a task needs to start later, so that any process can [start it](Self::start_waiting). False if that is
+    /// not possible here.
+    fn prepare(&self, launch: &Launch<'_>, start_at: Timestamp) -> Result<bool, PodError>;
+
+    /// The prepared tasks. One that has just been started may be among them.
+    fn waiting(&self) -> Result<Vec<WaitingTask>, PodError>;
+
+    /// Creates the Pod of a prepared task. False if nothing is prepared under this name.
+    fn start_waiting(&self, pod: &str) -> Result<bool, PodError>;
+
+    /// Deletes the Pod of this name, or what is prepared for it. Without `grace` its containers get the Pod's own grace period and the Secrets stay
     /// until [`wait_deleted`](Self::wait_deleted); with a grace of 0 the Secrets are deleted too, and also a Pod whose
     /// node is gone.
     fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError>;
@@ -407,6 +430,7 @@ impl TaskSecret {
             owner: annotation(metadata, OWNER).map(str::to_owned),
             created_at: metadata.creation_timestamp.as_ref().map(|time| time.0),
             task: task_of(metadata),
+            start_at: annotation(metadata, START_AT).and_then(|time| time.parse().ok()),
             is_owned: metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty()),
         }
     }

@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use super::auth::Tokens;
 use super::metrics::Metrics;
+use super::spread::Spread;
 use crate::config::{ServeSettings, Settings};
+use crate::controller::delayed_starts::DelayedStarts;
 use crate::controller::reconciler::{Durations, Observer, PHASES, Role};
 use crate::db::Db;
 use crate::failure::{Class, Failure};
@@ -46,6 +48,10 @@ pub struct App {
     db: Arc<OnceLock<Db>>,
     /// Set when the cluster first responds.
     installation: OnceLock<String>,
+    /// Spreads scheduled starts.
+    pub spread: Spread,
+    /// The tasks that this process starts later; set together with the database.
+    delayed: OnceLock<Arc<DelayedStarts>>,
     shutdown: Sender<Shutdown>,
 }
 
@@ -97,12 +103,24 @@ impl App {
             let (api_server, db) = (backend.api_server.clone(), Arc::clone(&db));
             move || (api_server.as_ref().map_or(0, |server| server.failed_calls()), db.get().map_or(0, Db::error_count))
         });
-        let (readiness, installation) = (Readiness::default(), OnceLock::new());
-        Self { settings, serve, tokens, backend, metrics, readiness, db, installation, shutdown }
+        Self {
+            readiness: Readiness::default(),
+            spread: Spread::new(serve.start_spread),
+            installation: OnceLock::new(),
+            delayed: OnceLock::new(),
+            settings,
+            serve,
+            tokens,
+            backend,
+            metrics,
+            db,
+            shutdown,
+        }
     }
 
-    /// Sets the database and the id of this installation, once.
-    pub fn set_connected(&self, db: Db, installation: String) {
+    /// Sets the database, the id of this installation and the tasks that start later, once.
+    pub fn set_connected(&self, db: Db, installation: String, delayed: Arc<DelayedStarts>) {
+        self.delayed.set(delayed).ok();
         self.db.set(db).ok();
         self.installation.set(installation).ok();
     }
@@ -117,6 +135,11 @@ impl App {
         self.db.get().ok_or_else(|| {
             Failure::new(Class::DatabaseUnreachable, "the database has not responded since the service started")
         })
+    }
+
+    /// The tasks that this process starts later.
+    pub fn delayed(&self) -> Option<&DelayedStarts> {
+        self.delayed.get().map(Arc::as_ref)
     }
 
     /// The id of this installation, which marks its rows in a database that several share.

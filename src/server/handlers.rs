@@ -1,7 +1,9 @@
 //! The handlers of the endpoints.
 
 use std::sync::LazyLock;
+use std::time::Instant;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -10,10 +12,10 @@ use super::params::{self, Problems};
 use super::service::Response;
 use crate::controller::outcome;
 use crate::controller::request::Request;
-use crate::db::{ConcurrencyPolicy, LogLine, RequestMark, StartOutcome, StoredTask};
+use crate::db::{ConcurrencyPolicy, LogLine, RequestMark, StartOutcome, StoredTask, Writer};
 use crate::failure::{Class, Failure};
 use crate::pod::manifest::Launch;
-use crate::pod::{Ownership, PodError};
+use crate::pod::{Ownership, PodError, WaitingTask};
 use crate::task::{Task, TaskKind, TaskStatus};
 
 /// Handles a request whose parameters were parsed; invalid ones are answered with all their problems.
@@ -78,10 +80,25 @@ pub fn spec(app: &App, query: &[(String, String)]) -> Response {
 
 /// `POST /check`, `POST /discover`.
 pub fn configured(app: &App, kind: TaskKind, query: &[(String, String)], body: Vec<u8>) -> Response {
-    let request = params::configured(kind, query, &body);
+    // Only a task with a row needs the installation, and the installation needs the cluster.
+    let installation = app.installation();
+    let known = installation.as_deref().unwrap_or_default();
+    let request = params::configured(kind, query, &body, &app.settings.database_url, known);
     // It may be large, and the request has copies of its documents.
     drop(body);
-    respond(request, |request| start(app, &request, ConcurrencyPolicy::Allow))
+    respond(request, |request| match request.task.then_run {
+        None => start(app, &request, ConcurrencyPolicy::Allow),
+        Some(_) if app.serve.console.is_none() => Err(without_console(app, &request.task)?),
+        Some(_) => installation.and_then(|_| start(app, &request, ConcurrencyPolicy::Forbid)),
+    })
+}
+
+/// Refuses a discover that no read can follow. Its row shows that to users whose schedule does not read the response.
+fn without_console(app: &App, task: &Task) -> Result<Failure, Failure> {
+    let text = "thenRun needs a console that starts the read: set SYNCCTL_CONSOLE_URL and SYNCCTL_CONSOLE_TOKEN";
+    let failure = Failure::new(Class::Usage, text);
+    app.db()?.finish_task(task, Writer::Controller, TaskStatus::Failed, None, Some(&failure.to_string()))?;
+    Ok(failure)
 }
 
 /// `POST /read`.
@@ -103,9 +120,21 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
     // A discover is recorded once its Pod exists. Before that, another one with this taskId may be running: its result
     // would be older than the record, and lost.
     let is_discover = task.kind == TaskKind::Discover;
-    outcome::record_attempt(&db, task, mark)?;
-    let mut started =
-        if is_discover { StartOutcome::Started } else { outcome::record_start(&db, task, mark, concurrency)? };
+    // One with a row may be refused: it must not replace the record of the task that has its id.
+    if task.then_run.is_none() {
+        outcome::record_attempt(&db, task, mark)?;
+    }
+    let mut started = if task.then_run.is_some() {
+        db.start_task(task, mark, concurrency)?
+    } else if is_discover {
+        StartOutcome::Started
+    } else {
+        outcome::record_start(&db, task, mark, concurrency)?
+    };
+    let is_second_stage = matches!(&started, StartOutcome::Exists(row) if is_second_stage(app, row, task)?);
+    if is_second_stage {
+        started = db.start_second_stage(task, mark)?;
+    }
     if let StartOutcome::Exists(row) = &started
         && is_same_request(row, mark)
         && let Some(error) = row.error.as_deref().filter(|error| is_retryable(error))
@@ -123,6 +152,10 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
             return Ok(conflict(&text, &row.task_id));
         }
         StartOutcome::SyncBusy(running) if task.is_scheduled() => {
+            if is_second_stage {
+                let text = format!("task {running} of this sync is running");
+                db.close_first_stage(&task.task_id, TaskStatus::Skipped, &text)?;
+            }
             // The caller repeats the run at its next time; an error would only alarm its users.
             tracing::info!(task = task.task_id, running, "passed over a scheduled read: its sync is running");
             return Ok(ok(json!({"started": false, "taskId": task.task_id, "runningTaskId": running})));
@@ -131,15 +164,25 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
             return Ok(conflict("another task of this sync is running: cancel it or wait for its end", &running));
         }
     }
+    if task.then_run.is_some() {
+        outcome::record_attempt(&db, task, mark)?;
+    }
     let attempt = Uuid::new_v4().to_string();
     let launch = Launch { task, payload, settings: &app.settings.pod, attempt: &attempt, owner: None };
+    if request.may_be_delayed {
+        match delay_start(app, &launch) {
+            Ok(true) => return Ok(accepted(task, TaskStatus::Running.as_str())),
+            Ok(false) => {}
+            Err(error) => return launch_failed(app, task, error),
+        }
+    }
     // The client does not wait until the Pod owns its Secret.
     if let Err(error) = app.backend.launcher.launch(&launch, Ownership::Later) {
         return launch_failed(app, task, error);
     }
     app.metrics.task_started(task.kind);
     tracing::info!(pod = task.pod_name(), kind = %task.kind, task = task.task_id, "started a task");
-    if task.kind == TaskKind::Read {
+    if task.has_row() {
         delete_pod_if_ended(app, task)?;
     }
     if is_discover && let Err(error) = outcome::record_start(&db, task, mark, concurrency) {
@@ -147,6 +190,31 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
         tracing::warn!(%error, task = task.task_id, "cannot record the start of a discover");
     }
     Ok(accepted(task, TaskStatus::Running.as_str()))
+}
+
+/// Stores a scheduled task that is to start later. False: it is to start now.
+fn delay_start(app: &App, launch: &Launch<'_>) -> Result<bool, PodError> {
+    let task = launch.task;
+    let Some(delayed) = app.delayed() else { return Ok(false) };
+    let delay = app.spread.delay(&task.sync_id, Instant::now());
+    let start_at = Timestamp::now() + delay;
+    if delay.is_zero() || !app.backend.launcher.prepare(launch, start_at)? {
+        return Ok(false);
+    }
+    let waiting = WaitingTask { pod: task.pod_name(), task: task.clone(), start_at };
+    tracing::info!(pod = waiting.pod, task = task.task_id, ?delay, "a scheduled task starts later");
+    delayed.accept(waiting, delay);
+    app.metrics.task_started(task.kind);
+    Ok(true)
+}
+
+/// Whether a read follows a discover under the same id, which the console has requested with `thenRun`.
+fn is_second_stage(app: &App, row: &StoredTask, task: &Task) -> Result<bool, Failure> {
+    if task.kind != TaskKind::Read || row.sync_id != task.sync_id || !row.awaits_read() {
+        return Ok(false);
+    }
+    // Where the row does not show its request, it may be that of a running read.
+    Ok(row.is_first_stage || app.backend.watcher.get(&task.pod_name())?.is_none())
 }
 
 /// Whether a task failed because its Pod could not be created at that time.
@@ -182,7 +250,13 @@ fn launch_failed(app: &App, task: &Task, error: PodError) -> Result<Response, Fa
         // The name of a Pod is unique to its task: an earlier attempt created it, and its response came too late.
         return Ok(accepted(task, TaskStatus::Running.as_str()));
     }
-    if let Err(error) = outcome::record_failure(app.db_with_long_retry()?, task, &failure) {
+    let db = app.db_with_long_retry()?;
+    let mut recorded = outcome::record_failure(db, task, &failure);
+    if task.then_run.is_some() {
+        let closed = db.close_first_stage(&task.task_id, TaskStatus::Failed, &failure.to_string());
+        recorded = recorded.and(closed.map(drop));
+    }
+    if let Err(error) = recorded {
         // The reconciler finds the row without a Pod.
         tracing::error!(%error, task = task.task_id, "cannot record that a task failed to start");
     }
@@ -270,8 +344,10 @@ mod tests {
         type Parse = fn(&[(String, String)]) -> Option<params::Problems>;
         let operations: [(&str, &str, Parse); 6] = [
             ("/spec", "get", |query| params::spec(query).err()),
-            ("/check", "post", |query| params::configured(TaskKind::Check, query, b"{}").err()),
-            ("/discover", "post", |query| params::configured(TaskKind::Discover, query, b"{}").err()),
+            ("/check", "post", |query| params::configured(TaskKind::Check, query, b"{}", &"key".into(), "i").err()),
+            ("/discover", "post", |query| {
+                params::configured(TaskKind::Discover, query, b"{}", &"key".into(), "i").err()
+            }),
             ("/cancel", "get", |query| params::cancel(query).err()),
             ("/tasks", "get", |query| params::tasks(query).err()),
             ("/tasks/{taskId}", "get", |query| params::task(query).err()),
@@ -290,7 +366,9 @@ mod tests {
         let options = ReadOptions { silence_seconds: Some(1), max_records: Some(1), ..ReadOptions::default() };
         let options = serde_json::to_value(options).expect("plain fields");
         let mut expected: BTreeSet<String> = options.as_object().expect("an object").keys().cloned().collect();
-        expected.extend(["syncId".to_owned(), "taskId".to_owned()]);
+        expected.extend(["syncId", "taskId", "nodelay"].map(str::to_owned));
+        // Not a parameter: it follows from the others.
+        expected.remove("replaceWithoutState");
         expected.extend(documented("/spec", "get"));
         assert_eq!(documented("/read", "post"), expected);
     }

@@ -14,6 +14,7 @@ mod metrics;
 mod params;
 mod routes;
 mod service;
+mod spread;
 #[cfg(test)]
 mod tests;
 
@@ -28,12 +29,14 @@ use guard::{Guard, Limits};
 use routes::Routes;
 
 use crate::config::{ServeSettings, Settings};
+use crate::controller::console::Console;
+use crate::controller::delayed_starts::{DelayedStarts, DelayedStartsThread};
 use crate::controller::reconciler::{self, Reconciler};
 use crate::controller::{Cancellation, open_backend, outcome};
 use crate::db::{Db, DbError, Options, Target};
 use crate::failure::{Class, Failure};
 use crate::pod::PodError;
-use crate::task::Task;
+use crate::task::{Task, TaskStatus};
 
 /// How long the reconciler retries database operations before it postpones a job.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -95,11 +98,17 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     result
 }
 
-/// Records that tasks end with the service, before they do: nobody else knows why.
+/// Records that tasks end with the service, before they do: no other process knows why.
 fn cancel(app: &App, tasks: &[Task]) {
     let failure = Failure::new(Class::Cancelled, "the service that ran the task was shut down");
     for task in tasks {
-        let recorded = app.db().and_then(|db| Ok(outcome::record_failure(&db, task, &failure)?));
+        let recorded = app.db().and_then(|db| {
+            if task.then_run.is_some() {
+                // No read follows the discover.
+                db.close_first_stage(&task.task_id, TaskStatus::Cancelled, &failure.to_string())?;
+            }
+            Ok(outcome::record_failure(&db, task, &failure)?)
+        });
         if let Err(error) = recorded {
             tracing::warn!(%error, task = task.task_id, "cannot record that a task is cancelled");
         }
@@ -109,10 +118,14 @@ fn cancel(app: &App, tasks: &[Task]) {
 /// Connects, and runs the reconciler until the service shuts down.
 fn run_reconciler(app: &Arc<App>, instance_id: &str, shutdowns: &Receiver<Shutdown>) -> Result<(), Failure> {
     let Some((db, installation)) = connect(app, shutdowns)? else { return Ok(()) };
-    app.set_connected(db.clone(), installation.clone());
+    let delayed = Arc::new(DelayedStarts::new(app.backend.clone(), db.clone(), &app.settings.pod.db_log_level));
+    let delayed_thread = DelayedStartsThread::start(&delayed);
+    app.set_connected(db.clone(), installation.clone(), Arc::clone(&delayed));
     let config = reconciler::Config {
         backend: app.backend.clone(),
         db,
+        delayed,
+        console: app.serve.console.clone().map(Console::new),
         installation,
         identity: instance_id.to_owned(),
         resync: app.settings.status_check,
@@ -130,6 +143,7 @@ fn run_reconciler(app: &Arc<App>, instance_id: &str, shutdowns: &Receiver<Shutdo
     };
     app.readiness.set_stopping();
     reconciler.stop();
+    drop(delayed_thread);
     result
 }
 

@@ -210,17 +210,44 @@ pub fn spec(pairs: &[(String, String)]) -> Result<Request, Problems> {
 }
 
 /// `POST /check` and `POST /discover`.
-pub fn configured(kind: TaskKind, pairs: &[(String, String)], body: &[u8]) -> Result<Request, Problems> {
+///
+/// A discover with `thenRun` has a row like a read, and so a mark; `key` is that of its fingerprint.
+pub fn configured(
+    kind: TaskKind,
+    pairs: &[(String, String)],
+    body: &[u8],
+    key: &Secret,
+    installation: &str,
+) -> Result<Request, Problems> {
     let mut query = Query::new(pairs);
     let mut task = query.task(kind, None);
     let storage_key = query.id("storageKey");
     if kind == TaskKind::Discover {
         // A discover that belongs to a sync logs under its ids.
-        task.sync_id = query.optional_id("syncId").unwrap_or_default();
-        task.task_id = query.optional_id("taskId").unwrap_or(task.task_id);
+        let ids = ["syncId", "taskId", "workspaceId"].map(|name| (name, query.optional_id(name)));
+        if query.flag("thenRun", false) {
+            let missing = ids.iter().filter(|(_, id)| id.is_none());
+            query.problems.extend(missing.map(|(name, _)| format!("{name} is missing")));
+            task.then_run = Some(String::new());
+        }
+        let [(_, sync_id), (_, task_id), (_, workspace)] = ids;
+        task.sync_id = sync_id.unwrap_or_default();
+        task.task_id = task_id.unwrap_or(task.task_id);
+        if let (Some(then_run), Some(workspace)) = (&mut task.then_run, workspace) {
+            // A segment of the path of the console's request.
+            if [".", ".."].contains(&workspace.as_str()) {
+                query.problems.push("workspaceId consists of dots".to_owned());
+            }
+            *then_run = workspace;
+        }
     }
+    let mark = task
+        .then_run
+        .is_some()
+        .then(|| RequestMark { fingerprint: fingerprint(key, pairs, body), installation: installation.to_owned() });
     let body = query.body(body)?;
-    query.finish_request(Request::configured(task, Some(storage_key), &body.config()).map_err(|failure| vec![failure]))
+    let request = Request::configured(task, Some(storage_key), &body.config()).map_err(|failure| vec![failure]);
+    query.finish_request(request.map(|request| Request { mark, ..request }))
 }
 
 /// `POST /read`. `installation` is stored with the request: several installations may share one database.
@@ -257,8 +284,9 @@ pub fn read(
         destination: body.destination_config.map(|raw| Document::of_field("destinationConfig", raw.get())),
         functions_env: body.functions_env.map(|raw| Document::of_field("functionsEnv", raw.get())),
     };
+    let may_be_delayed = !query.flag("nodelay", false) && task.is_scheduled();
     let request = Request::read(task, documents, settings, &OPTION_NAMES);
-    query.finish_request(request.map(|request| Request { mark: Some(mark), ..request }))
+    query.finish_request(request.map(|request| Request { mark: Some(mark), may_be_delayed, ..request }))
 }
 
 /// The parameters of `GET /cancel`.
@@ -326,6 +354,28 @@ mod tests {
     }
 
     #[test]
+    fn a_discover_that_a_read_follows_needs_its_ids_and_a_workspace() {
+        let parse = |query: &str| {
+            let query = format!("package=a/b&version=1&storageKey=k&{query}");
+            configured(TaskKind::Discover, &pairs(&query), br#"{"config":{}}"#, &"key".into(), "i")
+        };
+        let request =
+            parse("thenRun=true&syncId=s&taskId=t&workspaceId=w").unwrap_or_else(|problems| panic!("{problems:?}"));
+        assert_eq!((request.task.then_run.as_deref(), request.task.has_row()), (Some("w"), true));
+        assert_eq!(request.mark.expect("a mark").installation, "i");
+        for query in ["", "thenRun=false&workspaceId=w", "syncId=s&taskId=t"] {
+            let request = parse(query).unwrap_or_else(|problems| panic!("{problems:?}"));
+            assert!(request.task.then_run.is_none() && request.mark.is_none(), "{query}");
+        }
+        let missing = ["syncId is missing", "taskId is missing", "workspaceId is missing"];
+        assert_eq!(parse("thenRun=1").err().expect("problems"), missing);
+        for workspace in [".", ".."] {
+            let problems = parse(&format!("thenRun=1&syncId=s&taskId=t&workspaceId={workspace}")).err();
+            assert_eq!(problems.expect("problems"), ["workspaceId consists of dots"]);
+        }
+    }
+
+    #[test]
     fn max_records_is_a_positive_number() {
         let problem = |text| Some(format!("maxRecords: {text:?} is not a number of records: expected at least 1"));
         for (query, expected, problem) in [
@@ -356,7 +406,7 @@ mod tests {
             ("twice", r#"{"config":{},"config":{}}"#, "duplicate field"),
         ] {
             let query = pairs("package=a/b&version=1&storageKey=k");
-            let problems = configured(TaskKind::Check, &query, body.as_bytes()).err().expect(label);
+            let problems = configured(TaskKind::Check, &query, body.as_bytes(), &"key".into(), "i").err().expect(label);
             assert_eq!(problems.len(), 1, "{label}: {problems:?}");
             assert!(problems[0].contains(expected), "{label}: {problems:?}");
             assert!(!problems[0].contains("hunter"), "{label}: {problems:?}");
@@ -367,7 +417,8 @@ mod tests {
     fn config_keeps_its_original_text() {
         let query = pairs("package=a/b&version=1&storageKey=k");
         let body = br#"{"other":1,"config": {"b":1.00000000000000000001,"a":2}}"#;
-        let request = configured(TaskKind::Check, &query, body).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let request = configured(TaskKind::Check, &query, body, &"key".into(), "i")
+            .unwrap_or_else(|problems| panic!("{problems:?}"));
         assert_eq!(request.payload.config.as_deref(), Some(r#"{"b":1.00000000000000000001,"a":2}"#));
     }
 }

@@ -58,6 +58,8 @@ impl Machine {
             .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
             .filter(|name| name != ".making")
             .collect();
+        let waiting = std::fs::read_dir(self.state.join("waiting")).into_iter().flatten().flatten();
+        left.extend(waiting.map(|entry| format!("waiting {}", entry.file_name().to_string_lossy())));
         let mark = self.tasks().display().to_string();
         left.extend(processes::with(&mark).iter().map(|(pid, command)| format!("process {pid}: {command}")));
         left

@@ -133,7 +133,7 @@ impl Worker {
     }
 
     fn send_heartbeats(&self, snapshot: &Snapshot) -> Result<(), Failure> {
-        let ids: Vec<&str> = snapshot.reads.keys().map(String::as_str).collect();
+        let ids: Vec<&str> = snapshot.with_rows.keys().map(String::as_str).collect();
         self.shared.config.db.heartbeats(&ids)?;
         Ok(())
     }
@@ -141,9 +141,9 @@ impl Worker {
     /// Deletes Pods whose rows forbid them: a process was killed between the row and the Pod of a task that it cancelled,
     /// or a Pod was created although the API server did not answer in time.
     fn delete_unwanted(&self, snapshot: &Snapshot) -> Result<(), Failure> {
-        let ids: Vec<&str> = snapshot.reads.keys().map(String::as_str).collect();
+        let ids: Vec<&str> = snapshot.with_rows.keys().map(String::as_str).collect();
         for id in self.shared.config.db.cancelled_or_failed(&ids, Class::ClusterUnreachable)? {
-            if let Some(pod) = snapshot.reads.get(&id) {
+            if let Some(pod) = snapshot.with_rows.get(&id) {
                 // A Pod that is being deleted already keeps its grace period.
                 self.shared.config.backend.launcher.delete_exact(pod, None)?;
             }
@@ -182,8 +182,10 @@ impl Worker {
         if self.snapshot().is_none() {
             return Ok(false);
         }
-        let Config { db, backend, installation, .. } = &self.shared.config;
+        let Config { db, backend, installation, delayed, .. } = &self.shared.config;
         let rows = db.idle_tasks_of(installation, LAUNCHING)?;
+        // After the rows: a task that has just been started has no heartbeat yet, but a Pod.
+        let waiting = backend.launcher.waiting()?;
         let secrets = backend.list_secrets()?;
         // Taken after the rows and Secrets: the Pods of those that run exist by now.
         let Some(snapshot) = self.snapshot() else { return Ok(false) };
@@ -191,7 +193,12 @@ impl Worker {
         let is_young =
             |secret: &&TaskSecret| secret.created_at.is_none_or(|at| now.duration_since(at) < LAUNCHING_SECRET);
         // A launch with large documents creates many Secrets in turn: the newest shows whether it continues.
-        let launching: HashSet<&str> = secrets.iter().filter(is_young).map(|secret| secret.pod.as_str()).collect();
+        let mut launching: HashSet<&str> = secrets.iter().filter(is_young).map(|secret| secret.pod.as_str()).collect();
+        for task in waiting.iter().filter(|task| !snapshot.pods.contains_key(&task.pod)) {
+            launching.insert(&task.pod);
+            // Of a process that has ended, it may be overdue.
+            delayed.add(task.clone());
+        }
         let mut owned = HashSet::new();
         for secret in secrets.iter().filter(|secret| !secret.is_owned) {
             // All Secrets of a Pod get their owner reference at once.
@@ -208,7 +215,7 @@ impl Worker {
             }
         }
         // After the Secrets, whose annotations explain better why a task has no Pod.
-        for row in rows.iter().filter(|row| !snapshot.reads.contains_key(&row.task_id)) {
+        for row in rows.iter().filter(|row| !snapshot.with_rows.contains_key(&row.task_id)) {
             let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
             if launching.contains(task.pod_name().as_str()) {
                 continue;

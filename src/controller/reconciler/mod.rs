@@ -6,6 +6,7 @@
 
 mod maintenance;
 mod shared;
+mod then_run;
 mod tracked_tasks;
 
 use std::collections::HashMap;
@@ -33,6 +34,8 @@ use tracked_tasks::{Action, Job, TrackedTasks};
 const LEASE: Duration = Duration::from_secs(10);
 /// Jobs at a time. Each waits for a database and an API server, so more than there are processors.
 const WORKERS: usize = 8;
+/// Requests to the console at a time, which must not delay other jobs.
+const CONSOLE_WORKERS: usize = 4;
 /// How often deadlines are checked. They are seconds and minutes.
 const TICK: Duration = Duration::from_millis(250);
 /// The same while there is no Pod.
@@ -57,7 +60,8 @@ impl Reconciler {
         let reconcile_loop = ReconcileLoop {
             shared: Arc::clone(&shared),
             messages: messages.clone(),
-            jobs: start_workers(&shared, &messages),
+            jobs: start_workers(&shared, &messages, "reconciler-worker", WORKERS),
+            console_jobs: start_workers(&shared, &messages, "console-worker", CONSOLE_WORKERS),
             log: LogWriter::start(&shared.config.db, &shared.config.log_level),
             place,
             term: None,
@@ -89,12 +93,17 @@ impl Reconciler {
 type TermJob = (u64, Job);
 
 /// Starts the workers; they end when the returned sender is dropped.
-fn start_workers(shared: &Arc<Shared>, messages: &Sender<Message>) -> Sender<TermJob> {
+fn start_workers(
+    shared: &Arc<Shared>,
+    messages: &Sender<Message>,
+    name: &'static str,
+    count: usize,
+) -> Sender<TermJob> {
     let (jobs, inbox) = mpsc::channel::<TermJob>();
     let inbox = Arc::new(Mutex::new(inbox));
-    for _ in 0..WORKERS {
+    for _ in 0..count {
         let (worker, inbox, messages) = (Arc::clone(shared), Arc::clone(&inbox), messages.clone());
-        shared.spawn("reconciler-worker", move || {
+        shared.spawn(name, move || {
             loop {
                 let job = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 let Ok((term, job)) = job else { return };
@@ -111,6 +120,10 @@ fn start_workers(shared: &Arc<Shared>, messages: &Sender<Message>) -> Sender<Ter
 /// Runs one job; returns whether it succeeded.
 fn run_job(shared: &Shared, job: &Job) -> bool {
     let result = match &job.action {
+        Action::ThenRun { give_up_at, .. } => match then_run::ask(shared, job, Instant::now() >= *give_up_at) {
+            Ok(is_done) => return is_done,
+            Err(failure) => Err(failure),
+        },
         Action::RecordOutcome { termination, ended_at, durations } => record_outcome(shared, job, termination.clone())
             .map(|recorded| {
                 shared.observer.task_finished(job.task.kind, recorded.code, *durations);
@@ -167,6 +180,7 @@ struct ReconcileLoop {
     shared: Arc<Shared>,
     messages: Sender<Message>,
     jobs: Sender<TermJob>,
+    console_jobs: Sender<TermJob>,
     log: LogWriter,
     place: Place,
     term: Option<Term>,
@@ -227,7 +241,7 @@ impl ReconcileLoop {
             Message::Snapshot(reply) => {
                 if let Some(term) = self.term.as_ref().filter(|term| term.is_synced) {
                     // The caller may have stopped waiting.
-                    reply.send(Snapshot { pods: term.tasks.pods(), reads: term.tasks.reads() }).ok();
+                    reply.send(Snapshot { pods: term.tasks.pods(), with_rows: term.tasks.with_rows() }).ok();
                 }
             }
         }
@@ -356,9 +370,9 @@ impl ReconcileLoop {
     }
 
     fn hand_out(&self, job: Option<Job>) {
-        if let Some(job) = job
-            && self.jobs.send((self.terms, job)).is_err()
-        {
+        let Some(job) = job else { return };
+        let queue = if matches!(job.action, Action::ThenRun { .. }) { &self.console_jobs } else { &self.jobs };
+        if queue.send((self.terms, job)).is_err() {
             unreachable!("the workers live as long as this sender");
         }
     }

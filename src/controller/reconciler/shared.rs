@@ -7,6 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::tracked_tasks::{Durations, Limits, PHASES};
+use crate::controller::console::Console;
+use crate::controller::delayed_starts::DelayedStarts;
 use crate::db::{Db, Retention};
 use crate::pod::{Backend, LeaderElection, Leadership, PodEvent, PodRef};
 use crate::task::TaskKind;
@@ -17,6 +19,10 @@ pub struct Config {
     pub backend: Backend,
     /// The database of results.
     pub db: Db,
+    /// The console that starts the read after a discover.
+    pub console: Option<Console>,
+    /// The tasks that this process starts later.
+    pub delayed: Arc<DelayedStarts>,
     /// Marks the rows of this installation in a database that several share.
     pub installation: String,
     /// The name of this process in the leader election.
@@ -88,8 +94,8 @@ pub(super) enum Message {
 pub(super) struct Snapshot {
     /// By name.
     pub(super) pods: HashMap<String, Arc<PodRef>>,
-    /// The Pods of reads by task id.
-    pub(super) reads: HashMap<String, Arc<PodRef>>,
+    /// The Pods of tasks with a row in `source_task` by task id.
+    pub(super) with_rows: HashMap<String, Arc<PodRef>>,
 }
 
 /// See the module.

@@ -23,6 +23,9 @@ const DELETION_SLACK: Duration = Duration::from_secs(10);
 /// Delays before a failed job is repeated. The longest bounds how late a recovered database or API server is noticed.
 const JOB_BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
 
+/// How long the console is asked to start the read after a discover: it may be starting itself.
+const THEN_RUN_TIMEOUT: Duration = Duration::from_mins(5);
+
 /// The values of [`TrackedTasks::counts`] in their order.
 pub const PHASES: [&str; 5] = ["waiting", "error", "running", "ended", "deleting"];
 
@@ -68,6 +71,13 @@ pub enum Action {
         ended_at: Option<Instant>,
         /// For metrics.
         durations: Durations,
+    },
+    /// Ask the console to start the read that follows this discover.
+    ThenRun {
+        /// The grace period of the deletion that follows.
+        grace: Option<Duration>,
+        /// When no further attempt is made.
+        give_up_at: Instant,
     },
     /// Delete the Pod, and with a grace period of zero its Secrets.
     DeletePod {
@@ -234,11 +244,15 @@ impl TrackedTasks {
                 }
                 return None;
             }
+            // The Pod stays until then: after a restart it shows that the console must be asked.
+            Action::RecordOutcome { termination, .. } if tracked.task.then_run.is_some() => {
+                Some(Action::ThenRun { grace: termination.grace, give_up_at: now + THEN_RUN_TIMEOUT })
+            }
             _ if tracked.is_gone => Some(Action::DeleteSecrets),
-            Action::RecordOutcome { termination, .. } => {
+            Action::RecordOutcome { termination: Termination { grace, .. }, .. } | Action::ThenRun { grace, .. } => {
                 // Containers of a Pod that is being deleted have a grace period already.
-                let needs_deletion = !tracked.is_deleting || termination.grace.is_some_and(|grace| !grace.is_zero());
-                needs_deletion.then_some(Action::DeletePod { grace: termination.grace })
+                let needs_deletion = !tracked.is_deleting || grace.is_some_and(|grace| !grace.is_zero());
+                needs_deletion.then_some(Action::DeletePod { grace })
             }
             Action::DeletePod { .. } => None,
         };
@@ -297,10 +311,15 @@ impl TrackedTasks {
         self.existing().map(|tracked| (tracked.pod.name.clone(), Arc::clone(&tracked.pod))).collect()
     }
 
-    /// The existing Pods of reads by task id.
-    pub fn reads(&self) -> HashMap<String, Arc<PodRef>> {
-        let reads = self.existing().filter(|tracked| tracked.task.kind == TaskKind::Read);
-        reads.map(|tracked| (tracked.task.task_id.clone(), Arc::clone(&tracked.pod))).collect()
+    /// The Pods of tasks with a row in `source_task` by task id. Of a discover and the read that follows it, the read.
+    pub fn with_rows(&self) -> HashMap<String, Arc<PodRef>> {
+        let of = |is_wanted: fn(&TrackedTask) -> bool| {
+            let tracked = self.tasks.values().map(Box::as_ref).filter(move |tracked| is_wanted(tracked));
+            tracked.map(|tracked| (tracked.task.task_id.clone(), Arc::clone(&tracked.pod)))
+        };
+        let discovers = of(|tracked| tracked.task.then_run.is_some() && (!tracked.is_gone || tracked.is_before_read()));
+        let reads = of(|tracked| tracked.task.kind == TaskKind::Read && !tracked.is_gone);
+        discovers.chain(reads).collect()
     }
 
     fn existing(&self) -> impl Iterator<Item = &TrackedTask> {
@@ -325,6 +344,15 @@ impl TrackedTask {
             ended_at: None,
             backoff: JOB_BACKOFF,
         }
+    }
+
+    /// Whether the console is being asked to start the read.
+    fn is_before_read(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Working(Action::RecordOutcome { .. } | Action::ThenRun { .. })
+                | Stage::Retrying(Action::RecordOutcome { .. } | Action::ThenRun { .. }, _)
+        )
     }
 
     fn record(&mut self, termination: Termination) -> Job {

@@ -1,10 +1,10 @@
 //! The stages of one Pod.
 
-use super::{Action, Job, Limits, TrackedTasks};
+use super::{Action, Job, Limits, THEN_RUN_TIMEOUT, TrackedTasks};
 use crate::failure::{Class, Failure};
 use crate::pod::status::{Ended, Exit, Observation, Phase};
 use crate::pod::{PodRef, TaskPod};
-use crate::task::Task;
+use crate::task::{Task, TaskKind};
 use jiff::Timestamp;
 use std::time::{Duration, Instant};
 
@@ -129,7 +129,7 @@ fn a_pod_that_disappears_is_recorded_in_every_stage() {
     assert_eq!(recorded_class(fixture.tasks.deleted("pod", "1")), Class::PodDeleted);
     assert_eq!(action(fixture.succeed(2)), Action::DeleteSecrets);
     assert!(fixture.succeed(3).is_none());
-    assert!(fixture.tasks.reads().is_empty());
+    assert!(fixture.tasks.with_rows().is_empty());
 
     let done = fixture.pod(ended());
     fixture.observe(&done, 4).expect("a job");
@@ -182,5 +182,32 @@ fn a_new_pod_with_a_reused_name_is_tracked_separately() {
     assert!(fixture.observe(&second, 2).is_none());
     assert!(fixture.succeed(3).is_none(), "the job belonged to the first Pod");
     assert!(fixture.tasks.deleted("pod", "1").is_none());
-    assert_eq!(fixture.tasks.reads().into_keys().collect::<Vec<_>>(), ["t"]);
+    assert_eq!(fixture.tasks.with_rows().into_keys().collect::<Vec<_>>(), ["t"]);
+}
+
+#[test]
+fn the_pod_of_a_discover_stays_until_the_console_was_asked() {
+    for is_deleted in [false, true] {
+        let mut fixture = Fixture::new();
+        let mut done = fixture.pod(ended());
+        let discover = Task {
+            kind: TaskKind::Discover,
+            then_run: Some("w".to_owned()),
+            ..Task::of_read("a/b", "1", "s", "t", fixture.start.1)
+        };
+        done.task = Ok(discover);
+        fixture.observe(&done, 1).expect("a job");
+        let Action::ThenRun { grace, give_up_at } = action(fixture.succeed(2)) else { panic!("the console is asked") };
+        assert_eq!((grace, give_up_at), (ZERO, fixture.at(2).0 + THEN_RUN_TIMEOUT));
+        if is_deleted {
+            assert!(fixture.tasks.deleted("pod", "1").is_none());
+        }
+        fixture.tasks.job_failed("pod", "1", fixture.at(3).0);
+        assert_eq!(fixture.tasks.with_rows().keys().collect::<Vec<_>>(), ["t"], "its row gets heartbeats");
+        assert!(
+            matches!(action(fixture.due(30).pop()), Action::ThenRun { give_up_at: same, .. } if same == give_up_at)
+        );
+        let next = if is_deleted { Action::DeleteSecrets } else { Action::DeletePod { grace: ZERO } };
+        assert_eq!(action(fixture.succeed(31)), next);
+    }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::db::own_tables::TASK;
 use crate::db::pool::{Attempt, Transaction, text};
 use crate::db::text::quote_literal;
-use crate::task::Task;
+use crate::task::{Task, TaskKind};
 
 /// Identifies a request among those with the same task id, and the installation that accepted it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,18 +47,32 @@ pub(in crate::db) fn store(tx: &mut Transaction<'_>, task: &Task, mark: Option<&
     Ok(_ = tx.execute(&sql, &params)?)
 }
 
-/// The fingerprint of the request that started a task.
-pub(super) fn request(tx: &mut Transaction<'_>, task_id: &str, started_by: Option<&str>) -> Attempt<Option<String>> {
+/// The last request that was accepted for a task.
+#[derive(Debug, Default)]
+pub(super) struct Accepted {
+    /// Its fingerprint, where that is known.
+    pub(super) request: Option<String>,
+    /// It was a discover, which a read under the same id follows.
+    pub(super) is_discover: bool,
+}
+
+/// The last request that was accepted for a task, as far as it is known.
+pub(super) fn accepted(tx: &mut Transaction<'_>, task_id: &str, started_by: Option<&str>) -> Attempt<Accepted> {
+    let is_discover = |kind: Option<&str>| kind == Some(TaskKind::Discover.as_str());
     if let Some(own) = tx.own {
-        let sql = format!("SELECT request FROM {} WHERE results_schema = $1 AND task_id = $2", own.table(TASK));
-        let stored = tx.row(&sql, &[text(&own.results_schema), text(&task_id)], |row| row.try_get(0))?;
-        if let Some(request) = stored {
-            return Ok(request);
+        let sql = format!("SELECT request, kind FROM {} WHERE results_schema = $1 AND task_id = $2", own.table(TASK));
+        let stored = tx.row(&sql, &[text(&own.results_schema), text(&task_id)], |row| {
+            Ok(Accepted { request: row.try_get(0)?, is_discover: is_discover(row.try_get(1)?) })
+        })?;
+        if let Some(accepted) = stored {
+            return Ok(accepted);
         }
     }
     // Of an earlier version, or of a process without the own schema.
-    let started_by = started_by.and_then(|text| serde_json::from_str::<Value>(text).ok());
-    Ok(started_by.and_then(|value| value.pointer("/syncctl/request")?.as_str().map(str::to_owned)))
+    let started_by: Option<Value> = started_by.and_then(|text| serde_json::from_str(text).ok());
+    let member = started_by.as_ref().and_then(|value| value.get(MEMBER));
+    let field = |name: &str| member.and_then(|member| member.get(name)?.as_str());
+    Ok(Accepted { request: field("request").map(str::to_owned), is_discover: is_discover(field("kind")) })
 }
 
 /// `started_by` of the row: the caller's, and the request where only this column can hold it.
@@ -71,7 +85,10 @@ pub(super) fn started_by(tx: &Transaction<'_>, task: &Task, mark: Option<&Reques
         Some(other) => Map::from_iter([("type".to_owned(), json!("api")), ("value".to_owned(), other)]),
     };
     if tx.own.is_none() {
-        let request = json!({"request": mark.fingerprint, "fleet": mark.installation});
+        let mut request = json!({"request": mark.fingerprint, "fleet": mark.installation});
+        if task.kind == TaskKind::Discover {
+            request["kind"] = json!(task.kind);
+        }
         fields.insert(MEMBER.to_owned(), request);
     }
     Some(Value::Object(fields))

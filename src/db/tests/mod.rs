@@ -9,6 +9,7 @@ mod results;
 mod retention;
 mod running;
 mod schemas;
+mod stages;
 mod support;
 mod tasks;
 mod timeouts;

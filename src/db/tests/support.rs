@@ -244,6 +244,7 @@ pub(super) fn task(task_id: &str) -> Task {
         started_by: Some(serde_json::json!({"type": "manual"})),
         options: ReadOptions::default(),
         timeout: Duration::from_mins(1),
+        then_run: None,
     }
 }
 

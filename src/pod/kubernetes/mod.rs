@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::runtime::Runtime;
 
 use features::Feature;
@@ -26,7 +27,7 @@ pub use own_pod::{OwnContainer, own_container};
 use super::manifest::Launch;
 use super::{
     ApiServer, Backend, Callback, Coordination, Launcher, LeaderElection, Leadership, Ownership, PodError, PodEvent,
-    PodOfTask, PodRef, Scope, SecretStore, Subscription, TaskPod, TaskSecret, Watcher,
+    PodOfTask, PodRef, Scope, SecretStore, Subscription, TaskPod, TaskSecret, WaitingTask, Watcher,
 };
 
 /// A connection to a namespace of a cluster.
@@ -84,6 +85,27 @@ impl Launcher for Cluster {
         let objects = launch.objects()?;
         let (api, attempt) = (self.api.clone(), launch.attempt.to_owned());
         self.on_runtime(async move { api.launch(&objects, &attempt, ownership).await })
+    }
+
+    fn prepare(&self, launch: &Launch<'_>, start_at: Timestamp) -> Result<bool, PodError> {
+        let objects = launch.objects()?;
+        let (api, attempt) = (self.api.clone(), launch.attempt.to_owned());
+        self.on_runtime(async move { api.prepare(objects, &attempt, start_at).await })
+    }
+
+    fn waiting(&self) -> Result<Vec<WaitingTask>, PodError> {
+        let secrets = match self.list_secrets() {
+            Err(PodError::Forbidden { .. }) => return Ok(Vec::new()),
+            secrets => secrets?,
+        };
+        let waiting = secrets.into_iter().filter(|secret| !secret.is_owned).filter_map(|secret| {
+            Some(WaitingTask { start_at: secret.start_at?, pod: secret.pod, task: secret.task.ok()? })
+        });
+        Ok(waiting.collect())
+    }
+
+    fn start_waiting(&self, pod: &str) -> Result<bool, PodError> {
+        self.runtime.block_on(self.api.start_waiting(pod))
     }
 
     fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError> {

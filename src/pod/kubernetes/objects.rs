@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
@@ -13,8 +14,8 @@ use serde_json::json;
 use super::client::{Api, CALL_TIMEOUT, Listing, if_absent, if_present, labelled};
 use super::features::Feature;
 use super::partial::PartialPod;
-use crate::pod::manifest::{Objects, secret_name};
-use crate::pod::{Ownership, PodError, PodOfTask, PodRef, TaskPod, TaskSecret, attempt_of, secrets_of};
+use crate::pod::manifest::{Objects, START_AT, WAITING_POD, secret_name};
+use crate::pod::{Ownership, PodError, PodOfTask, PodRef, TaskPod, TaskSecret, annotation, attempt_of, secrets_of};
 
 /// The deadline of a call that only checks whether the API server answers.
 const REACHABLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,12 +59,7 @@ impl Api {
 
     /// The Secrets, then the Pod. Returns the Pod's uid.
     async fn create_all(&self, objects: &Objects, launch: &PodRef) -> Result<String, PodError> {
-        for secret in &objects.secrets {
-            let name = secret.metadata.name.as_deref().unwrap_or_default();
-            if !self.create_secret(name, secret).await? {
-                self.replace_secret(name, secret, launch).await?;
-            }
-        }
+        self.create_secrets(objects, launch).await?;
         let created = match self.create_pod(&launch.name, &objects.pod).await? {
             Some(pod) => Some(pod),
             // The client repeats a create after 429 and 503: then the Pod that exists is this launch's.
@@ -71,6 +67,63 @@ impl Api {
         };
         let created = created.ok_or_else(|| PodError::Exists { name: launch.name.clone() })?;
         Ok(created.metadata.uid.unwrap_or_default())
+    }
+
+    /// Creates the Secrets of a launch; the first one carries the Pod, for a process that does not know the documents.
+    /// False where Secrets cannot be listed: a later process would not find them.
+    pub(super) async fn prepare(
+        &self,
+        mut objects: Objects,
+        attempt: &str,
+        start_at: Timestamp,
+    ) -> Result<bool, PodError> {
+        match self.call("list secrets", self.secrets.list_metadata(&labelled().limit(1))).await {
+            Err(PodError::Forbidden { .. }) => return Ok(false),
+            listed => listed.map(|_| ())?,
+        }
+        let pod = serde_json::to_string(&objects.pod).expect("a Pod serializes");
+        if let Some(first) = objects.secrets.first_mut() {
+            let annotations = first.metadata.annotations.get_or_insert_default();
+            annotations.insert(START_AT.to_owned(), start_at.to_string());
+            annotations.insert(WAITING_POD.to_owned(), pod);
+        }
+        let launch = PodRef {
+            name: objects.pod.metadata.name.clone().unwrap_or_default(),
+            uid: String::new(),
+            attempt: Some(attempt.to_owned()),
+            secrets: objects.secrets.len(),
+        };
+        if let Err(error) = self.create_secrets(&objects, &launch).await {
+            self.delete_secrets_of(&launch).await.ok();
+            return Err(error);
+        }
+        Ok(true)
+    }
+
+    /// Creates the Pod that the first Secret carries. False if there is no such Secret.
+    pub(super) async fn start_waiting(&self, name: &str) -> Result<bool, PodError> {
+        let secret = secret_name(name, 0);
+        let found = self.call(&format!("read secret {secret}"), self.secrets.get_metadata_opt(&secret)).await?;
+        let pod = found.as_ref().and_then(|secret| annotation(&secret.metadata, WAITING_POD));
+        let Some(pod) = pod.and_then(|text| serde_json::from_str::<Pod>(text).ok()) else { return Ok(false) };
+        let Some(created) = self.create_pod(name, &pod).await? else {
+            return Err(PodError::Exists { name: name.to_owned() });
+        };
+        // At once: until then the Secret looks like that of a task that waits.
+        if let Err(error) = self.adopt_secrets(&PodRef { secrets: secrets_of(&pod), ..PodRef::of(&created) }).await {
+            tracing::warn!(%error, "the secret has no owner; a later cleanup deletes it");
+        }
+        Ok(true)
+    }
+
+    async fn create_secrets(&self, objects: &Objects, launch: &PodRef) -> Result<(), PodError> {
+        for secret in &objects.secrets {
+            let name = secret.metadata.name.as_deref().unwrap_or_default();
+            if !self.create_secret(name, secret).await? {
+                self.replace_secret(name, secret, launch).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The Pod, if it exists and this launch has created it.

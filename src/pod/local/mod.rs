@@ -12,6 +12,7 @@ mod process;
 mod record;
 mod store;
 mod supervisor;
+mod waiting;
 mod watch;
 
 use std::collections::HashMap;
@@ -28,10 +29,10 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use uuid::Uuid;
 
-use super::manifest::Launch;
+use super::manifest::{Launch, Objects};
 use super::{
     Backend, Callback, Coordination, Launcher, LeaderElection, Leadership, Ownership, PodError, PodEvent, PodOfTask,
-    PodRef, Scope, Shutdown, Subscription, TaskPod, Watcher, attempt_of,
+    PodRef, Scope, Shutdown, Subscription, TaskPod, WaitingTask, Watcher, attempt_of, task_of,
 };
 use crate::failure::Failure;
 use crate::pod::connector::Runtime;
@@ -39,6 +40,7 @@ use crate::task::Task;
 use record::{ConnectorSettings, TaskRecord};
 use store::{TaskDirectory, TaskStore, io_failure, private_file};
 pub use supervisor::supervise;
+use waiting::{Prepared, WaitingStore};
 
 /// How tasks run on this machine.
 #[derive(Debug, Clone)]
@@ -56,6 +58,7 @@ pub struct LocalSettings {
 /// Tasks as processes of this machine.
 pub struct LocalBackend {
     store: TaskStore,
+    waiting: WaitingStore,
     settings: LocalSettings,
     /// The stdin of each supervisor by the name of its task; closing it ends the task.
     supervisors: Arc<Mutex<HashMap<String, ChildStdin>>>,
@@ -74,7 +77,7 @@ impl LocalBackend {
         let store = TaskStore::new(&settings.state);
         store.create().map_err(|error| io_failure("create", store.root(), &error))?;
         cleanup::remove_abandoned(&store)?;
-        Ok(Self { store, settings, supervisors: Arc::default() })
+        Ok(Self { store, waiting: WaitingStore::new(&settings.state), settings, supervisors: Arc::default() })
     }
 
     /// Creates the record and the directory of a task and starts its supervisor.
@@ -163,8 +166,24 @@ impl LocalBackend {
         true
     }
 
+    /// Starts a task of which there is no record; a record of the same launch is its own.
+    fn launch_objects(&self, mut pod: Pod, secrets: &[Secret]) -> Result<PodRef, PodError> {
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        // The record of a killed process remains until the outcome of its task is stored.
+        if let Some(record) = self.store.read(&name).ok().flatten() {
+            let is_same_launch = attempt_of(&record.pod.metadata) == attempt_of(&pod.metadata);
+            return if is_same_launch { Ok(PodRef::of(&record.pod)) } else { Err(PodError::Exists { name }) };
+        }
+        pod.metadata.uid = Some(Uuid::new_v4().to_string());
+        pod.metadata.creation_timestamp = Some(Time(Timestamp::now()));
+        let launched = PodRef::of(&pod);
+        self.start(pod, secrets, &name)?;
+        Ok(launched)
+    }
+
     /// Removes a task without a supervisor.
     fn remove(&self, name: &str) -> Result<(), PodError> {
+        self.waiting.remove(name)?;
         let directory = self.store.directory(name);
         if directory.path().exists() {
             cleanup::remove_task(&self.store, &directory);
@@ -194,19 +213,33 @@ impl Launcher for LocalBackend {
     }
 
     fn launch(&self, launch: &Launch<'_>, _: Ownership) -> Result<PodRef, PodError> {
-        let objects = launch.objects()?;
-        let mut pod = objects.pod;
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        // The record of a killed process remains until the outcome of its task is stored.
-        if let Some(record) = self.store.read(&name).ok().flatten() {
-            let is_same_launch = attempt_of(&record.pod.metadata) == Some(launch.attempt);
-            return if is_same_launch { Ok(PodRef::of(&record.pod)) } else { Err(PodError::Exists { name }) };
+        let Objects { pod, secrets } = launch.objects()?;
+        self.launch_objects(pod, &secrets)
+    }
+
+    fn prepare(&self, launch: &Launch<'_>, start_at: Timestamp) -> Result<bool, PodError> {
+        let Objects { pod, secrets } = launch.objects()?;
+        self.waiting.write(&launch.task.pod_name(), &Prepared { start_at, pod, secrets })?;
+        Ok(true)
+    }
+
+    fn waiting(&self) -> Result<Vec<WaitingTask>, PodError> {
+        let mut waiting = Vec::new();
+        for name in self.waiting.names()? {
+            let Some(Prepared { start_at, pod, .. }) = self.waiting.read(&name)? else { continue };
+            match task_of(&pod.metadata) {
+                Ok(task) => waiting.push(WaitingTask { pod: name, task, start_at }),
+                Err(error) => tracing::warn!(pod = name, error, "cannot read the description of a task"),
+            }
         }
-        pod.metadata.uid = Some(Uuid::new_v4().to_string());
-        pod.metadata.creation_timestamp = Some(Time(Timestamp::now()));
-        let launched = PodRef::of(&pod);
-        self.start(pod, &objects.secrets, &name)?;
-        Ok(launched)
+        Ok(waiting)
+    }
+
+    fn start_waiting(&self, pod: &str) -> Result<bool, PodError> {
+        let Some(prepared) = self.waiting.read(pod)? else { return Ok(false) };
+        self.launch_objects(prepared.pod, &prepared.secrets)?;
+        self.waiting.remove(pod)?;
+        Ok(true)
     }
 
     fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError> {

@@ -252,7 +252,8 @@ pub fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)
 }
 
-fn private_directory(path: &Path) -> io::Result<()> {
+/// Creates a directory that only this user may use, if it is missing.
+pub fn private_directory(path: &Path) -> io::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         created => created,

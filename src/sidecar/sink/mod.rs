@@ -46,6 +46,11 @@ trait Connect: Debug {
 pub struct Destination(Box<dyn Connect>);
 
 impl Destination {
+    /// Whether syncctl loads destinations of this type itself.
+    pub fn is_known(kind: &str) -> bool {
+        DESTINATIONS.iter().any(|(known, _)| *known == kind)
+    }
+
     /// Validates a `destinationConfig` without connecting.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
         let invalid = |why: &str| {
@@ -57,10 +62,11 @@ impl Destination {
             None | Some(Value::Null) => return Err(invalid("is required")),
             Some(_) => return Err(invalid("expected a string")),
         };
-        match DESTINATIONS.iter().find(|(known, _)| known == kind) {
-            Some((_, parse)) => parse(config).map(Self),
-            None => Err(invalid(&format!("unknown type {kind:?}"))),
-        }
+        let Some((_, parse)) = DESTINATIONS.iter().find(|(known, _)| known == kind) else {
+            let why = "is not loaded by syncctl itself, and there is no Bulker for it (SYNCCTL_BULKER_URL)";
+            return Err(invalid(&format!("{kind:?} {why}")));
+        };
+        parse(config).map(Self)
     }
 
     /// Which destination it is, without credentials: `database "x" at host:port`.

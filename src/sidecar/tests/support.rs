@@ -138,6 +138,7 @@ fn task(options: ReadOptions) -> Task {
         started_by: None,
         options,
         timeout: DEADLINE,
+        then_run: None,
     }
 }
 

@@ -189,6 +189,7 @@ fn a_secret_that_was_replaced_meanwhile_is_kept() {
     });
     for uid in ["old", "new"] {
         let secret = TaskSecret {
+            start_at: None,
             name: "p-config".to_owned(),
             uid: uid.to_owned(),
             pod: "p".to_owned(),

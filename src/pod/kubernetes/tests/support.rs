@@ -157,6 +157,7 @@ pub(super) fn task(task_id: &str) -> Task {
         started_by: None,
         options: ReadOptions::default(),
         timeout: Duration::from_mins(1),
+        then_run: None,
     }
 }
 
