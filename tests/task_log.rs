@@ -1,4 +1,4 @@
-//! `task_log` tells how a task came to run and what it loaded, although its connector logs nothing.
+//! `task_log` shows how a task came to run and what it loaded, although its connector logs nothing.
 
 use serde_json::json;
 use std::time::Duration;
@@ -40,7 +40,7 @@ fn assert_story(world: &World, lines: &[String]) {
 #[test]
 fn the_log_of_a_command_tells_its_task() {
     let Some(world) = World::new() else { return };
-    let task = unique("told-");
+    let task = unique("log-");
     world.script("rows a 1 2", &catalog(&["a"]), &task).run().code(0);
     let lines = own_lines(&world, &task);
     assert_story(&world, &lines);
@@ -53,7 +53,7 @@ fn the_log_of_a_command_tells_its_task() {
 fn the_log_of_a_service_tells_its_task_once_also_after_a_restart() {
     let Some(world) = World::new() else { return };
     let mut service = Service::start(&world);
-    let task = unique("told-");
+    let task = unique("log-");
     let discard = json!({"destinationType": "discard"});
     let body = json!({"config": {}, "catalog": catalog(&["ticks"]), "destinationConfig": discard});
     assert_eq!(service.read("syncctl-test/slow:1", "sync", &task, &body).0, 200);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::names::{Hint, hint, holds_credentials, is_id, is_numeric_secret};
 use super::values::{is_choice, is_date, is_random, is_switch, is_token, is_uuid, is_words, secret_parts};
 
-/// Shorter values cannot be told from words, unless a specification marks them.
+/// Shorter values cannot be distinguished from words, unless a specification marks them.
 const MIN_GUESSED_CHARS: usize = 4;
 /// Alternatives of one field: a schema may refer to itself.
 const MAX_ALTERNATIVES: usize = 1000;

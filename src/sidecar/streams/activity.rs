@@ -1,4 +1,4 @@
-//! What the task's log tells about its streams: the start, commits with rows, saved states and the end.
+//! What the task log has about its streams: the start, commits with rows, saved states and the end.
 //!
 //! A source may send thousands of states: the commits of a stream within [`INTERVAL`] are summed up in one line.
 

@@ -14,7 +14,7 @@ impl Streams {
         self.finish_with(at, |sink, index| sink.finish(index))
     }
 
-    /// Completes a stream without rows whose source has not said that it is complete: a table is not emptied.
+    /// Completes a stream without rows that the source has not reported as complete: a table is not emptied.
     fn complete_unchanged(&mut self, at: usize) -> Storable {
         let stream = &self.all[at];
         if stream.spec.mode == WriteMode::Replace || stream.deletes_generations() {

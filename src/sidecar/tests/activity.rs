@@ -1,4 +1,4 @@
-//! What `task_log` tells about a read.
+//! What `task_log` has about a read.
 
 use serde_json::{Value, json};
 
