@@ -425,11 +425,13 @@ impl Task {
             Some(seconds) => seconds.parse().map_err(|_| format!("annotation TimeoutSeconds is {seconds:?}"))?,
             None => default_timeout_seconds(),
         };
+        let kind: TaskKind = text("TaskType")?.parse()?;
         Ok(Self {
-            kind: text("TaskType")?.parse()?,
+            kind,
             image: Image { package: text("Package")?, version: text("PackageVersion")? },
             connector_type: map.get("ConnectorType").cloned().unwrap_or_else(|| CONNECTOR_TYPE_AIRBYTE.to_owned()),
-            task_id: text(TASK_ID)?,
+            // The Go controller gives an id to reads alone.
+            task_id: if kind == TaskKind::Read { text(TASK_ID)? } else { or_empty(TASK_ID) },
             sync_id: or_empty(SYNC_ID),
             storage_key: or_empty("StorageKey"),
             started_at: text("StartedAt")?.parse().map_err(|error| format!("annotation StartedAt: {error}"))?,

@@ -592,5 +592,6 @@ fn read_survives_the_end_of_holder_and_server_and_stops_the_server_when_it_ends(
     let tasks = fs::read_dir(database.state().join("tasks")).expect("a directory").flatten();
     assert_eq!(tasks.map(|entry| entry.file_name()).collect::<Vec<_>>(), [".making"]);
     database.wait_until_stopped();
-    assert_eq!(database.last_status(), "FAILED");
+    let status = database.last_status();
+    assert!(["FAILED", "PARTIAL"].contains(&&*status), "{status}");
 }

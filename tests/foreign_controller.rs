@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::support::foreign_controller::{ForeignController, ForeignTask, Verdict};
 use super::support::script::{SCRIPT, config};
-use super::support::{Program, World, catalog, eventually};
+use super::support::{Program, Service, World, catalog, eventually};
 
 const INSTANT: &str = "syncctl-test/instant:1";
 
@@ -270,4 +270,35 @@ fn a_renewed_configuration_reaches_the_connector_of_a_foreign_controller() {
         assert_eq!(world.schema.text(&log), format!("token: {expected}"));
         task.conclude();
     }
+}
+
+#[test]
+fn tasks_of_a_foreign_controller_are_followed_to_their_end_after_a_swap() {
+    let Some(world) = World::in_cluster() else { return };
+    let controller = ForeignController::new(&world);
+    controller.launch(&ForeignTask::new("spec", INSTANT));
+    let configured =
+        |command| ForeignTask { config: json!({"password": "right"}), ..ForeignTask::new(command, INSTANT) };
+    let check = controller.launch(&configured("check"));
+    let discover = controller.launch(&configured("discover"));
+    let quick = controller.launch(&read(&world, r#"rows s 1 5; status s COMPLETE"#, &["s"]));
+    // It ends while the service follows it.
+    let slow = controller.launch(&read(&world, r#"status t STARTED; sleep 10; rows t 1 5; status t COMPLETE"#, &["t"]));
+    let missing = controller.launch(&ForeignTask::new("spec", "syncctl-test/missing:1"));
+    let _service = Service::start_with(&world, |program| program.env("SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", "20"));
+    eventually("neither a Pod nor a Secret is left", Duration::from_mins(3), || {
+        world.place.leftovers().is_empty().then_some(())
+    });
+    let specs = "SELECT string_agg(concat_ws(' ', package, specs ->> 'documentationUrl', left(error, 11)), ', ' ORDER BY 1) FROM source_spec";
+    assert_eq!(
+        world.schema.text(specs),
+        "syncctl-test/instant https://example.com/instant, syncctl-test/missing IMAGE_PULL:"
+    );
+    let status = |table: &str, key: &str| world.schema.text(&format!("SELECT status FROM {table} WHERE key = '{key}'"));
+    assert_eq!(status("source_check", &check.id), "SUCCESS");
+    assert_eq!(status("source_catalog", &discover.id), "SUCCESS");
+    for task in [quick, slow] {
+        assert_eq!(world.schema.task(&task.id), Some(("SUCCESS".to_owned(), String::new())));
+    }
+    drop(missing);
 }

@@ -22,7 +22,7 @@ fn assert_story(world: &World, lines: &[String]) {
         Place::Machine(_) => "task created".to_owned(),
     };
     let (node, image) = match &world.place {
-        Place::Cluster(_) => ("pod scheduled to node ", "is on the node: "),
+        Place::Cluster(_) => ("pod scheduled to node ", "is on the node"),
         Place::Machine(_) => ("running on machine ", "connector: "),
     };
     let texts =
@@ -70,5 +70,7 @@ fn the_log_of_a_service_tells_its_task_once_also_after_a_restart() {
         });
         assert_eq!(started(), 1, "{:?}", own_lines(&world, &task));
     }
+    assert_eq!(service.cancel("syncctl-test/slow:1", "sync", &task).0, 200);
+    eventually("no Pod is left", DEADLINE, || world.place.leftovers().is_empty().then_some(()));
     service.stop().code(0);
 }

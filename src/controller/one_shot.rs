@@ -126,7 +126,7 @@ impl Run<'_> {
         let listener = ResultListener::start(self.db, &task.task_id, events.clone());
         let end = self.follow(inbox, &pod);
         drop(listener);
-        self.complete_log(&pod);
+        self.complete_log(&pod, matches!(end, Ok(End::Result(Ok(_)))));
         // This process deletes the Pod from here on, which must not be reported as a deletion by another client.
         drop(subscription);
         let result = match end {
@@ -174,13 +174,17 @@ impl Run<'_> {
         self.log.writer.write(self.log.lines.observe(pod, self.task, &place));
     }
 
-    /// Logs what was not observed of a task that ended quickly.
-    fn complete_log(&mut self, pod: &PodRef) {
+    /// Logs what was not observed of a task that ended quickly. With a result its connector has run.
+    fn complete_log(&mut self, pod: &PodRef, has_result: bool) {
         if !self.log.lines.is_complete()
             && let Ok(Some(current)) = self.backend.watcher.get(&pod.name)
             && current.id.uid == pod.uid
         {
             self.log(&current);
+            if has_result {
+                let rows = self.log.lines.assume_started(&current, self.task, &Place::of(self.backend));
+                self.log.writer.write(rows);
+            }
         }
     }
 

@@ -79,9 +79,31 @@ impl StartLog {
             (resolved, started_at),
             (started, started_at),
         ];
+        let lines = (0_u8..).zip(lines).filter_map(|(step, (line, at))| Some((step, line?, at)));
+        self.add(lines, pod, task)
+    }
+
+    /// The lines that are missing of a Pod whose sidecar has stored the connector's result before the kubelet has reported
+    /// that the containers run.
+    pub fn assume_started(&mut self, pod: &TaskPod, task: &Task, place: &Place) -> Vec<LogRow> {
+        let Place::Cluster(_) = place else { return Vec::new() };
+        let at = pod.observation.scheduled_at.or(pod.created_at);
+        let image = format!("image {} is on the node", task.image);
+        self.add([(2, image, at), (3, "connector started".to_owned(), at)], pod, task)
+    }
+
+    /// The rows of those steps that were not logged before.
+    fn add(
+        &mut self,
+        lines: impl IntoIterator<Item = (u8, String, Option<Timestamp>)>,
+        pod: &TaskPod,
+        task: &Task,
+    ) -> Vec<LogRow> {
         let mut rows = Vec::new();
-        for (step, (line, at)) in (0_u8..).zip(lines) {
-            let Some(message) = line.filter(|_| self.logged & (1 << step) == 0) else { continue };
+        for (step, message, at) in lines {
+            if self.logged & (1 << step) != 0 {
+                continue;
+            }
             self.logged |= 1 << step;
             // A cluster counts in whole seconds, and lines of one time have no order.
             let at = at.unwrap_or_else(Timestamp::now) + Duration::from_millis(u64::from(step));
@@ -204,6 +226,19 @@ mod tests {
         let times: Vec<_> = created.iter().chain(&scheduled).chain(&rest).map(|row| row.timestamp).collect();
         assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
         assert!(rest.iter().all(|row| (&*row.logger, &*row.task_id, &*row.sync_id) == ("syncctl", "t", "s")));
+    }
+
+    #[test]
+    fn a_result_before_the_report_of_the_kubelet_completes_the_lines() {
+        let started: Timestamp = "2026-01-02T03:04:05Z".parse().expect("a time");
+        let task = Task::of_read("a/b", "1", "s", "t", started);
+        let place = Place::Cluster("in namespace x".to_owned());
+        let mut log = StartLog::default();
+        let observed = log.observe(&pod("1", Some("n"), None), &task, &place);
+        let assumed = log.assume_started(&pod("1", Some("n"), None), &task, &place);
+        assert_eq!(messages(&assumed), ["image a/b:1 is on the node", "connector started"]);
+        assert!(log.is_complete() && observed[1].timestamp < assumed[0].timestamp);
+        assert!(log.assume_started(&pod("1", Some("n"), None), &task, &place).is_empty());
     }
 
     #[test]

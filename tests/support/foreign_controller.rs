@@ -167,7 +167,19 @@ impl<'a> ForeignController<'a> {
         let command = format!("eval \"$AIRBYTE_ENTRYPOINT {arguments}\" 2> /pipes/stderr > /pipes/stdout");
         let limits = json!({"requests": {"cpu": "1m", "memory": "16Mi"}});
         let mut metadata = self.metadata(&launched.pod);
-        metadata["annotations"] = json!({"TaskType": task.command, "TaskID": launched.id, "SyncID": launched.id});
+        let mut annotations = json!({
+            "TaskType": task.command, "Package": launched.package, "PackageVersion": launched.version,
+            "StartedAt": launched.started_at,
+        });
+        let ids: &[&str] = match task.command {
+            "spec" => &[],
+            "read" => &["TaskID", "SyncID"],
+            _ => &["StorageKey"],
+        };
+        for id in ids {
+            annotations[id] = launched.id.clone().into();
+        }
+        metadata["annotations"] = annotations;
         json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
             "spec": {

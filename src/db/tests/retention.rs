@@ -80,7 +80,7 @@ fn the_record_of_a_task_is_deleted_with_its_row() {
 fn fill_logs(schema: &mut Schema, count: u32) {
     schema.sql(&format!(
         "INSERT INTO task_log (id, level, logger, message, sync_id, task_id, timestamp)
-         SELECT gen_random_uuid(), 'INFO', 'l', n, 's', 't', now() - make_interval(secs => {count} - n)
+         SELECT md5(random()::text)::uuid, 'INFO', 'l', n, 's', 't', now() - make_interval(secs => {count} - n)
          FROM generate_series(1, {count}) AS n"
     ));
 }
