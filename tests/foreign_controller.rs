@@ -281,9 +281,9 @@ fn tasks_of_a_foreign_controller_are_followed_to_their_end_after_a_swap() {
         |command| ForeignTask { config: json!({"password": "right"}), ..ForeignTask::new(command, INSTANT) };
     let check = controller.launch(&configured("check"));
     let discover = controller.launch(&configured("discover"));
-    let quick = controller.launch(&read(&world, r#"rows s 1 5; status s COMPLETE"#, &["s"]));
+    let quick = controller.launch(&read(&world, "rows s 1 5; status s COMPLETE", &["s"]));
     // It ends while the service follows it.
-    let slow = controller.launch(&read(&world, r#"status t STARTED; sleep 10; rows t 1 5; status t COMPLETE"#, &["t"]));
+    let slow = controller.launch(&read(&world, "status t STARTED; sleep 10; rows t 1 5; status t COMPLETE", &["t"]));
     let missing = controller.launch(&ForeignTask::new("spec", "syncctl-test/missing:1"));
     let _service = Service::start_with(&world, |program| program.env("SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", "20"));
     eventually("neither a Pod nor a Secret is left", Duration::from_mins(3), || {
