@@ -153,9 +153,10 @@ fn phase(pod: &Pod) -> Phase {
     let init_failed = terminated(inits, INIT).filter(|exit| exit.exit_code != 0);
     let never_started = source.filter(|exit| is_start_error(exit));
     // The exit of the source decides the outcome here, and its status may arrive later than that of the sidecar. A foreign
-    // sidecar ends with 0 also where the connector failed.
+    // sidecar, for which an init container unpacks the documents, ends with 0 also where the connector failed.
+    let has_foreign_sidecar = inits.iter().any(|container| container.name == INIT);
     let is_undecided = |exit: &ContainerStateTerminated| {
-        exit.exit_code == i32::from(EXIT_OUTCOME_UNKNOWN) || exit.exit_code == 0 && has_foreign_sidecar(pod)
+        exit.exit_code == i32::from(EXIT_OUTCOME_UNKNOWN) || exit.exit_code == 0 && has_foreign_sidecar
     };
     let waits_for_source = sidecar.is_some_and(is_undecided) && source.is_none();
     if waits_for_source && whole.is_none() {
@@ -194,12 +195,6 @@ fn phase(pod: &Pod) -> Phase {
         return Phase::Running;
     }
     unscheduled(pod).unwrap_or_else(|| Phase::Waiting(waiting_for(containers)))
-}
-
-/// The init container unpacks the documents for it.
-fn has_foreign_sidecar(pod: &Pod) -> bool {
-    let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-    inits.iter().any(|container| container.name == INIT)
 }
 
 fn terminated<'a>(containers: &'a [ContainerStatus], name: &str) -> Option<&'a ContainerStateTerminated> {

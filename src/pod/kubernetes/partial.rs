@@ -121,8 +121,19 @@ mod tests {
                 ],
             },
         });
-        let whole: Pod = serde_json::from_value(document.clone()).expect("a Pod");
-        let partial: PartialPod = serde_json::from_value(document).expect("a Pod");
-        assert_eq!(format!("{:?}", TaskPod::of(&partial.0)), format!("{:?}", TaskPod::of(&whole)));
+        let mut foreign = document.clone();
+        foreign["spec"]["initContainers"] = json!([{"name": "init", "image": "i"}]);
+        let ended = json!({"terminated": {"exitCode": 0}});
+        foreign["status"]["initContainerStatuses"] = json!([
+            {"name": "init", "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": ended},
+        ]);
+        foreign["status"]["containerStatuses"][0]["state"] = json!({"running": {}});
+        foreign["status"]["containerStatuses"][1]["state"] = ended;
+        foreign["metadata"]["deletionTimestamp"] = json!(null);
+        for document in [document, foreign] {
+            let whole: Pod = serde_json::from_value(document.clone()).expect("a Pod");
+            let partial: PartialPod = serde_json::from_value(document).expect("a Pod");
+            assert_eq!(format!("{:?}", TaskPod::of(&partial.0)), format!("{:?}", TaskPod::of(&whole)));
+        }
     }
 }
