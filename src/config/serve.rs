@@ -67,7 +67,7 @@ pub struct ServeSettings {
     pub start_spread: Duration,
     /// Limit of concurrent connections.
     pub max_connections: usize,
-    /// What is kept of the tables.
+    /// The retention of the tables.
     pub retention: Retention,
     /// JSON instead of text as the format of the own log.
     pub log_json: bool,

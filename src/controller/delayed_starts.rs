@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::outcome;
-use super::start_log::{LOGGER, is_info_logged};
+use super::start_log::is_info_logged;
 use crate::db::{Db, LogRow};
 use crate::failure::Failure;
 use crate::pod::{Backend, PodError, WaitingTask};
@@ -53,16 +53,8 @@ impl DelayedStarts {
 
     /// Adds a task that was just prepared, and logs why it does not start.
     pub fn accept(&self, waiting: WaitingTask, delay: Duration) {
-        let Task { sync_id, task_id, .. } = &waiting.task;
-        let row = LogRow {
-            id: Uuid::new_v4(),
-            level: "INFO".to_owned(),
-            logger: LOGGER.to_owned(),
-            message: format!("the start waits for {} s, because several scheduled runs are due", delay.as_secs()),
-            sync_id: sync_id.clone(),
-            task_id: task_id.clone(),
-            timestamp: Timestamp::now(),
-        };
+        let text = format!("the start waits for {} s, because several scheduled runs are due", delay.as_secs());
+        let row = LogRow::own(&waiting.task, Uuid::new_v4(), "INFO", text, Timestamp::now());
         self.add(waiting);
         if is_info_logged(&self.log_level)
             && let Err(error) = self.db.insert_logs(&[row])

@@ -8,8 +8,6 @@ use crate::db::{Db, LogIds, LogRow};
 use crate::failure::{Class, Failure};
 use crate::task::Task;
 
-/// The logger of our own lines.
-const LOGGER: &str = "syncctl";
 /// The line never delays the end of a task for longer.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -17,15 +15,7 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(3);
 pub fn write(db: &Db, task: &Task, failure: &Failure) {
     let level = if failure.class == Class::Cancelled { "WARN" } else { "ERROR" };
     let (id, timestamp) = LogIds::default().next(Timestamp::now());
-    let row = LogRow {
-        id,
-        level: level.to_owned(),
-        logger: LOGGER.to_owned(),
-        message: failure.to_string(),
-        sync_id: task.sync_id.clone(),
-        task_id: task.task_id.clone(),
-        timestamp,
-    };
+    let row = LogRow::own(task, id, level, failure.to_string(), timestamp);
     if let Err(error) = db.with_retry_timeout(RETRY_TIMEOUT).insert_logs(&[row]) {
         tracing::warn!(%error, task = task.task_id, "cannot write to the log of the task why it failed");
     }

@@ -15,8 +15,6 @@ use crate::db::{Db, LogRow, store_log_batches};
 use crate::pod::{Backend, TaskPod};
 use crate::task::Task;
 
-/// The logger of our own lines.
-pub const LOGGER: &str = "syncctl";
 /// Rows that wait for the database. Beyond it they are dropped: a log must not delay tasks.
 const QUEUE: usize = 10_000;
 /// How long an unavailable database may delay rows.
@@ -107,15 +105,7 @@ impl StartLog {
             self.logged |= 1 << step;
             // A cluster counts in whole seconds, and lines of one time have no order.
             let at = at.unwrap_or_else(Timestamp::now) + Duration::from_millis(u64::from(step));
-            rows.push(LogRow {
-                id: line_id(&pod.id.uid, step),
-                level: "INFO".to_owned(),
-                logger: LOGGER.to_owned(),
-                message,
-                sync_id: task.sync_id.clone(),
-                task_id: task.task_id.clone(),
-                timestamp: at,
-            });
+            rows.push(LogRow::own(task, line_id(&pod.id.uid, step), "INFO", message, at));
         }
         rows
     }

@@ -15,7 +15,7 @@ use uuid::{Builder, Uuid};
 use super::pool::{Attempt, Transaction, text};
 use super::text::clean;
 use super::{Db, DbError};
-use crate::task::to_millis;
+use crate::task::{Task, to_millis};
 
 /// Characters of a message that are read: other programs may have written megabytes.
 const MAX_MESSAGE_LENGTH: i32 = 4000;
@@ -23,6 +23,9 @@ const MAX_MESSAGE_LENGTH: i32 = 4000;
 const BATCH: u32 = 5_000;
 /// Longer ages would exceed the server's calendar.
 const MAX_AGE: Duration = Duration::from_hours(1000 * 365 * 24);
+
+/// The logger of our own lines.
+pub const OWN_LOGGER: &str = "syncctl";
 
 /// A row of `task_log`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +65,21 @@ pub struct LogIds {
 
 /// Bits of the sequence in an id: 67 million rows per millisecond.
 const SEQUENCE_BITS: u32 = 26;
+
+impl LogRow {
+    /// A line of our own about a task.
+    pub fn own(task: &Task, id: Uuid, level: &str, message: String, timestamp: Timestamp) -> Self {
+        Self {
+            id,
+            level: level.to_owned(),
+            logger: OWN_LOGGER.to_owned(),
+            message,
+            sync_id: task.sync_id.clone(),
+            task_id: task.task_id.clone(),
+            timestamp,
+        }
+    }
+}
 
 impl LogIds {
     /// The id and the time of a row that is logged now.

@@ -43,7 +43,7 @@ use std::time::Duration;
 
 pub use connect::{SslMode, Target};
 pub use error::{DbError, is_connection_lost, is_no_server_io};
-pub use log::{LogIds, LogLine, LogRow};
+pub use log::{LogIds, LogLine, LogRow, OWN_LOGGER};
 pub use log_batches::store_log_batches;
 pub use result::Finding;
 pub use retention::Retention;

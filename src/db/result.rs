@@ -86,8 +86,8 @@ impl Db {
             }
             let is_hidden = recorded.is_superseded || is_failure && recorded.is_overtaken;
             // The table has the catalog itself, unless a newer one is stored there.
-            let kept = document.filter(|_| task.kind == TaskKind::Spec || is_hidden);
-            recorded.finish(tx, if succeeded { "SUCCESS" } else { "FAILED" }, kept, description)?;
+            let own_document = document.filter(|_| task.kind == TaskKind::Spec || is_hidden);
+            recorded.finish(tx, if succeeded { "SUCCESS" } else { "FAILED" }, own_document, description)?;
             if is_hidden {
                 return Ok(true);
             }

@@ -23,7 +23,7 @@ const ATTEMPT_AGE: Duration = Duration::from_hours(7 * 24);
 /// Longer ages would exceed the server's calendar.
 const MAX_AGE: Duration = Duration::from_hours(1000 * 365 * 24);
 
-/// What is kept.
+/// The limits of the tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
     /// The newest rows of `source_task` of each sync, whatever their age.

@@ -11,12 +11,10 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::db::{DbError, LogIds, LogRow, Writer, store_log_batches};
+use crate::db::{DbError, LogIds, LogRow, OWN_LOGGER, Writer, store_log_batches};
 use crate::secret::Masker;
 use crate::task::Task;
 
-/// The logger of our own rows.
-const LOGGER: &str = "syncctl";
 /// Rows of one task: the limit that the existing implementation has for a sync.
 const MAX_ROWS: u64 = 3000;
 /// Additional rows for the progress of the streams: a verbose connector must not hide it.
@@ -166,7 +164,7 @@ impl TaskLog {
     pub fn write_total(&self, message: &str) {
         let shared = &self.shared;
         if shared.min_level <= Level::Info {
-            self.queue(Level::Info, shared.plain_row(Level::Info, LOGGER, message.to_owned()));
+            self.queue(Level::Info, shared.plain_row(Level::Info, OWN_LOGGER, message.to_owned()));
         }
     }
 
@@ -182,8 +180,8 @@ impl TaskLog {
     /// Logs why the task failed. For a terminated sidecar the controller does, which knows why.
     pub fn write_failure(&self, text: &str, by: Writer) {
         match by {
-            Writer::TerminatedSidecar => self.write(Level::Info, LOGGER, "got TERM, ending the task"),
-            Writer::Sidecar | Writer::Controller => self.write(Level::Error, LOGGER, text),
+            Writer::TerminatedSidecar => self.write(Level::Info, OWN_LOGGER, "got TERM, ending the task"),
+            Writer::Sidecar | Writer::Controller => self.write(Level::Error, OWN_LOGGER, text),
         }
     }
 

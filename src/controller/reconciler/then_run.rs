@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::shared::{Config, Shared};
 use super::tracked_tasks::Job;
 use crate::controller::console::RunError;
-use crate::controller::start_log::{LOGGER, THEN_RUN_STEP, line_id};
+use crate::controller::start_log::{THEN_RUN_STEP, line_id};
 use crate::db::{Db, LogRow};
 use crate::failure::{Class, Failure};
 use crate::task::{Task, TaskKind, TaskStatus};
@@ -44,15 +44,7 @@ pub(super) fn ask(shared: &Shared, job: &Job, is_last: bool) -> Result<bool, Fai
             ("ERROR", failure.to_string())
         }
     };
-    db.insert_logs(&[LogRow {
-        id: line,
-        level: level.to_owned(),
-        logger: LOGGER.to_owned(),
-        message,
-        sync_id: task.sync_id.clone(),
-        task_id: task.task_id.clone(),
-        timestamp: Timestamp::now(),
-    }])?;
+    db.insert_logs(&[LogRow::own(task, line, level, message, Timestamp::now())])?;
     Ok(true)
 }
 
