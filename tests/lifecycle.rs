@@ -187,7 +187,8 @@ fn the_next_command_cleans_up_after_a_killed_one() {
     world.syncctl(&["spec", INSTANT, "-o", "json"]).run().code(0);
     world.place.assert_empty();
     let (status, error) = world.schema.task(&task).expect("a row");
-    assert!(status == "FAILED" && error.starts_with("ABANDONED: "), "{status}: {error}");
+    // PARTIAL if the connector has lived for the five seconds until its first state.
+    assert!(["FAILED", "PARTIAL"].contains(&&*status) && error.starts_with("ABANDONED: "), "{status}: {error}");
 }
 
 #[test]
@@ -211,13 +212,15 @@ fn deleting_the_pod_ends_the_task() {
     wait_for_rows(&world, &task, "ticks");
     world.namespace().kubectl(&["delete", "pods", "--all", "-n", &world.namespace().name, "--wait=false"]);
     let done = running.wait();
+    // The connector commits rows every five seconds: whether it has done so before the Pod's end depends on the machine.
+    let expected = if done.code(3).json()["streams"]["ticks"]["events"] == 0 { "FAILED" } else { "PARTIAL" };
     assert_eq!(
-        (done.code(3).json()["class"].as_str(), done.json()["status"].as_str()),
-        (Some("POD_DELETED"), Some("FAILED")),
+        (done.json()["class"].as_str(), done.json()["status"].as_str()),
+        (Some("POD_DELETED"), Some(expected)),
         "{done}"
     );
     let (status, error) = world.schema.task(&task).expect("a row");
-    assert!(status == "FAILED" && error.starts_with("POD_DELETED: "), "{status}: {error}");
+    assert!(status == expected && error.starts_with("POD_DELETED: "), "{status}: {error}");
 }
 
 #[test]
