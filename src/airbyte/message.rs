@@ -105,7 +105,8 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    fn into_owned(self) -> Record<'static> {
+    /// The record with texts of its own.
+    pub fn into_owned(self) -> Record<'static> {
         Record {
             stream: Cow::Owned(self.stream.into_owned()),
             namespace: self.namespace.map(|namespace| Cow::Owned(namespace.into_owned())),

@@ -342,7 +342,8 @@ impl<'a> Session<'a> {
         let (mut by, mut is_terminated) = (Writer::Sidecar, false);
         let (status, failure) = match end {
             End::Killed => {
-                self.streams.source_ended(false, "the connector was killed");
+                let storable = self.streams.source_ended(false, "the connector was killed");
+                self.store(storable)?;
                 self.log_activity(true);
                 self.reporter.finish();
                 self.reporter.write_last(&self.reports());
@@ -363,23 +364,22 @@ impl<'a> Session<'a> {
             End::Stopped(stopped) => {
                 let failure = stopped.failure();
                 (by, is_terminated) = (stopped.writer(), stopped == Stopped::Terminated);
-                let status = match stopped {
-                    Stopped::Cancelled => {
-                        self.streams.stop(StreamStatus::Cancelled);
-                        TaskStatus::Cancelled
-                    }
-                    Stopped::TimeExceeded => {
-                        self.streams.stop(StreamStatus::TimeExceeded);
-                        TaskStatus::TimeExceeded
-                    }
+                let (storable, status) = match stopped {
+                    Stopped::Cancelled => (self.streams.stop(StreamStatus::Cancelled), TaskStatus::Cancelled),
+                    Stopped::TimeExceeded => (self.streams.stop(StreamStatus::TimeExceeded), TaskStatus::TimeExceeded),
                     Stopped::Silent(_) | Stopped::Terminated => {
-                        self.streams.source_ended(false, &failure.text);
-                        self.failed_status()
+                        let storable = self.streams.source_ended(false, &failure.text);
+                        (storable, self.failed_status())
                     }
                 };
+                self.store(storable)?;
                 (status, Some(failure))
             }
-            End::Refused => self.failed(None),
+            End::Refused => {
+                let storable = self.streams.take_storable();
+                self.store(storable)?;
+                self.failed(None)
+            }
             End::LimitReached => self.outcome_at_limit()?,
         };
         self.log_warnings();

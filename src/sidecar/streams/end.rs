@@ -9,47 +9,50 @@ use crate::task::StreamStatus;
 const ROWS_DROPPED: &str = ": its rows are dropped, because only a complete stream may replace the rows in its table";
 
 impl Streams {
-    /// Completes a stream. Returns the states that have waited for it.
-    pub(super) fn complete(&mut self, at: usize) -> Storable {
-        self.finish_with(at, |sink, index| sink.finish(index))
+    /// Completes a stream.
+    pub(super) fn complete(&mut self, at: usize) {
+        self.finish_with(at, |sink, index| sink.finish(index));
     }
 
     /// Completes a stream without rows that the source has not reported as complete: a table is not emptied.
-    fn complete_unchanged(&mut self, at: usize) -> Storable {
+    fn complete_unchanged(&mut self, at: usize) {
         let stream = &self.all[at];
         if stream.spec.mode == WriteMode::Replace || stream.deletes_generations() {
             let key = &stream.key;
             let text = format!("stream {key}: no rows and no stream status arrived: its table is left unchanged");
             self.warnings.push(text);
         }
-        self.finish_with(at, |sink, index| sink.finish_early(index).map(drop))
+        self.finish_with(at, |sink, index| sink.finish_early(index).map(drop));
     }
 
-    fn finish_with(
-        &mut self,
-        at: usize,
-        finish: impl FnOnce(&mut dyn Sink, StreamIndex) -> Result<(), SinkError>,
-    ) -> Storable {
+    fn finish_with(&mut self, at: usize, finish: impl FnOnce(&mut dyn Sink, StreamIndex) -> Result<(), SinkError>) {
         self.start(at);
-        let Some(index) = self.all[at].sink_index else { return Vec::new() };
+        self.write_held_or_refuse(at);
+        let Some(index) = self.all[at].sink_index.filter(|_| self.all[at].is_open()) else { return };
         if let Err(error) = finish(&mut *self.sink, index) {
             self.refuse(at, &error);
-            return Vec::new();
+            return;
         }
         let stream = &mut self.all[at];
         stream.status = StreamStatus::Success;
         stream.record_committed();
         stream.error = None;
+        let state = stream.pending_state.take();
+        self.storable.extend(state.map(|state| (stream.key.clone(), state)));
         self.note_activity(at);
-        let stream = &mut self.all[at];
-        let mut storable: Storable =
-            stream.pending_state.take().map(|state| (stream.key.clone(), state)).into_iter().collect();
-        storable.extend(self.global_state_if_durable());
-        storable
+    }
+
+    /// Fails a stream that is still usable: commits the rows before its waiting state first.
+    pub(super) fn commit_and_fail(&mut self, at: usize, error: &str) {
+        self.commit_waiting(at);
+        if self.all[at].is_open() {
+            self.fail(at, error);
+        }
     }
 
     /// Fails a stream: discards its rows since the last commit and its pending state.
     pub(super) fn fail(&mut self, at: usize, error: &str) {
+        self.take_held(at);
         let stream = &mut self.all[at];
         if let Some(index) = stream.sink_index {
             self.sink.abort(index);
@@ -66,14 +69,18 @@ impl Streams {
         self.refusal.get_or_insert_with(|| error.text.clone());
         self.fail(at, &error.text);
         if error.transient {
-            self.fail_all(|_| true, &error.text);
+            for at in 0..self.all.len() {
+                if self.all[at].is_open() {
+                    self.fail(at, &error.text);
+                }
+            }
         }
     }
 
     fn fail_all(&mut self, matches: impl Fn(&Stream) -> bool, error: &str) {
         for at in 0..self.all.len() {
             if self.all[at].is_open() && matches(&self.all[at]) {
-                self.fail(at, error);
+                self.commit_and_fail(at, error);
             }
         }
     }
@@ -100,32 +107,36 @@ impl Streams {
     /// with exit code 0 (`is_success`). Streams without rows then leave their tables as they are, unless a full sync was
     /// asked for: nothing proves that the source has no rows.
     pub fn source_ended(&mut self, is_success: bool, reason: &str) -> Storable {
-        let mut storable = Vec::new();
+        self.commit_global();
         for at in 0..self.all.len() {
             if self.all[at].is_open() {
                 // The rows of a stream without rows may have come under an unknown name: its table must not be emptied.
                 let may_be_unmapped = self.has_unmapped && self.all[at].events == 0;
                 if is_success && !self.has_statuses && !may_be_unmapped {
                     let is_unproven = self.all[at].events == 0 && !self.full_sync;
-                    let states = if is_unproven { self.complete_unchanged(at) } else { self.complete(at) };
-                    storable.extend(states);
+                    if is_unproven {
+                        self.complete_unchanged(at);
+                    } else {
+                        self.complete(at);
+                    }
                 } else {
-                    self.fail(at, reason);
+                    self.commit_and_fail(at, reason);
                 }
             }
         }
-        storable
+        self.take_storable()
     }
 
-    /// Stops the open streams with the task.
-    pub fn stop(&mut self, status: StreamStatus) {
+    /// Stops the open streams with the task. Returns the states that may be stored.
+    pub fn stop(&mut self, status: StreamStatus) -> Storable {
         for at in 0..self.all.len() {
             if self.all[at].is_open() {
-                self.fail(at, "");
+                self.commit_and_fail(at, "");
                 self.all[at].status = status;
                 self.all[at].error = None;
             }
         }
+        self.take_storable()
     }
 
     /// Whether the record limit is reached.
@@ -137,8 +148,9 @@ impl Streams {
     /// are dropped: a run that resumed from one would replace the table with the remaining rows. Returns the states that
     /// may be stored, and the error of the first stream that has failed.
     pub fn finish_early(&mut self, reason: &str) -> (Storable, Option<String>) {
+        self.commit_global();
         let committed: Vec<bool> = (0..self.all.len()).map(|at| self.finish_stream_early(at)).collect();
-        let storable = self.global_state_if_durable();
+        let storable = self.take_storable();
         let has_failed = |stream: &&Stream| !stream.is_open() && stream.status != StreamStatus::Success;
         let error = self.all.iter().find(has_failed).map(Stream::named_error);
         for (at, is_committed) in committed.into_iter().enumerate() {
@@ -163,10 +175,16 @@ impl Streams {
             return false;
         }
         if let Some(error) = stream.error.clone() {
-            self.fail(at, &error);
+            self.commit_and_fail(at, &error);
             return false;
         }
-        let Some(index) = stream.sink_index.filter(|_| stream.events > 0) else { return false };
+        if stream.has_waiting_state() {
+            self.commit_or_refuse(at);
+        }
+        self.write_held_or_refuse(at);
+        let stream = &self.all[at];
+        let has_rows = stream.is_open() && stream.events > 0;
+        let Some(index) = stream.sink_index.filter(|_| has_rows) else { return false };
         match self.sink.finish_early(index) {
             Ok(is_committed) => {
                 if is_committed {

@@ -1,44 +1,29 @@
 //! The streams of a read: their statuses, their counts, and which states may be stored.
 //!
-//! * Rows are committed before the state that follows them is stored.
+//! * Rows are committed before the state that follows them is stored (see `commits`).
 //! * The state of a failed stream is never stored.
 //! * A stream succeeds when the source reports COMPLETE and its rows are committed.
 
 mod activity;
+mod commits;
 mod end;
 mod spec;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use activity::Activity;
+use commits::HeldRecords;
 
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
 use crate::airbyte::message::{Record, StreamName};
 use crate::airbyte::state::Progress;
-use crate::sidecar::sink::{Committed, Sink, SinkError, StreamIndex, StreamSpec, WriteMode};
+use crate::sidecar::sink::{Sink, StreamIndex, StreamSpec, WriteMode};
+pub use commits::CommitLimits;
+
 use crate::task::{Estimate, ReadOptions, Received, StreamReport, StreamReports, StreamStatus};
-
-/// When to commit rows of a stream whose source sends no state: a long transaction keeps a database from cleaning up,
-/// and uncommitted rows must be sent again after an interruption.
-#[derive(Debug, Clone, Copy)]
-pub struct CommitLimits {
-    /// Maximum size of uncommitted row JSON, in bytes.
-    pub bytes: u64,
-    /// Maximum age of an uncommitted row.
-    pub interval: Duration,
-}
-
-impl Default for CommitLimits {
-    fn default() -> Self {
-        Self { bytes: 256 << 20, interval: Duration::from_mins(5) }
-    }
-}
-
-/// How often the age of uncommitted rows is checked within the interval.
-const CHECKS_PER_INTERVAL: u32 = 20;
 
 /// One selected stream.
 struct Stream {
@@ -50,19 +35,31 @@ struct Stream {
     events: u64,
     /// Bytes of their lines.
     bytes: u64,
-    /// How many of `events` are durable in the destination.
+    /// How many of `events` the sink has taken; the others are held.
+    written: u64,
+    /// Bytes of their lines.
+    written_bytes: u64,
+    /// Records that follow a state which waits for its commit.
+    held: HeldRecords,
+    /// How many of `written` are durable in the destination.
     committed: u64,
     /// Bytes of their lines.
     committed_bytes: u64,
-    /// How many of `bytes` arrived after the last commit.
+    /// Bytes of the rows that the sink has taken since the last commit.
     uncommitted_bytes: u64,
-    /// When the first of them arrived.
+    /// When it took the first of them.
     uncommitted_since: Option<Instant>,
+    /// When the last commit ended.
+    last_commit: Option<Instant>,
+    /// The destination makes the rows durable only when the stream is complete.
+    is_deferred: bool,
     status: StreamStatus,
     error: Option<String>,
     estimate: Option<Estimate>,
-    /// A state to be stored when the stream is complete.
+    /// The last state, until the rows before it are durable.
     pending_state: Option<String>,
+    /// How many of `written` precede the pending state of all streams.
+    written_at_global: u64,
     /// What was logged of it.
     activity: Activity,
 }
@@ -76,8 +73,16 @@ pub struct Streams {
     namesakes: HashMap<String, Vec<usize>>,
     /// The stream of the last record: sources usually send many records of a stream in a row.
     last: Option<(StreamName, usize)>,
-    /// A state of all streams, with its key, to be stored when all rows before it are durable.
-    pending_global_state: Option<(String, String)>,
+    /// The last state of all streams, until all rows before it are durable.
+    pending_global_state: Option<PendingGlobalState>,
+    /// When the rows before such a state were committed last.
+    last_global_commit: Option<Instant>,
+    /// States whose rows are durable.
+    storable: Storable,
+    /// Streams with a state that waits for the next commit.
+    waiting: Vec<usize>,
+    /// Memory of the held records of all streams.
+    held_bytes: usize,
     /// The source has sent a stream status: from then on only COMPLETE completes a stream.
     has_statuses: bool,
     /// Records of streams that are not in the catalog were dropped.
@@ -98,6 +103,14 @@ pub struct Streams {
     global_activity: Activity,
     /// The number of streams with committed rows.
     loaded: usize,
+}
+
+/// A state of all streams that cannot be stored yet.
+struct PendingGlobalState {
+    key: String,
+    state: String,
+    /// The rows before it are committed, except those of streams that become durable when they are complete.
+    is_committed: bool,
 }
 
 /// States that may be stored now: (key, document).
@@ -144,6 +157,10 @@ impl Streams {
             namesakes,
             last: None,
             pending_global_state: None,
+            last_global_commit: None,
+            storable: Vec::new(),
+            waiting: Vec::new(),
+            held_bytes: 0,
             has_statuses: false,
             has_unmapped: false,
             full_sync: options.full_sync,
@@ -200,40 +217,12 @@ impl Streams {
         stream.events += 1;
         self.remaining = self.remaining.saturating_sub(1);
         stream.bytes += record.line_bytes;
-        stream.uncommitted_bytes += record.data.len() as u64;
-        stream.uncommitted_since.get_or_insert_with(Instant::now);
-        let is_full = stream.uncommitted_bytes >= self.limits.bytes && stream.spec.mode != WriteMode::Replace;
         let changed = self.start(at);
-        let Some(index) = self.all[at].sink_index else { return Ok(changed) };
-        let mut written = self.sink.write(index, record);
-        if is_full && written.is_ok() {
-            written = self.commit(at).map(|_| ());
-        }
-        if let Err(error) = written {
+        if let Err(error) = self.accept(at, record) {
             self.refuse(at, &error);
             return Ok(true);
         }
         Ok(changed)
-    }
-
-    /// Does work that depends on time. Commits the streams that exceed [`CommitLimits::interval`]: no state is stored for
-    /// them, so after an interruption their rows are sent again. Returns a global state that has waited for these rows.
-    pub fn tick(&mut self) -> Storable {
-        self.sink.tick();
-        let now = Instant::now();
-        if now < self.next_check {
-            return Vec::new();
-        }
-        let limit = self.limits.interval;
-        self.next_check = now + limit / CHECKS_PER_INTERVAL;
-        for at in 0..self.all.len() {
-            let stream = &self.all[at];
-            let is_overdue = stream.uncommitted_since.is_some_and(|since| now.duration_since(since) >= limit);
-            if is_overdue && stream.spec.mode != WriteMode::Replace && stream.is_open() {
-                self.commit_or_refuse(at);
-            }
-        }
-        self.global_state_if_durable()
     }
 
     fn find(&mut self, record: &Record<'_>) -> Result<usize, StreamName> {
@@ -286,18 +275,14 @@ impl Streams {
     /// Handles a stream status of the source: STARTED, RUNNING, COMPLETE or INCOMPLETE.
     pub fn status(&mut self, name: &StreamName, status: &str) -> Storable {
         self.has_statuses = true;
-        let Some(at) = self.position(name) else { return Vec::new() };
-        if !self.all[at].is_open() {
-            return Vec::new();
-        }
-        match status {
-            "COMPLETE" => return self.complete(at),
-            "INCOMPLETE" => self.fail(at, "the source reported the stream as incomplete"),
-            _ => {
-                self.start(at);
+        if let Some(at) = self.position(name).filter(|at| self.all[*at].is_open()) {
+            match status {
+                "COMPLETE" => self.complete(at),
+                "INCOMPLETE" => self.commit_and_fail(at, "the source reported the stream as incomplete"),
+                _ => _ = self.start(at),
             }
         }
-        Vec::new()
+        self.take_storable()
     }
 
     /// Sets the source's error for one stream as the reason of its failure.
@@ -306,108 +291,36 @@ impl Streams {
             self.all[at].error = Some(text.to_owned());
         }
     }
-
-    /// Handles a stream's state: commits its rows. Returns the state if the rows are durable.
-    pub fn state(&mut self, name: &StreamName, state: String) -> Storable {
-        let Some(at) = self.position(name) else { return Vec::new() };
-        let key = self.all[at].key.clone();
-        match self.all[at].status {
-            StreamStatus::Success => return vec![(key, state)],
-            StreamStatus::Pending | StreamStatus::Running => {}
-            _ => return Vec::new(),
-        }
-        match self.commit_or_refuse(at) {
-            Some(Committed::Durable) => vec![(key, state)],
-            Some(Committed::Deferred) => {
-                self.all[at].pending_state = Some(state);
-                Vec::new()
-            }
-            None => Vec::new(),
-        }
-    }
-
-    /// Handles a state of all streams: commits their rows. Returns the state if all rows are durable.
-    pub fn global_state(&mut self, key: String, state: String) -> Storable {
-        for at in 0..self.all.len() {
-            let stream = &self.all[at];
-            if stream.status == StreamStatus::Running || (stream.is_open() && stream.deletes_generations()) {
-                self.commit_or_refuse(at);
-            }
-        }
-        self.pending_global_state = Some((key, state));
-        self.global_state_if_durable()
-    }
-
-    fn global_state_if_durable(&mut self) -> Storable {
-        if self.pending_global_state.is_none() {
-            return Vec::new();
-        }
-        let has_failed = |stream: &Stream| !stream.is_open() && stream.status != StreamStatus::Success;
-        if self.all.iter().any(has_failed) {
-            self.pending_global_state = None;
-        }
-        let is_durable = |stream: &Stream| stream.spec.mode != WriteMode::Replace && stream.committed == stream.events;
-        let waits = self.all.iter().any(|stream| stream.is_open() && !is_durable(stream));
-        if waits { Vec::new() } else { self.pending_global_state.take().into_iter().collect() }
-    }
-
-    /// Commits a stream. Returns `None` if the destination refuses it.
-    fn commit_or_refuse(&mut self, at: usize) -> Option<Committed> {
-        self.commit(at).map_err(|error| self.refuse(at, &error)).ok()
-    }
-
-    fn commit(&mut self, at: usize) -> Result<Committed, SinkError> {
-        let stream = &self.all[at];
-        let Some(index) = stream.sink_index else { return Ok(Committed::Durable) };
-        // A stream without rows leaves no trace, unless its generation must be recorded.
-        let is_unused = stream.status == StreamStatus::Pending && stream.spec.mode != WriteMode::Replace;
-        if is_unused && !stream.deletes_generations() {
-            return Ok(Committed::Durable);
-        }
-        let committed = self.sink.commit(index)?;
-        let stream = &mut self.all[at];
-        (stream.uncommitted_bytes, stream.uncommitted_since) = (0, None);
-        if committed == Committed::Durable && stream.committed < stream.events {
-            self.loaded += usize::from(stream.committed == 0);
-            stream.record_committed();
-            self.note_activity(at);
-        }
-        Ok(committed)
-    }
 }
 
 impl Stream {
-    /// All rows that have arrived are committed.
-    fn record_committed(&mut self) {
-        (self.committed, self.committed_bytes) = (self.events, self.bytes);
-    }
-
     /// Neither complete nor failed.
     fn is_open(&self) -> bool {
         matches!(self.status, StreamStatus::Pending | StreamStatus::Running)
     }
 
-    /// Rows of earlier generations are deleted when the stream is complete.
-    fn deletes_generations(&self) -> bool {
-        self.spec.generation.minimum > 0 && self.spec.mode != WriteMode::Replace
-    }
-
     fn new(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> Self {
-        let name = configured.name();
+        let spec = spec::stream_spec(configured, options, progress);
         Self {
-            key: name.key(),
-            spec: spec::stream_spec(configured, options, progress),
+            key: spec.name.key(),
+            is_deferred: spec.mode == WriteMode::Replace,
+            spec,
             sink_index: None,
             events: 0,
             bytes: 0,
+            written: 0,
+            written_bytes: 0,
+            held: HeldRecords::default(),
             committed: 0,
             committed_bytes: 0,
             uncommitted_bytes: 0,
             uncommitted_since: None,
+            last_commit: None,
             status: StreamStatus::Pending,
             error: None,
             estimate: None,
             pending_state: None,
+            written_at_global: 0,
             activity: Activity::default(),
         }
     }
