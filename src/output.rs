@@ -62,6 +62,18 @@ impl Output {
         }
     }
 
+    /// Prints lines on stderr, unless the command is quiet.
+    pub fn notices(&self, lines: &[String]) {
+        if self.quiet {
+            return;
+        }
+        let mut stderr = io::stderr().lock();
+        for line in lines {
+            // Nothing can be reported when stderr is closed.
+            writeln!(stderr, "{line}").ok();
+        }
+    }
+
     /// Shows progress on stderr.
     pub fn progress(&self) -> Progress {
         let bar = if self.quiet || !io::stderr().is_terminal() {

@@ -2,17 +2,20 @@
 //!
 //! Names and values are the wire contract's: other programs read them. Knows nothing of clap, Kubernetes or Postgres.
 
+mod report;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use indexmap::IndexMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use strum::{Display, EnumString, IntoStaticStr};
+
+pub use report::{Counts, Estimate, LoadCounts, Received, StreamReport, StreamReports, StreamStatus};
 
 use crate::env;
 
@@ -83,71 +86,6 @@ impl TaskStatus {
 fn unknown_status(text: &str) -> String {
     format!("unknown task status {text:?}")
 }
-
-/// The status of one stream in the per-stream map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
-pub enum StreamStatus {
-    /// No record has arrived.
-    Pending,
-    /// The source has started it.
-    Running,
-    /// The stream is complete and its rows are committed.
-    Success,
-    /// Some rows are committed; then the source failed, or the read reached its record limit.
-    Partial,
-    /// No rows are committed.
-    Failed,
-    /// The task was cancelled before the stream was complete; or the read reached its record limit, and the rows were
-    /// dropped because only a complete stream may replace those in its table.
-    Cancelled,
-    /// The task exceeded its timeout before the stream was complete.
-    TimeExceeded,
-}
-
-/// Records that have arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Received {
-    /// Number of records.
-    pub events: u64,
-    /// Bytes of their lines.
-    pub bytes: u64,
-}
-
-/// One stream in `source_task.description`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StreamReport {
-    /// Records that are committed, before they are merged.
-    pub events: u64,
-    /// Bytes of the lines of these records.
-    pub bytes: u64,
-    /// Progress or outcome.
-    pub status: StreamStatus,
-    /// Why it is not SUCCESS.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// Records that have arrived, if more than are committed, while the stream is open.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub received: Option<Received>,
-    /// What the source expects to send; many sources send no estimate.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub estimate: Option<Estimate>,
-}
-
-/// The size of a stream as its source expects it; it may be wrong and may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Estimate {
-    /// Records.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rows: Option<u64>,
-    /// Bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<u64>,
-}
-
-/// `source_task.description` of a read: stream name → report, in catalog order.
-pub type StreamReports = IndexMap<String, StreamReport>;
 
 /// `source_task.metrics`: what the connector has used so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

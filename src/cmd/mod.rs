@@ -171,6 +171,7 @@ fn run_task(args: TaskArgs, request: impl FnOnce(&Settings, Option<Duration>) ->
     });
     match result {
         Ok(outcome) => {
+            output.notices(&outcome.notices());
             let code = outcome.failure().map_or(0, |failure| output::explain(&failure));
             output.result(&outcome.document(), code)
         }

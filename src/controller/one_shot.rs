@@ -412,10 +412,8 @@ mod tests {
         let stream = |events, status, rows| StreamReport {
             events,
             bytes: 1_500_000,
-            status,
-            error: None,
-            received: None,
             estimate: Some(Estimate { rows, bytes: None }),
+            ..StreamReport::new(status)
         };
         let mut streams = StreamReports::new();
         streams.insert("users".to_owned(), stream(12_000, StreamStatus::Success, Some(12_000)));

@@ -7,6 +7,9 @@ use crate::db::{ConcurrencyPolicy, Db, DbError, Finding, RequestMark, StartOutco
 use crate::failure::{Class, Failure, NO_REASON, StoredError};
 use crate::task::{StreamReport, StreamReports, StreamStatus, Task, TaskKind, TaskStatus};
 
+/// Lines about the streams of a read on the terminal.
+const MAX_NOTICES: usize = 100;
+
 /// The result of a task.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
@@ -59,6 +62,28 @@ impl Outcome {
                 document
             }
         }
+    }
+
+    /// What the user should know of the streams of a read besides their statuses, in lines.
+    pub fn notices(&self) -> Vec<String> {
+        let Self::Read { streams, .. } = self else { return Vec::new() };
+        let mut lines = Vec::new();
+        for (name, report) in streams {
+            let details = report.details();
+            if !details.is_empty() {
+                lines.push(format!("stream {name}: {} rows committed{details}", report.events));
+            }
+            for (text, count) in report.warnings.iter() {
+                let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
+                lines.push(format!("warning: stream {name}: {text}{times}"));
+            }
+        }
+        if lines.len() > MAX_NOTICES {
+            let more = lines.len() - MAX_NOTICES;
+            lines.truncate(MAX_NOTICES);
+            lines.push(format!("{more} more lines: see `streams` in the result"));
+        }
+        lines
     }
 
     /// The failure of a check or read that did not succeed.

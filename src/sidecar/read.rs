@@ -306,8 +306,9 @@ impl<'a> Session<'a> {
     /// The per-stream map without secrets.
     fn reports(&self) -> StreamReports {
         let mut reports = self.streams.reports();
-        for error in reports.values_mut().filter_map(|report| report.error.as_mut()) {
-            *error = self.read.log.mask(error);
+        for report in reports.values_mut() {
+            report.error = report.error.take().map(|error| self.read.log.mask(&error));
+            report.warnings.rename(|text| self.read.log.mask(text));
         }
         reports
     }

@@ -1,5 +1,6 @@
 //! The `description` of a read's row: a JSON object of stream reports, which other programs may have written.
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::db::text::clean;
@@ -67,12 +68,20 @@ pub(super) fn parse(description: &str) -> StreamReports {
                 bytes: number(&report, "bytes"),
                 status: serde_json::from_value(status).unwrap_or(StreamStatus::Pending),
                 error: report.get("error").and_then(Value::as_str).map(str::to_owned),
-                received: report.get("received").and_then(|received| serde_json::from_value(received.clone()).ok()),
-                estimate: report.get("estimate").and_then(|estimate| serde_json::from_value(estimate.clone()).ok()),
+                received: member(&report, "received"),
+                estimate: member(&report, "estimate"),
+                load: serde_json::from_value(report.clone()).unwrap_or_default(),
+                dropped: member(&report, "dropped").unwrap_or_default(),
+                warnings: member(&report, "warnings").unwrap_or_default(),
             };
             Some((name, report))
         })
         .collect()
+}
+
+/// A member of a report; `None` where it is missing or has another form.
+fn member<T: DeserializeOwned>(report: &Value, key: &str) -> Option<T> {
+    serde_json::from_value(report.get(key)?.clone()).ok()
 }
 
 /// Gives streams without a final status the outcome of the task, and the reason to those that fail. Everything else in the
@@ -178,5 +187,10 @@ mod tests {
         assert_eq!((streams["b"].events, streams["b"].bytes, streams["b"].status), (3, 0, StreamStatus::Partial));
         assert_eq!(streams["a"].status, StreamStatus::Pending);
         assert!(parse("not JSON").is_empty());
+        let counted =
+            r#"{"a":{"events":3,"bytes":0,"status":"SUCCESS","merged":1,"misfits":{"c":2},"warnings":{"w":1}}}"#;
+        assert_eq!(write(&parse(counted)), counted);
+        let foreign = r#"{"a":{"events":3,"bytes":0,"status":"SUCCESS","merged":"many","dropped":7}}"#;
+        assert_eq!(write(&parse(foreign)), r#"{"a":{"events":3,"bytes":0,"status":"SUCCESS"}}"#);
     }
 }

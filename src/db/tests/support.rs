@@ -249,15 +249,7 @@ pub(super) fn task(task_id: &str) -> Task {
 }
 
 pub(super) fn reports(streams: &[(&str, StreamStatus)]) -> StreamReports {
-    streams
-        .iter()
-        .map(|(name, status)| {
-            (
-                (*name).to_owned(),
-                StreamReport { events: 0, bytes: 0, status: *status, error: None, received: None, estimate: None },
-            )
-        })
-        .collect()
+    streams.iter().map(|(name, status)| ((*name).to_owned(), StreamReport::new(*status))).collect()
 }
 
 pub(super) fn log_rows(count: usize) -> Vec<LogRow> {

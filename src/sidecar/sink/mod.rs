@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::{Class, Failure};
 use crate::retry::Backoff;
-use crate::task::Task;
+use crate::task::{LoadCounts, Task};
 
 /// Delays between attempts to reach a destination.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -177,6 +177,15 @@ impl SinkError {
     }
 }
 
+/// What the user should know of a load that goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The stream that it concerns; `None` for all of them.
+    pub stream: Option<StreamIndex>,
+    /// Names its subject, without credentials. Repeated texts are counted.
+    pub text: String,
+}
+
 /// Identifies an open stream within a sink.
 pub type StreamIndex = usize;
 
@@ -207,8 +216,13 @@ pub trait Sink: Send {
     /// Does work that depends on time. Called several times a second, whether or not rows arrive.
     fn tick(&mut self) {}
 
+    /// What the destination did with the rows that are committed so far.
+    fn counts(&self, _stream: StreamIndex) -> LoadCounts {
+        LoadCounts::default()
+    }
+
     /// Returns the warnings for the user since the last call.
-    fn warnings(&mut self) -> Vec<String> {
+    fn warnings(&mut self) -> Vec<Warning> {
         Vec::new()
     }
 }

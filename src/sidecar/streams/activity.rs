@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Stream, Streams};
 use crate::sidecar::sink::WriteMode;
+use crate::task::StreamReport;
 
 /// The least time between two lines about the commits of one stream, and about the states of all streams.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -94,8 +95,9 @@ impl Stream {
             (self.activity.committed, self.activity.saved_states, self.activity.last) = (self.committed, 0, Some(now));
         }
         if !is_open && !std::mem::replace(&mut self.activity.has_ended, true) {
-            let Self { key, status, committed, .. } = self;
-            lines.push(format!("stream {key}: ended as {status}, {committed} rows committed"));
+            let report = self.report();
+            let StreamReport { status, events, .. } = &report;
+            lines.push(format!("stream {}: ended as {status}, {events} rows committed{}", self.key, report.details()));
         }
         false
     }

@@ -264,6 +264,7 @@ impl Streams {
                 if stream.committed < stream.written {
                     self.loaded += usize::from(stream.committed == 0);
                     stream.record_committed();
+                    stream.load = self.sink.counts(index);
                     self.note_activity(at);
                 }
             }

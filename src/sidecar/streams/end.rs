@@ -20,7 +20,7 @@ impl Streams {
         if stream.spec.mode == WriteMode::Replace || stream.deletes_generations() {
             let key = &stream.key;
             let text = format!("stream {key}: no rows and no stream status arrived: its table is left unchanged");
-            self.warnings.push(text);
+            self.warn(Some(at), text);
         }
         self.finish_with(at, |sink, index| sink.finish_early(index).map(drop));
     }
@@ -36,6 +36,7 @@ impl Streams {
         let stream = &mut self.all[at];
         stream.status = StreamStatus::Success;
         stream.record_committed();
+        stream.load = self.sink.counts(index);
         stream.error = None;
         let state = stream.pending_state.take();
         self.storable.extend(state.map(|state| (stream.key.clone(), state)));
@@ -189,6 +190,7 @@ impl Streams {
             Ok(is_committed) => {
                 if is_committed {
                     self.all[at].record_committed();
+                    self.all[at].load = self.sink.counts(index);
                 }
                 is_committed
             }

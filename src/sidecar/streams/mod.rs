@@ -20,10 +20,10 @@ use commits::HeldRecords;
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
 use crate::airbyte::message::{Record, StreamName};
 use crate::airbyte::state::Progress;
-use crate::sidecar::sink::{Sink, StreamIndex, StreamSpec, WriteMode};
+use crate::sidecar::sink::{Sink, StreamIndex, StreamSpec, Warning, WriteMode};
 pub use commits::CommitLimits;
 
-use crate::task::{Estimate, ReadOptions, Received, StreamReport, StreamReports, StreamStatus};
+use crate::task::{Counts, Estimate, LoadCounts, ReadOptions, Received, StreamReport, StreamReports, StreamStatus};
 
 /// One selected stream.
 struct Stream {
@@ -60,6 +60,12 @@ struct Stream {
     pending_state: Option<String>,
     /// How many of `written` precede the pending state of all streams.
     written_at_global: u64,
+    /// What the destination did with the committed records.
+    load: LoadCounts,
+    /// Records that were not loaded, by the reason.
+    dropped: Counts,
+    /// Texts for the user.
+    warnings: Counts,
     /// What was logged of it.
     activity: Activity,
 }
@@ -182,23 +188,24 @@ impl Streams {
 
     /// New warnings of the streams and of the destination.
     pub fn warnings(&mut self) -> Vec<String> {
-        let mut warnings = std::mem::take(&mut self.warnings);
-        warnings.append(&mut self.sink.warnings());
-        warnings
+        for Warning { stream, text } in self.sink.warnings() {
+            let at = stream.and_then(|index| self.all.iter().position(|stream| stream.sink_index == Some(index)));
+            self.warn(at, text);
+        }
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Adds a warning about a stream (or the task) to its report, and to the log if it is the first of its text.
+    pub(super) fn warn(&mut self, at: Option<usize>, text: String) {
+        let is_new = at.is_none_or(|at| self.all[at].warnings.add(&text, 1));
+        if is_new {
+            self.warnings.push(text);
+        }
     }
 
     /// The per-stream map.
     pub fn reports(&self) -> StreamReports {
-        let report = |stream: &Stream| StreamReport {
-            events: stream.committed,
-            bytes: stream.committed_bytes,
-            status: stream.status,
-            error: stream.error.clone(),
-            received: (stream.is_open() && stream.events > stream.committed)
-                .then_some(Received { events: stream.events, bytes: stream.bytes }),
-            estimate: stream.estimate,
-        };
-        self.all.iter().map(|stream| (stream.key.clone(), report(stream))).collect()
+        self.all.iter().map(|stream| (stream.key.clone(), stream.report())).collect()
     }
 
     /// Takes a row. Returns whether a status has changed; the name if the catalog does not select the stream.
@@ -294,6 +301,21 @@ impl Streams {
 }
 
 impl Stream {
+    fn report(&self) -> StreamReport {
+        StreamReport {
+            events: self.committed,
+            bytes: self.committed_bytes,
+            status: self.status,
+            error: self.error.clone(),
+            received: (self.is_open() && self.events > self.committed)
+                .then_some(Received { events: self.events, bytes: self.bytes }),
+            estimate: self.estimate,
+            load: self.load.clone(),
+            dropped: self.dropped.clone(),
+            warnings: self.warnings.clone(),
+        }
+    }
+
     /// Neither complete nor failed.
     fn is_open(&self) -> bool {
         matches!(self.status, StreamStatus::Pending | StreamStatus::Running)
@@ -321,6 +343,9 @@ impl Stream {
             estimate: None,
             pending_state: None,
             written_at_global: 0,
+            load: LoadCounts::default(),
+            dropped: Counts::default(),
+            warnings: Counts::default(),
             activity: Activity::default(),
         }
     }

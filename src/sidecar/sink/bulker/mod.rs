@@ -53,7 +53,7 @@ use stream::{RequestHeads, Stream};
 use super::postgres::names::{self, Kind};
 use super::{
     Committed, Connect, FIRST_RETRY_TIMEOUT, NO_SERVER_RETRY_TIMEOUT, Sink, SinkError, StreamIndex, StreamSpec,
-    WriteMode,
+    Warning, WriteMode,
 };
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::Failure;
@@ -107,7 +107,7 @@ pub struct BulkerSink {
     tables: HashMap<String, StreamName>,
     /// Memory of all chunks under construction.
     chunk_memory: usize,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
 }
 
 impl BulkerSink {
@@ -143,12 +143,16 @@ impl BulkerSink {
         if self.tables.get(&cleaned(&table)).is_some_and(|owner| *owner != spec.name) {
             table = names::suffixed(&table, &spec.name.key());
             let stream = spec.name.key();
-            self.warnings.push(format!(
-                "stream {stream:?}: another stream's table has the same name: writing to table {table:?}"
-            ));
+            let text =
+                format!("stream {stream:?}: another stream's table has the same name: writing to table {table:?}");
+            self.warn(self.streams.len(), text);
         }
         self.tables.insert(cleaned(&table), spec.name.clone());
         table
+    }
+
+    fn warn(&mut self, stream: StreamIndex, text: String) {
+        self.warnings.push(Warning { stream: Some(stream), text });
     }
 
     fn request_heads(&self, table: &str, key: &[String], schema: Option<&str>) -> RequestHeads {
@@ -181,12 +185,13 @@ impl BulkerSink {
         let was_split = stream.was_split();
         let result = operation(stream, &mut self.server);
         if stream.was_split() && !was_split {
-            self.warnings.push(format!(
+            let text = format!(
                 "{}: the source takes more than {} minutes, the limit of Bulker's requests: the table has its first rows, \
                  and is incomplete until the stream is finished",
                 stream.subject(),
                 self.server.limits.open.as_secs() / 60
-            ));
+            );
+            self.warn(index, text);
         }
         result
             .map_err(|error| SinkError { text: format!("Bulker at {}: {}", self.server.endpoint, error.text), ..error })
@@ -209,17 +214,19 @@ impl Sink for BulkerSink {
         let stream = spec.name.key();
         let mut mode = spec.mode;
         if mode == WriteMode::Merge && fields.key.is_empty() {
-            self.warnings.push(format!("stream {stream:?} has no usable primary key: appending rows without merging"));
+            let text = format!("stream {stream:?} has no usable primary key: appending rows without merging");
+            self.warn(self.streams.len(), text);
             mode = WriteMode::Append;
         }
         let key = if mode == WriteMode::Append { &[] } else { fields.key.as_slice() };
         if spec.generation.minimum > 0 && mode != WriteMode::Replace {
             if spec.generation.resumes {
                 let minimum = spec.generation.minimum;
-                self.warnings.push(format!(
+                let text = format!(
                     "stream {stream:?}: rows of generations before {minimum} remain in table {table:?}: Bulker deletes no \
                      rows, and a read that resumes from a state cannot replace the table; a read without a state does"
-                ));
+                );
+                self.warn(self.streams.len(), text);
             } else {
                 mode = WriteMode::Replace;
             }
@@ -257,9 +264,10 @@ impl Sink for BulkerSink {
         let outcome = self.with_stream(index, Stream::finish)?;
         if outcome == Outcome::Ignored {
             let subject = self.streams[index].subject();
-            self.warnings.push(format!(
+            let text = format!(
                 "{subject}: the source has no rows, and Bulker cannot empty a table: delete rows of earlier runs yourself"
-            ));
+            );
+            self.warn(index, text);
         }
         Ok(())
     }
@@ -281,7 +289,7 @@ impl Sink for BulkerSink {
         }
     }
 
-    fn warnings(&mut self) -> Vec<String> {
+    fn warnings(&mut self) -> Vec<Warning> {
         std::mem::take(&mut self.warnings)
     }
 }

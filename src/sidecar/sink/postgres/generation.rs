@@ -193,10 +193,10 @@ fn terminate_sessions(session: &mut Session, run_id: i64) {
     let terminated = session.retry(|session| Ok(session.client()?.query_one(query, &[&run_id])?));
     match terminated.map(|row| row.get::<_, i64>(0)) {
         Ok(0) => {}
-        Ok(count) => tracing::warn!(count, "terminated the connections of a killed run"),
+        Ok(count) => session.warn(&format!("terminated {count} connections of an earlier run that was killed")),
         Err(error) => {
-            let error = session.sink_error(&error);
-            tracing::warn!(%error, "cannot terminate the connections of an earlier run, waiting for them");
+            let why = session.config.reason(&error);
+            session.warn(&format!("cannot terminate the connections of an earlier run: {why}: waiting for them"));
         }
     }
 }

@@ -14,7 +14,7 @@ use super::inference;
 use super::layout::{Column, MergeKey};
 use super::names::quote;
 use super::session::{Session, SessionError};
-use super::staged_rows::StagedRows;
+use super::staged_rows::{MergeCounts, StagedRows};
 use super::table::Table;
 use crate::sidecar::sink::SinkError;
 
@@ -217,15 +217,15 @@ impl TableLoader {
     }
 
     /// Replaces all rows of the target with the staged ones. Later chunks are loaded into a new staging table.
-    pub fn replace_target(&mut self, merge_key: &MergeKey) -> Result<(), SessionError> {
+    pub fn replace_target(&mut self, merge_key: &MergeKey) -> Result<MergeCounts, SessionError> {
         let (staging, target, columns, session) = self.parts()?;
-        StagedRows::new(staging, columns, merge_key).replace_all(session, target, "")?;
+        let counts = StagedRows::new(staging, columns, merge_key).replace_all(session, target, "")?;
         staging.record_dropped();
         // The key of the target may be a new one.
         let (schema, name) = (target.schema.clone(), target.name.clone());
         *target = session.transaction(|client| Table::inspect(client, &schema, &name))?.0;
         self.mode = None;
-        Ok(())
+        Ok(counts)
     }
 
     /// The staging table, the target, their columns and the session.

@@ -63,11 +63,12 @@ use session::{Session, SessionConfig};
 use stream::Stream;
 
 use super::{
-    BACKOFF, Committed, Connect, FIRST_RETRY_TIMEOUT, NO_SERVER_RETRY_TIMEOUT, Sink, SinkError, StreamIndex, StreamSpec,
+    BACKOFF, Committed, Connect, FIRST_RETRY_TIMEOUT, NO_SERVER_RETRY_TIMEOUT, Sink, SinkError, StreamIndex,
+    StreamSpec, Warning,
 };
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::Failure;
-use crate::task::Task;
+use crate::task::{LoadCounts, Task};
 
 /// How long to retry while the server is unreachable: longer than a restart or a failover takes.
 const RETRY_TIMEOUT: Duration = Duration::from_mins(5);
@@ -104,7 +105,7 @@ impl PostgresSink {
     /// Connects. `retry_timeout` is how long to retry when the connection is lost later.
     pub fn connect(settings: &Settings, retry_timeout: Duration) -> Result<Self, SinkError> {
         let run_id = uuid::Uuid::new_v4().as_u64_pair().0.cast_signed();
-        let config = Arc::new(SessionConfig { target: settings.target.clone(), run_id, retry_timeout });
+        let config = Arc::new(SessionConfig::new(settings.target.clone(), run_id, retry_timeout));
         let mut session = Session::new(Arc::clone(&config));
         let within = |timeout: Duration| BACKOFF.within(retry_timeout.min(timeout));
         let (mut retry, mut no_server) = (within(FIRST_RETRY_TIMEOUT), within(NO_SERVER_RETRY_TIMEOUT));
@@ -134,7 +135,8 @@ impl PostgresSink {
         let owner = self.tables.get(&(schema.clone(), table.clone()));
         if owner.is_some_and(|owner| *owner != spec.name) {
             table = names::suffixed(&table, &spec.name.key());
-            tracing::warn!(stream = %spec.name.key(), %table, "another stream has a table of the same name: adding a suffix");
+            let text = format!("another stream has the table of this name: stream {:?} gets a suffix", spec.name.key());
+            self.resources.config.warnings.add(&stream::subject(&schema, &table), &text);
         }
         self.tables.insert((schema.clone(), table.clone()), spec.name.clone());
         (schema, table)
@@ -190,8 +192,16 @@ impl Sink for PostgresSink {
         stream.finish_early(resources)
     }
 
-    fn warnings(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.resources.warnings)
+    fn counts(&self, index: StreamIndex) -> LoadCounts {
+        self.streams.get(index).map(Stream::counts).unwrap_or_default()
+    }
+
+    fn warnings(&mut self) -> Vec<Warning> {
+        let warning = |(subject, text): (String, String)| Warning {
+            stream: self.streams.iter().position(|stream| stream.subject() == subject),
+            text: format!("{subject}: {text}"),
+        };
+        self.resources.config.warnings.take().into_iter().map(warning).collect()
     }
 
     fn abort(&mut self, index: StreamIndex) {

@@ -101,7 +101,7 @@ impl StreamTable<'_> {
         }
         let layout = Layout::new(self.spec, existing);
         generation::check_column(&layout, generation.id)?;
-        let mode = self.write_mode(&layout);
+        let mode = self.write_mode(&layout, session);
         let replaces_at_next_commit = self.spec.replaces_at_first_commit && update == TargetUpdate::EachCommit;
         // A replacement drops it with the rows.
         if mode == WriteMode::Append && update == TargetUpdate::EachCommit && !replaces_at_next_commit {
@@ -134,17 +134,23 @@ impl StreamTable<'_> {
         &self,
         session: &mut Session,
     ) -> Result<(Table, Vec<ExistingColumn>, Option<PartialGeneration>), SessionError> {
-        session.transaction(|client| {
+        let mut orphans = Vec::new();
+        let inspected = session.transaction(|client| {
             let (target, mut existing) = Table::inspect(client, self.schema, self.table)?;
             if target.exists() && self.replaces_rows() {
                 type_dependencies::mark_columns(client, &target, &mut existing)?;
             } else if target.exists() {
                 text_habits::mark_columns(client, &target, &mut existing)?;
             }
-            target.drop_orphaned_staging_tables(client, self.run_id)?;
+            orphans = target.drop_orphaned_staging_tables(client, self.run_id)?;
             let partial = PartialGeneration::find(client, &target)?;
             Ok((target, existing, partial))
-        })
+        })?;
+        for (table, error) in orphans {
+            let why = session.config.target.describe(&error);
+            session.warn(&format!("cannot drop the staging table {table} of a killed run: {why}: drop it yourself"));
+        }
+        Ok(inspected)
     }
 
     fn target_update(
@@ -176,10 +182,9 @@ impl StreamTable<'_> {
         )))
     }
 
-    fn write_mode(&self, layout: &Layout) -> WriteMode {
+    fn write_mode(&self, layout: &Layout, session: &Session) -> WriteMode {
         if self.spec.mode == WriteMode::Merge && !layout.has_key() {
-            let stream = self.spec.name.key();
-            tracing::warn!(%stream, "the stream has no usable primary key: its rows are added, not merged");
+            session.warn("the stream has no usable primary key: its rows are added, not merged");
             return WriteMode::Append;
         }
         self.spec.mode
@@ -198,6 +203,7 @@ impl StreamTable<'_> {
             drop_stale_key(session, target)?;
         }
         let columns = loadable_columns(columns);
+        // The rows of earlier runs are not counted in this one.
         StagedRows::new(&table, &columns, &merge_key).merge(session, target)?;
         session.execute(&format!("DROP TABLE IF EXISTS {}", table.qualified_name()))
     }

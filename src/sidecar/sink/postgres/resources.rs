@@ -27,8 +27,6 @@ pub struct Resources {
     pub total_replay_bytes: Arc<AtomicUsize>,
     /// The last cleanup could not reach the server: further ones would only wait for it again.
     pub server_unreachable: bool,
-    /// For the user.
-    pub warnings: Vec<String>,
     open_transactions: usize,
     idle_sessions: Vec<Session>,
     spare_buffers: Vec<Vec<u8>>,
@@ -42,7 +40,6 @@ impl Resources {
             loader_thread: LoaderThread::start()?,
             total_replay_bytes: Arc::default(),
             server_unreachable: false,
-            warnings: Vec::new(),
             open_transactions: 0,
             idle_sessions: vec![session],
             spare_buffers: Vec::new(),

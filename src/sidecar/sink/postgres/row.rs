@@ -22,9 +22,12 @@ use super::number::Fit;
 use super::time;
 use super::types::ColumnType;
 use super::value;
+use crate::task::LoadCounts;
 
 /// Undeclared objects are flattened down to this depth; deeper ones are stored as documents.
 const MAX_DEPTH: usize = 12;
+/// Counts rows that are not objects among the misfits.
+const NO_OBJECT: &str = "a row that is not an object";
 /// Memory for rows of at least this many bytes is reserved before they are encoded.
 const LARGE_ROW: usize = 1 << 20;
 
@@ -55,6 +58,8 @@ pub struct Encoder {
     unmapped: Vec<(String, Range<usize>)>,
     /// The document for the column of unmapped values.
     document: String,
+    /// Values that did not fit, or were changed, since the counts were last taken.
+    pub counts: LoadCounts,
 }
 
 impl Encoder {
@@ -72,6 +77,7 @@ impl Encoder {
             values: Vec::new(),
             unmapped: Vec::new(),
             document: String::new(),
+            counts: LoadCounts::default(),
         }
     }
 
@@ -87,6 +93,7 @@ impl Encoder {
             // Without an object there are no fields: the row itself is the document.
             let row: &RawValue = serde_json::from_str(data)?;
             self.document.push_str(row.get());
+            self.counts.misfits.add(NO_OBJECT, 1);
         }
         if self.layout.has_inferred {
             self.infer_types(data, chunk);
@@ -152,7 +159,11 @@ impl Encoder {
         }
         match mapping {
             Mapping::Column(column) => self.values[column] = range,
-            Mapping::Unmapped if raw != "null" => self.unmapped.push((self.layout.fields.identity(field), range)),
+            Mapping::Unmapped if raw != "null" => {
+                let identity = self.layout.fields.identity(field);
+                self.counts.misfits.add(&identity.replace(SEPARATOR, "_"), 1);
+                self.unmapped.push((identity, range));
+            }
             Mapping::Unmapped | Mapping::Undecided => {}
         }
         Ok(())
@@ -200,6 +211,8 @@ impl Encoder {
                 fit = Fit::Misfit;
             }
             if fit != Fit::Exact {
+                let counts = if fit == Fit::Misfit { &mut self.counts.misfits } else { &mut self.counts.changed };
+                counts.add(&column.name, 1);
                 self.unmapped.push((column.name.clone(), range.clone()));
             }
             if fit == Fit::Misfit || raw == "null" {

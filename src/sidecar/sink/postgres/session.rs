@@ -3,7 +3,7 @@
 //! Each transaction asks for its id first. If COMMIT is not answered, a new connection asks the server for the status of
 //! that id. So no rows are lost, and none are written twice.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postgres::error::SqlState;
@@ -31,9 +31,32 @@ pub struct SessionConfig {
     pub run_id: i64,
     /// How long to retry while the server is unreachable.
     pub retry_timeout: Duration,
+    /// What the user should know, since it was last taken.
+    pub warnings: Warnings,
+}
+
+/// Warnings of any thread: subject and text.
+#[derive(Default)]
+pub struct Warnings(Mutex<Vec<(String, String)>>);
+
+impl Warnings {
+    /// Adds a warning.
+    pub fn add(&self, subject: &str, text: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((subject.to_owned(), text.to_owned()));
+    }
+
+    /// The warnings since the last call.
+    pub fn take(&self) -> Vec<(String, String)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl SessionConfig {
+    /// The settings of a run.
+    pub fn new(target: Target, run_id: i64, retry_timeout: Duration) -> Self {
+        Self { target, run_id, retry_timeout, warnings: Warnings::default() }
+    }
+
     /// Converts an error for the user of the sink. `subject` is what the operation was on.
     pub fn sink_error(&self, subject: &str, error: &SessionError) -> SinkError {
         let reason = self.reason(error);
@@ -344,6 +367,11 @@ impl Session {
     /// Converts an error for the user of the sink.
     pub fn sink_error(&self, error: &SessionError) -> SinkError {
         self.config.sink_error(&self.subject, error)
+    }
+
+    /// Adds a warning about the subject for the user: the task's log and the report of the stream get it.
+    pub fn warn(&self, text: &str) {
+        self.config.warnings.add(&self.subject, text);
     }
 
     fn warn_of_lock(&self) {

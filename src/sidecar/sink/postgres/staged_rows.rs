@@ -9,6 +9,15 @@ use super::layout::{Column, MergeKey, SEQUENCE};
 use super::names::{quote, quoted_list};
 use super::table::Table;
 
+/// What happened to staged rows that were moved to the target but for those that are rows of it now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MergeCounts {
+    /// As [`LoadCounts::merged`](crate::task::LoadCounts::merged).
+    pub merged: u64,
+    /// As [`LoadCounts::older`](crate::task::LoadCounts::older).
+    pub older: u64,
+}
+
 /// The rows of a staging table.
 #[derive(Clone, Copy)]
 pub struct StagedRows<'s> {

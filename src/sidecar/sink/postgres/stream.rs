@@ -11,10 +11,11 @@ use super::prepare::{CommitPlan, PreparedStream, StreamTable, TargetUpdate, load
 use super::resources::{CHUNK_SIZE, Resources};
 use super::row::Encoder;
 use super::session::SessionError;
-use super::staged_rows::StagedRows;
+use super::staged_rows::{MergeCounts, StagedRows};
 use super::table::Table;
 use crate::airbyte::message::Record;
 use crate::sidecar::sink::{Committed, SinkError, StreamSpec, WriteMode};
+use crate::task::LoadCounts;
 
 /// While a chunk of at least this many bytes is loaded, no rows are encoded: they could need as much memory again.
 const LARGE_CHUNK: usize = 16 << 20;
@@ -25,6 +26,8 @@ pub struct Stream {
     schema: String,
     table: String,
     state: State,
+    /// Of the committed rows, once the stream is no longer active.
+    counts: LoadCounts,
 }
 
 enum State {
@@ -40,7 +43,7 @@ enum State {
 impl Stream {
     /// A stream that writes to this table.
     pub fn new(spec: StreamSpec, schema: String, table: String) -> Self {
-        Self { spec, schema, table, state: State::Idle }
+        Self { spec, schema, table, state: State::Idle, counts: LoadCounts::default() }
     }
 
     /// Memory of the chunk with the rows that are not sent yet, in bytes.
@@ -49,6 +52,19 @@ impl Stream {
             State::Active(active) => active.chunk.bytes.capacity(),
             _ => 0,
         }
+    }
+
+    /// What happened to the rows that are committed so far.
+    pub fn counts(&self) -> LoadCounts {
+        match &self.state {
+            State::Active(active) => active.counts.clone(),
+            _ => self.counts.clone(),
+        }
+    }
+
+    /// The table, in messages.
+    pub fn subject(&self) -> String {
+        subject(&self.schema, &self.table)
     }
 
     /// Takes one row.
@@ -104,6 +120,7 @@ impl Stream {
     pub fn abort(&mut self, resources: &mut Resources) {
         if let State::Active(mut active) = std::mem::replace(&mut self.state, State::Closed) {
             active.clean_up(resources);
+            self.counts = active.counts;
         }
     }
 
@@ -129,13 +146,10 @@ impl Stream {
             let error = self.sink_error(resources, &error);
             if let State::Active(mut active) = std::mem::replace(&mut self.state, State::Failed(error.clone())) {
                 active.clean_up(resources);
+                self.counts = active.counts;
             }
             error
         })
-    }
-
-    fn subject(&self) -> String {
-        format!("table {}", qualified(&self.schema, &self.table))
     }
 
     fn sink_error(&self, resources: &Resources, error: &SessionError) -> SinkError {
@@ -148,7 +162,7 @@ impl Stream {
         let table = StreamTable { spec: &self.spec, schema: &self.schema, table: &self.table, run_id };
         let PreparedStream { target, staging, layout, sequence, plan } = table.prepare(&mut session)?;
         resources.release_session(Some(session));
-        resources.warnings.extend(layout.kept_types.iter().map(|kept| format!("{subject}: {kept}")));
+        layout.kept_types.iter().for_each(|kept| resources.config.warnings.add(&subject, kept));
         resources.server_unreachable = false;
         // A new staging table does not exist yet.
         let retain_staging = staging.exists();
@@ -160,8 +174,14 @@ impl Stream {
             loading: None,
             plan,
             retain_staging,
+            counts: LoadCounts::default(),
         })
     }
+}
+
+/// A table, in messages.
+pub fn subject(schema: &str, table: &str) -> String {
+    format!("table {}", qualified(schema, table))
 }
 
 struct ActiveStream {
@@ -177,6 +197,8 @@ struct ActiveStream {
     plan: CommitPlan,
     /// The staging table is a generation table, which outlives the run.
     retain_staging: bool,
+    /// Of the committed rows.
+    counts: LoadCounts,
 }
 
 impl ActiveStream {
@@ -265,8 +287,9 @@ impl ActiveStream {
         let replaces = self.plan.replaces_at_next_commit;
         let loader = self.flush(resources)?;
         let mode = loader.mode;
+        let mut counts = MergeCounts::default();
         if mode.is_some() && replaces {
-            loader.replace_target(&merge_key)?;
+            counts = loader.replace_target(&merge_key)?;
             self.plan.replaces_at_next_commit = false;
         } else if mode == Some(LoadMode::Direct) {
             loader.commit_direct()?;
@@ -274,7 +297,7 @@ impl ActiveStream {
         } else {
             let (table, target, columns, session) = loader.parts()?;
             if mode.is_some() {
-                StagedRows::new(table, columns, &merge_key).merge(session, target)?;
+                counts = StagedRows::new(table, columns, &merge_key).merge(session, target)?;
             } else {
                 // The first commit creates the table even if there are no rows.
                 target.ensure_columns(session, columns)?;
@@ -284,7 +307,14 @@ impl ActiveStream {
         let session = self.loader(resources)?.take_session();
         resources.release_session(session);
         self.encoder.layout.fix_types();
+        self.count_committed(counts);
         Ok(())
+    }
+
+    /// Counts the rows since the last commit.
+    fn count_committed(&mut self, MergeCounts { merged, older }: MergeCounts) {
+        let encoded = std::mem::take(&mut self.encoder.counts);
+        self.counts.add(&LoadCounts { merged, older, ..encoded });
     }
 
     /// How staged rows are merged.
@@ -320,6 +350,7 @@ impl ActiveStream {
         resources.release_session(loader.take_session());
         self.encoder.layout.fix_types();
         self.retain_staging = true;
+        self.count_committed(MergeCounts::default());
         Ok(())
     }
 
@@ -337,12 +368,13 @@ impl ActiveStream {
             columns = loadable_columns(existing);
         }
         let rows = StagedRows::new(table, &columns, &merge_key);
-        match minimum {
+        let counts = match minimum {
             Some(minimum) => rows.replace_generations(session, target, minimum, &drop_obsolete)?,
             None => rows.replace_all(session, target, &drop_obsolete)?,
-        }
+        };
         loader.mode = None;
         self.retain_staging = false;
+        self.count_committed(counts);
         Ok(())
     }
 
@@ -352,7 +384,11 @@ impl ActiveStream {
         self.flush(resources)?;
         let merge_key = self.merge_key();
         let (table, target, columns, session) = self.loader(resources)?.parts()?;
-        StagedRows::new(table, columns, &merge_key).fill_if_empty(session, target)
+        let counts = StagedRows::new(table, columns, &merge_key).fill_if_empty(session, target)?;
+        if let Some(counts) = counts {
+            self.count_committed(counts);
+        }
+        Ok(counts.is_some())
     }
 
     /// Rolls back and drops the staging table, if the database is reachable.
@@ -372,8 +408,8 @@ impl ActiveStream {
                 session.disconnect();
                 if let Err(error) = loader.drop_staging(&mut session) {
                     resources.server_unreachable = error.is_connection_lost();
-                    let error = session.sink_error(&error);
-                    tracing::warn!(%error, "cannot drop the staging table: the next run drops it");
+                    let why = session.config.reason(&error);
+                    session.warn(&format!("cannot drop the staging table: {why}: the next run drops it"));
                 }
             }
             loader.session = Some(session);

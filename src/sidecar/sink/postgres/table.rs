@@ -297,16 +297,22 @@ impl Table {
         name
     }
 
-    /// Drops staging tables of runs that were killed while they loaded into this table.
+    /// Drops staging tables of runs that were killed while they loaded into this table. Returns those that cannot be
+    /// dropped.
     ///
     /// A live run holds an advisory lock with its id, which the names of its staging tables contain.
-    pub fn drop_orphaned_staging_tables(&self, client: &mut Client, own_run_id: i64) -> Result<(), SessionError> {
+    pub fn drop_orphaned_staging_tables(
+        &self,
+        client: &mut Client,
+        own_run_id: i64,
+    ) -> Result<Vec<(String, postgres::Error)>, SessionError> {
         let prefix = self.staging_prefix();
         let found = client.query(
             "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE n.nspname = $1 AND c.relkind = 'r' AND starts_with(c.relname::text, $2)",
             &[&self.schema, &prefix],
         )?;
+        let mut remaining = Vec::new();
         for row in found {
             let name: String = row.get(0);
             let Some(run_id) = run_id(&name, &prefix).filter(|run_id| *run_id != own_run_id) else { continue };
@@ -323,10 +329,10 @@ impl Table {
             client.execute("SELECT pg_advisory_unlock($1)", &[&run_id])?;
             match dropped {
                 Ok(()) => tracing::info!(table = %name, "dropped the staging table of a killed run"),
-                Err(error) => tracing::warn!(table = %name, %error, "cannot drop the staging table of a killed run"),
+                Err(error) => remaining.push((table, error)),
             }
         }
-        Ok(())
+        Ok(remaining)
     }
 }
 

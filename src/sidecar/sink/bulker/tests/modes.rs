@@ -82,7 +82,7 @@ fn append_and_merge_send_one_request_per_commit() {
         assert_eq!(server.summaries(), [r#"s batch: {"id":1} {"id":2}"#, r#"s batch: {"id":3}"#], "{mode:?}");
         let keys: &[&str] = if mode == WriteMode::Merge { &["id"] } else { &[] };
         assert_eq!(server.requests()[1].all("pk"), keys, "{mode:?}");
-        assert_eq!(sink.warnings(), [""; 0]);
+        assert_eq!(sink.warnings(), []);
         assert!(sink.finish(stream).is_err(), "closed");
     }
 }
@@ -138,14 +138,14 @@ fn overdue_requests_are_split() {
         write(&mut sink, stream, &format!(r#"{{"id":1,"x":"{long}"}}"#)).expect("a row");
     }
     sink.tick();
-    assert_eq!(sink.warnings(), [""; 0], "not overdue");
+    assert_eq!(sink.warnings(), [], "not overdue");
     sink.server.limits.open = Duration::ZERO;
     sink.tick();
     sink.server.limits.open = LIMITS.open;
     let warnings = sink.warnings();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(
-        warnings[0].starts_with(r#"stream "one", table "one": "#) && warnings[0].contains("incomplete"),
+        warnings[0].text.starts_with(r#"stream "one", table "one": "#) && warnings[0].text.contains("incomplete"),
         "{warnings:?}"
     );
     // A run that resumed here would replace the table with the remaining rows.
@@ -207,7 +207,10 @@ fn empty_replacements_warn_unless_bulker_reports_a_result() {
         assert_eq!(server.summaries(), ["s replace_table: "], "{label}");
         let warnings = sink.warnings();
         assert_eq!(warnings.len(), usize::from(warns), "{label}: {warnings:?}");
-        assert!(warnings.iter().all(|text| text.contains("Bulker cannot empty a table")), "{label}: {warnings:?}");
+        assert!(
+            warnings.iter().all(|warning| warning.text.contains("Bulker cannot empty a table")),
+            "{label}: {warnings:?}"
+        );
     }
     let server = FakeServer::start(&[Behavior::Respond(404, json!({"error": "destination not found: sync"}))]);
     let mut sink = server.sink(LIMITS);
@@ -260,7 +263,7 @@ fn merge_without_a_usable_key_appends_and_warns() {
     rows(&mut sink, stream, 1..=1);
     sink.finish(stream).expect("the end");
     assert_eq!(server.requests()[0].all("pk"), [""; 0]);
-    assert!(sink.warnings()[0].contains("no usable primary key"));
+    assert!(sink.warnings()[0].text.contains("no usable primary key"));
 }
 
 #[test]

@@ -2,19 +2,20 @@
 
 use postgres::error::SqlState;
 
-use super::StagedRows;
+use super::{MergeCounts, StagedRows};
 use crate::sidecar::sink::postgres::names::{quote, quoted_list};
 use crate::sidecar::sink::postgres::session::{Session, SessionError};
 use crate::sidecar::sink::postgres::table::Table;
 
 impl StagedRows<'_> {
     /// Adds the rows to the target, or merges them by their key.
-    pub fn merge(&self, session: &mut Session, target: &mut Table) -> Result<(), SessionError> {
+    pub fn merge(&self, session: &mut Session, target: &mut Table) -> Result<MergeCounts, SessionError> {
         target.ensure_columns(session, self.columns)?;
         let is_unique = !self.key.is_empty() && self.ensure_key(session, target)?;
         let mut statements = self.insert_or_merge(target, is_unique);
         statements.extend(["TRUNCATE ", &self.table.qualified_name(), ";"]);
-        session.execute(&statements)
+        session.execute(&statements)?;
+        Ok(MergeCounts::default())
     }
 
     /// The statements that add the rows to the target, or merge them.
@@ -82,7 +83,8 @@ impl StagedRows<'_> {
         }
         if target.has_other_primary_key() {
             target.key_failed = true;
-            tracing::warn!(table = %session.subject, "the primary key differs from the stream's: merging with DELETE and INSERT");
+            session
+                .warn("the table's primary key is not the stream's: merging with DELETE and INSERT, which is slower");
             return Ok(false);
         }
         let drop_stale = target.drop_stale_key(self.key).unwrap_or_default();
@@ -98,9 +100,9 @@ impl StagedRows<'_> {
                 Ok(true)
             }
             Err(error) if error.code().is_some() && !error.is_connection_lost() && !error.is_lock_timeout() => {
-                let error = session.sink_error(&error);
                 target.key_failed = true;
-                tracing::warn!(%error, "cannot create the primary key: merging with DELETE and INSERT");
+                let why = session.config.reason(&error);
+                session.warn(&format!("cannot create the key: {why}: merging with DELETE and INSERT, which is slower"));
                 Ok(false)
             }
             Err(error) => Err(error),

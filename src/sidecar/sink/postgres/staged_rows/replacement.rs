@@ -1,6 +1,6 @@
 //! The statements that replace rows of the target with staged ones.
 
-use super::StagedRows;
+use super::{MergeCounts, StagedRows};
 use crate::sidecar::sink::postgres::generation;
 use crate::sidecar::sink::postgres::session::{Session, SessionError};
 use crate::sidecar::sink::postgres::table::Table;
@@ -13,7 +13,7 @@ impl StagedRows<'_> {
         target: &mut Table,
         minimum: i64,
         drop_obsolete: &str,
-    ) -> Result<(), SessionError> {
+    ) -> Result<MergeCounts, SessionError> {
         if !session.transaction(|client| generation::has_rows_from(client, target, minimum))? {
             return self.replace_all(session, target, drop_obsolete);
         }
@@ -30,17 +30,24 @@ impl StagedRows<'_> {
             statements.push_str(&self.insert_or_merge(target, is_unique));
             statements.extend(["DROP TABLE ", &self.table.qualified_name(), ";"]);
         }
-        session.execute(&(statements + drop_obsolete))
+        session.execute(&(statements + drop_obsolete))?;
+        Ok(MergeCounts::default())
     }
 
     /// Replaces all rows of the target; its grants, views and indexes stay. Drops the staging table, and executes
     /// `drop_obsolete`.
-    pub fn replace_all(&self, session: &mut Session, target: &Table, drop_obsolete: &str) -> Result<(), SessionError> {
-        session.execute(&(self.fill(target, &format!("TRUNCATE {};", target.qualified_name())) + drop_obsolete))
+    pub fn replace_all(
+        &self,
+        session: &mut Session,
+        target: &Table,
+        drop_obsolete: &str,
+    ) -> Result<MergeCounts, SessionError> {
+        session.execute(&(self.fill(target, &format!("TRUNCATE {};", target.qualified_name())) + drop_obsolete))?;
+        Ok(MergeCounts::default())
     }
 
-    /// Moves the rows into the target and drops the staging table, unless the target has rows. Returns whether it did.
-    pub fn fill_if_empty(&self, session: &mut Session, target: &Table) -> Result<bool, SessionError> {
+    /// Moves the rows into the target and drops the staging table, unless the target has rows: then returns `None`.
+    pub fn fill_if_empty(&self, session: &mut Session, target: &Table) -> Result<Option<MergeCounts>, SessionError> {
         let statements = self.fill(target, "");
         // No other session can add rows between the check and the commit.
         let lock = format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", target.qualified_name());
@@ -48,11 +55,11 @@ impl StagedRows<'_> {
             if target.exists() {
                 client.batch_execute(&lock)?;
                 if target.has_rows(client, "true")? {
-                    return Ok(false);
+                    return Ok(None);
                 }
             }
             client.batch_execute(&statements)?;
-            Ok(true)
+            Ok(Some(MergeCounts::default()))
         })
     }
 

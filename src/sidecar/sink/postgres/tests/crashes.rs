@@ -147,8 +147,7 @@ fn synchronous_commit_is_enabled_unless_the_destination_sets_it() {
     ] {
         config["parameters"] = parameters.clone();
         let target = Settings::parse(&config).expect("settings").target;
-        let mut session =
-            Session::new(Arc::new(SessionConfig { target, run_id: 1, retry_timeout: Duration::from_secs(20) }));
+        let mut session = Session::new(Arc::new(SessionConfig::new(target, 1, Duration::from_secs(20))));
         let row = session.client().expect("a connection").query_one("SHOW synchronous_commit", &[]);
         assert_eq!(row.expect("a setting").get::<_, &str>(0), expected, "{parameters}");
     }

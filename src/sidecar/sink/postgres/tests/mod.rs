@@ -3,6 +3,7 @@
 mod columns;
 mod connection_loss;
 mod copy_format;
+mod counts;
 mod crashes;
 mod existing_tables;
 mod first_commit;
