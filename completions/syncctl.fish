@@ -353,7 +353,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l to-same-case
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l add-meta -d 'Add a column `_jitsu_timestamp`' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l deduplicate -d 'Merge rows by primary key' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l full-sync -d 'Start from scratch and replace the tables' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l replace-without-state -d 'Replace the table of an incremental stream in mode overwrite that has no state; the default of other controllers' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l console-overwrite -d 'Mode overwrite has the meaning of the Jitsu console: rows are merged by key, and an incremental stream without a state replaces its table; the default of other controllers' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l log-level -d 'Least level of the sidecar\'s own log' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l db-log-level -d 'Least level in `task_log`' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l task-timeout-hours -d 'How long the task may run, in hours' -r

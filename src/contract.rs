@@ -3,7 +3,7 @@
 //! Both ends are this program, possibly in different versions: anything here may only change together with [`VERSION`].
 
 /// Raised when one side can no longer work with an older version of the other.
-pub const VERSION: &str = "1";
+pub const VERSION: &str = "2";
 
 /// Exit code for [`SidecarExit::Failed`].
 pub const EXIT_FAILED: u8 = 1;
@@ -84,7 +84,7 @@ pub mod variable {
     pub const SILENCE_SECONDS: &str = "SYNCCTL_SILENCE_SECONDS";
     pub const COMMIT_SECONDS: &str = "SYNCCTL_COMMIT_SECONDS";
     pub const COMMIT_MI: &str = "SYNCCTL_COMMIT_MI";
-    pub const REPLACE_WITHOUT_STATE: &str = "SYNCCTL_REPLACE_WITHOUT_STATE";
+    pub const CONSOLE_OVERWRITE: &str = "SYNCCTL_CONSOLE_OVERWRITE";
     pub const MAX_RECORDS: &str = "SYNCCTL_MAX_RECORDS";
     pub const OWN_SCHEMA: &str = "SYNCCTL_OWN_SCHEMA";
     pub const CONTRACT: &str = "SYNCCTL_CONTRACT";

@@ -190,9 +190,10 @@ pub struct ReadOptions {
     pub deduplicate: bool,
     /// Start from scratch and replace the tables.
     pub full_sync: bool,
-    /// An incremental stream in mode `overwrite` that resumes from no state replaces its table at its first commit; else
-    /// its rows are merged or added.
-    pub replace_without_state: bool,
+    /// Mode `overwrite` has the meaning that the Jitsu console relies on, which sends it for every stream: rows of full
+    /// refreshes are merged by key as well, and an incremental stream without a state replaces its table at its first
+    /// commit.
+    pub console_overwrite: bool,
     /// Ask the connector for debug messages.
     pub debug: bool,
     /// How long the connector may be silent; `None` means the default of the settings.
@@ -212,7 +213,7 @@ impl Default for ReadOptions {
             add_meta: false,
             deduplicate: true,
             full_sync: false,
-            replace_without_state: false,
+            console_overwrite: false,
             debug: false,
             silence_seconds: None,
             max_records: None,

@@ -7,7 +7,9 @@ use super::support::World;
 /// What the second read does to the rows of the first one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Effect {
-    /// Replaces them.
+    /// Replaces them by a copy of the source's rows.
+    CopyAll,
+    /// Replaces them, and merges the new rows by the key.
     Replace,
     /// Adds rows.
     Append,
@@ -15,12 +17,13 @@ enum Effect {
     Merge,
 }
 
-use Effect::{Append, Merge, Replace};
+use Effect::{Append, CopyAll, Merge, Replace};
 
 /// `sync_mode`, `destination_sync_mode`, and the effect on a stream with a key and without one.
-const MODES: [(&str, Option<&str>, Effect, Effect); 10] = [
-    ("full_refresh", None, Replace, Replace),
-    ("full_refresh", Some("overwrite"), Replace, Replace),
+const MODES: [(&str, Option<&str>, Effect, Effect); 11] = [
+    ("full_refresh", None, CopyAll, CopyAll),
+    ("full_refresh", Some("overwrite"), CopyAll, CopyAll),
+    ("full_refresh", Some("overwrite_dedup"), Replace, CopyAll),
     ("full_refresh", Some("append"), Append, Append),
     ("full_refresh", Some("append_dedup"), Merge, Append),
     ("incremental", None, Merge, Append),
@@ -76,7 +79,7 @@ fn script(rows: &[&str]) -> String {
 fn expected(effect: Effect, keyed: bool) -> [&'static str; 2] {
     match (effect, keyed) {
         (Replace, true) => ["1a 2a 3b", "3c 4a"],
-        (Replace, false) => ["1a 2a 3a 3b", "3c 4a"],
+        (Replace, false) | (CopyAll, _) => ["1a 2a 3a 3b", "3c 4a"],
         (Append, _) => ["1a 2a 3a 3b", "1a 2a 3a 3b 3c 4a"],
         (Merge, _) => ["1a 2a 3b", "1a 2a 3c 4a"],
     }
@@ -109,11 +112,13 @@ fn modes_replace_append_or_merge() {
 
 #[test]
 fn no_deduplicate_appends_instead_of_merging() {
-    check(&["--no-deduplicate"], |effect, _| (if effect == Replace { Replace } else { Append }, false));
+    check(&["--no-deduplicate"], |effect, _| {
+        (if matches!(effect, CopyAll | Replace) { CopyAll } else { Append }, false)
+    });
 }
 
 #[test]
 fn full_sync_replaces_in_all_modes() {
     // A stream that appends keeps rows with equal keys when it is replaced as well.
-    check(&["--full-sync"], |effect, keyed| (Replace, keyed && effect != Append));
+    check(&["--full-sync"], |effect, keyed| (Replace, keyed && matches!(effect, Merge | Replace)));
 }

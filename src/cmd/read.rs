@@ -90,7 +90,7 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         add_meta,
         deduplicate: !no_deduplicate,
         full_sync,
-        replace_without_state: false,
+        console_overwrite: false,
         debug,
         // The settings of this process apply.
         silence_seconds: None,

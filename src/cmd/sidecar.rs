@@ -90,9 +90,10 @@ pub struct SidecarArgs {
     /// Start from scratch and replace the tables
     #[arg(long, env = variable::FULL_SYNC, default_value = "")]
     full_sync: String,
-    /// Replace the table of an incremental stream in mode overwrite that has no state; the default of other controllers
-    #[arg(long, env = variable::REPLACE_WITHOUT_STATE, default_value = "")]
-    replace_without_state: String,
+    /// Mode overwrite has the meaning of the Jitsu console: rows are merged by key, and an incremental stream without a
+    /// state replaces its table; the default of other controllers
+    #[arg(long, env = variable::CONSOLE_OVERWRITE, default_value = "")]
+    console_overwrite: String,
     /// Least level of the sidecar's own log
     #[arg(long, env = variable::LOG_LEVEL, default_value = "INFO")]
     log_level: String,
@@ -217,7 +218,7 @@ impl SidecarArgs {
                 deduplicate: flag(&self.deduplicate, true),
                 full_sync: flag(&self.full_sync, false),
                 // Our own controller always sets it.
-                replace_without_state: flag(&self.replace_without_state, contract.is_none()),
+                console_overwrite: flag(&self.console_overwrite, contract.is_none()),
                 debug: false,
                 silence_seconds: None,
                 max_records: max_records(&self.max_records)?,

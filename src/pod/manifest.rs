@@ -327,7 +327,7 @@ impl Launch<'_> {
             (variable::ADD_META, flag(options.add_meta)),
             (variable::DEDUPLICATE, flag(options.deduplicate)),
             (variable::FULL_SYNC, flag(options.full_sync)),
-            (variable::REPLACE_WITHOUT_STATE, flag(options.replace_without_state)),
+            (variable::CONSOLE_OVERWRITE, flag(options.console_overwrite)),
             (variable::LOG_LEVEL, &self.settings.log_level),
             (variable::DB_LOG_LEVEL, &self.settings.db_log_level),
             (variable::TASK_TIMEOUT_HOURS, &timeout_hours),

@@ -269,7 +269,7 @@ pub fn read(
         deduplicate: query.flag("deduplicate", true),
         full_sync: query.flag("fullSync", false),
         // The meaning that callers of the existing implementation rely on.
-        replace_without_state: true,
+        console_overwrite: true,
         debug: query.flag("debug", false),
         silence_seconds: query.optional_number("silenceSeconds", 1..=MAX_SILENCE_SECONDS),
         max_records: query.max_records(),

@@ -10,13 +10,7 @@ use crate::task::ReadOptions;
 pub fn stream_spec(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> StreamSpec {
     let stream = &configured.stream;
     let name = configured.name();
-    // Without deduplication, rows with the same key are all kept: the key is ignored.
-    let uses_key = options.deduplicate && configured.destination_sync_mode != Some(DestinationSyncMode::Append);
-    let primary_key = match (uses_key, configured.primary_key.is_empty()) {
-        (false, _) => Vec::new(),
-        (true, false) => configured.primary_key.clone(),
-        (true, true) => stream.source_defined_primary_key.clone(),
-    };
+    let primary_key = merge_key(configured, options).to_vec();
     let cursor = if configured.cursor_field.is_empty() {
         stream.default_cursor_field.clone()
     } else {
@@ -41,6 +35,22 @@ pub fn stream_spec(configured: &ConfiguredStream, options: &ReadOptions, progres
     }
 }
 
+/// The paths of the key by which the rows of a stream are merged; empty if rows with the same key are all kept.
+pub fn merge_key<'c>(configured: &'c ConfiguredStream, options: &ReadOptions) -> &'c [Vec<String>] {
+    use DestinationSyncMode as Mode;
+    let merges = match configured.destination_sync_mode {
+        Some(Mode::Append) => false,
+        Some(Mode::AppendDedup | Mode::OverwriteDedup | Mode::Update | Mode::SoftDelete) => true,
+        // A full refresh is a copy of what the source has. An incremental read sends new versions of rows.
+        Some(Mode::Overwrite) | None => options.console_overwrite || configured.sync_mode == SyncMode::Incremental,
+    };
+    match (merges && options.deduplicate, configured.primary_key.is_empty()) {
+        (false, _) => &[],
+        (true, false) => &configured.primary_key,
+        (true, true) => &configured.stream.source_defined_primary_key,
+    }
+}
+
 fn generation(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> Generation {
     // Validated with the catalog.
     let (id, minimum) = configured.generations().unwrap_or_default();
@@ -52,7 +62,7 @@ fn generation(configured: &ConfiguredStream, options: &ReadOptions, progress: &P
 fn replaces_without_state(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> bool {
     use DestinationSyncMode as Mode;
     let is_overwrite = matches!(configured.destination_sync_mode, Some(Mode::Overwrite | Mode::OverwriteDedup) | None);
-    options.replace_without_state && is_overwrite && !progress.covers(&configured.name())
+    options.console_overwrite && is_overwrite && !progress.covers(&configured.name())
 }
 
 /// Placeholder for the stream's namespace.
@@ -104,32 +114,41 @@ mod tests {
     use crate::task::ReadOptions;
 
     #[test]
-    fn keys_are_ignored_without_deduplication() {
-        let all = ReadOptions::default();
-        let keep_all = ReadOptions { deduplicate: false, ..ReadOptions::default() };
-        let full_sync = ReadOptions { full_sync: true, ..ReadOptions::default() };
-        for (label, write, options, expected) in [
-            ("overwrite", "overwrite", &all, Some(WriteMode::Replace)),
-            ("overwrite without deduplication", "overwrite", &keep_all, None),
-            ("append_dedup", "append_dedup", &all, Some(WriteMode::Merge)),
-            ("append_dedup without deduplication", "append_dedup", &keep_all, None),
-            ("append", "append", &all, None),
-            ("append, full sync", "append", &full_sync, None),
-            ("append_dedup, full sync", "append_dedup", &full_sync, Some(WriteMode::Replace)),
+    fn mode_and_caller_decide_whether_rows_are_merged() {
+        let command = ReadOptions::default();
+        let http = ReadOptions { console_overwrite: true, ..ReadOptions::default() };
+        let (merge, replace) = (Some(WriteMode::Merge), Some(WriteMode::Replace));
+        // The mode that a key is used in; `None` if it is ignored. Each of a full refresh and an incremental stream.
+        for (write, by_command, by_http, by_full_sync) in [
+            ("null", [None, merge], [replace, merge], [None, replace]),
+            ("\"overwrite\"", [None, merge], [replace, merge], [None, replace]),
+            ("\"overwrite_dedup\"", [replace, merge], [replace, merge], [replace; 2]),
+            ("\"append\"", [None; 2], [None; 2], [None; 2]),
+            ("\"append_dedup\"", [merge; 2], [merge; 2], [replace; 2]),
+            ("\"update\"", [merge; 2], [merge; 2], [replace; 2]),
         ] {
-            let configured = serde_json::from_value(serde_json::json!({
-                "stream": {"name": "s", "source_defined_primary_key": [["id"]]}, "sync_mode": "full_refresh",
-                "destination_sync_mode": write,
-            }))
-            .expect("a stream");
-            let spec = super::stream_spec(&configured, options, &Progress::default());
-            assert_eq!(Some(spec.mode).filter(|_| !spec.primary_key.is_empty()), expected, "{label}");
+            let full_sync = ReadOptions { full_sync: true, ..command.clone() };
+            for (options, expected) in [(&command, by_command), (&http, by_http), (&full_sync, by_full_sync)] {
+                for (sync, expected) in ["full_refresh", "incremental"].into_iter().zip(expected) {
+                    for (deduplicate, expected) in [(true, expected), (false, None)] {
+                        let configured = serde_json::from_str(&format!(
+                            r#"{{"stream": {{"name": "s", "source_defined_primary_key": [["id"]]}}, "sync_mode": "{sync}",
+                                 "destination_sync_mode": {write}}}"#
+                        ));
+                        let options = ReadOptions { deduplicate, ..options.clone() };
+                        let progress = Progress::default();
+                        let spec = super::stream_spec(&configured.expect("a stream"), &options, &progress);
+                        let found = Some(spec.mode).filter(|_| !spec.primary_key.is_empty());
+                        assert_eq!(found, expected, "{sync}, {write}, {options:?}");
+                    }
+                }
+            }
         }
     }
 
     #[test]
     fn incremental_overwrites_without_a_state_replace_at_their_first_commit() {
-        let http = ReadOptions { replace_without_state: true, ..ReadOptions::default() };
+        let http = ReadOptions { console_overwrite: true, ..ReadOptions::default() };
         let full_sync = ReadOptions { full_sync: true, ..http.clone() };
         let state = r#"[{"type":"STREAM","stream":{"stream_descriptor":{"name":"s"},"stream_state":{"c":1}}}]"#;
         let other = state.replace("\"s\"", "\"other\"");
