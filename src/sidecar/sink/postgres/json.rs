@@ -13,14 +13,16 @@ const MAX_DEPTH: usize = 500;
 /// Larger documents could exceed the size limit of `jsonb` (256 MB), which takes up to 16 bytes per element and the text.
 const MAX_ELEMENTS: usize = 8_000_000;
 
-/// Appends the content of a JSON string with its escapes decoded.
-pub fn unescape(inner: &[u8], out: &mut Vec<u8>) {
-    let mut rest = inner;
+/// Appends the content of a JSON string with its escapes decoded. Returns whether it has a lone surrogate, which U+FFFD
+/// replaces.
+pub fn unescape(inner: &[u8], out: &mut Vec<u8>) -> bool {
+    let (mut rest, mut replaced) = (inner, false);
     while let Some(at) = memchr(b'\\', rest) {
         out.extend_from_slice(&rest[..at]);
         let length = match rest.get(at + 1).copied().unwrap_or(b'\\') {
             b'u' => {
                 let (character, length) = unicode(&rest[at..]);
+                replaced |= character == REPLACEMENT;
                 out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
                 length
             }
@@ -39,6 +41,7 @@ pub fn unescape(inner: &[u8], out: &mut Vec<u8>) {
         rest = rest.get(at + length..).unwrap_or_default();
     }
     out.extend_from_slice(rest);
+    replaced
 }
 
 /// Decodes the `\uXXXX` or surrogate pair at the start of the text. Returns the character, U+FFFD for a lone surrogate,
@@ -48,10 +51,12 @@ fn unicode(text: &[u8]) -> (char, usize) {
 }
 
 /// Appends a JSON document in a form that `jsonb` accepts: without `\u0000` and lone surrogates, and with numbers beyond
-/// the range of `numeric` as strings. Documents beyond the limits become one string.
-pub fn push_document(raw: &str, out: &mut Vec<u8>) {
+/// the range of `numeric` as strings. Documents beyond the limits become one string. Returns whether any of that changed
+/// the document.
+pub fn push_document(raw: &str, out: &mut Vec<u8>) -> bool {
     let start = out.len();
-    if !push_tokens(raw.as_bytes(), out) {
+    let altered = push_tokens(raw.as_bytes(), out);
+    if altered.is_none() {
         out.truncate(start);
         let mut text = String::from('"');
         for c in raw.chars().filter(|c| *c != '\0') {
@@ -64,6 +69,7 @@ pub fn push_document(raw: &str, out: &mut Vec<u8>) {
         text.push('"');
         out.extend_from_slice(text.as_bytes());
     }
+    altered.unwrap_or(true)
 }
 
 /// Appends a JSON document without the space between its tokens.
@@ -98,17 +104,17 @@ pub fn embedded_document(raw: &str) -> Option<String> {
     serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok().then_some(text)
 }
 
-/// Returns `false` if the document is too deep or has too many elements.
-fn push_tokens(raw: &[u8], out: &mut Vec<u8>) -> bool {
-    let (mut at, mut depth, mut elements) = (0, 0_usize, 0_usize);
+/// Returns whether a string or number was changed; `None` if the document is too deep or has too many elements.
+fn push_tokens(raw: &[u8], out: &mut Vec<u8>) -> Option<bool> {
+    let (mut at, mut depth, mut elements, mut altered) = (0, 0_usize, 0_usize, false);
     while let Some(&byte) = raw.get(at) {
         match byte {
             b'"' => {
-                at = push_string(raw, at, out);
+                at = push_string(raw, at, out, &mut altered);
                 continue;
             }
             b'-' | b'0'..=b'9' => {
-                at = push_number(raw, at, out);
+                at = push_number(raw, at, out, &mut altered);
                 continue;
             }
             b' ' | b'\n' | b'\r' | b'\t' => {}
@@ -121,15 +127,15 @@ fn push_tokens(raw: &[u8], out: &mut Vec<u8>) -> bool {
         }
         elements += usize::from(matches!(byte, b'{' | b'[' | b',' | b':'));
         if depth > MAX_DEPTH || elements > MAX_ELEMENTS {
-            return false;
+            return None;
         }
         at += 1;
     }
-    true
+    Some(altered)
 }
 
 /// Appends the string that starts at `at`. Returns its end.
-fn push_string(raw: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
+fn push_string(raw: &[u8], at: usize, out: &mut Vec<u8>, altered: &mut bool) -> usize {
     let (mut from, mut at) = (at, at + 1);
     while let Some(found) = memchr2(b'"', b'\\', &raw[at..]) {
         at += found;
@@ -140,6 +146,7 @@ fn push_string(raw: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
         let (character, length) = if raw.get(at + 1) == Some(&b'u') { unicode(&raw[at..]) } else { (' ', 2) };
         let end = raw.len().min(at + length);
         if matches!(character, '\0' | REPLACEMENT) {
+            *altered = true;
             out.extend_from_slice(&raw[from..at]);
             out.extend_from_slice(if character == REPLACEMENT { "\u{fffd}".as_bytes() } else { b"" });
             from = end;
@@ -151,7 +158,7 @@ fn push_string(raw: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
 }
 
 /// Appends the number that starts at `at`. Returns its end.
-fn push_number(raw: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
+fn push_number(raw: &[u8], at: usize, out: &mut Vec<u8>, altered: &mut bool) -> usize {
     let in_number = |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
     let length = raw[at..].iter().position(|byte| !in_number(byte)).unwrap_or(raw.len() - at);
     let number = &raw[at..at + length];
@@ -160,6 +167,7 @@ fn push_number(raw: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
     if small || str::from_utf8(number).is_ok_and(number::is_numeric) {
         out.extend_from_slice(number);
     } else {
+        *altered = true;
         out.push(b'"');
         out.extend_from_slice(number);
         out.push(b'"');

@@ -5,7 +5,7 @@
 //! | `config` | the fields of `destinationConfig` |
 //! | `names`, `types`, `inference`, `number`, `time`, `json` | names, types and values of columns |
 //! | `fields`, `layout` | which field maps to which column |
-//! | `row`, `value`, `reformat`, `copy` | rows in COPY's binary format |
+//! | `row`, `value`, `changes`, `reformat`, `copy` | rows in COPY's binary format |
 //! | `session`, `table`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
 //! | `loader`, `staged_rows` | loading chunks, directly or through a staging table |
 //! | `generation` | rows of a refresh that are collected over several runs |
@@ -25,6 +25,7 @@
 //!   compares cursors only within a batch.)
 //! * A primary key named `jitsu_pk_…` on columns other than the stream's is dropped, because it could reject rows.
 
+mod changes;
 mod config;
 mod copy;
 mod fields;

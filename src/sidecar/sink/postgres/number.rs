@@ -10,8 +10,10 @@ use std::io::Write as _;
 pub enum Fit {
     /// The column holds the value.
     Exact,
-    /// The column holds only the nearest value.
+    /// The column holds only the nearest value; the exact one is stored elsewhere.
     Rounded,
+    /// The column holds the value without digits or characters that Postgres has no place for anywhere.
+    Altered,
     /// The column cannot hold it.
     Misfit,
 }
@@ -171,23 +173,36 @@ fn compare(decimal: &Decimal<'_>, finite: bool, zero: bool, shortest: &[u8], max
 
 /// Whether `numeric` without precision and scale can hold the number.
 pub fn is_numeric(text: &str) -> bool {
-    Decimal::parse(text).is_some_and(|decimal| fits_numeric(&decimal, None))
+    Decimal::parse(text).is_some_and(|decimal| fit_numeric(&decimal, None) == Fit::Exact)
 }
 
-/// Whether `numeric` can hold the number exactly, with these limits of digits before and after the decimal point.
-fn fits_numeric(decimal: &Decimal<'_>, limits: Option<(i64, i64)>) -> bool {
+/// Whether `numeric` can hold the number, with these limits of digits before and after the decimal point.
+fn fit_numeric(decimal: &Decimal<'_>, limits: Option<(i64, i64)>) -> Fit {
     // The server's own limits also count zeros.
     if decimal.magnitude.max(decimal.exponent) > NUMERIC_MAX_BEFORE || decimal.scale > NUMERIC_MAX_AFTER {
-        return false;
+        return Fit::Misfit;
     }
-    let Some((before, after)) = limits else { return true };
-    decimal.is_zero() || (decimal.magnitude <= before && decimal.precision() - decimal.magnitude <= after)
+    let Some((before, after)) = limits.filter(|_| !decimal.is_zero()) else { return Fit::Exact };
+    if decimal.precision() - decimal.magnitude <= after {
+        return if decimal.magnitude <= before { Fit::Exact } else { Fit::Misfit };
+    }
+    // The server rounds, half away from zero. Nines in all places that stay carry into one more.
+    let kept = usize::try_from(decimal.magnitude + after);
+    let carries = kept.is_ok_and(|kept| {
+        decimal.digits().take(kept).all(|digit| digit == b'9') && decimal.digits().nth(kept) >= Some(b'5')
+    });
+    if decimal.magnitude + i64::from(carries) <= before { Fit::Rounded } else { Fit::Misfit }
 }
 
 /// Appends the binary form of a `numeric`: the number of base-10000 digits, the weight of the first one, the sign, the
-/// display scale, and the digits. Returns `false` and appends nothing if the number does not fit the limits.
-pub fn push_numeric(text: &str, limits: Option<(i64, i64)>, out: &mut Vec<u8>) -> bool {
-    let Some(decimal) = Decimal::parse(text).filter(|decimal| fits_numeric(decimal, limits)) else { return false };
+/// display scale, and the digits. Appends all digits also where the server rounds to the limits, and nothing if the
+/// number does not fit.
+pub fn push_numeric(text: &str, limits: Option<(i64, i64)>, out: &mut Vec<u8>) -> Fit {
+    let Some(decimal) = Decimal::parse(text) else { return Fit::Misfit };
+    let fit = fit_numeric(&decimal, limits);
+    if fit == Fit::Misfit {
+        return fit;
+    }
     let first = decimal.magnitude - 1;
     let weight = if decimal.is_zero() { 0 } else { first.div_euclid(NUMERIC_GROUP) };
     // Groups are aligned at the decimal point: zeros pad the first group on the left and the last one on the right.
@@ -212,7 +227,7 @@ pub fn push_numeric(text: &str, limits: Option<(i64, i64)>, out: &mut Vec<u8>) -
     // Each of them fits into two bytes because of the limits above.
     let header = header.iter().flat_map(|part| part.to_be_bytes().into_iter().skip(6));
     out.splice(start..start, header);
-    true
+    fit
 }
 
 #[cfg(test)]
@@ -275,16 +290,28 @@ mod tests {
 
     #[test]
     fn push_numeric_checks_precision_and_scale() {
+        let (price, cents, hundreds) = (Some((8, 2)), Some((0, 2)), Some((5, -2)));
         for (label, text, limits, expected) in [
-            ("many digits", "123456789012345678901234567890.123456789", None, true),
-            ("large", "1e131071", None, true),
-            ("too large", "1e131072", None, false),
-            ("small", "1e-16383", None, true),
-            ("too small", "1e-16384", None, false),
-            ("within the limits", "12345678.90", Some((8, 2)), true),
-            ("too many digits before the point", "123456789", Some((8, 2)), false),
-            ("too many digits after the point", "1.234", Some((8, 2)), false),
-            ("trailing zeros do not count", "1.2300", Some((8, 2)), true),
+            ("many digits", "123456789012345678901234567890.123456789", None, Fit::Exact),
+            ("large", "1e131071", None, Fit::Exact),
+            ("too large", "1e131072", None, Fit::Misfit),
+            ("small", "1e-16383", None, Fit::Exact),
+            ("too small", "1e-16384", None, Fit::Misfit),
+            ("within the limits", "12345678.90", price, Fit::Exact),
+            ("too many digits before the point", "123456789", price, Fit::Misfit),
+            ("too many digits before and after the point", "123456789.001", price, Fit::Misfit),
+            ("too many digits after the point", "1.234", price, Fit::Rounded),
+            ("the largest value that is rounded down", "99999999.994", price, Fit::Rounded),
+            ("rounded beyond the limits", "-99999999.995", price, Fit::Misfit),
+            ("rounded to zero", "0.004", price, Fit::Rounded),
+            ("rounded to the first place", "0.005", price, Fit::Rounded),
+            ("rounded to zero by far", "1e-9", price, Fit::Rounded),
+            ("no place before the point", "0.994", cents, Fit::Rounded),
+            ("rounded to one without a place for it", "0.996", cents, Fit::Misfit),
+            ("negative scale", "99949", hundreds, Fit::Rounded),
+            ("rounded beyond a negative scale", "99950", hundreds, Fit::Misfit),
+            ("trailing zeros do not count", "1.2300", price, Fit::Exact),
+            ("not a number", "x", price, Fit::Misfit),
         ] {
             assert_eq!(push_numeric(text, limits, &mut Vec::new()), expected, "{label}");
         }

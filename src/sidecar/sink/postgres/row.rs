@@ -12,11 +12,12 @@ use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::changes::{Change, ChangeReason, describe};
 use super::copy::{self, Chunk, NULL};
 use super::fields::{FieldId, FieldTree, Mapping, ObjectId, ROOT, SEPARATOR};
 use super::inference;
 use super::json;
-use super::layout::Layout;
+use super::layout::{Column, Layout};
 use super::names;
 use super::number::Fit;
 use super::time;
@@ -40,6 +41,24 @@ pub enum RowError {
     /// This field of the key is missing, null, or does not fit its column.
     #[error("a row has no usable value for {0:?}, which is part of the primary key")]
     MissingKey(String),
+    /// A value of the key would become equal to other values in its column.
+    #[error(
+        "the value of {field:?}, which is part of the primary key, is {value} that column {column:?} ({sql_type}) \
+         cannot hold exactly, so that different keys could become one: change the type of the column to {remedy}, or \
+         the primary key of the stream"
+    )]
+    InexactKey {
+        /// The source's name of the field.
+        field: String,
+        /// What the value is, without its content.
+        value: String,
+        /// The name of the column.
+        column: String,
+        /// Its type.
+        sql_type: String,
+        /// The type that could hold the value.
+        remedy: &'static str,
+    },
 }
 
 /// Encodes the rows of one stream.
@@ -56,6 +75,8 @@ pub struct Encoder {
     values: Vec<Range<usize>>,
     /// Values of the current row without a column: identity of the field or name of the column, and place in the text.
     unmapped: Vec<(String, Range<usize>)>,
+    /// Values of the row that was encoded last that their columns do not hold exactly.
+    pub changes: Vec<Change>,
     /// The document for the column of unmapped values.
     document: String,
     /// Values that did not fit, or were changed, since the counts were last taken.
@@ -76,6 +97,7 @@ impl Encoder {
             generation_field,
             values: Vec::new(),
             unmapped: Vec::new(),
+            changes: Vec::new(),
             document: String::new(),
             counts: LoadCounts::default(),
         }
@@ -86,6 +108,7 @@ impl Encoder {
         self.values.clear();
         self.values.resize(self.layout.columns.len(), 0..0);
         self.unmapped.clear();
+        self.changes.clear();
         self.document.clear();
         if data.trim_start().starts_with('{') {
             self.locate_values(data)?;
@@ -200,6 +223,7 @@ impl Encoder {
             let raw = &data[range.clone()];
             let start = out.len();
             let parsed = if column.parses_text { json::embedded_document(raw) } else { None };
+            let mut reason = None;
             let mut fit = value::encode(column.kind, parsed.as_deref().unwrap_or(raw), out);
             if let Some(budget) = &mut budget
                 && out[start..] != NULL
@@ -209,11 +233,19 @@ impl Encoder {
                 out.truncate(start);
                 out.extend_from_slice(&NULL);
                 fit = Fit::Misfit;
+                reason = Some(ChangeReason::RecordSizeLimitation);
             }
-            if fit != Fit::Exact {
+            if let Some(mut change) = Change::of(index, column.kind, raw, fit) {
+                if let Some(field) = self.layout.find_key_field(|key| key == Some(index)) {
+                    return Err(inexact_key(field, column, raw));
+                }
+                change.reason = reason.unwrap_or(change.reason);
                 let counts = if fit == Fit::Misfit { &mut self.counts.misfits } else { &mut self.counts.changed };
                 counts.add(&column.name, 1);
-                self.unmapped.push((column.name.clone(), range.clone()));
+                self.changes.push(change);
+                if fit != Fit::Altered {
+                    self.unmapped.push((column.name.clone(), range.clone()));
+                }
             }
             if fit == Fit::Misfit || raw == "null" {
                 *range = 0..0;
@@ -251,6 +283,17 @@ impl Encoder {
         chunk.bytes.append(&mut row);
         chunk.bytes.append(&mut field);
     }
+}
+
+/// The error for a value of the key that its column does not hold exactly.
+fn inexact_key(field: String, column: &Column, raw: &str) -> RowError {
+    let remedy = match raw.as_bytes().first() {
+        Some(b'-' | b'0'..=b'9') if !matches!(column.kind, ColumnType::Numeric { limits: None }) => "numeric",
+        Some(b'{' | b'[') => "jsonb",
+        _ => "text",
+    };
+    let (column, sql_type) = (column.name.clone(), column.sql_type.clone());
+    RowError::InexactKey { field, value: describe(raw), column, sql_type, remedy }
 }
 
 /// The values as one object. Colliding names get suffixes, as names of columns do.

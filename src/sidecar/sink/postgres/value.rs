@@ -29,8 +29,7 @@ pub fn encode(kind: ColumnType, raw: &str, out: &mut Vec<u8>) -> Fit {
         ColumnType::Text { max_chars, reformatted } => text(max_chars, reformatted, raw, out),
         ColumnType::Json { binary } => {
             out.extend(binary.then_some(JSONB_VERSION));
-            json::push_document(raw, out);
-            Fit::Exact
+            if json::push_document(raw, out) { Fit::Altered } else { Fit::Exact }
         }
         _ => match first {
             Some(b'"') => string_value(kind, &plain_text(inner(raw)), out),
@@ -54,10 +53,10 @@ pub fn encode(kind: ColumnType, raw: &str, out: &mut Vec<u8>) -> Fit {
 /// Any value; values other than strings become their JSON text, documents without space between their tokens. U+0000 is
 /// removed because Postgres does not allow it.
 fn text(max_chars: Option<usize>, reformatted: bool, raw: &str, out: &mut Vec<u8>) -> Fit {
-    let start = out.len();
+    let (start, mut altered) = (out.len(), false);
     match raw.as_bytes().first() {
         Some(b'"') => {
-            json::unescape(inner(raw).as_bytes(), out);
+            altered = json::unescape(inner(raw).as_bytes(), out);
             if reformatted {
                 reformat::timestamp(start, out);
             }
@@ -69,11 +68,15 @@ fn text(max_chars: Option<usize>, reformatted: bool, raw: &str, out: &mut Vec<u8
     if memchr(0, &out[start..]).is_some() {
         let text = out.split_off(start);
         out.extend(text.into_iter().filter(|byte| *byte != 0));
+        altered = true;
     }
     let text = &out[start..];
     // A text has at most as many characters as bytes; characters are only counted if that bound is not enough.
     let starts_char = |byte: &&u8| **byte & 0xc0 != 0x80;
-    fit_if(max_chars.is_none_or(|max| text.len() <= max || text.iter().filter(starts_char).count() <= max))
+    if max_chars.is_some_and(|max| text.len() > max && text.iter().filter(starts_char).count() > max) {
+        return Fit::Misfit;
+    }
+    if altered { Fit::Altered } else { Fit::Exact }
 }
 
 fn number_value(kind: ColumnType, raw: &str, out: &mut Vec<u8>) -> Fit {
@@ -87,7 +90,7 @@ fn number_value(kind: ColumnType, raw: &str, out: &mut Vec<u8>) -> Fit {
             out.extend_from_slice(&real.to_be_bytes());
             fit
         }),
-        ColumnType::Numeric { limits } => fit_if(number::push_numeric(raw, limits, out)),
+        ColumnType::Numeric { limits } => number::push_numeric(raw, limits, out),
         ColumnType::Boolean if matches!(raw, "0" | "1") => boolean(raw == "1", out),
         _ => Fit::Misfit,
     }
@@ -114,7 +117,11 @@ fn string_value(kind: ColumnType, text: &str, out: &mut Vec<u8>) -> Fit {
         ColumnType::Integer { .. } | ColumnType::Double | ColumnType::Real | ColumnType::Numeric { .. }
             if number::is_number(text) =>
         {
-            number_value(kind, text, out)
+            let fit = number_value(kind, text, out);
+            // Zeros before the number belong to an identifier.
+            let is_padded = text.trim_start_matches('-').starts_with('0')
+                && text.trim_start_matches(['-', '0']).starts_with(|next: char| next.is_ascii_digit());
+            if fit == Fit::Exact && is_padded { Fit::Rounded } else { fit }
         }
         _ => Fit::Misfit,
     }
@@ -236,7 +243,12 @@ mod tests {
             ("real", ColumnType::Real, "0.1", Some(&0.1_f32.to_be_bytes())),
             ("numeric with a scale", price, "-12.34", Some(&[0, 2, 0, 0, 0x40, 0, 0, 2, 0, 12, 0x0d, 0x48])),
             ("negative zero", price, "-0.00", Some(&[0, 0, 0, 0, 0, 0, 0, 2])),
-            ("too many decimals", price, "12.345", None),
+            (
+                "too many decimals, which the server rounds",
+                price,
+                "12.345",
+                Some(&[0, 2, 0, 0, 0, 0, 0, 3, 0, 12, 0x0d, 0x7a]),
+            ),
             ("boolean", ColumnType::Boolean, "false", Some(&[0])),
             ("boolean in a string", ColumnType::Boolean, r#""True""#, Some(&[1])),
             ("one", ColumnType::Boolean, "1", Some(&[1])),

@@ -117,7 +117,7 @@ fn existing_columns_keep_their_types() {
         db.rows("SELECT small, short, money, day, at, flag, u, mood, gen, j, r, \"Other\", _unmapped_data FROM t"),
         [
             "7|abc|123.45|2024-01-31|2024-01-31 09:00:00|t|67e55044-10b1-426f-9247-bb680e5fe0c8|∅|1|{\"a\":1}|0.5|3|{\"gen\": 5, \"mood\": \"ok\"}",
-            "∅|∅|∅|∅|∅|∅|∅|∅|1|∅|0.12345679|∅|{\"r\": 0.1234567891, \"u\": \"x\", \"at\": \"never\", \"day\": \"2024-01-31T10:00:00Z\", \"flag\": 2, \"money\": 1.234, \"short\": \"abcd\", \"small\": 70000}",
+            "∅|∅|1.23|∅|∅|∅|∅|∅|1|∅|0.12345679|∅|{\"r\": 0.1234567891, \"u\": \"x\", \"at\": \"never\", \"day\": \"2024-01-31T10:00:00Z\", \"flag\": 2, \"money\": 1.234, \"short\": \"abcd\", \"small\": 70000}",
         ]
     );
 }

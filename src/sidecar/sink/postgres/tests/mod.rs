@@ -5,6 +5,7 @@ mod connection_loss;
 mod copy_format;
 mod counts;
 mod crashes;
+mod exact_keys;
 mod existing_tables;
 mod first_commit;
 mod generations;

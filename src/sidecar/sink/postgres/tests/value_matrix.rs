@@ -175,6 +175,7 @@ fn each_value_is_in_its_column_or_unmapped() {
     let columns = columns(&mut db);
     load(&mut db, &columns, &values);
     assert_eq!(db.count("t"), values.len());
+    let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
     for (name, kind) in columns {
         let lost = db.rows(&format!(
             "SELECT n FROM t WHERE {name} IS NULL AND NOT coalesce(_unmapped_data ? '{name}', false) ORDER BY n"
@@ -184,11 +185,13 @@ fn each_value_is_in_its_column_or_unmapped() {
             values.iter().filter(|value| *value == "null" || (value.starts_with('{') && name != "doc")).collect();
         assert_eq!(lost, expected, "{kind}");
     }
-    // In both places only if the column rounds.
+    // In both places only if the column rounds, or drops zeros before the number.
     let twice = db.rows(
         "SELECT DISTINCT key FROM t, jsonb_object_keys(_unmapped_data) key WHERE to_jsonb(t)->key <> 'null' ORDER BY 1",
     );
-    assert_eq!(twice, ["double", "real"]);
+    let rounding = ["big", "double", "int", "money", "num", "real", "rounded", "small"];
+    let known: Vec<&str> = rounding.into_iter().filter(|name| names.contains(name)).collect();
+    assert_eq!(twice, known);
 }
 
 #[test]
