@@ -1,11 +1,16 @@
 //! States: the input of `read`, and their form in `source_state`.
 //!
-//! States are opaque. A row holds the `stream_state` of a STREAM state under the stream's key, the `global` object of a
-//! GLOBAL state under [`GLOBAL_KEY`], or the `data` of a legacy state under [`LEGACY_KEY`].
+//! States are opaque, and their numbers may be larger than any `f64`: they are passed on as text. A row holds the
+//! `stream_state` of a STREAM state under the stream's key, the `global` object of a GLOBAL state under [`GLOBAL_KEY`], or
+//! the `data` of a legacy state under [`LEGACY_KEY`].
 
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
 use std::collections::HashSet;
 
-use serde::Deserialize;
+use indexmap::IndexMap;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -17,6 +22,9 @@ pub const GLOBAL_KEY: &str = "_GLOBAL_STATE";
 /// Key of the row of a legacy state.
 pub const LEGACY_KEY: &str = "_LEGACY_STATE";
 
+/// The only field of a row whose document `jsonb` cannot hold: the text of the document.
+const TEXT: &str = "_syncctl_text";
+
 /// The payload of a STATE message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
@@ -24,7 +32,7 @@ pub enum State {
     Stream {
         /// The stream.
         stream: StreamName,
-        /// The text of its `stream_state`; `null` if absent.
+        /// The text of its `stream_state`.
         state: String,
     },
     /// The state of all streams: the text of the `global` object.
@@ -33,38 +41,21 @@ pub enum State {
     Legacy(String),
 }
 
-#[derive(Deserialize)]
-struct RawState<'a> {
-    #[serde(default)]
-    stream: Option<RawStream<'a>>,
-    #[serde(borrow, default)]
-    global: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    data: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct RawStream<'a> {
-    #[serde(default)]
-    stream_descriptor: Value,
-    #[serde(borrow, default)]
-    stream_state: Option<&'a RawValue>,
-}
-
 impl State {
-    /// Parses the payload of a STATE message; `None` if it holds no state.
+    /// Parses the payload of a STATE message; `None` if it holds no state, or `null` in its place.
     pub fn parse(payload: &str) -> Option<Self> {
-        let raw: RawState<'_> = serde_json::from_str(payload).ok()?;
+        let fields: Fields<'_> = serde_json::from_str(payload).ok()?;
         // Decided by the fields: some sources omit `type`, or write LEGACY together with a stream.
-        if let Some(stream) = raw.stream {
-            let name = stream_name(&stream.stream_descriptor)?;
-            let state = stream.stream_state.map_or("null", RawValue::get).to_owned();
+        if let Some(stream) = value(&fields, "stream") {
+            let stream: Fields<'_> = serde_json::from_str(stream.get()).ok()?;
+            let name = descriptor(&stream)?;
+            let state = value(&stream, "stream_state")?.get().to_owned();
             return Some(Self::Stream { stream: name, state });
         }
-        if let Some(global) = raw.global.filter(|global| global.get() != "null") {
+        if let Some(global) = value(&fields, "global") {
             return Some(Self::Global(global.get().to_owned()));
         }
-        raw.data.map(|data| Self::Legacy(data.get().to_owned()))
+        value(&fields, "data").map(|data| Self::Legacy(data.get().to_owned()))
     }
 
     /// The row in `source_state`: key and document.
@@ -86,13 +77,12 @@ pub const EXPECTED: &str = r#"expected a list of Airbyte state messages such as 
 /// Like Airbyte's platform, this removes the states of streams in `full_refresh` mode: a connector could conclude from
 /// one that the stream is complete and send no rows, which would empty the table.
 pub fn for_connector(document: &str, catalog: &ConfiguredCatalog) -> Result<Option<String>, String> {
-    let value: Value = serde_json::from_str(document).map_err(|error| error.to_string())?;
-    match value {
-        Value::Null => Ok(None),
-        Value::Object(legacy) if legacy.is_empty() => Ok(None),
+    let value: &RawValue = serde_json::from_str(document).map_err(|error| error.to_string())?;
+    match value.get().as_bytes() {
+        b"null" => Ok(None),
         // Only very old connectors use this form, and only they can validate it.
-        Value::Object(_) => Ok(Some(document.to_owned())),
-        Value::Array(_) => {
+        [b'{', fields @ .., b'}'] => Ok((!fields.trim_ascii().is_empty()).then(|| original(document).into_owned())),
+        [b'[', ..] => {
             let states: Vec<&RawValue> = serde_json::from_str(document).map_err(|error| error.to_string())?;
             let mut remaining = Vec::new();
             for (index, state) in states.into_iter().enumerate() {
@@ -109,28 +99,105 @@ pub fn for_connector(document: &str, catalog: &ConfiguredCatalog) -> Result<Opti
 /// A document that should be a state message holds no state.
 struct NotAState;
 
-/// One state message without the states of streams in `full_refresh` mode; `None` if none remain. The text of an unchanged
-/// message is preserved: cursors may be numbers that no `f64` holds.
-fn filter(state: &str, catalog: &ConfiguredCatalog) -> Result<Option<String>, NotAState> {
-    let mut value: Value = serde_json::from_str(state).map_err(|_| NotAState)?;
-    if !["stream", "global", "data"].iter().any(|key| value.get(key).is_some()) {
+/// The fields of an object, with the texts of their values. Of two with one name the last counts.
+type Fields<'t> = IndexMap<String, &'t RawValue>;
+
+/// The value of a field, unless it is `null`.
+fn value<'t>(fields: &Fields<'t>, name: &str) -> Option<&'t RawValue> {
+    fields.get(name).copied().filter(|value| value.get() != "null")
+}
+
+/// The name in the descriptor of an object with the state of a stream.
+fn descriptor(stream: &Fields<'_>) -> Option<StreamName> {
+    stream_name(&serde_json::from_str(stream.get("stream_descriptor")?.get()).ok()?)
+}
+
+/// The states of streams in a `global` object.
+fn parts<'t>(global: &Fields<'t>) -> Vec<&'t RawValue> {
+    value(global, "stream_states").and_then(|parts| serde_json::from_str(parts.get()).ok()).unwrap_or_default()
+}
+
+/// The name of a stream in a `global` object.
+fn name_of_part(part: &RawValue) -> Option<StreamName> {
+    descriptor(&serde_json::from_str(part.get()).ok()?)
+}
+
+/// One state message without the states of streams in `full_refresh` mode; `None` if none remain. An unchanged message keeps
+/// its text.
+fn filter(message: &str, catalog: &ConfiguredCatalog) -> Result<Option<String>, NotAState> {
+    let fields: Fields<'_> = serde_json::from_str(message).map_err(|_| NotAState)?;
+    if !["stream", "global", "data"].iter().any(|field| fields.contains_key(*field)) {
         return Err(NotAState);
     }
-    let is_full_refresh = |descriptor: Option<&Value>| {
-        let name = descriptor.and_then(stream_name);
-        name.is_some_and(|name| is_full_refresh(catalog, &name))
-    };
-    if is_full_refresh(value.get("stream").and_then(|stream| stream.get("stream_descriptor"))) {
-        return Ok(None);
-    }
-    if let Some(streams) = value.pointer_mut("/global/stream_states").and_then(Value::as_array_mut) {
-        let before = streams.len();
-        streams.retain(|stream| !is_full_refresh(stream.get("stream_descriptor")));
-        if streams.len() < before {
-            return Ok(Some(value.to_string()));
+    let mut changed = None;
+    if let Some(stream) = value(&fields, "stream") {
+        let stream: Fields<'_> = serde_json::from_str(stream.get()).map_err(|_| NotAState)?;
+        let is_full_refresh = descriptor(&stream).is_some_and(|name| is_full_refresh(catalog, &name));
+        let Some(state) = value(&stream, "stream_state").filter(|_| !is_full_refresh) else { return Ok(None) };
+        if let Cow::Owned(state) = original(state.get()) {
+            changed = Some(("stream", with_field(&stream, "stream_state", &state)));
         }
+    } else if let Some(global) = value(&fields, "global") {
+        let global = original(global.get());
+        let filtered = filter_global(&global, catalog)?;
+        if matches!((&global, &filtered), (Cow::Owned(_), _) | (_, Cow::Owned(_))) {
+            changed = Some(("global", filtered.into_owned()));
+        }
+    } else if let Some(Cow::Owned(data)) = value(&fields, "data").map(|data| original(data.get())) {
+        changed = Some(("data", data));
     }
-    Ok(Some(state.to_owned()))
+    Ok(Some(changed.map_or_else(|| message.to_owned(), |(field, text)| with_field(&fields, field, &text))))
+}
+
+/// The `global` object without the states of streams in `full_refresh` mode.
+fn filter_global<'t>(global: &'t str, catalog: &ConfiguredCatalog) -> Result<Cow<'t, str>, NotAState> {
+    let fields: Fields<'_> = serde_json::from_str(global).map_err(|_| NotAState)?;
+    let parts = parts(&fields);
+    let is_passed_on = |part: &&&RawValue| name_of_part(part).is_none_or(|name| !is_full_refresh(catalog, &name));
+    let remaining: Vec<&str> = parts.iter().filter(is_passed_on).map(|part| part.get()).collect();
+    if remaining.len() == parts.len() {
+        return Ok(Cow::Borrowed(global));
+    }
+    Ok(Cow::Owned(with_field(&fields, "stream_states", &format!("[{}]", remaining.join(",")))))
+}
+
+/// The object with another value of one of its fields.
+fn with_field(fields: &Fields<'_>, changed: &str, text: &str) -> String {
+    let field = |(name, value): (&String, &&RawValue)| {
+        let value = if name == changed { text } else { value.get() };
+        format!("{}:{value}", Value::from(name.as_str()))
+    };
+    let fields: Vec<String> = fields.iter().map(field).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+/// The form in a row of a document that `jsonb` cannot hold. [`for_connector`] restores the document.
+pub fn as_text(document: &str) -> String {
+    json!({ TEXT: document }).to_string()
+}
+
+/// The document that [`as_text`] has changed; other documents stay as they are.
+fn original(document: &str) -> Cow<'_, str> {
+    if document.contains(TEXT)
+        && let Ok(fields) = serde_json::from_str::<IndexMap<&str, Cow<'_, str>>>(document)
+        && let [(&TEXT, text)] = fields.iter().collect::<Vec<_>>()[..]
+    {
+        return Cow::Owned(text.clone().into_owned());
+    }
+    Cow::Borrowed(document)
+}
+
+/// Whether a state document has a GLOBAL state.
+pub fn has_global(document: &str) -> bool {
+    let entries: Vec<Fields<'_>> = serde_json::from_str(document).unwrap_or_default();
+    entries.iter().any(|entry| value(entry, "global").is_some())
+}
+
+/// The keys of the streams that a GLOBAL state lists.
+pub fn global_streams(global: &str) -> Vec<String> {
+    let global = original(global);
+    let fields: Fields<'_> = serde_json::from_str(&global).unwrap_or_default();
+    parts(&fields).into_iter().filter_map(name_of_part).map(|name| name.key()).collect()
 }
 
 /// Which streams the connector resumes, given its input state, instead of reading them from scratch.
@@ -147,23 +214,25 @@ pub struct Progress {
 impl Progress {
     /// From a document returned by [`for_connector`]; `None` means from scratch.
     pub fn of(document: Option<&str>) -> Self {
-        let value: Value = document.and_then(|document| serde_json::from_str(document).ok()).unwrap_or_default();
-        let states = match value {
-            Value::Array(states) => states,
-            Value::Object(legacy) => return Self { streams: HashSet::new(), any_stream: !legacy.is_empty() },
-            _ => Vec::new(),
+        let document = document.unwrap_or("[]");
+        let Ok(entries) = serde_json::from_str::<Vec<Fields<'_>>>(document) else {
+            let legacy = serde_json::from_str::<Fields<'_>>(document).unwrap_or_default();
+            return Self { streams: HashSet::new(), any_stream: !legacy.is_empty() };
         };
         let mut progress = Self::default();
-        for state in &states {
-            let stream = state.get("stream");
-            let with_state = stream.filter(|stream| stream.get("stream_state").is_some_and(|state| !state.is_null()));
-            let parts = state.pointer("/global/stream_states").and_then(Value::as_array);
-            let streams = with_state.into_iter().chain(parts.into_iter().flatten());
-            let names = streams.filter_map(|stream| stream_name(stream.get("stream_descriptor")?));
-            progress.streams.extend(names.map(|name| name.name));
-            // A state that lists no streams may cover any of them.
-            let opaque = state.get("global").is_some() && parts.is_none_or(Vec::is_empty);
-            progress.any_stream |= opaque || (stream.is_none() && state.get("data").is_some());
+        for entry in &entries {
+            if let Some(stream) = value(entry, "stream") {
+                let stream: Fields<'_> = serde_json::from_str(stream.get()).unwrap_or_default();
+                let name = value(&stream, "stream_state").and_then(|_| descriptor(&stream));
+                progress.streams.extend(name.map(|name| name.name));
+            } else if let Some(global) = value(entry, "global") {
+                let parts = parts(&serde_json::from_str(global.get()).unwrap_or_default());
+                progress.streams.extend(parts.iter().filter_map(|part| Some(name_of_part(part)?.name)));
+                // A state that lists no streams may cover any of them.
+                progress.any_stream |= parts.is_empty();
+            } else {
+                progress.any_stream |= value(entry, "data").is_some();
+            }
         }
         progress
     }
@@ -182,14 +251,35 @@ fn is_full_refresh(catalog: &ConfiguredCatalog, name: &StreamName) -> bool {
     catalog.streams.iter().any(|stream| stream.name() == *name && stream.sync_mode == SyncMode::FullRefresh)
 }
 
-/// Builds the state document from the rows of `source_state`, without those of streams that the catalog no longer
-/// selects.
-pub fn from_rows(rows: &[(String, String)], catalog: &ConfiguredCatalog) -> Result<Option<String>, String> {
-    let row = |key: &str| rows.iter().find(|(stored, _)| stored == key);
-    if let Some((_, global)) = row(GLOBAL_KEY) {
-        return for_connector(&format!(r#"[{{"type":"GLOBAL","global":{global}}}]"#), catalog);
+/// Adds the stored GLOBAL state to a state document whose entries are exactly the stored states of single streams. `None` for
+/// any other document.
+///
+/// Jitsu's console sends a GLOBAL state only if no other state is stored.
+pub fn with_stored_global(document: &str, rows: &[(String, String)]) -> Option<String> {
+    let (_, global) = rows.iter().find(|(key, _)| key == GLOBAL_KEY)?;
+    let entries: Vec<&RawValue> = serde_json::from_str(document).ok()?;
+    let parsed = |json: &str| serde_json::from_str::<Value>(json).ok();
+    let is_stored = |entry: &&RawValue| {
+        let Some(State::Stream { stream, state }) = State::parse(entry.get()) else { return false };
+        rows.iter().any(|(key, stored)| *key == stream.key() && parsed(stored) == parsed(&state))
+    };
+    if entries.is_empty() || !entries.iter().all(is_stored) {
+        return None;
     }
+    let entries: Vec<&str> = entries.iter().map(|entry| entry.get()).collect();
+    Some(format!(r#"[{{"type":"GLOBAL","global":{global}}},{}]"#, entries.join(",")))
+}
+
+/// Builds the state document from the rows of `source_state`, without those of streams that the catalog no longer selects.
+///
+/// Where the source has sent states of both kinds the GLOBAL one comes first: connectors that know only one kind take the
+/// first entry.
+pub fn from_rows(rows: &[(String, String)], catalog: &ConfiguredCatalog) -> Result<Option<String>, String> {
+    let row = |key: &str| rows.iter().find(|(stored, state)| stored == key && state != "null");
     let mut states = Vec::new();
+    if let Some((_, global)) = row(GLOBAL_KEY) {
+        states.push(format!(r#"{{"type":"GLOBAL","global":{global}}}"#));
+    }
     for stream in &catalog.streams {
         let name = stream.name();
         if let Some((_, state)) = row(&name.key()) {
@@ -204,118 +294,7 @@ pub fn from_rows(rows: &[(String, String)], catalog: &ConfiguredCatalog) -> Resu
     if states.is_empty()
         && let Some((_, legacy)) = row(LEGACY_KEY)
     {
-        return Ok(Some(legacy.clone()));
+        return for_connector(legacy, catalog);
     }
     for_connector(&format!("[{}]", states.join(",")), catalog)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Progress, State, for_connector, from_rows};
-    use crate::airbyte::catalog::ConfiguredCatalog;
-    use crate::airbyte::message::StreamName;
-
-    fn catalog() -> ConfiguredCatalog {
-        serde_json::from_str(
-            r#"{"streams":[{"stream":{"name":"a.b","namespace":"n"},"sync_mode":"incremental"},{"stream":{"name":"full"}}]}"#,
-        )
-        .expect("a catalog")
-    }
-
-    #[test]
-    fn state_types_follow_from_their_fields() {
-        for (label, payload, expected) in [
-            (
-                "stream",
-                r#"{"type":"STREAM","stream":{"stream_descriptor":{"name":"s","namespace":"n"},"stream_state":{"z": 1.0,"a":2}},"sourceStats":{"recordCount":1.0}}"#,
-                Some(("n.s", r#"{"z": 1.0,"a":2}"#)),
-            ),
-            ("no stream_state", r#"{"stream":{"stream_descriptor":{"name":"s"}}}"#, Some(("s", "null"))),
-            (
-                "global",
-                r#"{"type":"GLOBAL","global":{"stream_states":[]}}"#,
-                Some(("_GLOBAL_STATE", r#"{"stream_states":[]}"#)),
-            ),
-            ("legacy without a type", r#"{"data":{"c":1}}"#, Some(("_LEGACY_STATE", r#"{"c":1}"#))),
-            ("nothing", r#"{"type":"STREAM"}"#, None),
-        ] {
-            let row = State::parse(payload).map(State::row);
-            let row = row.as_ref().map(|(key, state)| (key.as_str(), state.as_str()));
-            assert_eq!(row, expected, "{label}");
-        }
-    }
-
-    #[test]
-    fn state_document_holds_the_selected_streams() {
-        let rows = [
-            ("n.a.b".to_owned(), r#"{"c":1}"#.to_owned()),
-            ("full".to_owned(), "{}".to_owned()),
-            ("gone".to_owned(), "{}".to_owned()),
-        ];
-        let expected = r#"[{"type":"STREAM","stream":{"stream_descriptor":{"name":"a.b","namespace":"n"},"stream_state":{"c":1}}}]"#;
-        assert_eq!(from_rows(&rows, &catalog()), Ok(Some(expected.to_owned())));
-        assert_eq!(from_rows(&[], &catalog()), Ok(None));
-    }
-
-    #[test]
-    fn progress_covers_the_streams_of_a_state() {
-        let global =
-            |streams: &str| format!(r#"[{{"global":{{"shared_state":{{"lsn":1}},"stream_states":{streams}}}}}]"#);
-        for (label, state, expected) in [
-            ("none", None, [false, false]),
-            ("an empty list", Some("[]".to_owned()), [false, false]),
-            ("a legacy object", Some(r#"{"c":1}"#.to_owned()), [true, true]),
-            ("a legacy message", Some(r#"[{"data":{"c":1}}]"#.to_owned()), [true, true]),
-            (
-                "one stream, without its namespace",
-                Some(r#"[{"stream":{"stream_descriptor":{"name":"a"},"stream_state":{}}}]"#.to_owned()),
-                [true, false],
-            ),
-            (
-                "no state of a stream",
-                Some(r#"[{"stream":{"stream_descriptor":{"name":"a"},"stream_state":null}}]"#.to_owned()),
-                [false, false],
-            ),
-            ("global, with one", Some(global(r#"[{"stream_descriptor":{"name":"b"}}]"#)), [false, true]),
-            ("global, with none", Some(global("[]")), [true, true]),
-        ] {
-            let progress = Progress::of(state.as_deref());
-            let covers = |name| progress.covers(&StreamName::new(Some("n"), name));
-            assert_eq!([covers("a"), covers("b")], expected, "{label}");
-        }
-    }
-
-    #[test]
-    fn caller_states_are_validated_and_filtered() {
-        for (label, text, expected) in [
-            ("null", "null", Ok(None)),
-            ("empty object", "{}", Ok(None)),
-            ("empty list", "[]", Ok(None)),
-            ("legacy", r#"{"c":1}"#, Ok(Some(r#"{"c":1}"#))),
-            (
-                "only a full refresh",
-                r#"[{"stream":{"stream_descriptor":{"name":"full"},"stream_state":{}}}]"#,
-                Ok(None),
-            ),
-            (
-                "unchanged text",
-                r#"[{"data": {"n": 99999999999999999999.10}}]"#,
-                Ok(Some(r#"[{"data": {"n": 99999999999999999999.10}}]"#)),
-            ),
-            (
-                "a full refresh in a global state",
-                r#"[{"global":{"stream_states":[{"stream_descriptor":{"name":"full"}},{"stream_descriptor":{"name":"x"}}]}}]"#,
-                Ok(Some(r#"[{"global":{"stream_states":[{"stream_descriptor":{"name":"x"}}]}}]"#)),
-            ),
-            ("a number", "12", Err("expected a list")),
-            ("not a state", r#"[{"foo":1}]"#, Err("entry 1 is not a state message")),
-        ] {
-            let got = for_connector(text, &catalog());
-            match (got, expected) {
-                (Ok(got), Ok(expected)) => assert_eq!(got.as_deref(), expected, "{label}"),
-                (Err(got), Err(expected)) => assert!(got.contains(expected), "{label}: {got}"),
-                (got, expected) => panic!("{label}: {got:?} instead of {expected:?}"),
-            }
-        }
-    }
 }

@@ -8,35 +8,40 @@ use postgres::types::Type;
 use super::pool::text;
 use super::text::{clean, clean_json};
 use super::{Db, DbError};
-
-/// The names of states that cover all streams, each a kind of its own.
-pub(super) const SHARED: [&str; 2] = ["_GLOBAL_STATE", "_LEGACY_STATE"];
+use crate::airbyte::state;
 
 impl Db {
-    /// Stores states, all or none. Of two for one stream the last counts.
+    /// Stores states, all or none, and deletes the rows `superseded`. Of two for one stream the last counts.
     ///
-    /// When a connector changes the kind of its states (per stream, global, legacy), the rows of other kinds are
-    /// deleted: otherwise the next read might resume from an outdated one.
-    pub fn save_states(&self, sync_id: &str, states: &[(String, String)]) -> Result<(), DbError> {
+    /// A legacy state covers all streams and has a kind of its own: it replaces all others, and any other replaces it.
+    pub fn save_states(
+        &self,
+        sync_id: &str,
+        states: &[(String, String)],
+        superseded: &[String],
+    ) -> Result<(), DbError> {
         if states.is_empty() {
             return Ok(());
         }
         // The map makes streams unique, as a statement may not touch a row twice, and sorts them, so that concurrent
         // writers do not deadlock.
         let states: BTreeMap<Cow<'_, str>, Cow<'_, str>> =
-            states.iter().map(|(stream, state)| (clean(stream), clean_json(state))).collect();
+            states.iter().map(|(stream, state)| (clean(stream), storable(state))).collect();
         let streams: Vec<&str> = states.keys().map(Cow::as_ref).collect();
         let states: Vec<&str> = states.values().map(Cow::as_ref).collect();
-        let per_stream = streams.iter().any(|stream| !SHARED.contains(stream));
+        let is_legacy = streams.contains(&state::LEGACY_KEY);
         let params = [
             text(&sync_id),
             (&streams as _, Type::TEXT_ARRAY),
             (&states as _, Type::TEXT_ARRAY),
-            (&SHARED.as_slice() as _, Type::TEXT_ARRAY),
-            (&per_stream as _, Type::BOOL),
+            (&superseded as _, Type::TEXT_ARRAY),
+            (&is_legacy as _, Type::BOOL),
         ];
-        let outdated = "sync_id = $1 AND stream <> ALL ($2) AND (stream = ANY ($4) OR NOT $5)";
-        // The kind of states hardly ever changes, so the same statement returns whether there is anything to delete.
+        let outdated = format!(
+            "sync_id = $1 AND stream <> ALL ($2) AND ($5 OR stream = ANY ($4) OR stream = '{}')",
+            state::LEGACY_KEY
+        );
+        // There is hardly ever an outdated row, so the same statement returns whether there is anything to delete.
         let insert = format!(
             "INSERT INTO source_state (sync_id, stream, state, timestamp)
              SELECT $1, stream, state::jsonb, CURRENT_TIMESTAMP
@@ -68,4 +73,9 @@ impl Db {
         let params = [text(&sync_id), (&of as _, Type::TEXT_ARRAY), (&except as _, Type::TEXT_ARRAY)];
         self.run("clear the state of a sync", |tx| Ok(_ = tx.execute(sql, &params)?))
     }
+}
+
+/// The document, in a form that `jsonb` can hold.
+fn storable(document: &str) -> Cow<'_, str> {
+    if clean_json(document) == document { Cow::Borrowed(document) } else { Cow::Owned(state::as_text(document)) }
 }

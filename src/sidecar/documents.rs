@@ -142,6 +142,23 @@ impl Documents {
         }
     }
 
+    /// Adds the stored state of all streams to the states of single streams that Jitsu's console has read from the same table:
+    /// it leaves the former out.
+    pub fn add_global_state(&mut self, db: &Db, task: &Task) -> Result<(), Failure> {
+        if task.options.full_sync || !task.options.console_overwrite {
+            return Ok(());
+        }
+        let (Some(state), Ok(catalog)) = (self.get(STATE), self.parse::<ConfiguredCatalog>(CATALOG)) else {
+            return Ok(());
+        };
+        if let Some(complete) = state::with_stored_global(state, &db.states(&task.sync_id)?)
+            && let Ok(Some(complete)) = state::for_connector(&complete, &catalog)
+        {
+            self.change(STATE, complete);
+        }
+        Ok(())
+    }
+
     /// A masker for the secrets of the documents. The JSON Schema of the configuration names its secrets. The catalog has
     /// none.
     pub fn masker(&self, schema: Option<Value>) -> Masker {

@@ -10,6 +10,7 @@ mod log;
 mod progress;
 mod read;
 mod result;
+mod saved_states;
 pub mod sink;
 mod source;
 mod streams;
@@ -82,6 +83,7 @@ impl Sidecar {
             if self.contract.is_none() {
                 documents.filter_state(self.task.options.full_sync);
             }
+            documents.add_global_state(&db, &self.task)?;
             let stored_config = StoredConfig::restore(&db, &self.task, &mut documents, &log)?;
             let source = Source::start(Pipes::create(&self.source, &documents)?, &log, stop);
             let read =

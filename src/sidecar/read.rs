@@ -1,17 +1,17 @@
 //! read: sends rows to the sink, stores states and the outcome, and reports progress.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::documents::{CATALOG, DESTINATION, Documents, STATE, StoredConfig};
 use super::log::{Level, TaskLog};
 use super::progress::ProgressReporter;
+use super::saved_states::SavedStates;
 use super::sink::Destination;
 use super::source::{Input, Source, Stopped};
 use super::streams::{CommitLimits, Storable, Streams};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::{Message, StreamName};
-use crate::airbyte::state::{Progress, State};
+use crate::airbyte::state::{GLOBAL_KEY, Progress, State};
 use crate::contract::SidecarExit;
 use crate::db::{Db, Writer};
 use crate::failure::{Class, Failure};
@@ -69,9 +69,7 @@ struct Session<'a> {
     data_loss: Option<String>,
     /// Streams of dropped records, each logged once.
     unmapped: Vec<StreamName>,
-    last_states: Storable,
-    /// The streams of which a full sync has stored a state.
-    with_state: HashSet<String>,
+    saved_states: SavedStates,
     /// Something other than a count has changed since the last report.
     has_changed: bool,
     /// Rows have arrived since the last report.
@@ -138,8 +136,7 @@ impl<'a> Session<'a> {
             reported_error: None,
             data_loss: None,
             unmapped: Vec::new(),
-            last_states: Vec::new(),
-            with_state: HashSet::new(),
+            saved_states: SavedStates::new(&catalog, documents.get(STATE)),
             has_changed: false,
             has_new_rows: false,
             loaded: 0,
@@ -315,28 +312,34 @@ impl<'a> Session<'a> {
 
     /// Stores the states of committed rows. A repeated state is stored once.
     fn store(&mut self, storable: Storable) -> Result<(), Failure> {
-        if storable.is_empty() || storable == self.last_states {
+        let (states, superseded) = self.saved_states.add(storable);
+        if states.is_empty() {
             return Ok(());
         }
-        self.read.db.save_states(&self.read.task.sync_id, &storable)?;
-        self.streams.states_saved(storable.iter().map(|(key, _)| key.as_str()));
-        if self.read.task.options.full_sync {
-            self.with_state.extend(storable.iter().map(|(stream, _)| stream.clone()));
-        }
-        self.last_states = storable;
+        self.read.db.save_states(&self.read.task.sync_id, &states, &superseded)?;
+        self.streams.states_saved(states.iter().map(|(key, _)| key.as_str()));
         Ok(())
     }
 
     /// After a full sync: deletes the states of the streams that it has replaced. The next run resumes the others from
-    /// their last good state.
-    fn clear_replaced_states(&self) -> Result<(), Failure> {
-        if !self.read.task.options.full_sync {
+    /// their last good state. After any read that has succeeded: deletes a state of all streams that the source no longer
+    /// sends.
+    fn clear_outdated_states(&self) -> Result<(), Failure> {
+        let Read { task, db, .. } = self.read;
+        let all_succeeded = self.streams.all_succeeded();
+        if task.options.full_sync {
+            let succeeded = self.streams.succeeded();
+            let streams = (!all_succeeded).then_some(succeeded.as_slice());
+            return Ok(db.clear_states(&task.sync_id, streams, &self.saved_states.keys())?);
+        }
+        if !all_succeeded || self.saved_states.keys().is_empty() {
             return Ok(());
         }
-        let succeeded = self.streams.succeeded();
-        let streams = (!self.streams.all_succeeded()).then_some(succeeded.as_slice());
-        let with_state: Vec<&str> = self.with_state.iter().map(String::as_str).collect();
-        Ok(self.read.db.clear_states(&self.read.task.sync_id, streams, &with_state)?)
+        let stored = db.states(&task.sync_id)?;
+        if stored.iter().any(|(key, state)| key == GLOBAL_KEY && self.saved_states.supersede(state)) {
+            db.clear_states(&task.sync_id, Some(&[GLOBAL_KEY]), &[])?;
+        }
+        Ok(())
     }
 
     fn close(mut self, source: &Source, end: End) -> Result<SidecarExit, Failure> {
@@ -385,7 +388,7 @@ impl<'a> Session<'a> {
         };
         self.log_warnings();
         self.log_activity(true);
-        self.clear_replaced_states()?;
+        self.clear_outdated_states()?;
         let reports = self.reports();
         self.log_total(status, &reports);
         self.reporter.finish();

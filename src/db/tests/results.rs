@@ -6,8 +6,7 @@ use jiff::Timestamp;
 use postgres::types::Type;
 
 use super::support::{Schema, attempt, log_rows, time};
-use crate::airbyte;
-use crate::db::{Db, DbError, Finding, LogLine, ResultKey, SpecKey, state};
+use crate::db::{Db, DbError, Finding, LogLine, ResultKey, SpecKey};
 use crate::failure::{Class, Failure};
 use crate::task::{Task, TaskKind, to_millis};
 
@@ -199,12 +198,16 @@ fn save_states_replaces_states_per_stream() {
     let schema = Schema::new();
     let db = schema.ready();
     let pair = |stream: &str, state: &str| (stream.to_owned(), state.to_owned());
-    db.save_states("s", &[pair("b", "1"), pair("a", "2"), pair("b", r#"{"x":"\\u0000\u0000"}"#)]).expect("writable");
-    db.save_states("other", &[pair("_GLOBAL_STATE", "{}")]).expect("writable");
-    db.save_states("s", &[]).expect("nothing to do");
-    db.save_states("s", &[pair("a", "3")]).expect("writable");
-    assert_eq!(db.states("s").expect("readable"), [pair("a", "3"), pair("b", r#"{"x": "\\u0000"}"#)]);
-    db.save_states("s", &[pair("c", "4"), pair("d", "5")]).expect("writable");
+    db.save_states("s", &[pair("b", "1"), pair("a", "2"), pair("b", r#"{"x":"\\u0000\u0000"}"#)], &[])
+        .expect("writable");
+    db.save_states("other", &[pair("_GLOBAL_STATE", "{}")], &[]).expect("writable");
+    db.save_states("s", &[], &[]).expect("nothing to do");
+    db.save_states("s", &[pair("a", "3")], &[]).expect("writable");
+    assert_eq!(
+        db.states("s").expect("readable"),
+        [pair("a", "3"), pair("b", r#"{"_syncctl_text": "{\"x\":\"\\\\u0000\\u0000\"}"}"#)]
+    );
+    db.save_states("s", &[pair("c", "4"), pair("d", "5")], &[]).expect("writable");
     db.clear_states("s", Some(&["a", "c"]), &["c"]).expect("writable");
     let left = || db.states("s").expect("readable").into_iter().map(|(stream, _)| stream).collect::<Vec<_>>();
     assert_eq!(left(), ["b", "c", "d"]);
@@ -220,7 +223,7 @@ fn save_states_stores_all_or_none() {
     let schema = Schema::new();
     let db = schema.ready();
     let states = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "not JSON, hunter2".to_owned())];
-    let error = db.save_states("s", &states).expect_err("not JSON");
+    let error = db.save_states("s", &states, &[]).expect_err("not JSON");
     assert!(matches!(error, DbError::ServerError { .. }) && error.class() == Class::DatabaseError, "{error:?}");
     assert!(!error.to_string().contains("hunter2"), "{error}");
     assert_eq!(db.states("s").expect("readable"), []);
@@ -293,18 +296,19 @@ fn states_of_a_new_kind_replace_those_of_another() {
     let schema = Schema::new();
     let db = schema.ready();
     let pairs = |keys: &[&str]| -> Vec<_> { keys.iter().map(|key| ((*key).to_owned(), "1".to_owned())).collect() };
-    for (label, before, saved, expected) in [
-        ("stream after global", &["_GLOBAL_STATE"][..], &["a"][..], &["a"][..]),
-        ("stream after legacy", &["_LEGACY_STATE"], &["a", "b"], &["a", "b"]),
-        ("stream after both", &["_GLOBAL_STATE", "_LEGACY_STATE"], &["a"], &["a"]),
-        ("global after streams", &["a", "b"], &["_GLOBAL_STATE"], &["_GLOBAL_STATE"]),
-        ("legacy after streams", &["a"], &["_LEGACY_STATE"], &["_LEGACY_STATE"]),
-        ("global after legacy", &["_LEGACY_STATE"], &["_GLOBAL_STATE"], &["_GLOBAL_STATE"]),
-        ("legacy after global", &["_GLOBAL_STATE"], &["_LEGACY_STATE"], &["_LEGACY_STATE"]),
-        ("one more stream", &["a"], &["b"], &["a", "b"]),
-        ("the same", &["_GLOBAL_STATE"], &["_GLOBAL_STATE"], &["_GLOBAL_STATE"]),
-        ("both at once", &["a", "_LEGACY_STATE"], &["a", "_GLOBAL_STATE"], &["_GLOBAL_STATE", "a"]),
-        ("nothing", &["_GLOBAL_STATE"], &[], &["_GLOBAL_STATE"]),
+    for (label, before, saved, superseded, expected) in [
+        ("stream after global", &["_GLOBAL_STATE"][..], &["a"][..], &[][..], &["_GLOBAL_STATE", "a"][..]),
+        ("stream after legacy", &["_LEGACY_STATE"], &["a", "b"], &[], &["a", "b"]),
+        ("stream after both", &["_GLOBAL_STATE", "_LEGACY_STATE"], &["a"], &[], &["_GLOBAL_STATE", "a"]),
+        ("global after streams", &["a", "b"], &["_GLOBAL_STATE"], &[], &["_GLOBAL_STATE", "a", "b"]),
+        ("global in place of one", &["a", "b"], &["_GLOBAL_STATE"], &["b", "c"], &["_GLOBAL_STATE", "a"]),
+        ("legacy after streams", &["a"], &["_LEGACY_STATE"], &[], &["_LEGACY_STATE"]),
+        ("global after legacy", &["_LEGACY_STATE"], &["_GLOBAL_STATE"], &[], &["_GLOBAL_STATE"]),
+        ("legacy after global", &["_GLOBAL_STATE"], &["_LEGACY_STATE"], &[], &["_LEGACY_STATE"]),
+        ("one more stream", &["a"], &["b"], &[], &["a", "b"]),
+        ("the same", &["_GLOBAL_STATE"], &["_GLOBAL_STATE"], &["_GLOBAL_STATE"], &["_GLOBAL_STATE"]),
+        ("both at once", &["a", "_LEGACY_STATE"], &["a", "_GLOBAL_STATE"], &["a"], &["_GLOBAL_STATE", "a"]),
+        ("nothing", &["_GLOBAL_STATE"], &[], &["_GLOBAL_STATE"], &["_GLOBAL_STATE"]),
     ] {
         // save_states would delete some of these.
         for (stream, _) in pairs(before) {
@@ -312,13 +316,13 @@ fn states_of_a_new_kind_replace_those_of_another() {
             let params = [(&label as _, Type::TEXT), (&stream as _, Type::TEXT)];
             db.run("prepare", |tx| tx.execute(sql, &params)).expect(label);
         }
-        db.save_states(label, &pairs(saved)).expect(label);
+        let superseded: Vec<String> = superseded.iter().map(|key| (*key).to_owned()).collect();
+        db.save_states(label, &pairs(saved), &superseded).expect(label);
         let rows = db.states(label).expect("readable");
         let mut streams: Vec<&str> = rows.iter().map(|(stream, _)| stream.as_str()).collect();
         streams.sort_unstable();
         assert_eq!(streams, expected, "{label}");
         assert!(saved.iter().all(|key| rows.contains(&((*key).to_owned(), "1".to_owned()))), "{label}: {rows:?}");
     }
-    assert_eq!(db.states("stream after global").expect("readable").len(), 1, "other syncs were left alone");
-    assert_eq!(state::SHARED, [airbyte::state::GLOBAL_KEY, airbyte::state::LEGACY_KEY]);
+    assert_eq!(db.states("stream after global").expect("readable").len(), 2, "other syncs were left alone");
 }

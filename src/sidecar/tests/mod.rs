@@ -4,4 +4,5 @@ mod activity;
 mod masking;
 mod outcomes;
 mod record_limit;
+mod states;
 mod support;
