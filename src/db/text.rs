@@ -43,7 +43,7 @@ pub fn quote_ident(name: &str) -> String {
 }
 
 /// A string literal of any content, whatever `standard_conforming_strings` is.
-pub(super) fn quote_literal(text: &str) -> String {
+pub fn quote_literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 

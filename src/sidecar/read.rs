@@ -8,7 +8,7 @@ use super::progress::ProgressReporter;
 use super::saved_states::SavedStates;
 use super::sink::Destination;
 use super::source::{Input, Source, Stopped};
-use super::streams::{CommitLimits, Storable, Streams};
+use super::streams::{CommitLimits, Storable, Streams, stream_specs};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::{Message, StreamName};
 use crate::airbyte::state::{GLOBAL_KEY, Progress, State};
@@ -124,7 +124,8 @@ impl<'a> Session<'a> {
         let destination = Destination::parse(&destination)?;
         let selected = catalog.streams.len();
         read.log.write_progress(&format!("selected streams: {selected}; destination: {}", destination.address()));
-        let sink = destination.connect(task).map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
+        let mut sink = destination.connect(task).map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
+        sink.assign_tables(&stream_specs(&catalog, &task.options, &progress))?;
         let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
         let reporter =
             ProgressReporter::start(db.clone(), task.task_id.clone(), source.metrics_file(), streams.reports());

@@ -192,8 +192,13 @@ pub type StreamIndex = usize;
 /// A destination for rows, used from one thread. Dropping a sink without [`finish`](Sink::finish) leaves the tables as
 /// of the last commit and removes staged rows, except those that a commit reported as [`Durable`](Committed::Durable).
 pub trait Sink: Send {
-    /// Registers a stream; the `i`-th call returns `i`. Called in the catalog's order, so that each run resolves name
-    /// collisions in the same way. Creates or widens tables no later than the first commit.
+    /// Decides which stream gets which table, before any of them is opened: a stream that is opened without gets its table
+    /// then. An error refuses the read.
+    fn assign_tables(&mut self, _streams: &[StreamSpec]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Registers a stream; the `i`-th call returns `i`. Creates or widens tables no later than the first commit.
     fn open(&mut self, stream: StreamSpec) -> Result<StreamIndex, SinkError>;
 
     /// Takes one row. May buffer it; blocks while the destination is slow.

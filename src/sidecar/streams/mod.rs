@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use activity::Activity;
 use commits::HeldRecords;
+pub use spec::stream_specs;
 
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
 use crate::airbyte::message::{Record, StreamName};

@@ -1,10 +1,15 @@
 //! Combines the configured catalog with the options of the read into what the sink needs to know of a stream. Pure.
 
-use crate::airbyte::catalog::{ConfiguredStream, DestinationSyncMode, SyncMode};
+use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream, DestinationSyncMode, SyncMode};
 use crate::airbyte::message::StreamName;
 use crate::airbyte::state::Progress;
 use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
 use crate::task::ReadOptions;
+
+/// The streams of a catalog as the sink sees them.
+pub fn stream_specs(catalog: &ConfiguredCatalog, options: &ReadOptions, progress: &Progress) -> Vec<StreamSpec> {
+    catalog.streams.iter().map(|stream| stream_spec(stream, options, progress)).collect()
+}
 
 /// The stream as the sink sees it.
 pub fn stream_spec(configured: &ConfiguredStream, options: &ReadOptions, progress: &Progress) -> StreamSpec {

@@ -3,12 +3,11 @@
 //! Types are those of the `postgres` destination, so that both destinations create the same table.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
 use crate::sidecar::sink::StreamSpec;
-use crate::sidecar::sink::postgres::names::suffixed;
+use crate::sidecar::sink::postgres::names::{ascii_json, suffixed};
 use crate::sidecar::sink::postgres::types::ColumnType;
 
 /// Column with the time at which the source emitted the row.
@@ -104,27 +103,12 @@ fn header(spec: &StreamSpec, table: &str, fields: &[(&String, &Value)], names: &
     if spec.add_meta && !names.is_taken(TIMESTAMP) {
         typed.push(field(TIMESTAMP, ColumnType::TimestampTz));
     }
-    let text = ascii(&json!({"name": table, "fields": typed}).to_string());
+    let text = ascii_json(&json!({"name": table, "fields": typed}).to_string());
     if text.len() > MAX_HEADER {
         tracing::info!(stream = %spec.name.key(), bytes = text.len(), "omitting the schema: too large for a header");
         return None;
     }
     Some(text)
-}
-
-/// Escapes all characters of a JSON document that are not allowed in a header.
-fn ascii(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for c in json.chars() {
-        if c == ' ' || c.is_ascii_graphic() {
-            text.push(c);
-        } else {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                write!(text, "\\u{unit:04x}").expect("a String accepts any text");
-            }
-        }
-    }
-    text
 }
 
 /// A path into an object is a column only if Bulker flattens the object, which it does for undeclared ones: `a.b` becomes

@@ -112,7 +112,8 @@ impl PartialGeneration {
         );
         session.transaction(|client| {
             client.batch_execute(&statements)?;
-            let (table, columns) = Table::inspect_staging(client, &self.schema, &own_name)?;
+            let (mut table, columns) = Table::inspect_staging(client, &self.schema, &own_name)?;
+            table.owner.clone_from(&target.owner);
             Ok(ResumedGeneration { table, columns, checkpoint: checkpoint.clone() })
         })
     }
@@ -129,6 +130,8 @@ pub fn save_checkpoint(
     drop_obsolete: &str,
 ) -> Result<(), SessionError> {
     let mut statements = drop_obsolete.to_owned();
+    // A later run must find which field each of its columns belongs to.
+    staging.owner.clone_from(&target.owner);
     statements.push_str(&staging.create_or_widen(columns).unwrap_or_default());
     let name = target.generation_table_name(own_run_id);
     if staging.name != name {

@@ -1,16 +1,17 @@
 //! The columns of a stream: which field maps to which column, and how many values fit into a row.
 //!
 //! A field keeps its column while the stream is open, and columns are only added at the end, so that a number of columns
-//! identifies them. Fields never share a column: if the names of two fields collide, the later one gets a suffix that
-//! depends on the field alone. Declared fields come first, in the schema's order.
+//! identifies them. Fields never share a column: `column_names` decides which one gets which name. Declared fields come
+//! first, in the schema's order.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::column_names::ColumnNames;
 use super::fields::{FieldId, FieldTree, Mapping, ROOT, SEPARATOR};
 use super::inference::Inference;
-use super::names::{self, Kind};
+use super::ownership::ColumnOwner;
 use super::types::ColumnType;
 use crate::sidecar::sink::{StreamSpec, WriteMode};
 
@@ -44,6 +45,8 @@ pub struct Column {
     pub parses_text: bool,
     /// Its type follows the values of the current batch, because neither the schema nor the table determines it.
     pub inferred: Option<Inference>,
+    /// What it belongs to.
+    pub owner: Option<ColumnOwner>,
 }
 
 /// A column of an existing table.
@@ -59,6 +62,8 @@ pub struct ExistingColumn {
     pub is_replaceable: bool,
     /// What forbids that its type is replaced with the rows.
     pub kept_because: Option<String>,
+    /// What it belongs to, if that is known.
+    pub owner: Option<ColumnOwner>,
 }
 
 /// The columns by which rows are merged.
@@ -93,8 +98,9 @@ pub struct Layout {
     /// In the order of a row's fields.
     pub columns: Vec<Column>,
     existing: HashMap<String, ExistingColumn>,
-    used_names: HashSet<String>,
-    same_case: bool,
+    names: ColumnNames,
+    /// The number of columns whose names are final, because a chunk has been sent.
+    sealed: usize,
     /// The column of [`UNMAPPED`], once it was needed.
     pub unmapped: Option<usize>,
     /// The column of [`TIMESTAMP`], if requested.
@@ -114,12 +120,15 @@ pub struct Layout {
 impl Layout {
     /// Maps the declared fields of a stream, given the columns of its table.
     pub fn new(spec: &StreamSpec, existing: impl IntoIterator<Item = ExistingColumn>) -> Self {
+        let existing: HashMap<String, ExistingColumn> =
+            existing.into_iter().map(|column| (column.name.clone(), column)).collect();
+        let owners = existing.values().map(|column| (column.name.clone(), column.owner.clone()));
         let mut layout = Self {
             fields: FieldTree::new(),
             columns: Vec::new(),
-            existing: existing.into_iter().map(|column| (column.name.clone(), column)).collect(),
-            used_names: [UNMAPPED, SEQUENCE].into_iter().map(str::to_owned).collect(),
-            same_case: spec.to_same_case,
+            names: ColumnNames::new(owners, &[UNMAPPED, SEQUENCE], spec.to_same_case),
+            sealed: 0,
+            existing,
             unmapped: None,
             timestamp: None,
             generation: None,
@@ -139,16 +148,21 @@ impl Layout {
         }
         layout.cursor = is_column(&spec.cursor).then(|| NamedField::new(&spec.cursor));
         if spec.add_meta {
-            layout.used_names.insert(TIMESTAMP.to_owned());
-            layout.timestamp = layout.add(TIMESTAMP.to_owned(), ColumnType::TimestampTz, usize::MAX);
+            let name = layout.names.of_metadata(TIMESTAMP, |_| true);
+            let add = |name| layout.add(name, ColumnOwner::Metadata, ColumnType::TimestampTz, usize::MAX);
+            layout.timestamp = name.and_then(add);
         }
         if spec.generation.id > 0 {
-            layout.used_names.insert(GENERATION.to_owned());
-            layout.generation = layout.add(GENERATION.to_owned(), ColumnType::BIGINT, usize::MAX);
+            // Statements name it.
+            let name = layout.names.of_metadata(GENERATION, |name| name == GENERATION);
+            let add = |name| layout.add(name, ColumnOwner::Metadata, ColumnType::BIGINT, usize::MAX);
+            layout.generation = name.and_then(add);
         }
-        for (key, schema) in declared.into_iter().flatten() {
+        let keys: Vec<&str> = declared.into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+        let names = layout.names.of_declared(&keys);
+        for ((key, schema), name) in declared.into_iter().flatten().zip(names) {
             let (field, kind) = (layout.fields.insert(ROOT, key, true), ColumnType::of_schema(schema));
-            if let Mapping::Column(column) = layout.assign_column(field, kind) {
+            if let Mapping::Column(column) = layout.map_to_column(field, name, kind) {
                 let column = &mut layout.columns[column];
                 column.parses_text = kind == ColumnType::JSONB && matches!(column.kind, ColumnType::Json { .. });
             }
@@ -186,25 +200,44 @@ impl Layout {
         }
     }
 
-    /// Maps a field to the table's column of its name, or else to a new one of this type.
+    /// Maps an undeclared field to its column, or to a new one of this type.
     pub fn assign_column(&mut self, field: FieldId, kind: ColumnType) -> Mapping {
         let identity = self.fields.identity(field);
-        let mut name = self.column_name(&identity);
-        let suffixed = names::suffixed(&name, &identity);
-        // A field that got a suffix in an earlier run keeps it, even if it comes first this time.
-        if self.used_names.contains(&name) || self.existing.contains_key(&suffixed) {
-            name = suffixed;
+        self.release_name(&identity);
+        let name = self.names.of_field(&identity);
+        if let Some(name) = &name {
+            self.names.take(name);
         }
-        let mut mapping = Mapping::Unmapped;
-        if self.used_names.insert(name.clone()) {
-            let is_named = self.key.iter().chain(&self.cursor).any(|named| named.identity == identity);
-            let max_columns = match self.fields.get(field).declared {
-                _ if is_named => usize::MAX,
-                true => MAX_COLUMNS,
-                false => MAX_UNDECLARED_COLUMNS,
-            };
-            mapping = self.add(name, kind, max_columns).map_or(Mapping::Unmapped, Mapping::Column);
+        self.map_to_column(field, name, kind)
+    }
+
+    /// If another undeclared field got a column of exactly this name although its own had to be cleaned, renames that
+    /// column, unless the table may have it.
+    fn release_name(&mut self, name: &str) {
+        let found = self.columns.iter().enumerate().skip(self.sealed).find(|(_, column)| column.name == name);
+        let Some((index, Column { owner: Some(ColumnOwner::Field(field)), .. })) = found else { return };
+        let is_declared = self.fields.find(ROOT, field).is_some_and(|field| self.fields.get(field).declared);
+        if field == name || is_declared || self.existing.contains_key(name) {
+            return;
         }
+        if let Some(renamed) = self.names.of_field(field) {
+            self.names.take(&renamed);
+            self.names.release(name);
+            self.columns[index].name = renamed;
+        }
+    }
+
+    fn map_to_column(&mut self, field: FieldId, name: Option<String>, kind: ColumnType) -> Mapping {
+        let identity = self.fields.identity(field);
+        let is_named = self.key.iter().chain(&self.cursor).any(|named| named.identity == identity);
+        let max_columns = match self.fields.get(field).declared {
+            _ if is_named => usize::MAX,
+            true => MAX_COLUMNS,
+            false => MAX_UNDECLARED_COLUMNS,
+        };
+        let owner = ColumnOwner::Field(identity.clone());
+        let added = name.and_then(|name| self.add(name, owner, kind, max_columns));
+        let mapping = added.map_or(Mapping::Unmapped, Mapping::Column);
         self.fields.map(field, mapping);
         if let Mapping::Column(column) = mapping {
             let existing = self.existing.get(&self.columns[column].name);
@@ -225,8 +258,9 @@ impl Layout {
         }
     }
 
-    fn column_name(&self, identity: &str) -> String {
-        names::clean(&identity.replace(SEPARATOR, "_"), Kind::Column, self.same_case)
+    /// The names of all columns are final.
+    pub fn seal(&mut self) {
+        self.sealed = self.columns.len();
     }
 
     /// Whether objects of an undeclared field are stored as documents, because the table has a column for them.
@@ -240,9 +274,9 @@ impl Layout {
                 matches!(column.kind, ColumnType::Json { .. }) && self.existing.contains_key(&column.name)
             }
             Mapping::Undecided => {
-                let name = self.column_name(&self.fields.identity(id));
-                let existing = self.existing.get(&name).and_then(|column| column.kind);
-                !self.used_names.contains(&name) && matches!(existing, Some(ColumnType::Json { .. }))
+                let name = self.names.of_field(&self.fields.identity(id));
+                let existing = name.and_then(|name| self.existing.get(&name)).and_then(|column| column.kind);
+                matches!(existing, Some(ColumnType::Json { .. }))
             }
             Mapping::Unmapped => false,
         }
@@ -254,18 +288,16 @@ impl Layout {
             let stores_documents = |column: &ExistingColumn| {
                 matches!(column.kind, Some(ColumnType::Json { .. } | ColumnType::Text { max_chars: None, .. }))
             };
-            let name = match self.existing.get(UNMAPPED) {
-                Some(column) if !stores_documents(column) => names::suffixed(UNMAPPED, UNMAPPED),
-                _ => UNMAPPED.to_owned(),
-            };
-            self.used_names.insert(name.clone());
-            self.unmapped = self.add(name, ColumnType::JSONB, usize::MAX);
+            let is_usable = |name: &str| self.existing.get(name).is_none_or(stores_documents);
+            let name = self.names.of_metadata(UNMAPPED, is_usable);
+            self.unmapped = name.and_then(|name| self.add(name, ColumnOwner::Metadata, ColumnType::JSONB, usize::MAX));
         }
         self.unmapped
     }
 
     /// Adds a column; `None` if the table has it but no rows can be loaded into it, or if there are too many columns.
-    fn add(&mut self, name: String, kind: ColumnType, max_columns: usize) -> Option<usize> {
+    fn add(&mut self, name: String, owner: ColumnOwner, kind: ColumnType, max_columns: usize) -> Option<usize> {
+        let owner = Some(owner);
         if let Some(ExistingColumn { kind: existing, sql_type, kept_because: Some(reason), .. }) =
             self.existing.get(&name)
             && existing.is_some_and(|existing| existing != kind)
@@ -275,16 +307,16 @@ impl Layout {
         }
         let column = match self.existing.get(&name) {
             Some(existing) if existing.is_replaceable && existing.kind != Some(kind) => {
-                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, inferred: None }
+                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, inferred: None, owner }
             }
             Some(ExistingColumn { kind, sql_type, .. }) => {
-                Column { name, kind: (*kind)?, sql_type: sql_type.clone(), parses_text: false, inferred: None }
+                Column { name, kind: (*kind)?, sql_type: sql_type.clone(), parses_text: false, inferred: None, owner }
             }
             None if max_columns < usize::MAX && self.existing.len() + self.added >= MAX_TABLE_COLUMNS => return None,
             None if self.columns.len() >= max_columns => return None,
             None => {
                 self.added += 1;
-                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, inferred: None }
+                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, inferred: None, owner }
             }
         };
         self.columns.push(column);

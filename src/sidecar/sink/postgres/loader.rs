@@ -223,7 +223,9 @@ impl TableLoader {
         staging.record_dropped();
         // The key of the target may be a new one.
         let (schema, name) = (target.schema.clone(), target.name.clone());
+        let owner = target.owner.take();
         *target = session.transaction(|client| Table::inspect(client, &schema, &name))?.0;
+        target.owner = owner;
         self.mode = None;
         Ok(counts)
     }

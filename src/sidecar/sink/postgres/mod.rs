@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `config` | the fields of `destinationConfig` |
 //! | `names`, `types`, `inference`, `number`, `time`, `json` | names, types and values of columns |
+//! | `ownership`, `table_names`, `column_names` | which stream has which table, and which field which column |
 //! | `fields`, `layout` | which field maps to which column |
 //! | `row`, `value`, `changes`, `reformat`, `copy` | rows in COPY's binary format |
 //! | `session`, `table`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
@@ -16,7 +17,7 @@
 //! * The type of an existing column changes only with a replacement of all rows, if nothing depends on it. A value that does not fit is null in its column and stored in
 //!   `_unmapped_data`; a number that a floating-point column rounds is stored exactly there as well. So are values beyond
 //!   the limits of a table: a row must fit into a page of 8 KiB, and a table has at most 1600 columns.
-//! * Two fields or streams with equal cleaned names do not share a column or table: the later one gets a suffix.
+//! * Two fields or streams with equal cleaned names do not share a column or table: one of them gets a suffix.
 //! * A row without a value for a field of its key fails its stream: it could be neither merged nor kept unique.
 //! * A replacement of a stream with a key keeps one row of each key, like a merge.
 //! * The cursor also decides against existing rows: an older row never overwrites a newer one, of equal cursors the later
@@ -26,6 +27,7 @@
 //! * A primary key named `jitsu_pk_…` on columns other than the stream's is dropped, because it could reject rows.
 
 mod changes;
+mod column_names;
 mod config;
 mod copy;
 mod fields;
@@ -36,6 +38,7 @@ mod layout;
 mod loader;
 pub(super) mod names;
 mod number;
+mod ownership;
 mod prepare;
 mod reformat;
 mod resources;
@@ -44,6 +47,7 @@ mod session;
 mod staged_rows;
 mod stream;
 mod table;
+mod table_names;
 #[cfg(test)]
 mod tests;
 mod text_habits;
@@ -52,23 +56,22 @@ mod type_dependencies;
 pub(super) mod types;
 mod value;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use config::Settings;
-use names::Kind;
 use resources::Resources;
 use serde_json::Value;
 use session::{Session, SessionConfig};
 use stream::Stream;
+use table_names::TableNames;
 
 use super::{
     BACKOFF, Committed, Connect, FIRST_RETRY_TIMEOUT, NO_SERVER_RETRY_TIMEOUT, Sink, SinkError, StreamIndex,
     StreamSpec, Warning,
 };
-use crate::airbyte::message::{Record, StreamName};
-use crate::failure::Failure;
+use crate::airbyte::message::Record;
+use crate::failure::{Class, Failure};
 use crate::task::{LoadCounts, Task};
 
 /// How long to retry while the server is unreachable: longer than a restart or a failover takes.
@@ -96,8 +99,7 @@ pub struct PostgresSink {
     resources: Resources,
     streams: Vec<Stream>,
     default_schema: String,
-    /// The stream of each table, by schema and name.
-    tables: HashMap<(String, String), StreamName>,
+    tables: TableNames,
     /// Memory of the chunks of all streams, in bytes.
     buffered_bytes: usize,
 }
@@ -121,26 +123,22 @@ impl PostgresSink {
             resources: Resources::new(config, session)?,
             streams: Vec::new(),
             default_schema: settings.default_schema.clone(),
-            tables: HashMap::new(),
+            tables: TableNames::default(),
             buffered_bytes: 0,
         })
     }
 
-    /// The schema and table of a stream; the name gets a suffix if another stream has the table.
-    fn table_of(&mut self, spec: &StreamSpec) -> (String, String) {
-        let schema = match &spec.schema {
-            Some(schema) => names::clean(schema, Kind::Schema, spec.to_same_case),
-            None => self.default_schema.clone(),
-        };
-        let mut table = names::clean(&spec.table, Kind::Table, spec.to_same_case);
-        let owner = self.tables.get(&(schema.clone(), table.clone()));
-        if owner.is_some_and(|owner| *owner != spec.name) {
-            table = names::suffixed(&table, &spec.name.key());
-            let text = format!("another stream has the table of this name: stream {:?} gets a suffix", spec.name.key());
+    /// Assigns tables to these streams.
+    fn assign(&mut self, specs: &[StreamSpec]) -> Result<(), SinkError> {
+        let mut session = self.resources.acquire_session("tables of the streams");
+        let (names, default_schema) = (&mut self.tables, &self.default_schema);
+        let assigned = session.transaction(|client| names.assign(client, specs, default_schema));
+        let assigned = assigned.map_err(|error| session.sink_error(&error));
+        self.resources.release_session(Some(session));
+        for ((schema, table), text) in self.tables.warnings() {
             self.resources.config.warnings.add(&stream::subject(&schema, &table), &text);
         }
-        self.tables.insert((schema.clone(), table.clone()), spec.name.clone());
-        (schema, table)
+        assigned
     }
 
     fn stream(&mut self, index: StreamIndex) -> Result<(&mut Stream, &mut Resources), SinkError> {
@@ -160,8 +158,18 @@ impl PostgresSink {
 }
 
 impl Sink for PostgresSink {
+    fn assign_tables(&mut self, streams: &[StreamSpec]) -> Result<(), Failure> {
+        self.assign(streams).map_err(|error| Failure::new(Class::DestinationFailed, error.text))
+    }
+
     fn open(&mut self, spec: StreamSpec) -> Result<StreamIndex, SinkError> {
-        let (schema, table) = self.table_of(&spec);
+        let mut assigned = self.tables.of_stream(&spec, &self.default_schema);
+        if assigned.is_none() {
+            self.assign(std::slice::from_ref(&spec))?;
+            assigned = self.tables.of_stream(&spec, &self.default_schema);
+        }
+        let no_table = || SinkError::permanent(format!("stream {:?} has no table", spec.name.key()));
+        let (schema, table) = assigned.ok_or_else(no_table)?;
         self.streams.push(Stream::new(spec, schema, table));
         Ok(self.streams.len() - 1)
     }

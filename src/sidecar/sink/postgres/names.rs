@@ -1,5 +1,7 @@
 //! Identifiers: the names of streams and fields converted to names of schemas, tables and columns.
 
+use std::fmt::Write as _;
+
 use md5::{Digest, Md5};
 
 pub use crate::db::text::quote_ident as quote;
@@ -93,6 +95,21 @@ pub fn truncate(name: &mut String, bytes: usize) {
         let end = (0..=bytes).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0);
         name.truncate(end);
     }
+}
+
+/// Escapes the characters of a JSON document that are not printable ASCII.
+pub fn ascii_json(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == ' ' || c.is_ascii_graphic() {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(text, "\\u{unit:04x}").expect("a String accepts any text");
+            }
+        }
+    }
+    text
 }
 
 fn md5_hex(text: &str) -> String {

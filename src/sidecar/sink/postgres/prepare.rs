@@ -5,6 +5,7 @@ use postgres::Client;
 
 use super::generation::{self, Checkpoint, PartialGeneration, ResumedGeneration};
 use super::layout::{Column, ExistingColumn, Layout, MergeKey};
+use super::ownership::TableOwner;
 use super::session::{Session, SessionError};
 use super::staged_rows::StagedRows;
 use super::table::Table;
@@ -96,7 +97,11 @@ impl StreamTable<'_> {
         }
         if let Some(ResumedGeneration { columns, .. }) = &mut resumed {
             // Rows are loaded into the generation table: if both tables have a column, its type there counts.
-            existing.retain(|column| !columns.iter().any(|other| other.name == column.name));
+            for column in &mut *columns {
+                let target = existing.iter().position(|other| other.name == column.name);
+                let target = target.map(|at| existing.swap_remove(at));
+                column.owner = column.owner.take().or(target.and_then(|target| target.owner));
+            }
             existing.append(columns);
         }
         let layout = Layout::new(self.spec, existing);
@@ -136,7 +141,13 @@ impl StreamTable<'_> {
     ) -> Result<(Table, Vec<ExistingColumn>, Option<PartialGeneration>), SessionError> {
         let mut orphans = Vec::new();
         let inspected = session.transaction(|client| {
-            let (target, mut existing) = Table::inspect(client, self.schema, self.table)?;
+            let (mut target, mut existing) = Table::inspect(client, self.schema, self.table)?;
+            let owner = TableOwner::of(self.spec);
+            if let Some(other) = target.marked_owner().filter(|other| **other != owner) {
+                let stream = other.stream().key();
+                return Err(SessionError::permanent(format!("the table now belongs to stream {stream:?}")));
+            }
+            target.owner = Some(owner);
             if target.exists() && self.replaces_rows() {
                 type_dependencies::mark_columns(client, &target, &mut existing)?;
             } else if target.exists() {
@@ -216,8 +227,8 @@ fn drop_stale_key(session: &mut Session, target: &Table) -> Result<(), SessionEr
 
 /// The columns that rows can be loaded into: all of them in a staging table.
 pub fn loadable_columns(existing: Vec<ExistingColumn>) -> Vec<Column> {
-    let column = |ExistingColumn { name, kind, sql_type, .. }| {
-        Some(Column { name, kind: kind?, sql_type, parses_text: false, inferred: None })
+    let column = |ExistingColumn { name, kind, sql_type, owner, .. }| {
+        Some(Column { name, kind: kind?, sql_type, parses_text: false, inferred: None, owner })
     };
     existing.into_iter().filter_map(column).collect()
 }

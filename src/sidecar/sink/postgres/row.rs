@@ -138,6 +138,7 @@ impl Encoder {
             self.layout.unmapped_or_add();
         }
         chunk.widen(self.layout.columns.len());
+        self.layout.seal();
     }
 
     /// Changes the types of inferred columns that the current row does not fit, and converts the rows of the chunk.

@@ -1,10 +1,11 @@
 //! One stream of the sink: encodes its rows into chunks, and implements commit, finish and abort for each write mode.
 
+use std::collections::HashMap;
 use std::sync::mpsc::Receiver;
 
 use super::copy::Chunk;
 use super::generation::{self, Checkpoint};
-use super::layout::MergeKey;
+use super::layout::{Column, MergeKey};
 use super::loader::{JobResult, LoadMode, TableLoader, loader_thread_ended};
 use super::names::qualified;
 use super::prepare::{CommitPlan, PreparedStream, StreamTable, TargetUpdate, loadable_columns};
@@ -359,13 +360,18 @@ impl ActiveStream {
         self.flush(resources)?;
         let (merge_key, drop_obsolete) = (self.merge_key(), std::mem::take(&mut self.plan.drop_obsolete));
         let loader = self.loader(resources)?;
-        let (table, target, columns, session) = loader.parts()?;
-        let mut columns = columns.to_vec();
+        let (table, target, known, session) = loader.parts()?;
+        let mut columns = known.to_vec();
         if table.exists() {
             // Earlier runs may have added columns that this one does not know.
             let (_, existing) =
                 session.transaction(|client| Table::inspect_staging(client, &table.schema, &table.name))?;
             columns = loadable_columns(existing);
+            let mut known: HashMap<String, Column> =
+                known.iter().map(|column| (column.name.clone(), column.clone())).collect();
+            for column in &mut columns {
+                column.owner = known.remove(&column.name).map_or(column.owner.take(), |known| known.owner);
+            }
         }
         let rows = StagedRows::new(table, &columns, &merge_key);
         let counts = match minimum {

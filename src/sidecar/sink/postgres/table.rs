@@ -8,6 +8,7 @@ use postgres::Client;
 
 use super::layout::{Column, ExistingColumn, SEQUENCE};
 use super::names::{self, qualified, quote, quoted_list};
+use super::ownership::{ColumnOwner, MARKS, Marks, TableOwner};
 use super::session::{Session, SessionError};
 use super::types::ColumnType;
 
@@ -64,6 +65,9 @@ pub struct Table {
     sequenced: bool,
     /// Its comment says that this program has created it.
     is_own: bool,
+    /// The stream that it gets marks of: not with a staging table.
+    pub owner: Option<TableOwner>,
+    marks: Marks,
 }
 
 impl Table {
@@ -77,7 +81,14 @@ impl Table {
             key_failed: false,
             sequenced: false,
             is_own: false,
+            owner: None,
+            marks: Marks::default(),
         }
+    }
+
+    /// The stream that its marks name.
+    pub fn marked_owner(&self) -> Option<&TableOwner> {
+        self.marks.table.as_ref()
     }
 
     /// Whether this program has created it.
@@ -89,8 +100,10 @@ impl Table {
     pub fn inspect(client: &mut Client, schema: &str, name: &str) -> Result<(Self, Vec<ExistingColumn>), SessionError> {
         let schema_exists = client.query_opt("SELECT 1 FROM pg_namespace WHERE nspname = $1", &[&schema])?.is_some();
         let found = client.query_opt(
-            "SELECT c.oid, c.relkind::text, obj_description(c.oid, 'pg_class') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname = $1 AND c.relname = $2",
+            &format!(
+                "SELECT c.oid, c.relkind::text, obj_description(c.oid, 'pg_class'), {MARKS}
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2"
+            ),
             &[&schema, &name],
         )?;
         let existence = match (&found, schema_exists) {
@@ -105,7 +118,11 @@ impl Table {
             return Err(SessionError::permanent("a relation of this name exists and is not a table"));
         }
         table.is_own = found.get::<_, Option<String>>(2).is_some_and(|comment| comment.starts_with(OWN_COMMENT));
-        let columns = existing_columns(client, oid)?;
+        table.marks = Marks::parse(found.get(3));
+        let mut columns = existing_columns(client, oid)?;
+        for column in &mut columns {
+            column.owner = table.marks.columns.get(&column.name).cloned();
+        }
         table.columns = columns.iter().map(|column| (column.name.clone(), column.sql_type.clone())).collect();
         table.keys = unique_keys(client, oid)?;
         Ok((table, columns))
@@ -175,8 +192,18 @@ impl Table {
         Ok(client.query_one(&query, &[])?.get(0))
     }
 
-    /// The statements that create the table or add missing columns; `None` if it has all of them.
+    /// The statements that create the table, or add missing columns and marks; `None` if it has all of them.
     pub fn create_or_widen(&self, columns: &[Column]) -> Option<String> {
+        let (statements, marks) = (self.create_or_add(columns), self.add_marks(columns));
+        if statements.is_none() { marks } else { Some(statements.into_iter().chain(marks).collect()) }
+    }
+
+    fn add_marks(&self, columns: &[Column]) -> Option<String> {
+        let (owner, columns) = (self.owner.as_ref()?, owned_columns(columns));
+        self.marks.lacks(&columns).then(|| self.marks.add(&self.schema, &self.name, owner, &columns))
+    }
+
+    fn create_or_add(&self, columns: &[Column]) -> Option<String> {
         let missing = columns.iter().filter(|column| !self.columns.contains_key(&column.name));
         let definitions = missing.map(|column| format!("{} {}", quote(&column.name), column.sql_type));
         if self.exists() {
@@ -217,6 +244,9 @@ impl Table {
     /// Records that the statements of [`create_or_widen`](Self::create_or_widen) were committed.
     pub fn record_columns(&mut self, columns: &[Column]) {
         self.existence = Existence::Exists;
+        if let Some(owner) = &self.owner {
+            self.marks.record(owner, &owned_columns(columns));
+        }
         self.columns.extend(columns.iter().map(|column| (column.name.clone(), column.sql_type.clone())));
     }
 
@@ -336,6 +366,11 @@ impl Table {
     }
 }
 
+/// The columns whose owners are known.
+fn owned_columns(columns: &[Column]) -> Vec<(&str, &ColumnOwner)> {
+    columns.iter().filter_map(|column| Some((column.name.as_str(), column.owner.as_ref()?))).collect()
+}
+
 /// The shorter one of a type's two names.
 fn short_name(kind: &str) -> &str {
     if kind == "timestamp with time zone" { "timestamptz" } else { kind }
@@ -357,7 +392,14 @@ fn existing_columns(client: &mut Client, table: u32) -> Result<Vec<ExistingColum
     )?;
     let columns = rows.iter().map(|row| {
         let kind = ColumnType::of_catalog(row.get(1), row.get(2)).filter(|_| row.get(4));
-        ExistingColumn { name: row.get(0), kind, sql_type: row.get(3), is_replaceable: false, kept_because: None }
+        ExistingColumn {
+            name: row.get(0),
+            kind,
+            sql_type: row.get(3),
+            is_replaceable: false,
+            kept_because: None,
+            owner: None,
+        }
     });
     Ok(columns.collect())
 }

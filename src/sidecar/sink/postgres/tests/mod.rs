@@ -14,6 +14,8 @@ mod limits;
 mod locks;
 mod modes;
 mod names;
+mod owned_columns;
+mod owned_tables;
 mod reformatted;
 mod replaced_types;
 mod support;

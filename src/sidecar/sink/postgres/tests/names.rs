@@ -47,8 +47,8 @@ fn column_names_are_cleaned() {
             declared: r#"{"ctid":{"type":"integer"},"ctid_":{"type":"integer"}}"#,
             rows: &[r#"{"ctid":1,"ctid_":2,"xmin":"x","tableoid":3,"CTID":4,"oid":5}"#],
             columns: &[
+                "ctid__ead0016f bigint",
                 "ctid_ bigint",
-                "ctid__92ee38c9 bigint",
                 "xmin_ text",
                 "tableoid_ bigint",
                 "CTID bigint",
@@ -75,9 +75,10 @@ fn long_names_are_truncated_and_stay_distinct() {
     let names: Vec<String> = db.columns("t").iter().map(|column| column.replace("|bigint", "")).collect();
     assert_eq!(db.rows("SELECT * FROM t"), ["1|2|3|4|5|6"]);
     assert!(names.iter().all(|name| name.len() <= 63), "{names:?}");
-    assert_eq!((names[0].as_str(), names[3].as_str()), (ascii.as_str(), wide.as_str()));
+    // The name that is not truncated.
+    assert_eq!((names[2].as_str(), names[3].as_str()), (ascii.as_str(), wide.as_str()));
     assert_eq!(names[5], format!("{wide}z"));
-    for (at, beginning) in [(1, &ascii[..54]), (2, &ascii[..54]), (4, &wide[..54])] {
+    for (at, beginning) in [(0, &ascii[..54]), (1, &ascii[..54]), (4, &wide[..54])] {
         assert_eq!(names[at].rfind('_'), Some(54), "{names:?}");
         assert!(names[at].starts_with(beginning), "{names:?}");
     }
@@ -110,8 +111,8 @@ fn to_same_case_lowers_names_before_comparing_them() {
     sink.finish(stream).expect("finish");
     assert_eq!(db.tables(), ["t"]);
     let columns = db.columns("t");
-    assert_eq!(columns[..4], ["Id|bigint", "id|bigint", "grösse|text", "new_key|bigint"]);
-    assert!(columns[4].starts_with("new_key_") && columns.len() == 5, "{columns:?}");
+    assert_eq!(columns[..3], ["Id|bigint", "id|bigint", "grösse|text"]);
+    assert!(columns[3].starts_with("new_key_") && columns[4..] == ["new_key|bigint"], "{columns:?}");
     assert_eq!(db.rows("SELECT * FROM t"), ["∅|1|x|2|3"]);
 }
 

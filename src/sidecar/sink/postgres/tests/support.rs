@@ -244,3 +244,34 @@ pub fn write_many(sink: &mut PostgresSink, stream: StreamIndex, ids: std::ops::R
         sink.write(stream, &record(&row)).expect("a row");
     }
 }
+
+/// Gives a stream a way to write rows, for this run.
+pub type WriteWay = fn(StreamSpec, i64) -> StreamSpec;
+
+/// All ways in which rows get into a table.
+pub const WRITE_WAYS: [(&str, WriteWay); 7] = [
+    ("append", |spec, _| StreamSpec { mode: WriteMode::Append, ..spec }),
+    ("append_dedup", |spec, _| StreamSpec { mode: WriteMode::Merge, ..spec }),
+    ("overwrite", |spec, _| StreamSpec { mode: WriteMode::Replace, primary_key: Vec::new(), ..spec }),
+    ("overwrite_dedup", |spec, _| StreamSpec { mode: WriteMode::Replace, ..spec }),
+    ("replaced at the first commit", |spec, _| StreamSpec {
+        mode: WriteMode::Merge,
+        replaces_at_first_commit: true,
+        ..spec
+    }),
+    ("generations, read whole", |spec, run| StreamSpec {
+        mode: WriteMode::Append,
+        generation: Generation { id: run, minimum: run, resumable: false, resumes: false },
+        ..spec
+    }),
+    ("generations, resumable", |spec, run| StreamSpec {
+        mode: WriteMode::Merge,
+        generation: Generation { id: run, minimum: run, resumable: true, resumes: false },
+        ..spec
+    }),
+];
+
+/// The ways for the `n`-th case of a table: all for the first one, else one of them.
+pub fn write_ways_of_case(n: usize) -> &'static [(&'static str, WriteWay)] {
+    if n == 0 { &WRITE_WAYS } else { std::slice::from_ref(&WRITE_WAYS[n % WRITE_WAYS.len()]) }
+}
