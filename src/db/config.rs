@@ -1,7 +1,10 @@
-//! `source_config`: configurations that connectors have updated during a read, one per sync.
+//! `source_config`: configurations that connectors have renewed, one per package and configuration of a caller.
 //!
-//! Only syncctl uses this table, so it is in the own schema. A row replaces the configuration of the caller as long as the
-//! caller sends the one from which it was made.
+//! Only syncctl uses this table, so it is in the own schema. A row replaces the configuration of all callers that send the
+//! one from which it was made.
+//!
+//! Earlier versions kept one row per sync: the key is still named `sync_id`, and their rows are used until a newer one
+//! replaces them.
 //!
 //! Earlier versions created it beside the tables of the contract. From there its rows are moved; where that fails, that
 //! table stays in use.
@@ -23,38 +26,39 @@ pub struct StoredConfig {
 }
 
 impl Db {
-    /// The connector's update of the configuration whose fingerprint is `given`.
-    pub fn stored_config(&self, sync_id: &str, package: &str, given: &str) -> Result<Option<StoredConfig>, DbError> {
-        self.run("read the stored configuration of a sync", |tx| {
+    /// The last renewal of the configuration whose fingerprint is `given`.
+    pub fn stored_config(&self, package: &str, given: &str) -> Result<Option<StoredConfig>, DbError> {
+        self.run("read a renewed configuration", |tx| {
+            let mut last: Option<StoredConfig> = None;
             for table in Table::all(tx)? {
                 let sql = format!(
-                    "SELECT config::text, timestamp FROM {} WHERE sync_id = $1 AND package = $2 AND given = $3{}",
+                    "SELECT config::text, timestamp FROM {} WHERE package = $1 AND given = $2{}
+                     ORDER BY timestamp DESC LIMIT 1",
                     table.name, table.condition
                 );
-                let stored = tx.row(&sql, &[text(&sync_id), text(&package), text(&given)], |row| {
+                let stored = tx.row(&sql, &[text(&package), text(&given)], |row| {
                     Ok(StoredConfig { config: row.try_get(0)?, timestamp: row.try_get(1)? })
                 })?;
-                if stored.is_some() {
-                    return Ok(stored);
-                }
+                last = last.into_iter().chain(stored).max_by_key(|stored| stored.timestamp);
             }
-            Ok(None)
+            Ok(last)
         })
     }
 
-    /// Stores the connector's update of the configuration whose fingerprint is `given`. False without a table for it.
-    pub fn save_config(&self, sync_id: &str, package: &str, given: &str, config: &str) -> Result<bool, DbError> {
+    /// Stores a renewal of the configuration whose fingerprint is `given`. False without a table for it.
+    pub fn save_config(&self, package: &str, given: &str, config: &str) -> Result<bool, DbError> {
         let config = clean_json(config);
-        self.run("store the configuration of a sync", |tx| {
+        let id = format!("{package} {given}");
+        self.run("store a renewed configuration", |tx| {
             let Some(table) = Table::all(tx)?.into_iter().next() else { return Ok(false) };
-            let Table { name, key, values, .. } = table;
+            let Table { name, key, values, condition } = table;
             let sql = format!(
-                "INSERT INTO {name} ({key}, package, given, config, timestamp)
-                 VALUES ({values}$1, $2, $3, $4::text::jsonb, CURRENT_TIMESTAMP)
-                 ON CONFLICT ({key}) DO UPDATE SET package = excluded.package, given = excluded.given,
-                   config = excluded.config, timestamp = excluded.timestamp"
+                "WITH replaced AS (DELETE FROM {name} WHERE package = $2 AND given = $3 AND sync_id <> $1{condition})
+                 INSERT INTO {name} ({key}, package, given, config, timestamp)
+                 VALUES ({values}$1, $2, $3, $4::text::jsonb, clock_timestamp())
+                 ON CONFLICT ({key}) DO UPDATE SET config = excluded.config, timestamp = excluded.timestamp"
             );
-            tx.execute(&sql, &[text(&sync_id), text(&package), text(&given), text(&config)])?;
+            tx.execute(&sql, &[text(&id), text(&package), text(&given), text(&config)])?;
             Ok(true)
         })
     }

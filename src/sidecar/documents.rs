@@ -1,4 +1,4 @@
-//! The task's documents, which only the sidecar mounts, and the configuration that a connector has renewed.
+//! The task's documents, which only the sidecar mounts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read};
@@ -6,9 +6,7 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-use super::log::{Level, TaskLog};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::state;
 use crate::db::Db;
@@ -125,7 +123,8 @@ impl Documents {
         self.changed.iter().filter_map(|name| Some((*name, self.get(name)?)))
     }
 
-    fn change(&mut self, name: &'static str, content: String) {
+    /// Replaces a document for the connector.
+    pub fn change(&mut self, name: &'static str, content: String) {
         self.files.insert(name.to_owned(), content);
         self.changed.insert(name);
     }
@@ -193,69 +192,9 @@ fn stream_names(catalog: Option<&Value>) -> Vec<String> {
     texts.flatten().map(str::to_owned).collect()
 }
 
-/// The connector's configuration as the connector renews it: a single-use refresh token makes the configuration that the
-/// caller sends worthless after the first run.
-///
-/// A renewed configuration is used as long as the caller sends the one that it replaced. A caller that changes anything
-/// takes precedence.
-pub struct StoredConfig<'a> {
-    db: &'a Db,
-    task: &'a Task,
-    /// Identifies the configuration that the caller sent.
-    fingerprint: String,
-}
-
-impl<'a> StoredConfig<'a> {
-    /// Replaces the caller's configuration with the renewed one, if there is one.
-    pub fn restore(db: &'a Db, task: &'a Task, documents: &mut Documents, log: &TaskLog) -> Result<Self, Failure> {
-        let fingerprint = fingerprint(documents.get(CONFIG).unwrap_or_default());
-        if let Some(stored) = db.stored_config(&task.sync_id, &task.image.package, &fingerprint)? {
-            if let Ok(config) = serde_json::from_str::<Value>(&stored.config) {
-                log.mask_config(&config);
-            }
-            documents.change(CONFIG, stored.config);
-            let text = format!("using the configuration that the connector renewed at {}", stored.timestamp);
-            log.write(Level::Info, "syncctl", &text);
-        }
-        Ok(Self { db, task, fingerprint })
-    }
-
-    /// Stores a configuration that the connector asks to persist.
-    pub fn save(&self, config: &str, log: &TaskLog) -> Result<(), Failure> {
-        let Ok(value @ Value::Object(_)) = serde_json::from_str(config) else {
-            log.write(Level::Warn, "syncctl", "ignoring a renewed configuration that is not a JSON object");
-            return Ok(());
-        };
-        log.mask_config(&value);
-        let saved = self.db.save_config(&self.task.sync_id, &self.task.image.package, &self.fingerprint, config)?;
-        let (level, text) = if saved {
-            (Level::Info, "stored the configuration that the connector renewed, for the next run of this sync")
-        } else {
-            (
-                Level::Warn,
-                "cannot store the configuration that the connector renewed: there is no schema for it (SYNCCTL_OWN_SCHEMA)",
-            )
-        };
-        log.write(level, "syncctl", text);
-        Ok(())
-    }
-}
-
-/// A hash that ignores whitespace and the order of keys.
-fn fingerprint(document: &str) -> String {
-    let canonical = match serde_json::from_str::<Value>(document) {
-        Ok(mut value) => {
-            value.sort_all_objects();
-            value.to_string()
-        }
-        Err(_) => document.to_owned(),
-    };
-    hex::encode(Sha256::digest(canonical))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{CATALOG, CONFIG, DESTINATION, Documents, STATE, fingerprint};
+    use super::{CATALOG, CONFIG, DESTINATION, Documents, STATE};
     use flate2::Compression;
     use flate2::write::GzEncoder;
     use std::io::Write;
@@ -326,12 +265,5 @@ mod tests {
             let changed: Vec<_> = documents.changed_for_connector().map(|(_, content)| content.to_owned()).collect();
             assert_eq!(changed, Vec::from_iter(expected), "{label}");
         }
-    }
-
-    #[test]
-    fn fingerprints_ignore_whitespace_and_key_order() {
-        let one = fingerprint(r#"{"a": {"x": 1, "y": [{"p": 1, "q": 2}]}, "b": "t"}"#);
-        assert_eq!(one, fingerprint(r#"{"b":"t","a":{"y":[{"q":2,"p":1}],"x":1}}"#));
-        assert_ne!(one, fingerprint(r#"{"b":"t","a":{"y":[{"q":2,"p":1}],"x":2}}"#));
     }
 }

@@ -13,6 +13,7 @@ mod result;
 mod saved_states;
 pub mod sink;
 mod source;
+mod stored_config;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -24,11 +25,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use documents::{CONFIG, Documents, StoredConfig};
+use documents::{CONFIG, Documents};
 use log::TaskLog;
 use read::Read;
 use serde_json::{Value, json};
 use source::{Pipes, Source, Stop, Stopped};
+use stored_config::StoredConfig;
 use url::Url;
 
 pub use self::source::Settings as SourceSettings;
@@ -77,23 +79,29 @@ impl Sidecar {
         let on_term = if self.contract.is_some() { Stopped::Terminated } else { Stopped::Cancelled };
         let stop = Stop::new(terminated, on_term, self.task.timeout);
         let (exit, db, log);
-        if self.task.kind == TaskKind::Read {
-            // The database first: it may hold a renewed configuration for the connector.
-            (db, log) = self.connect(&documents)?;
-            if self.contract.is_none() {
-                documents.filter_state(self.task.options.full_sync);
-            }
-            documents.add_global_state(&db, &self.task)?;
-            let stored_config = StoredConfig::restore(&db, &self.task, &mut documents, &log)?;
-            let source = Source::start(Pipes::create(&self.source, &documents)?, &log, stop);
-            let read =
-                Read { task: &self.task, limits: self.commit, stored_config: &stored_config, db: &db, log: &log };
-            exit = read.run(source, &documents);
-        } else {
+        if self.task.kind == TaskKind::Spec {
             // The pipes first: the connector starts while the sidecar connects.
             let pipes = Pipes::create(&self.source, &documents)?;
             (db, log) = self.connect(&documents)?;
-            exit = result::run(&self.task, Source::start(pipes, &log, stop), &db, &log);
+            exit = result::run(&self.task, Source::start(pipes, &log, stop), None, &db, &log);
+        } else {
+            // The database first: it may hold a renewed configuration for the connector.
+            (db, log) = self.connect(&documents)?;
+            if self.task.kind == TaskKind::Read {
+                if self.contract.is_none() {
+                    documents.filter_state(self.task.options.full_sync);
+                }
+                documents.add_global_state(&db, &self.task)?;
+            }
+            let stored_config = StoredConfig::restore(&db, &self.task, &mut documents, &log)?;
+            let source = Source::start(Pipes::create(&self.source, &documents)?, &log, stop);
+            exit = if self.task.kind == TaskKind::Read {
+                let read =
+                    Read { task: &self.task, limits: self.commit, stored_config: &stored_config, db: &db, log: &log };
+                read.run(source, &documents)
+            } else {
+                result::run(&self.task, source, Some(&stored_config), &db, &log)
+            };
         }
         log.finish();
         // Our own controller reads the outcome.

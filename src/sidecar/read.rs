@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::documents::{CATALOG, DESTINATION, Documents, STATE, StoredConfig};
+use super::documents::{CATALOG, DESTINATION, Documents, STATE};
 use super::log::{Level, TaskLog};
 use super::progress::ProgressReporter;
 use super::saved_states::SavedStates;
 use super::sink::Destination;
 use super::source::{Input, Source, Stopped};
+use super::stored_config::StoredConfig;
 use super::streams::{CommitLimits, Storable, Streams, stream_specs};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::{Message, StreamName};

@@ -1,12 +1,18 @@
 //! spec, check and discover: the first result message decides, and is stored in its table.
 
+use std::time::{Duration, Instant};
+
 use super::log::{Level, TaskLog};
 use super::source::{Input, Source, Stopped};
+use super::stored_config::StoredConfig;
 use crate::airbyte::message::Message;
 use crate::contract::SidecarExit;
 use crate::db::{Db, Finding, Writer};
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{Task, TaskKind};
+
+/// How long to wait for the end of a connector that has written its result and may renew its configuration afterwards.
+const LAST_MESSAGES: Duration = Duration::from_millis(500);
 
 /// What the connector was run for.
 enum Output {
@@ -16,8 +22,14 @@ enum Output {
     Status { succeeded: bool, message: Option<String> },
 }
 
-/// Waits for the result and stores it, or the failure.
-pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<SidecarExit, Failure> {
+/// Waits for the result and stores it, or the failure. Stores a configuration that the connector renews; a spec has none.
+pub fn run(
+    task: &Task,
+    mut source: Source,
+    stored_config: Option<&StoredConfig<'_>>,
+    db: &Db,
+    log: &TaskLog,
+) -> Result<SidecarExit, Failure> {
     let mut reported = None;
     let output = loop {
         match source.next()? {
@@ -33,15 +45,9 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
                 reported.get_or_insert(text);
             }
             Input::Message(Message::ControlConfig(config)) => {
-                if let Ok(config) = serde_json::from_str(&config) {
-                    log.mask_config(&config);
+                if let Some(stored_config) = stored_config {
+                    stored_config.save(&config, log)?;
                 }
-                let text = format!(
-                    "the connector has renewed its configuration, which only a read stores: after {} a single-use token \
-                     must be replaced",
-                    task.kind
-                );
-                log.write(Level::Warn, "syncctl", &text);
             }
             Input::TooLong(head, length) => {
                 let text = format!("dropped a line of {length} bytes that begins with: {head}");
@@ -70,12 +76,28 @@ pub fn run(task: &Task, mut source: Source, db: &Db, log: &TaskLog) -> Result<Si
     };
     match output {
         Ok(output) => {
+            if let Some(stored_config) = stored_config {
+                save_last_config(&mut source, stored_config, log)?;
+            }
             store(task, db, log, output)?;
             log.write_total(&format!("{}: result stored", task.kind));
             Ok(SidecarExit::Finished)
         }
         Err(failure) => store_failure(task, db, log, &failure, Writer::Sidecar).map(|()| SidecarExit::Failed),
     }
+}
+
+/// Stores a configuration that the connector renews after it has written its result.
+fn save_last_config(source: &mut Source, stored_config: &StoredConfig<'_>, log: &TaskLog) -> Result<(), Failure> {
+    let deadline = Instant::now() + LAST_MESSAGES;
+    while Instant::now() < deadline {
+        match source.next()? {
+            Input::Message(Message::ControlConfig(config)) => stored_config.save(&config, log)?,
+            Input::Message(_) | Input::TooLong(..) | Input::Idle => {}
+            Input::Exited(_) | Input::Closed | Input::Killed | Input::Stopped(_) => break,
+        }
+    }
+    Ok(())
 }
 
 fn store(task: &Task, db: &Db, log: &TaskLog, output: Output) -> Result<(), Failure> {

@@ -3,20 +3,37 @@
 use super::support::Schema;
 
 #[test]
-fn a_stored_config_belongs_to_sync_package_and_given_config() {
+fn a_stored_config_belongs_to_package_and_given_config() {
     let schema = Schema::new();
     let db = schema.ready();
-    let stored = |sync: &str, package: &str, given: &str| {
-        db.stored_config(sync, package, given).expect("readable").map(|stored| stored.config)
-    };
-    assert_eq!(stored("s", "p", "a"), None);
-    assert!(db.save_config("s", "p", "a", r#"{"token": "one\u0000"}"#).expect("writable"));
-    assert!(db.save_config("other", "p", "a", r#"{"token": "theirs"}"#).expect("writable"));
-    assert_eq!(stored("s", "p", "a").as_deref(), Some(r#"{"token": "one"}"#));
-    assert_eq!((stored("s", "p", "b"), stored("s", "q", "a")), (None, None));
-    assert!(db.save_config("s", "p", "b", r#"{"n": 9007199254740993}"#).expect("writable"));
-    assert_eq!(stored("s", "p", "a"), None, "the caller has sent another configuration");
-    assert_eq!(stored("s", "p", "b").as_deref(), Some(r#"{"n": 9007199254740993}"#));
+    let stored =
+        |package: &str, given: &str| db.stored_config(package, given).expect("readable").map(|stored| stored.config);
+    assert_eq!(stored("p", "a"), None);
+    assert!(db.save_config("p", "a", r#"{"token": "one\u0000"}"#).expect("writable"));
+    assert_eq!(stored("p", "a").as_deref(), Some(r#"{"token": "one"}"#));
+    assert_eq!((stored("p", "b"), stored("q", "a")), (None, None));
+    assert!(db.save_config("p", "b", r#"{"n": 9007199254740993}"#).expect("writable"));
+    assert!(db.save_config("p", "a", r#"{"token": "two"}"#).expect("writable"));
+    assert_eq!(stored("p", "a").as_deref(), Some(r#"{"token": "two"}"#), "the last renewal");
+    assert_eq!(stored("p", "b").as_deref(), Some(r#"{"n": 9007199254740993}"#), "of another configuration");
+}
+
+#[test]
+fn the_last_of_the_rows_of_earlier_versions_counts_until_it_is_replaced() {
+    let mut schema = Schema::new();
+    let db = schema.ready();
+    let own = schema.own();
+    schema.sql(&format!(
+        r#"INSERT INTO {own}.source_config (results_schema, sync_id, package, given, config, timestamp) VALUES
+           (current_schema(), 'one', 'p', 'g', '{{"n": 1}}', now() - interval '2 days'),
+           (current_schema(), 'two', 'p', 'g', '{{"n": 2}}', now() - interval '1 day'),
+           (current_schema(), 'three', 'p', 'h', '{{"n": 3}}', now())"#
+    ));
+    let stored = |given: &str| db.stored_config("p", given).expect("readable").map(|stored| stored.config);
+    assert_eq!(stored("g").as_deref(), Some(r#"{"n": 2}"#));
+    db.save_config("p", "g", r#"{"n": 4}"#).expect("writable");
+    assert_eq!((stored("g").as_deref(), stored("h").as_deref()), (Some(r#"{"n": 4}"#), Some(r#"{"n": 3}"#)));
+    assert_eq!(schema.value(&format!("SELECT count(*) FROM {own}.source_config")).as_deref(), Some("2"));
 }
 
 #[test]
@@ -24,8 +41,8 @@ fn without_a_table_no_config_is_kept() {
     let mut schema = Schema::new();
     let db = schema.ready();
     schema.sql(&format!("DROP SCHEMA {} CASCADE", schema.own()));
-    assert!(db.stored_config("s", "p", "a").expect("readable").is_none());
-    assert!(!db.save_config("s", "p", "a", "{}").expect("answered"));
+    assert!(db.stored_config("p", "a").expect("readable").is_none());
+    assert!(!db.save_config("p", "a", "{}").expect("answered"));
 }
 
 /// The table that earlier versions created.
@@ -38,17 +55,18 @@ fn configs_of_an_earlier_version_are_moved_to_the_own_schema() {
     let mut schema = Schema::new();
     let db = schema.ready();
     schema.sql(&format!("DROP VIEW source_config; {OLD_TABLE}"));
-    let config = |sync: &str| db.stored_config(sync, "p", "g").expect("readable").map(|stored| stored.config);
-    db.save_config("newer", "p", "g", r#"{"n": 2}"#).expect("writable");
+    let config = |given: &str| db.stored_config("p", given).expect("readable").map(|stored| stored.config);
+    db.save_config("p", "renewed", r#"{"n": 2}"#).expect("writable");
     schema.sql(
         r#"INSERT INTO source_config VALUES ('s', 'p', 'g', '{"n": 1}');
-           INSERT INTO source_config VALUES ('newer', 'p', 'g', '{"n": 1}', now() - interval '1 day')"#,
+           INSERT INTO source_config VALUES ('t', 'p', 'renewed', '{"n": 1}', now() - interval '1 day')"#,
     );
-    assert_eq!(config("s").as_deref(), Some(r#"{"n": 1}"#), "before it is moved");
+    assert_eq!(config("g").as_deref(), Some(r#"{"n": 1}"#), "before it is moved");
+    assert_eq!(config("renewed").as_deref(), Some(r#"{"n": 2}"#), "the newer one of both tables");
     db.ensure_schema().expect("the schema exists");
     assert_eq!(schema.value("SELECT count(*) FROM source_config").as_deref(), Some("0"));
-    assert_eq!(config("s").as_deref(), Some(r#"{"n": 1}"#));
-    assert_eq!(config("newer").as_deref(), Some(r#"{"n": 2}"#));
+    assert_eq!(config("g").as_deref(), Some(r#"{"n": 1}"#));
+    assert_eq!(config("renewed").as_deref(), Some(r#"{"n": 2}"#));
     let key = format!(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = '{}.source_config'::regclass AND contype = 'p'",
         schema.own()
@@ -65,10 +83,10 @@ fn a_view_takes_the_place_of_the_table_of_earlier_versions() {
         crate::db::Options { own_schema: schema.own(), ..other.options(1, std::time::Duration::from_secs(20)) };
     let theirs = crate::db::Db::open(super::support::target(&other.url()), options).expect("the database answers");
     theirs.ensure_schema().expect("it can be created");
-    theirs.save_config("theirs", "p", "g", "{}").expect("writable");
-    db.save_config("s", "p", "g", "{}").expect("writable");
+    theirs.save_config("p", "theirs", "{}").expect("writable");
+    db.save_config("p", "g", "{}").expect("writable");
     schema.sql("CREATE TABLE IF NOT EXISTS source_config (sync_id text)");
-    assert_eq!(schema.value("SELECT string_agg(sync_id, ' ') FROM source_config").as_deref(), Some("s"));
+    assert_eq!(schema.value("SELECT string_agg(sync_id, ', ') FROM source_config").as_deref(), Some("p g"));
     db.ensure_schema().expect("everything exists");
 }
 
@@ -77,8 +95,8 @@ fn a_table_of_an_earlier_version_stays_in_use_where_it_cannot_be_moved() {
     let mut schema = Schema::new();
     let db = schema.ready();
     schema.sql(&format!("DROP SCHEMA {} CASCADE; {OLD_TABLE}", schema.own()));
-    assert!(db.save_config("s", "p", "g", "{}").expect("writable"));
-    assert_eq!(db.stored_config("s", "p", "g").expect("readable").map(|stored| stored.config).as_deref(), Some("{}"));
+    assert!(db.save_config("p", "g", "{}").expect("writable"));
+    assert_eq!(db.stored_config("p", "g").expect("readable").map(|stored| stored.config).as_deref(), Some("{}"));
     assert_eq!(schema.value("SELECT count(*) FROM source_config").as_deref(), Some("1"));
 }
 
@@ -93,8 +111,8 @@ fn the_schema_of_the_results_may_be_the_own_schema() {
         for _ in 0..2 {
             db.ensure_schema().expect("it can be created");
             assert!(db.own_schema().is_some(), "{label}");
-            assert!(db.save_config("s", "p", "g", "{}").expect("writable"), "{label}");
-            assert!(db.stored_config("s", "p", "g").expect("readable").is_some(), "{label}");
+            assert!(db.save_config("p", "g", "{}").expect("writable"), "{label}");
+            assert!(db.stored_config("p", "g").expect("readable").is_some(), "{label}");
         }
         assert_eq!(schema.value("SELECT count(*) FROM source_config").as_deref(), Some("1"), "{label}");
     }

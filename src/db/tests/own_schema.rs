@@ -50,8 +50,8 @@ fn installations_share_the_schema() {
     first.start_task(&task("t"), Some(&mark()), ConcurrencyPolicy::Forbid).expect("writable");
     second.start_task(&task("t"), None, ConcurrencyPolicy::Forbid).expect("writable");
     assert_eq!((request(&first, "t").as_deref(), request(&second, "t")), (Some("f"), None));
-    first.save_config("s", "p", "g", "1").expect("writable");
-    assert!(second.stored_config("s", "p", "g").expect("readable").is_none());
+    first.save_config("p", "g", "1").expect("writable");
+    assert!(second.stored_config("p", "g").expect("readable").is_none());
 }
 
 #[test]

@@ -4,5 +4,6 @@ mod activity;
 mod masking;
 mod outcomes;
 mod record_limit;
+mod renewed_configs;
 mod states;
 mod support;

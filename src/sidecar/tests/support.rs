@@ -82,16 +82,27 @@ impl World {
         catalog: &Value,
         write: impl FnOnce(&mut Connector) -> std::io::Result<()>,
     ) -> StoredTask {
+        let task = task(TaskKind::Read, options);
+        let id = task.task_id.clone();
+        let documents = [("config", &self.config), ("catalog", catalog), ("destinationConfig", destination)];
+        self.run(task, &documents, write);
+        self.db().task(&id).expect("an answer").expect("a row")
+    }
+
+    /// Runs a check or discover, like [`read`](Self::read).
+    pub fn find(&self, kind: TaskKind, write: impl FnOnce(&mut Connector) -> std::io::Result<()>) {
+        self.run(task(kind, ReadOptions::default()), &[("config", &self.config)], write);
+    }
+
+    fn run(&self, task: Task, files: &[(&str, &Value)], write: impl FnOnce(&mut Connector) -> std::io::Result<()>) {
         let folder = tempfile::tempdir().expect("a folder");
         let documents = folder.path().join("secrets");
         std::fs::create_dir(&documents).expect("a folder");
-        for (name, document) in [("config", &self.config), ("catalog", catalog), ("destinationConfig", destination)] {
+        for (name, document) in files {
             let file = File::create(documents.join(format!("{name}.json.gz.000"))).expect("a file");
             let mut packed = GzEncoder::new(file, Compression::fast());
             packed.write_all(document.to_string().as_bytes()).and_then(|()| packed.try_finish()).expect("room");
         }
-        let task = task(options);
-        let id = task.task_id.clone();
         let sidecar = Sidecar {
             task,
             database_url: self.database_url(),
@@ -116,7 +127,6 @@ impl World {
             let _ = write(&mut connector);
             assert_eq!(running.join().expect("no panic"), Ok(SidecarExit::Finished));
         });
-        self.db().task(&id).expect("an answer").expect("a row")
     }
 }
 
@@ -126,9 +136,9 @@ impl Drop for World {
     }
 }
 
-fn task(options: ReadOptions) -> Task {
+fn task(kind: TaskKind, options: ReadOptions) -> Task {
     Task {
-        kind: TaskKind::Read,
+        kind,
         image: Image { package: "test".to_owned(), version: "1".to_owned() },
         connector_type: CONNECTOR_TYPE_AIRBYTE.to_owned(),
         task_id: uuid::Uuid::new_v4().to_string(),
@@ -170,6 +180,12 @@ impl Connector {
         }
         let open = |name| OpenOptions::new().write(true).open(folder.join(name)).expect("a reader");
         Self { folder: folder.to_owned(), pipes: Some(["stderr", "stdout"].map(open)) }
+    }
+
+    /// The configuration that it was given.
+    pub fn config(&self) -> Value {
+        let text = std::fs::read_to_string(self.folder.join("config.json")).expect("a configuration");
+        serde_json::from_str(&text).expect("JSON")
     }
 
     /// Writes lines to stderr.
