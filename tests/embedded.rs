@@ -560,8 +560,10 @@ fn read_without_a_database_loads_next_to_its_results() {
     database.wait_until_stopped();
     let query = "SELECT (SELECT count(*) FROM syncctl.a), (SELECT status FROM syncctl.source_task), (SELECT id FROM a)";
     assert_eq!(database.query(query), "1|SUCCESS|1");
-    let taken = database.read("source_state", false).run();
-    assert!(taken.code(2).stderr.contains("set a prefix for table names"), "{taken}");
+    for own in ["source_state", "source.state"] {
+        let taken = database.read(own, false).run();
+        assert!(taken.code(2).stderr.contains("set a prefix for table names"), "{taken}");
+    }
     database.read("source_state", false).with(&["--table-name-prefix", "my_"]).run().code(0);
     database.wait_until_stopped();
 }

@@ -11,14 +11,15 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::document::{Document, without_values};
-use crate::airbyte::catalog::{ConfiguredCatalog, Stream};
-use crate::airbyte::state;
+use crate::airbyte::catalog::ConfiguredCatalog;
+use crate::airbyte::state::{self, Progress};
 use crate::config::{BulkerSettings, Settings};
-use crate::db::{RequestMark, is_reserved_table};
+use crate::db::{RequestMark, ResultsDatabase, local_server};
 use crate::failure::{Class, Failure};
 use crate::pod::payload::Payload;
 use crate::secret::Secret;
 use crate::sidecar::sink::Destination;
+use crate::sidecar::stream_specs;
 use crate::task::{self, Image, ReadOptions, Task, TaskKind};
 
 /// The default timeout of spec, check and discover: most connectors answer within seconds, large databases take minutes,
@@ -129,10 +130,9 @@ impl Request {
         let mut payload = Payload { config, destination_config, functions_env, ..Payload::default() };
         let mut stored_state = None;
         if let Some((parsed, text)) = parsed_catalog {
-            if payload.destination_config.is_some() && payload.destination_config == settings.warehouse {
-                let checked = check_tables(&parsed, &task.options.table_name_prefix);
-                collect(&mut problems, checked.map_err(|text| catalog.invalid(&text)));
-            }
+            let destination = payload.destination_config.as_deref();
+            let checked = destination.map_or(Ok(()), |config| check_tables(&parsed, &task.options, config, settings));
+            collect(&mut problems, checked.map_err(|text| catalog.invalid(&text)));
             match state {
                 StateSource::Given(state) if !task.options.full_sync => {
                     payload.state = collect(&mut problems, given_state(&state, &parsed)).flatten();
@@ -264,16 +264,21 @@ fn with_bulker(document: Option<String>, settings: &BulkerSettings) -> Option<St
     Some(Value::Object(fields).to_string())
 }
 
-/// Checks that no stream is loaded into one of our own tables.
-fn check_tables(catalog: &ConfiguredCatalog, prefix: &str) -> Result<(), String> {
-    let table = |stream: &Stream| stream.table_name.clone().unwrap_or_else(|| format!("{prefix}{}", stream.name));
-    match catalog.streams.iter().map(|stream| table(&stream.stream)).find(|table| is_reserved_table(table)) {
-        None => Ok(()),
-        Some(table) => Err(format!(
-            "the embedded database stores results of tasks in the table {table:?}: \
-             set a prefix for table names, or another destination"
-        )),
-    }
+/// Checks that no stream is loaded into one of our own tables, as far as the address of the destination tells. The sidecar
+/// recognizes them whatever the address.
+fn check_tables(
+    catalog: &ConfiguredCatalog,
+    options: &ReadOptions,
+    destination: &str,
+    settings: &Settings,
+) -> Result<(), String> {
+    // Other destinations, and an invalid URL, are reported elsewhere.
+    let destination = serde_json::from_str(destination).ok().and_then(|config| Destination::parse(&config).ok());
+    let default_schema = if settings.embedded.is_some() { local_server::SCHEMA } else { "public" };
+    let (url, variable) = (&settings.pod.sidecar_database_url, "SYNCCTL_SIDECAR_DATABASE_URL");
+    let results = ResultsDatabase::new(url, variable, default_schema, settings.own_schema());
+    let (Some(destination), Ok(results)) = (destination, results) else { return Ok(()) };
+    destination.check_tables(&results, stream_specs(catalog, options, &Progress::default()))
 }
 
 #[cfg(test)]

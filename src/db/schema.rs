@@ -5,8 +5,8 @@
 use postgres::types::Type;
 
 use super::error::is_transient;
-use super::own_tables::SOURCE_CONFIG;
 use super::pool::{Attempt, AttemptError, Transaction, text};
+use super::reserved::ReservedTable;
 use super::text::{quote_ident, quote_literal};
 use super::{Db, DbError};
 
@@ -155,8 +155,17 @@ const DUPLICATE: [&str; 4] = ["42P06", "42P07", "42710", "23505"];
 const FORBIDDEN: &str = "42501";
 
 /// Whether a table of this name belongs to the contract.
-pub fn is_reserved_table(name: &str) -> bool {
-    TABLES.iter().any(|table| table.name == name) || name == SOURCE_CONFIG
+pub(super) fn is_contract_table(name: &str) -> bool {
+    TABLES.iter().any(|table| table.name == name)
+}
+
+/// The tables of the contract, without the columns that some versions lack.
+pub(super) fn reserved_tables() -> impl Iterator<Item = ReservedTable> {
+    TABLES.iter().map(|table| {
+        let is_in_all = |column: &&str| !ADDED_COLUMNS.contains(&(table.name, column));
+        let columns = table.columns().map(|column| column.name).filter(is_in_all).collect();
+        ReservedTable { name: table.name, columns, key: table.key.to_vec() }
+    })
 }
 
 impl Db {
@@ -394,7 +403,7 @@ fn ensure_indexes(tx: &mut Transaction<'_>, table: &Table) -> Attempt<()> {
 }
 
 /// The first schema of a search path, where new tables are created. `None` for `"$user"`.
-fn first_schema(path: &str) -> Option<String> {
+pub(super) fn first_schema(path: &str) -> Option<String> {
     let path = path.trim();
     let name = match path.strip_prefix('"') {
         Some(quoted) => {

@@ -126,7 +126,7 @@ impl<'a> Session<'a> {
         let selected = catalog.streams.len();
         read.log.write_progress(&format!("selected streams: {selected}; destination: {}", destination.address()));
         let mut sink = destination.connect(task).map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
-        sink.assign_tables(&stream_specs(&catalog, &task.options, &progress))?;
+        sink.assign_tables(&stream_specs(&catalog, &task.options, &progress).collect::<Vec<_>>())?;
         let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
         let reporter =
             ProgressReporter::start(db.clone(), task.task_id.clone(), source.metrics_file(), streams.reports());

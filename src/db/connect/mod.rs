@@ -9,6 +9,7 @@ mod url;
 mod tests;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -127,6 +128,34 @@ impl Target {
             hosts = self.config.get_hostaddrs().iter().map(|address| format!("{address}:{}", port(0))).collect();
         }
         format!("{database} at {}", hosts.join(","))
+    }
+
+    /// Whether both addresses certainly lead to the same database, if they are used on the same machine. A name server, a
+    /// proxy or a pooler may have more addresses of it.
+    pub fn is_same_database(&self, other: &Self) -> bool {
+        let database =
+            |target: &Self| target.config.get_dbname().or(target.config.get_user()).unwrap_or_default().to_owned();
+        let (ours, theirs) = (self.endpoints(), other.endpoints());
+        database(self) == database(other) && ours.iter().any(|endpoint| theirs.contains(endpoint))
+    }
+
+    /// Hosts in one spelling, and their ports.
+    fn endpoints(&self) -> Vec<(String, u16)> {
+        const LOOPBACK: &str = "localhost";
+        let of_name = |name: &str| match name.parse::<IpAddr>() {
+            Ok(address) if address.is_loopback() => LOOPBACK.to_owned(),
+            Ok(address) => address.to_string(),
+            Err(_) => name.trim_end_matches('.').to_ascii_lowercase(),
+        };
+        let hosts = self.config.get_hosts().iter().map(|host| match host {
+            Host::Tcp(name) => of_name(name),
+            Host::Unix(path) => path.display().to_string().trim_end_matches('/').to_owned(),
+        });
+        let addresses = self.config.get_hostaddrs().iter().map(|address| of_name(&address.to_string()));
+        let ports = self.config.get_ports();
+        let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+        let with_ports = |(index, host)| (host, port(index));
+        hosts.enumerate().map(with_ports).chain(addresses.enumerate().map(with_ports)).collect()
     }
 
     /// The `search_path` of the URL, in SQL syntax.

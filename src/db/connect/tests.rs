@@ -60,6 +60,25 @@ fn parse_accepts_every_form_of_url() {
 }
 
 #[test]
+fn spellings_of_one_address_are_the_same_database() {
+    for (one, other, expected) in [
+        ("postgres://u@localhost/d", "postgres://v@127.0.0.1:5432/d?sslmode=disable", true),
+        ("postgres://u@LocalHost:6000/d", "host=::1 port=6000 dbname=d user=w", true),
+        ("postgres://u@db.example.com/d", "postgres://u@DB.example.com.:5432/d?search_path=s", true),
+        ("postgres://u@a,b/d", "postgres://u@b/d", true),
+        ("postgres://d@h", "postgres://u@h/d", true),
+        ("postgres://u@%2Frun%2Fsocket:7/d", "host=/run/socket/ port=7 dbname=d user=u", true),
+        ("postgres://u@h/d", "postgres://u@h:5433/d", false),
+        ("postgres://u@h/d", "postgres://u@h/e", false),
+        ("postgres://u@h/d", "postgres://u@i/d", false),
+        ("postgres://u@%2Frun%2Fsocket/d", "postgres://u@localhost/d", false),
+    ] {
+        let [one, other] = [one, other].map(|url| target(url).unwrap_or_else(|error| panic!("{url}: {error}")));
+        assert_eq!(one.is_same_database(&other), expected, "{one:?} and {other:?}");
+    }
+}
+
+#[test]
 fn errors_of_a_url_do_not_quote_secrets() {
     for (label, url, expected) in [
         ("empty", " ", "is empty"),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::airbyte::message::{Record, StreamName};
+use crate::db::ResultsDatabase;
 use crate::failure::{Class, Failure};
 use crate::retry::Backoff;
 use crate::task::{LoadCounts, Task};
@@ -36,6 +37,15 @@ type ParseConfig = fn(&Value) -> Result<Box<dyn Connect>, Failure>;
 trait Connect: Debug {
     /// Which destination it is, without credentials.
     fn address(&self) -> String;
+
+    /// The first stream whose table is certainly one of ours in this database of results, and that table.
+    fn reserved_table(
+        &self,
+        _results: &ResultsDatabase,
+        _streams: &mut dyn Iterator<Item = StreamSpec>,
+    ) -> Option<(StreamName, String)> {
+        None
+    }
 
     /// Connects, for one task.
     fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError>;
@@ -74,10 +84,30 @@ impl Destination {
         self.0.address()
     }
 
+    /// Why these streams cannot be loaded, if the table of one is certainly one of ours in this database of results. What
+    /// other addresses of that database hide is found by [`Sink::assign_tables`].
+    pub fn check_tables(
+        &self,
+        results: &ResultsDatabase,
+        mut streams: impl Iterator<Item = StreamSpec>,
+    ) -> Result<(), String> {
+        let found = self.0.reserved_table(results, &mut streams);
+        found.map_or(Ok(()), |(stream, table)| Err(reserved(&stream, &table)))
+    }
+
     /// Connects. Must not run on a thread of a tokio runtime, and the sink must not be dropped on one.
     pub fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError> {
         self.0.connect(task)
     }
+}
+
+/// Why a stream cannot be loaded into a table of ours.
+fn reserved(stream: &StreamName, table: &str) -> String {
+    format!(
+        "stream {:?} would be loaded into table {table}, in which syncctl stores results of tasks: \
+         set a prefix for table names, another schema or another destination",
+        stream.key()
+    )
 }
 
 /// A string field of a `destinationConfig`; an empty string counts as absent.

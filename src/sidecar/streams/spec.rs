@@ -7,8 +7,12 @@ use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
 use crate::task::ReadOptions;
 
 /// The streams of a catalog as the sink sees them.
-pub fn stream_specs(catalog: &ConfiguredCatalog, options: &ReadOptions, progress: &Progress) -> Vec<StreamSpec> {
-    catalog.streams.iter().map(|stream| stream_spec(stream, options, progress)).collect()
+pub fn stream_specs(
+    catalog: &ConfiguredCatalog,
+    options: &ReadOptions,
+    progress: &Progress,
+) -> impl Iterator<Item = StreamSpec> {
+    catalog.streams.iter().map(|stream| stream_spec(stream, options, progress))
 }
 
 /// The stream as the sink sees it.

@@ -5,6 +5,7 @@
 //! | `config` | the fields of `destinationConfig` |
 //! | `names`, `types`, `inference`, `number`, `time`, `json` | names, types and values of columns |
 //! | `ownership`, `table_names`, `column_names` | which stream has which table, and which field which column |
+//! | `own_tables` | tables of results, which no stream may get |
 //! | `fields`, `layout` | which field maps to which column |
 //! | `row`, `value`, `changes`, `reformat`, `copy` | rows in COPY's binary format |
 //! | `session`, `table`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
@@ -38,6 +39,7 @@ mod layout;
 mod loader;
 pub(super) mod names;
 mod number;
+mod own_tables;
 mod ownership;
 mod prepare;
 mod reformat;
@@ -70,7 +72,8 @@ use super::{
     BACKOFF, Committed, Connect, FIRST_RETRY_TIMEOUT, NO_SERVER_RETRY_TIMEOUT, Sink, SinkError, StreamIndex,
     StreamSpec, Warning,
 };
-use crate::airbyte::message::Record;
+use crate::airbyte::message::{Record, StreamName};
+use crate::db::ResultsDatabase;
 use crate::failure::{Class, Failure};
 use crate::task::{LoadCounts, Task};
 
@@ -87,6 +90,23 @@ pub(super) fn parse(config: &Value) -> Result<Box<dyn Connect>, Failure> {
 impl Connect for Settings {
     fn address(&self) -> String {
         self.target.address()
+    }
+
+    fn reserved_table(
+        &self,
+        results: &ResultsDatabase,
+        streams: &mut dyn Iterator<Item = StreamSpec>,
+    ) -> Option<(StreamName, String)> {
+        if !results.is_at(&self.target) {
+            return None;
+        }
+        for spec in streams {
+            let (schema, table) = table_names::first_choice(&spec, &self.default_schema);
+            if results.has_reserved(&schema, &table) {
+                return Some((spec.name, names::qualified(&schema, &table)));
+            }
+        }
+        None
     }
 
     fn connect(&self, _task: &Task) -> Result<Box<dyn Sink>, SinkError> {
@@ -128,17 +148,23 @@ impl PostgresSink {
         })
     }
 
-    /// Assigns tables to these streams.
-    fn assign(&mut self, specs: &[StreamSpec]) -> Result<(), SinkError> {
+    /// Assigns tables to these streams. None of them may be one of our own.
+    fn assign(&mut self, specs: &[StreamSpec]) -> Result<(), Failure> {
         let mut session = self.resources.acquire_session("tables of the streams");
         let (names, default_schema) = (&mut self.tables, &self.default_schema);
-        let assigned = session.transaction(|client| names.assign(client, specs, default_schema));
-        let assigned = assigned.map_err(|error| session.sink_error(&error));
+        let own = session.transaction(|client| {
+            let without_marks = names.assign(client, specs, default_schema)?;
+            own_tables::find(client, without_marks)
+        });
+        let own = own.map_err(|error| Failure::new(Class::DestinationFailed, session.sink_error(&error).text));
         self.resources.release_session(Some(session));
         for ((schema, table), text) in self.tables.warnings() {
             self.resources.config.warnings.add(&stream::subject(&schema, &table), &text);
         }
-        assigned
+        let Some(table) = own? else { return Ok(()) };
+        let stream = self.tables.owner(&table).unwrap_or_else(|| StreamName::new(None, &table.1));
+        let table = format!("{} in {}", names::qualified(&table.0, &table.1), self.resources.config.target.address());
+        Err(Failure::new(Class::InvalidInput, super::reserved(&stream, &table)))
     }
 
     fn stream(&mut self, index: StreamIndex) -> Result<(&mut Stream, &mut Resources), SinkError> {
@@ -159,13 +185,13 @@ impl PostgresSink {
 
 impl Sink for PostgresSink {
     fn assign_tables(&mut self, streams: &[StreamSpec]) -> Result<(), Failure> {
-        self.assign(streams).map_err(|error| Failure::new(Class::DestinationFailed, error.text))
+        self.assign(streams)
     }
 
     fn open(&mut self, spec: StreamSpec) -> Result<StreamIndex, SinkError> {
         let mut assigned = self.tables.of_stream(&spec, &self.default_schema);
         if assigned.is_none() {
-            self.assign(std::slice::from_ref(&spec))?;
+            self.assign(std::slice::from_ref(&spec)).map_err(|failure| SinkError::permanent(failure.text))?;
             assigned = self.tables.of_stream(&spec, &self.default_schema);
         }
         let no_table = || SinkError::permanent(format!("stream {:?} has no table", spec.name.key()));

@@ -13,7 +13,7 @@ use super::session::{Session, SessionError};
 use super::types::ColumnType;
 
 /// The name prefix of keys that this or the existing implementation created.
-const OWN_KEY_PREFIX: &str = "jitsu_pk_";
+pub const OWN_KEY_PREFIX: &str = "jitsu_pk_";
 /// The name prefix of staging tables.
 const STAGING_PREFIX: &str = "_syncctl";
 /// The comment of tables that this program creates: their texts are as the source sent them.

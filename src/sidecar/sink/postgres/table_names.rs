@@ -12,6 +12,7 @@ use postgres::Client;
 use super::names::{self, Kind, qualified};
 use super::ownership::{MARKS, Marks, TableOwner};
 use super::session::SessionError;
+use crate::airbyte::message::StreamName;
 use crate::sidecar::sink::StreamSpec;
 
 /// A table by schema and name.
@@ -49,17 +50,22 @@ impl Candidates {
     }
 }
 
+/// The table of a stream unless another stream has it.
+pub fn first_choice(spec: &StreamSpec, default_schema: &str) -> TableName {
+    Candidates::of(spec, default_schema).tables.swap_remove(0)
+}
+
 /// Existing tables, and which stream each belongs to, where that is known.
 type ExistingTables = HashMap<TableName, Option<TableOwner>>;
 
 impl TableNames {
-    /// Assigns tables to streams; the same stream always gets the same table.
+    /// Assigns tables to streams; the same stream always gets the same table. Returns those that exist without marks.
     pub fn assign(
         &mut self,
         client: &mut Client,
         specs: &[StreamSpec],
         default_schema: &str,
-    ) -> Result<(), SessionError> {
+    ) -> Result<Vec<TableName>, SessionError> {
         let candidates: Vec<Candidates> = specs.iter().map(|spec| Candidates::of(spec, default_schema)).collect();
         let existing = find_tables(client, candidates.iter().flat_map(|candidates| &candidates.tables))?;
         let mut tables: Vec<Option<TableName>> = vec![None; candidates.len()];
@@ -83,7 +89,13 @@ impl TableNames {
                 self.warnings.push((table.clone(), text));
             }
         }
-        Ok(())
+        let is_unmarked = |table: &TableName| existing.get(table).is_some_and(Option::is_none);
+        Ok(tables.into_iter().flatten().filter(is_unmarked).collect())
+    }
+
+    /// The stream that has a table in this sink.
+    pub fn owner(&self, table: &TableName) -> Option<StreamName> {
+        self.assigned.get(table).map(TableOwner::stream)
     }
 
     /// The table that a stream has in this sink.

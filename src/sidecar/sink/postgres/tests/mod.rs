@@ -14,6 +14,7 @@ mod limits;
 mod locks;
 mod modes;
 mod names;
+mod own_tables;
 mod owned_columns;
 mod owned_tables;
 mod reformatted;

@@ -49,6 +49,13 @@ impl TestSchema {
         self.url.port().unwrap_or(5432)
     }
 
+    /// The URL of the database, with the schema as its search path.
+    pub fn url(&self) -> String {
+        let mut url = self.url.clone();
+        url.query_pairs_mut().append_pair("search_path", &self.schema);
+        url.into()
+    }
+
     /// A `destinationConfig`. The `application_name` of its sessions is the name of the schema.
     pub fn config(&self) -> Value {
         json!({

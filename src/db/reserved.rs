@@ -1,0 +1,66 @@
+//! Which tables are syncctl's own: rows of streams must never get into them.
+
+use super::own_tables;
+use super::schema;
+use super::{DbError, Target};
+use crate::secret::Secret;
+
+/// A table of ours as a server shows it, whatever its address and schema.
+#[derive(Debug)]
+pub struct ReservedTable {
+    /// Its name.
+    pub name: &'static str,
+    /// Columns that it has in all versions and installations.
+    pub columns: Vec<&'static str>,
+    /// Columns that one of its unique keys has.
+    pub key: Vec<&'static str>,
+}
+
+/// All tables of ours.
+pub fn reserved_tables() -> Vec<ReservedTable> {
+    let own = own_tables::TABLES.iter().map(|table| {
+        // The other columns depend on the version.
+        let first = table.columns.split(' ').next().unwrap_or_default();
+        ReservedTable { name: table.name, columns: vec![first], key: vec![first] }
+    });
+    // As earlier versions created it beside the results.
+    let configs = ReservedTable {
+        name: own_tables::SOURCE_CONFIG,
+        columns: vec!["sync_id", "package", "config"],
+        key: vec!["sync_id"],
+    };
+    schema::reserved_tables().chain(own).chain([configs]).collect()
+}
+
+/// The database of results and the schemas of our tables in it.
+#[derive(Debug)]
+pub struct ResultsDatabase {
+    target: Target,
+    results_schema: String,
+    own_schema: String,
+}
+
+impl ResultsDatabase {
+    /// The database at this URL. `default_schema` has the tables of results where the URL selects no schema.
+    pub fn new(url: &Secret, variable: &str, default_schema: &str, own_schema: &str) -> Result<Self, DbError> {
+        let target = Target::parse(url, variable)?;
+        let results_schema = target.search_path().and_then(schema::first_schema);
+        Ok(Self {
+            results_schema: results_schema.unwrap_or_else(|| default_schema.to_owned()),
+            own_schema: own_schema.to_owned(),
+            target,
+        })
+    }
+
+    /// Whether the address is certainly one of this database. Another spelling may lead to it as well.
+    pub fn is_at(&self, target: &Target) -> bool {
+        self.target.is_same_database(target)
+    }
+
+    /// Whether a table is one of ours.
+    pub fn has_reserved(&self, schema: &str, table: &str) -> bool {
+        let is_own = |name: &str| own_tables::TABLES.iter().any(|own| own.name == name);
+        schema == self.results_schema && (schema::is_contract_table(table) || table == own_tables::SOURCE_CONFIG)
+            || schema == self.own_schema && is_own(table)
+    }
+}
