@@ -35,12 +35,7 @@ pub enum Message<'a> {
     /// The AirbyteCatalog.
     Catalog(String),
     /// An error that the connector reports.
-    TraceError {
-        /// The more specific one of the connector's two texts.
-        text: String,
-        /// The stream that failed, if the error concerns one.
-        stream: Option<StreamName>,
-    },
+    TraceError(TraceError),
     /// A change in the status of a stream.
     StreamStatus {
         /// The stream.
@@ -59,10 +54,53 @@ pub enum Message<'a> {
     },
     /// A new configuration that the connector asks to persist.
     ControlConfig(String),
-    /// A message of an unknown or unused type.
+    /// A message of a type that is not used.
     Other(String),
-    /// Not a JSON object with a `type`: a log line.
+    /// A message of an unknown type, or without what its type must have.
+    Invalid {
+        /// Its type, as received.
+        kind: String,
+        /// What is wrong with it.
+        why: String,
+        /// It may hold a row.
+        may_be_data: bool,
+        /// Its text, as it names its stream.
+        text: String,
+    },
+    /// Not one JSON object with a `type`: a log line, or a line in which messages share.
     Text,
+}
+
+/// An error that a connector reports.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TraceError {
+    /// The more specific one of the connector's two texts.
+    pub text: String,
+    /// The stream that failed, if the error concerns one.
+    pub stream: Option<StreamName>,
+    /// The text for developers.
+    pub internal_message: Option<String>,
+    /// `system_error`, `config_error` or `transient_error`.
+    pub failure_type: Option<String>,
+    /// Where it occurred.
+    pub stack_trace: Option<String>,
+}
+
+impl TraceError {
+    /// All that the connector reports about it, in lines.
+    pub fn details(&self) -> String {
+        let mut details = self.text.clone();
+        let mut add = |label: &str, text: &Option<String>| {
+            if let Some(text) = text.as_deref().filter(|text| !text.trim().is_empty() && !self.text.contains(*text)) {
+                details.push_str(label);
+                details.push_str(text);
+            }
+        };
+        add("\nfailure type: ", &self.failure_type);
+        add("\ninternal message: ", &self.internal_message);
+        add("\n", &self.stack_trace);
+        details
+    }
 }
 
 /// A stream's identity.
@@ -163,6 +201,31 @@ struct RawConnectorConfig<'a> {
 }
 
 impl<'a> Message<'a> {
+    /// Whether it is of a type of the protocol, other than an unused one, and has what its type must have; or would hold a
+    /// row if it had.
+    pub fn is_known(&self) -> bool {
+        !matches!(self, Self::Other(_) | Self::Text | Self::Invalid { may_be_data: false, .. })
+    }
+
+    /// The message, independent of its line.
+    pub fn into_owned(self) -> Message<'static> {
+        match self {
+            Self::Record(record) => Message::Record(record.into_owned()),
+            Self::State(state) => Message::State(state),
+            Self::Log { level, text } => Message::Log { level, text },
+            Self::Spec(spec) => Message::Spec(spec),
+            Self::ConnectionStatus { succeeded, message } => Message::ConnectionStatus { succeeded, message },
+            Self::Catalog(catalog) => Message::Catalog(catalog),
+            Self::TraceError(error) => Message::TraceError(error),
+            Self::StreamStatus { stream, status } => Message::StreamStatus { stream, status },
+            Self::Estimate { stream, rows, bytes } => Message::Estimate { stream, rows, bytes },
+            Self::ControlConfig(config) => Message::ControlConfig(config),
+            Self::Other(kind) => Message::Other(kind),
+            Self::Invalid { kind, why, may_be_data, text } => Message::Invalid { kind, why, may_be_data, text },
+            Self::Text => Message::Text,
+        }
+    }
+
     /// Parses one line without its newline. Never fails: a line that is not a message is [`Message::Text`].
     pub fn parse(line: &'a [u8]) -> Self {
         // Sources may write millions of lines of text: skip the parsing attempts.
@@ -183,6 +246,11 @@ impl<'a> Message<'a> {
     }
 }
 
+/// How many fields to name in a message.
+const MAX_KEYS: usize = 5;
+/// How much of a message that cannot be used is kept, in bytes: its beginning names its stream.
+const MAX_INVALID: usize = 16 * 1024;
+
 /// Parses a line that is not a well-formed RECORD.
 fn parse_other(line: &str) -> Message<'static> {
     // Python writes NaN and Infinity, which are not JSON: replacing them saves the row.
@@ -190,14 +258,19 @@ fn parse_other(line: &str) -> Message<'static> {
 }
 
 /// Parses a line that does not outlive the message; `None` when it is not JSON.
-fn parse_owned(line: &str) -> Option<Message<'static>> {
-    parse_record(line).map(|record| Message::Record(record.into_owned())).or_else(|| parse_value(line))
+pub(super) fn parse_owned(line: &str) -> Option<Message<'static>> {
+    let mut message =
+        parse_record(line).map(|record| Message::Record(record.into_owned())).or_else(|| parse_value(line))?;
+    if let Message::Record(record) = &mut message {
+        record.line_bytes = line.len() as u64;
+    }
+    Some(message)
 }
 
 /// Parses a well-formed RECORD.
 fn parse_record(line: &str) -> Option<Record<'_>> {
     let RawRecordLine { kind, record } = serde_json::from_str(line).ok()?;
-    let record = record.filter(|_| kind == "RECORD")?;
+    let record = record.filter(|record| kind == "RECORD" && record.data.get() != "null")?;
     Some(Record {
         stream: record.stream,
         namespace: record.namespace.filter(|namespace| !namespace.is_empty()),
@@ -218,7 +291,12 @@ fn parse_value(line: &str) -> Option<Message<'static>> {
         |payload: &Value, raw: Option<&RawValue>| raw.map_or_else(|| payload.to_string(), |raw| raw.get().to_owned());
     let raw_text = |key: &str, raw: Option<&RawValue>| payload(key).map(|payload| text_of(payload, raw));
     let message = match kind {
-        "RECORD" => payload("record").and_then(lenient_record).map(Message::Record),
+        "RECORD" => Some(
+            payload("record")
+                .ok_or("it has no object \"record\"")
+                .and_then(lenient_record)
+                .map_or_else(|why| invalid(kind, why, true, line), Message::Record),
+        ),
         "STATE" => raw_text("state", raw.state).map(Message::State),
         "SPEC" => raw_text("spec", raw.spec).map(Message::Spec),
         "CATALOG" => raw_text("catalog", raw.catalog).map(Message::Catalog),
@@ -242,9 +320,43 @@ fn parse_value(line: &str) -> Option<Message<'static>> {
             let raw = raw.control.and_then(|control| control.connector_config?.config);
             Some(Message::ControlConfig(text_of(config, raw)))
         }),
-        _ => None,
+        "DESTINATION_CATALOG" => Some(Message::Other(kind.to_owned())),
+        _ => Some(invalid(kind, "the protocol has no such type", payload("record").is_some(), line)),
     };
-    Some(message.unwrap_or_else(|| Message::Other(kind.to_owned())))
+    Some(message.unwrap_or_else(|| {
+        let key = payload_key(kind);
+        let why = match payload(key) {
+            Some(_) => format!("its {key:?} lacks what its type must have"),
+            None => format!("it has no object {key:?}, but {}", keys(&value)),
+        };
+        invalid(kind, &why, false, line)
+    }))
+}
+
+/// The field with the content of a message of this type.
+fn payload_key(kind: &str) -> &'static str {
+    match kind {
+        "STATE" => "state",
+        "LOG" => "log",
+        "SPEC" => "spec",
+        "CATALOG" => "catalog",
+        "CONNECTION_STATUS" => "connectionStatus",
+        "TRACE" => "trace",
+        _ => "control",
+    }
+}
+
+/// The names of the first fields of an object, for messages.
+pub(super) fn keys(value: &Value) -> String {
+    let keys = value.as_object().into_iter().flat_map(|object| object.keys()).take(MAX_KEYS);
+    let keys: Vec<String> = keys.map(|key| format!("{key:?}")).collect();
+    if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
+}
+
+/// A message that cannot be used.
+fn invalid(kind: &str, why: &str, may_be_data: bool, text: &str) -> Message<'static> {
+    let text = text[..text.floor_char_boundary(MAX_INVALID)].to_owned();
+    Message::Invalid { kind: kind.to_owned(), why: why.to_owned(), may_be_data, text }
 }
 
 /// The line with `null` in place of each `NaN`, `Infinity` and `-Infinity` outside of strings; `None` if there is none.
@@ -278,11 +390,12 @@ fn null_non_finite(line: &str) -> Option<String> {
 }
 
 /// A record in which some field has a wrong type.
-fn lenient_record(record: &Value) -> Option<Record<'static>> {
-    Some(Record {
-        stream: Cow::Owned(string(record, "stream")?),
+fn lenient_record(record: &Value) -> Result<Record<'static>, &'static str> {
+    let data = record.get("data").filter(|data| !data.is_null()).ok_or("its record has no \"data\"")?;
+    Ok(Record {
+        stream: Cow::Owned(string(record, "stream").ok_or("its record names no \"stream\"")?),
         namespace: string(record, "namespace").filter(|namespace| !namespace.is_empty()).map(Cow::Owned),
-        data: Cow::Owned(record.get("data")?.to_string()),
+        data: Cow::Owned(data.to_string()),
         emitted_at: record.get("emitted_at").and_then(|at| milliseconds(&at.to_string())),
         line_bytes: 0,
     })
@@ -291,9 +404,14 @@ fn lenient_record(record: &Value) -> Option<Record<'static>> {
 fn trace(trace: &Value) -> Option<Message<'static>> {
     let payload = |key: &str| trace.get(key).filter(|payload| payload.is_object());
     match string(trace, "type")?.as_str() {
-        "ERROR" => payload("error").map(|error| Message::TraceError {
-            text: error_text(error),
-            stream: error.get("stream_descriptor").and_then(stream_name),
+        "ERROR" => payload("error").map(|error| {
+            Message::TraceError(TraceError {
+                text: error_text(error),
+                stream: error.get("stream_descriptor").and_then(stream_name),
+                internal_message: string(error, "internal_message"),
+                failure_type: string(error, "failure_type"),
+                stack_trace: string(error, "stack_trace"),
+            })
         }),
         "STREAM_STATUS" => payload("stream_status").and_then(|status| {
             Some(Message::StreamStatus {
@@ -335,7 +453,7 @@ fn string(value: &Value, key: &str) -> Option<String> {
 }
 
 /// Some sources write counts as floats.
-fn count(value: &Value) -> Option<u64> {
+pub(super) fn count(value: &Value) -> Option<u64> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, and this is a count")]
     value.as_u64().or_else(|| value.as_f64().map(|count| count as u64))
 }
@@ -347,99 +465,4 @@ fn milliseconds(text: &str) -> Option<i64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Message, StreamName};
-
-    #[test]
-    fn records_keep_the_text_of_their_data() {
-        let line = r#"{"type":"RECORD","record":{"stream":"u","data":{"n": 9007199254740993, "b":1e400},"emitted_at":1.5e3,"x":[1]},"y":{}}"#;
-        let Message::Record(record) = Message::parse(line.as_bytes()) else { panic!("not a record") };
-        assert_eq!(record.data, r#"{"n": 9007199254740993, "b":1e400}"#);
-        assert_eq!((record.stream.as_ref(), record.emitted_at), ("u", Some(1500)));
-    }
-
-    #[test]
-    fn malformed_lines_are_parsed_as_far_as_possible() {
-        for (label, line, expected) in [
-            ("not JSON", "hello", Message::Text),
-            ("truncated JSON", r#"{"type":"RECORD","rec"#, Message::Text),
-            ("a number", "12", Message::Text),
-            ("no type", r#"{"a":1}"#, Message::Text),
-            ("unknown type", r#"{"type":"NEW","new":{}}"#, Message::Other("NEW".to_owned())),
-            (
-                "record without data",
-                r#"{"type":"RECORD","record":{"stream":"s"}}"#,
-                Message::Other("RECORD".to_owned()),
-            ),
-            ("record null", r#"{"type":"RECORD","record":null}"#, Message::Other("RECORD".to_owned())),
-            (
-                "state",
-                r#"{"type":"STATE","state":{"type": "X", "n":1.0}}"#,
-                Message::State(r#"{"type": "X", "n":1.0}"#.to_owned()),
-            ),
-            (
-                "duplicate keys",
-                r#"{"type":"STATE","state":{"a":1},"state":{"a":2}}"#,
-                Message::State(r#"{"a":2}"#.to_owned()),
-            ),
-            (
-                "DEBUG of the Python CDK",
-                r#"{"type":"DEBUG","message":"m","data":{}}"#,
-                Message::Log { level: "DEBUG".to_owned(), text: "m".to_owned() },
-            ),
-            (
-                "check",
-                r#"{"type":"CONNECTION_STATUS","connectionStatus":{"status":"SUCCEEDED"}}"#,
-                Message::ConnectionStatus { succeeded: true, message: None },
-            ),
-            (
-                "control",
-                r#"{"type":"CONTROL","control":{"type":"CONNECTOR_CONFIG","emitted_at":1,"connectorConfig":{"config":{"t":"x"}}}}"#,
-                Message::ControlConfig(r#"{"t":"x"}"#.to_owned()),
-            ),
-            (
-                "stream status",
-                r#"{"type":"TRACE","trace":{"type":"STREAM_STATUS","emitted_at":1.5,"stream_status":{"stream_descriptor":{"name":"s","namespace":""},"status":"COMPLETE"}}}"#,
-                Message::StreamStatus { stream: StreamName::new(None, "s"), status: "COMPLETE".to_owned() },
-            ),
-            (
-                "analytics",
-                r#"{"type":"TRACE","trace":{"type":"ANALYTICS","emitted_at":1,"analytics":{}}}"#,
-                Message::Other("TRACE ANALYTICS".to_owned()),
-            ),
-        ] {
-            assert_eq!(Message::parse(line.as_bytes()), expected, "{label}");
-        }
-    }
-
-    #[test]
-    fn records_with_wrong_types_are_parsed() {
-        let line = r#"{"type":"RECORD","record":{"stream":7,"namespace":null,"data":[1],"emitted_at":"x"}}"#;
-        let Message::Record(record) = Message::parse(line.as_bytes()) else { panic!("not a record") };
-        assert_eq!((record.stream.as_ref(), record.data.as_ref(), record.emitted_at), ("7", "[1]", None));
-    }
-
-    #[test]
-    fn non_finite_numbers_become_null() {
-        let line = r#"{"type":"RECORD","record":{"stream":"s","data":{"a":NaN,"b":[-Infinity,Infinity],"c":"NaN \"Infinity"}}}"#;
-        let Message::Record(record) = Message::parse(line.as_bytes()) else { panic!("not a record") };
-        assert_eq!(record.data, r#"{"a":null,"b":[null,null],"c":"NaN \"Infinity"}"#);
-        assert_eq!(Message::parse(br#"{"type":NaN"#), Message::Text);
-        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
-        let line = format!(
-            r#"{{"type":"RECORD","record":{{"stream":"s","data":{{"a":NaN,"n":12345678901234567890.10,"e":1e400,"e":2,"d":{deep}}}}}}}"#
-        );
-        let Message::Record(record) = Message::parse(line.as_bytes()) else { panic!("not a record") };
-        let expected = format!(r#"{{"a":null,"n":12345678901234567890.10,"e":1e400,"e":2,"d":{deep}}}"#);
-        assert_eq!(record.data, expected, "the rest of the row is unchanged");
-    }
-
-    #[test]
-    fn internal_messages_replace_generic_ones() {
-        let line = r#"{"type":"TRACE","trace":{"type":"ERROR","error":{"message":"Something went wrong in the connector. See the logs for more details.","internal_message":"KeyError: 'x'"}}}"#;
-        assert_eq!(
-            Message::parse(line.as_bytes()),
-            Message::TraceError { text: "KeyError: 'x'".to_owned(), stream: None }
-        );
-    }
-}
+mod tests;

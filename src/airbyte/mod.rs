@@ -5,4 +5,5 @@
 
 pub mod catalog;
 pub mod message;
+pub mod mixed_line;
 pub mod state;

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::catalog::{ConfiguredCatalog, SyncMode};
-use super::message::{StreamName, stream_name};
+use super::message::{StreamName, count, keys, stream_name};
 
 /// Key of the row of a GLOBAL state.
 pub const GLOBAL_KEY: &str = "_GLOBAL_STATE";
@@ -56,6 +56,28 @@ impl State {
             return Some(Self::Global(global.get().to_owned()));
         }
         value(&fields, "data").map(|data| Self::Legacy(data.get().to_owned()))
+    }
+
+    /// The number of records since the last state, as the payload of a STATE message claims it in `sourceStats`.
+    pub fn claimed_records(payload: &str) -> Option<u64> {
+        #[derive(Deserialize)]
+        struct Claim {
+            #[serde(rename = "sourceStats")]
+            source_stats: Option<Value>,
+        }
+        let claim: Claim = serde_json::from_str(payload).ok()?;
+        claim.source_stats?.get("recordCount").and_then(count)
+    }
+
+    /// Why [`parse`](Self::parse) finds no state in a payload.
+    pub fn why_none(payload: &str) -> String {
+        let value: Value = serde_json::from_str(payload).unwrap_or_default();
+        match value.get("stream") {
+            Some(stream) => {
+                format!("the \"stream\" has no \"stream_descriptor\" with a \"name\", but {}", keys(stream))
+            }
+            None => format!("they have neither \"stream\" nor \"global\" nor \"data\", but {}", keys(&value)),
+        }
     }
 
     /// The row in `source_state`: key and document.

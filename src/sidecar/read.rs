@@ -28,6 +28,9 @@ const LONG_COMMIT: Duration = Duration::from_secs(1);
 /// How many unmapped stream names to log.
 const MAX_UNMAPPED: usize = 100;
 
+/// How much of a message is logged, in bytes.
+const MAX_SHOWN: usize = 256;
+
 /// A read and where its results go.
 #[derive(Clone, Copy)]
 pub struct Read<'a> {
@@ -66,6 +69,8 @@ struct Session<'a> {
     reporter: ProgressReporter,
     /// The first error that the connector reported.
     reported_error: Option<String>,
+    /// The first one that concerns no selected stream in particular.
+    unnamed_error: Option<String>,
     /// Why rows may be missing: a line was dropped.
     data_loss: Option<String>,
     /// Streams of dropped records, each logged once.
@@ -136,6 +141,7 @@ impl<'a> Session<'a> {
             streams,
             reporter,
             reported_error: None,
+            unnamed_error: None,
             data_loss: None,
             unmapped: Vec::new(),
             saved_states: SavedStates::new(&catalog, documents.get(STATE)),
@@ -163,6 +169,8 @@ impl<'a> Session<'a> {
                     source.note_activity();
                 }
                 Input::TooLong(head, length) => self.handle_too_long(&head, length),
+                Input::CutOff(text) => self.handle_cut_off(&text),
+                Input::Quoted(text) => self.handle_quoted(&text),
                 Input::Idle => {}
                 Input::Stopped(stopped) => return Ok(End::Stopped(stopped)),
                 Input::Exited(code) => return Ok(End::Exited(code)),
@@ -187,14 +195,20 @@ impl<'a> Session<'a> {
         let log = self.read.log;
         match message {
             Message::State(state) => {
+                let claimed = State::claimed_records(&state);
                 let storable = match State::parse(&state) {
-                    Some(State::Stream { stream, state }) => self.streams.state(&stream, state),
+                    Some(State::Stream { stream, state: document }) => {
+                        self.streams.check_count(Some(&stream), &state, claimed);
+                        self.streams.state(&stream, document)
+                    }
                     Some(global) => {
-                        let (key, state) = global.row();
-                        self.streams.global_state(key, state)
+                        self.streams.check_count(None, &state, claimed);
+                        let (key, document) = global.row();
+                        self.streams.global_state(key, document)
                     }
                     None => {
-                        log.write(Level::Warn, "syncctl", "ignoring a STATE message without a state");
+                        let why = State::why_none(&state);
+                        self.streams.warn_of_task(format!("ignoring STATE messages: {why}: the next run repeats rows"));
                         Vec::new()
                     }
                 };
@@ -206,11 +220,13 @@ impl<'a> Session<'a> {
                 self.store(storable)?;
                 self.has_changed = true;
             }
-            Message::TraceError { text, stream } => {
-                let text = log.mask(&text);
-                log.write(Level::Error, "source", &text);
-                if let Some(stream) = &stream {
-                    self.streams.error(stream, &text);
+            Message::TraceError(error) => {
+                log.write(Level::Error, "source", &error.details());
+                let text = log.mask(&error.text);
+                let is_named = error.stream.as_ref().is_some_and(|stream| self.streams.error(stream, &text));
+                self.has_changed |= is_named;
+                if !is_named {
+                    self.unnamed_error.get_or_insert_with(|| text.clone());
                 }
                 self.reported_error.get_or_insert(text);
             }
@@ -222,6 +238,13 @@ impl<'a> Session<'a> {
                 log.write(Level::Info, "source", &format!("about {rows} records are expected in total"));
             }
             Message::Other(kind) => log.write(Level::Debug, "syncctl", &format!("ignoring a {kind} message")),
+            Message::Invalid { kind, why, may_be_data: true, text } => {
+                self.drop_data(&text, &format!("a {} message cannot be used: {why}", log.mask(&kind)));
+            }
+            Message::Invalid { kind, why, .. } => {
+                let kind = log.mask(&kind);
+                self.streams.warn_of_task(format!("ignoring {} messages: {why}", shortened(&kind)));
+            }
             _ => {}
         }
         Ok(())
@@ -231,10 +254,39 @@ impl<'a> Session<'a> {
         let text = format!("dropped a line of {length} bytes, which exceeds the limit; it begins with: {head}");
         self.read.log.write(Level::Error, "syncctl", &text);
         if !head.contains(r#""LOG""#) {
-            let reason = format!("a line of {length} bytes was dropped, and rows may be missing");
-            self.streams.line_dropped(head, &reason);
-            self.data_loss.get_or_insert(reason);
+            self.drop_data(head, &format!("a line of {length} bytes was dropped, and rows may be missing"));
         }
+    }
+
+    /// Handles a message without its end.
+    fn handle_cut_off(&mut self, text: &str) {
+        let log = self.read.log;
+        // Masked before it is truncated: half of a secret would not be recognized.
+        let masked = log.mask(text);
+        let head = shortened(&masked);
+        let is_type = |kind: &str| text.split_once(kind).is_some_and(|(before, _)| before.len() < 32);
+        if is_type("\"STATE\"") || is_type("\"CONTROL\"") || (is_type("\"TRACE\"") && !text.contains("\"ERROR\"")) {
+            log.write(Level::Warn, "syncctl", &format!("ignoring a message that is cut off: {head}"));
+            return;
+        }
+        log.write(Level::Error, "syncctl", &format!("dropped a message that is cut off: {head}"));
+        self.drop_data(text, "a message is cut off, and rows may be missing");
+    }
+
+    /// Handles a message in a log line that only quotes it.
+    fn handle_quoted(&mut self, text: &str) {
+        let log = self.read.log;
+        log.write(Level::Info, "source", text);
+        let warning = "messages that log lines quote are not loaded";
+        self.streams.warn_of_task(format!("{warning}; the first one: {}", shortened(&log.mask(text))));
+        self.streams.warn_named(text, warning);
+    }
+
+    /// Fails the streams to which dropped data may belong.
+    fn drop_data(&mut self, text: &str, reason: &str) {
+        self.streams.data_dropped(text, reason);
+        self.has_changed = true;
+        self.data_loss.get_or_insert_with(|| reason.to_owned());
     }
 
     fn log_unmapped(&mut self, name: StreamName) {
@@ -248,6 +300,14 @@ impl<'a> Session<'a> {
             let text = format!("dropping records of stream {}: {why}", name.key());
             self.read.log.write(Level::Warn, "syncctl", &text);
             self.unmapped.push(name);
+        }
+    }
+
+    /// Logs how many records of each such stream were dropped.
+    fn log_unmapped_totals(&self) {
+        for (name, count) in self.streams.unmapped() {
+            let text = format!("dropped {count} records of stream {}, which cannot be assigned", name.key());
+            self.read.log.write(Level::Warn, "syncctl", &text);
         }
     }
 
@@ -389,6 +449,7 @@ impl<'a> Session<'a> {
             End::LimitReached => self.outcome_at_limit()?,
         };
         self.log_warnings();
+        self.log_unmapped_totals();
         self.log_activity(true);
         self.clear_outdated_states()?;
         let reports = self.reports();
@@ -421,13 +482,18 @@ impl<'a> Session<'a> {
         succeeded: bool,
         failure: Option<Failure>,
     ) -> Result<(TaskStatus, Option<Failure>), Failure> {
-        let is_success = succeeded && self.data_loss.is_none();
+        // Streams that dropped data and named errors concern have failed already.
+        let is_success = succeeded && self.unnamed_error.is_none();
         let known = self.data_loss.clone().or_else(|| self.reported_error.clone());
         let failure = known.map(|text| Failure::new(Class::ConnectorFailed, text)).or(failure);
         let reason = failure.as_ref().map_or("the source ended without completing the stream", |failure| &failure.text);
         let storable = self.streams.source_ended(is_success, reason);
         self.store(storable)?;
-        if is_success && self.streams.all_succeeded() {
+        if succeeded && self.streams.all_succeeded() {
+            // The source has reported each stream as complete.
+            if let Some(error) = &self.unnamed_error {
+                self.streams.warn_of_error(error);
+            }
             return Ok((TaskStatus::Success, None));
         }
         let failure = failure
@@ -445,4 +511,9 @@ impl<'a> Session<'a> {
     fn failed_status(&self) -> TaskStatus {
         if self.streams.any_committed() { TaskStatus::Partial } else { TaskStatus::Failed }
     }
+}
+
+/// The beginning of a message, for the log.
+fn shortened(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_SHOWN)]
 }

@@ -14,6 +14,9 @@ use crate::task::{Task, TaskKind};
 /// How long to wait for the end of a connector that has written its result and may renew its configuration afterwards.
 const LAST_MESSAGES: Duration = Duration::from_millis(500);
 
+/// How much of a message is logged, in bytes.
+const MAX_SHOWN: usize = 256;
+
 /// What the connector was run for.
 enum Output {
     /// The document of a spec or discover.
@@ -40,10 +43,20 @@ pub fn run(
             Input::Message(Message::ConnectionStatus { succeeded, message }) if task.kind == TaskKind::Check => {
                 break Ok(Output::Status { succeeded, message });
             }
-            Input::Message(Message::TraceError { text, .. }) => {
-                log.write(Level::Error, "source", &text);
-                reported.get_or_insert(text);
+            Input::Message(Message::TraceError(error)) => {
+                log.write(Level::Error, "source", &error.details());
+                reported.get_or_insert(error.text);
             }
+            Input::Message(Message::Invalid { kind, why, .. }) => {
+                log.write(Level::Warn, "syncctl", &format!("ignoring a {kind} message: {why}"));
+            }
+            Input::CutOff(text) => {
+                // Masked before it is truncated: half of a secret would not be recognized.
+                let text = log.mask(&text);
+                let head = &text[..text.floor_char_boundary(MAX_SHOWN)];
+                log.write(Level::Warn, "syncctl", &format!("ignoring a message that is cut off: {head}"));
+            }
+            Input::Quoted(text) => log.write(Level::Info, "source", &text),
             Input::Message(Message::ControlConfig(config)) => {
                 if let Some(stored_config) = stored_config {
                     stored_config.save(&config, log)?;

@@ -1,5 +1,7 @@
 //! The connector as the sidecar sees it: messages on stdout, log lines on stderr, and an exit code.
 
+mod framing;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use framing::{Framing, Piece};
 use rustix::fs::Mode;
 
 use super::crash;
@@ -89,6 +92,10 @@ pub enum Input<'a> {
     Message(Message<'a>),
     /// A line that exceeded the limit and was dropped: its beginning and its length in bytes.
     TooLong(String, u64),
+    /// The beginning of a message whose end is missing.
+    CutOff(String),
+    /// A message that a log line quotes.
+    Quoted(String),
     /// Nothing for the caller: no output within a tick, or a line that went to the task's log.
     Idle,
     /// The task must stop.
@@ -111,6 +118,7 @@ pub struct Pipes {
 /// A connector that is running or about to start.
 pub struct Source {
     stdout: Lines,
+    framing: Framing,
     connector: Connector,
     stop: Stop,
     /// Lines have arrived since activity was last noted.
@@ -131,6 +139,8 @@ struct Connector {
     logged_error: Option<String>,
     /// Its last line is a beginning of a message.
     is_cut_off: bool,
+    /// It has written lines that hold messages among other text.
+    has_mixed_lines: bool,
 }
 
 /// What the readers of stdout and stderr share.
@@ -238,8 +248,16 @@ impl Source {
             has_messages: false,
             logged_error: None,
             is_cut_off: false,
+            has_mixed_lines: false,
         };
-        Self { stdout: pipes.stdout, connector, stop, has_unnoted_lines: false, noted: true }
+        Self {
+            stdout: pipes.stdout,
+            framing: Framing::default(),
+            connector,
+            stop,
+            has_unnoted_lines: false,
+            noted: true,
+        }
     }
 
     /// The file with the resource usage of the connector's container.
@@ -271,6 +289,9 @@ impl Source {
         if let Some(stopped) = self.stop.reason(check_deadline) {
             return Ok(Input::Stopped(stopped));
         }
+        if let Some(piece) = self.framing.next() {
+            return Ok(self.connector.take(piece));
+        }
         let connector = &mut self.connector;
         // Checked before the pipe is read: then the pipe holds all that the connector wrote before it ended.
         let has_ended = connector.has_ended_early();
@@ -287,28 +308,23 @@ impl Source {
         Ok(match line {
             Line::Text(line) => match Message::parse(line) {
                 Message::Text => {
-                    connector.is_cut_off = line.starts_with(b"{");
                     let line = String::from_utf8_lossy(line);
-                    connector.log.write(Level::Info, "source", &line);
-                    Activity::remember(&connector.activity.stdout, &line);
-                    Input::Idle
-                }
-                Message::Log { level, text } => {
-                    connector.note_message();
-                    let level = Level::parse(&level);
-                    if level >= Level::Error {
-                        connector.logged_error.get_or_insert_with(|| text.clone());
+                    if self.framing.line(&line) && !std::mem::replace(&mut connector.has_mixed_lines, true) {
+                        connector.warn_of_mixed_line(&line);
                     }
-                    connector.log.write(level, "source", &text);
-                    Input::Idle
+                    self.framing.next().map_or(Input::Idle, |piece| connector.take(piece))
                 }
-                message => {
-                    connector.note_message();
-                    Input::Message(message)
+                message if self.framing.holds_back(&message) => {
+                    self.framing.message(message.into_owned());
+                    self.framing.next().map_or(Input::Idle, |piece| connector.take(piece))
                 }
+                message => connector.message(message),
             },
             Line::TooLong(head, length) => Input::TooLong(String::from_utf8_lossy(head).into_owned(), length),
-            Line::Eof => connector.end(&self.stop),
+            Line::Eof => match self.framing.end() {
+                Some(piece) => connector.take(piece),
+                None => connector.end(&self.stop),
+            },
             // It ended before it opened its pipes.
             Line::Idle if has_ended => connector.end(&self.stop),
             Line::Idle => connector.silent().map_or(Input::Idle, Input::Stopped),
@@ -367,9 +383,40 @@ impl Connector {
         is_silent && self.settings.is_wrapped && self.exit_code_file().exists()
     }
 
-    fn note_message(&mut self) {
-        self.has_messages = true;
+    /// Notes a message. Log messages go to the task's log.
+    fn message<'l>(&mut self, message: Message<'l>) -> Input<'l> {
+        self.has_messages |= message.is_known();
         self.is_cut_off = false;
+        let Message::Log { level, text } = message else { return Input::Message(message) };
+        let level = Level::parse(&level);
+        if level >= Level::Error {
+            self.logged_error.get_or_insert_with(|| text.clone());
+        }
+        self.log.write(level, "source", &text);
+        Input::Idle
+    }
+
+    /// Notes a part of a line.
+    fn take(&mut self, piece: Piece) -> Input<'static> {
+        match piece {
+            Piece::Message(message) => self.message(message),
+            Piece::CutOff(text) => Input::CutOff(text),
+            Piece::Quoted(text) => Input::Quoted(text),
+            Piece::Text(text) => {
+                self.is_cut_off = text.starts_with('{');
+                self.log.write(Level::Info, "source", &text);
+                Activity::remember(&self.activity.stdout, &text);
+                Input::Idle
+            }
+        }
+    }
+
+    fn warn_of_mixed_line(&self, line: &str) {
+        // Masked before it is truncated: half of a secret would not be recognized.
+        let line = self.log.mask(line);
+        let line = &line[..line.floor_char_boundary(LAST_LINE_BYTES)];
+        let text = format!("messages share their lines with other text; they are used; the first such line: {line}");
+        self.log.write(Level::Warn, "syncctl", &text);
     }
 
     /// How the connector has ended.

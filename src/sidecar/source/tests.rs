@@ -61,7 +61,7 @@ fn output_before_a_quick_exit_is_read() {
     drop(stdout);
     for expected in [Some("A"), None, Some("B")] {
         match (source.next().expect("reading"), expected) {
-            (Input::Message(Message::Other(kind)), Some(expected)) => assert_eq!(kind, expected),
+            (Input::Message(Message::Invalid { kind, .. }), Some(expected)) => assert_eq!(kind, expected),
             (Input::Idle, None) => {}
             _ => panic!("expected {expected:?}"),
         }

@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{PendingGlobalState, Storable, Stream, Streams};
+use super::{NOT_SELECTED, PendingGlobalState, Storable, Stream, Streams};
 use crate::airbyte::message::{Record, StreamName};
 use crate::sidecar::sink::{Committed, SinkError, WriteMode};
 use crate::task::StreamStatus;
@@ -48,12 +48,18 @@ pub(super) struct HeldRecords {
 impl Streams {
     /// Handles a stream's state. Returns the states that may be stored.
     pub fn state(&mut self, name: &StreamName, state: String) -> Storable {
-        if let Some(at) = self.position(name) {
+        let at = self.position(name);
+        if let Some(at) = at {
+            if let Some(reason) = self.may_be_unmapped(at).filter(|_| !self.all[at].is_deferred) {
+                self.incomplete(at, &reason);
+            }
             match self.all[at].status {
                 StreamStatus::Success => self.storable.push((self.all[at].key.clone(), state)),
                 StreamStatus::Pending | StreamStatus::Running => self.await_commit(at, state),
                 _ => {}
             }
+        } else {
+            self.warn(None, format!("ignoring states of stream {}, {NOT_SELECTED}", name.key()));
         }
         self.take_storable()
     }

@@ -27,6 +27,10 @@ impl Streams {
 
     fn finish_with(&mut self, at: usize, finish: impl FnOnce(&mut dyn Sink, StreamIndex) -> Result<(), SinkError>) {
         self.start(at);
+        if let Some(reason) = self.may_be_unmapped(at) {
+            self.commit_and_fail(at, &reason);
+            return;
+        }
         self.write_held_or_refuse(at);
         let Some(index) = self.all[at].sink_index.filter(|_| self.all[at].is_open()) else { return };
         if let Err(error) = finish(&mut *self.sink, index) {
@@ -57,6 +61,10 @@ impl Streams {
         let stream = &mut self.all[at];
         if let Some(index) = stream.sink_index {
             self.sink.abort(index);
+        }
+        let dropped = stream.events - stream.committed;
+        if dropped > 0 {
+            stream.dropped.add("not committed when the stream ended", dropped);
         }
         stream.status = if stream.committed > 0 { StreamStatus::Partial } else { StreamStatus::Failed };
         stream.error.get_or_insert_with(|| error.to_owned());
@@ -94,16 +102,6 @@ impl Streams {
         }
     }
 
-    /// Fails the streams that a dropped line may belong to: the one that the beginning of the line names, or else all.
-    pub fn line_dropped(&mut self, head: &str, reason: &str) {
-        let is_named = |stream: &Stream| {
-            let name = serde_json::Value::from(stream.spec.name.name.as_str());
-            [format!("\"stream\":{name}"), format!("\"stream\": {name}")].iter().any(|text| head.contains(text))
-        };
-        let any_named = self.all.iter().any(|stream| stream.is_open() && is_named(stream));
-        self.fail_all(|stream| !any_named || is_named(stream), reason);
-    }
-
     /// Ends the open streams after the source has ended. A source that never sent a stream status completes all streams
     /// with exit code 0 (`is_success`). Streams without rows then leave their tables as they are, unless a full sync was
     /// asked for: nothing proves that the source has no rows.
@@ -112,7 +110,7 @@ impl Streams {
         for at in 0..self.all.len() {
             if self.all[at].is_open() {
                 // The rows of a stream without rows may have come under an unknown name: its table must not be emptied.
-                let may_be_unmapped = self.has_unmapped && self.all[at].events == 0;
+                let may_be_unmapped = !self.unmapped.is_empty() && self.all[at].events == 0;
                 if is_success && !self.has_statuses && !may_be_unmapped {
                     let is_unproven = self.all[at].events == 0 && !self.full_sync;
                     if is_unproven {

@@ -7,6 +7,7 @@
 mod activity;
 mod commits;
 mod end;
+mod losses;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use std::time::Instant;
 
 use activity::Activity;
 use commits::HeldRecords;
+use losses::{RecordsSinceState, Unmapped};
 pub use spec::stream_specs;
 
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
@@ -25,6 +27,9 @@ use crate::sidecar::sink::{Sink, StreamIndex, StreamSpec, Warning, WriteMode};
 pub use commits::CommitLimits;
 
 use crate::task::{Counts, Estimate, LoadCounts, ReadOptions, Received, StreamReport, StreamReports, StreamStatus};
+
+/// Why something that names a stream is ignored.
+const NOT_SELECTED: &str = "which the catalog does not select";
 
 /// One selected stream.
 struct Stream {
@@ -67,6 +72,8 @@ struct Stream {
     dropped: Counts,
     /// Texts for the user.
     warnings: Counts,
+    /// Records since its last state.
+    since_state: RecordsSinceState,
     /// What was logged of it.
     activity: Activity,
 }
@@ -92,12 +99,16 @@ pub struct Streams {
     held_bytes: usize,
     /// The source has sent a stream status: from then on only COMPLETE completes a stream.
     has_statuses: bool,
-    /// Records of streams that are not in the catalog were dropped.
-    has_unmapped: bool,
+    /// Records of streams that are not in the catalog, which were dropped.
+    unmapped: Unmapped,
+    /// Records of all streams since the last state of all.
+    since_global_state: RecordsSinceState,
     /// The caller has asked for a full sync.
     full_sync: bool,
     /// For the user, since the last call of [`Streams::warnings`].
     warnings: Vec<String>,
+    /// The same since the start, of those about no stream.
+    task_warnings: Counts,
     /// Why the destination refused the first stream that it refused.
     refusal: Option<String>,
     /// How many records to take before the read ends.
@@ -169,7 +180,9 @@ impl Streams {
             waiting: Vec::new(),
             held_bytes: 0,
             has_statuses: false,
-            has_unmapped: false,
+            unmapped: Unmapped::default(),
+            since_global_state: RecordsSinceState::default(),
+            task_warnings: Counts::default(),
             full_sync: options.full_sync,
             warnings: Vec::new(),
             refusal,
@@ -198,8 +211,8 @@ impl Streams {
 
     /// Adds a warning about a stream (or the task) to its report, and to the log if it is the first of its text.
     pub(super) fn warn(&mut self, at: Option<usize>, text: String) {
-        let is_new = at.is_none_or(|at| self.all[at].warnings.add(&text, 1));
-        if is_new {
+        let warnings = at.map_or(&mut self.task_warnings, |at| &mut self.all[at].warnings);
+        if warnings.add(&text, 1) {
             self.warnings.push(text);
         }
     }
@@ -211,16 +224,18 @@ impl Streams {
 
     /// Takes a row. Returns whether a status has changed; the name if the catalog does not select the stream.
     pub fn record(&mut self, record: &Record<'_>) -> Result<bool, StreamName> {
+        self.since_global_state.count += 1;
         let at = self.find(record)?;
         let stream = &mut self.all[at];
-        if stream.status == StreamStatus::Success {
-            // The table is finished, and a state after these rows must not be stored.
-            stream.status = StreamStatus::Partial;
-            stream.error = Some("the source sent rows after it had completed the stream".to_owned());
-            return Ok(true);
-        }
+        stream.since_state.count += 1;
         if !stream.is_open() {
-            return Ok(false);
+            let is_complete = stream.status == StreamStatus::Success;
+            stream
+                .dropped
+                .add(if is_complete { "after the stream was complete" } else { "after the stream had failed" }, 1);
+            // The table is finished, and a state after these rows must not be stored.
+            self.incomplete(at, "the source sent rows after it had completed the stream");
+            return Ok(is_complete);
         }
         stream.events += 1;
         self.remaining = self.remaining.saturating_sub(1);
@@ -242,8 +257,7 @@ impl Streams {
         }
         let name = StreamName::new(record.namespace.as_deref(), &record.stream);
         let Some(at) = self.position(&name) else {
-            self.has_unmapped = true;
-            self.fail_namesakes(&name);
+            self.count_unmapped(&name);
             return Err(name);
         };
         self.last = Some((name, at));
@@ -283,21 +297,17 @@ impl Streams {
     /// Handles a stream status of the source: STARTED, RUNNING, COMPLETE or INCOMPLETE.
     pub fn status(&mut self, name: &StreamName, status: &str) -> Storable {
         self.has_statuses = true;
-        if let Some(at) = self.position(name).filter(|at| self.all[*at].is_open()) {
-            match status {
-                "COMPLETE" => self.complete(at),
-                "INCOMPLETE" => self.commit_and_fail(at, "the source reported the stream as incomplete"),
-                _ => _ = self.start(at),
+        match self.position(name) {
+            Some(at) if status == "INCOMPLETE" => self.incomplete(at, "the source reported the stream as incomplete"),
+            Some(at) if !self.all[at].is_open() => {}
+            Some(at) if status == "COMPLETE" => self.complete(at),
+            Some(at) => _ = self.start(at),
+            None => {
+                let text = format!("the source reports the status of stream {}, {NOT_SELECTED}", name.key());
+                self.warn(None, text);
             }
         }
         self.take_storable()
-    }
-
-    /// Sets the source's error for one stream as the reason of its failure.
-    pub fn error(&mut self, name: &StreamName, text: &str) {
-        if let Some(at) = self.position(name) {
-            self.all[at].error = Some(text.to_owned());
-        }
     }
 }
 
@@ -347,6 +357,7 @@ impl Stream {
             load: LoadCounts::default(),
             dropped: Counts::default(),
             warnings: Counts::default(),
+            since_state: RecordsSinceState::default(),
             activity: Activity::default(),
         }
     }

@@ -1,6 +1,7 @@
 //! The whole sidecar with a connector in a thread, against the Postgres of `SYNCCTL_TEST_DATABASE_URL`.
 
 mod activity;
+mod losses;
 mod masking;
 mod outcomes;
 mod record_limit;

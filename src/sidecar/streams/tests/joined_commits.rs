@@ -103,7 +103,7 @@ fn a_waiting_state_is_stored_however_its_stream_ends() {
         (
             "a dropped line",
             |streams| {
-                streams.line_dropped("", "a line was dropped");
+                streams.data_dropped("", "a line was dropped");
                 streams.take_storable()
             },
             StreamStatus::Partial,
