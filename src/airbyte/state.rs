@@ -60,24 +60,26 @@ impl State {
 
     /// The number of records since the last state, as the payload of a STATE message claims it in `sourceStats`.
     pub fn claimed_records(payload: &str) -> Option<u64> {
-        #[derive(Deserialize)]
-        struct Claim {
-            #[serde(rename = "sourceStats")]
-            source_stats: Option<Value>,
-        }
-        let claim: Claim = serde_json::from_str(payload).ok()?;
-        claim.source_stats?.get("recordCount").and_then(count)
+        let fields: Fields<'_> = serde_json::from_str(payload).ok()?;
+        let stats: Value = serde_json::from_str(value(&fields, "sourceStats")?.get()).ok()?;
+        stats.get("recordCount").and_then(count)
     }
 
-    /// Why [`parse`](Self::parse) finds no state in a payload.
-    pub fn why_none(payload: &str) -> String {
+    /// Why [`parse`](Self::parse) finds no state in a payload; `None` where `null` is in its place, which some sources send.
+    pub fn why_none(payload: &str) -> Option<String> {
         let value: Value = serde_json::from_str(payload).unwrap_or_default();
-        match value.get("stream") {
+        let is_null = |value: &Value, key: &str| value.get(key).is_some_and(Value::is_null);
+        Some(match value.get("stream").filter(|stream| !stream.is_null()) {
+            Some(stream) if is_null(stream, "stream_state") => return None,
+            Some(stream) if stream.get("stream_descriptor").and_then(stream_name).is_some() => {
+                format!("the \"stream\" has no \"stream_state\", but {}", keys(stream))
+            }
             Some(stream) => {
                 format!("the \"stream\" has no \"stream_descriptor\" with a \"name\", but {}", keys(stream))
             }
+            None if ["stream", "global", "data"].iter().any(|key| is_null(&value, key)) => return None,
             None => format!("they have neither \"stream\" nor \"global\" nor \"data\", but {}", keys(&value)),
-        }
+        })
     }
 
     /// The row in `source_state`: key and document.

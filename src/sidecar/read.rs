@@ -207,8 +207,10 @@ impl<'a> Session<'a> {
                         self.streams.global_state(key, document)
                     }
                     None => {
-                        let why = State::why_none(&state);
-                        self.streams.warn_of_task(format!("ignoring STATE messages: {why}: the next run repeats rows"));
+                        if let Some(why) = State::why_none(&state) {
+                            let text = format!("ignoring STATE messages: {why}: the next run repeats rows");
+                            self.streams.warn_of_task(text);
+                        }
                         Vec::new()
                     }
                 };

@@ -8,6 +8,9 @@ use super::support::{World, record, state};
 use crate::db::StoredTask;
 use crate::task::{ReadOptions, StreamStatus, TaskStatus};
 
+/// What a connector writes about a stream.
+type Loss = Box<dyn Fn(&str) -> String>;
+
 /// A stream of an integer `id` for each mode.
 const STREAMS: [(&str, &str, &str); 5] = [
     ("added", "incremental", "append"),
@@ -116,7 +119,6 @@ fn records_that_share_their_lines_are_loaded() {
 fn a_stream_that_may_miss_rows_does_not_succeed_in_any_mode() {
     let mut world = World::new();
     let named = |stream: &str| format!("{}\n", &record(stream, 3).trim_end()[..record(stream, 3).len() - 12]);
-    type Loss = Box<dyn Fn(&str) -> String>;
     let losses: [(&str, Loss, &str); 9] = [
         ("a record that is cut off", Box::new(named), "a message is cut off"),
         (
