@@ -106,7 +106,7 @@ fn save_last_config(source: &mut Source, stored_config: &StoredConfig<'_>, log: 
     while Instant::now() < deadline {
         match source.next()? {
             Input::Message(Message::ControlConfig(config)) => stored_config.save(&config, log)?,
-            Input::Message(_) | Input::TooLong(..) | Input::Idle => {}
+            Input::Message(_) | Input::TooLong(..) | Input::CutOff(_) | Input::Quoted(_) | Input::Idle => {}
             Input::Exited(_) | Input::Closed | Input::Killed | Input::Stopped(_) => break,
         }
     }
