@@ -173,7 +173,23 @@ impl Layout {
                 layout.fields.insert(ROOT, first, false);
             }
         }
+        if spec.mode == WriteMode::Merge {
+            layout.map_cursor_of_table(&spec.cursor);
+        }
         layout
+    }
+
+    /// Maps an undeclared cursor to its column in the table, so that rows of a batch without any cursor are older than
+    /// those in the table.
+    fn map_cursor_of_table(&mut self, path: &[String]) {
+        let [key] = path else { return };
+        let Some(field) = self.fields.find(ROOT, key) else { return };
+        if self.fields.get(field).mapping == Mapping::Undecided
+            && let Some(name) = self.names.of_field(key)
+            && let Some(kind) = self.existing.get(&name).and_then(|column| column.kind)
+        {
+            self.assign_column(field, kind);
+        }
     }
 
     /// Whether rows have a key.

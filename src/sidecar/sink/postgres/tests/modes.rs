@@ -96,6 +96,19 @@ fn merge_never_overwrites_a_row_with_an_older_cursor() {
 }
 
 #[test]
+fn rows_of_a_batch_without_cursors_are_older_than_those_in_the_table() {
+    let mut db = TestSchema::new();
+    let stream = StreamSpec { cursor: vec!["at".to_owned()], ..keyed("t", WriteMode::Merge) };
+    for row in [r#"{"id":1,"v":"new","at":5}"#, r#"{"id":1,"v":"old"}"#] {
+        let mut sink = db.sink();
+        let stream = sink.open(stream.clone()).expect("open");
+        write(&mut sink, stream, &[row]);
+        sink.finish(stream).expect("finish");
+    }
+    assert_eq!(db.rows("SELECT id, v, at FROM t"), ["1|new|5"]);
+}
+
+#[test]
 fn merge_ignores_a_cursor_of_type_json() {
     let mut db = TestSchema::new();
     db.run("CREATE TABLE t (id bigint, at json)");
