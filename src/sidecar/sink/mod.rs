@@ -5,6 +5,7 @@
 
 mod bulker;
 mod discard;
+mod field_type;
 mod postgres;
 
 use std::fmt::Debug;

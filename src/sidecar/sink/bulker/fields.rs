@@ -1,14 +1,14 @@
 //! Names of a stream's fields in Bulker, the schema header, and the primary key. Pure.
 //!
-//! Types are those of the `postgres` destination, so that both destinations create the same table.
+//! Types are the nearest ones that Bulker has to those of the `postgres` destination.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
 use crate::sidecar::sink::StreamSpec;
+use crate::sidecar::sink::field_type::FieldType;
 use crate::sidecar::sink::postgres::names::{ascii_json, suffixed};
-use crate::sidecar::sink::postgres::types::ColumnType;
 
 /// Column with the time at which the source emitted the row.
 pub const TIMESTAMP: &str = "_jitsu_timestamp";
@@ -81,15 +81,15 @@ impl Fields {
     }
 }
 
-/// Bulker's code of a type.
-fn type_code(kind: ColumnType) -> u8 {
-    match kind {
-        ColumnType::Boolean => 1,
-        ColumnType::Integer { .. } => 2,
-        ColumnType::Double | ColumnType::Real | ColumnType::Numeric { .. } => 3,
-        ColumnType::Text { .. } | ColumnType::Uuid => 4,
-        ColumnType::TimestampTz | ColumnType::Timestamp | ColumnType::Date => 5,
-        ColumnType::Json { .. } => 6,
+/// Bulker's code of a type. It has no other ones: unions are texts, and numbers are floating-point.
+fn type_code(field: FieldType) -> u8 {
+    match field {
+        FieldType::Boolean => 1,
+        FieldType::Integer => 2,
+        FieldType::Number => 3,
+        FieldType::Text | FieldType::BigInteger | FieldType::Time | FieldType::TimeTz | FieldType::Any => 4,
+        FieldType::Date | FieldType::Timestamp | FieldType::TimestampTz => 5,
+        FieldType::Document => 6,
     }
 }
 
@@ -99,9 +99,9 @@ fn header(spec: &StreamSpec, table: &str, fields: &[(&String, &Value)], names: &
     }
     let field = |name: &str, kind| json!({"name": name, "type": type_code(kind)});
     let mut typed: Vec<Value> =
-        fields.iter().map(|(name, schema)| field(names.of_declared(name), ColumnType::of_schema(schema))).collect();
+        fields.iter().map(|(name, schema)| field(names.of_declared(name), FieldType::of_schema(schema))).collect();
     if spec.add_meta && !names.is_taken(TIMESTAMP) {
-        typed.push(field(TIMESTAMP, ColumnType::TimestampTz));
+        typed.push(field(TIMESTAMP, FieldType::TimestampTz));
     }
     let text = ascii_json(&json!({"name": table, "fields": typed}).to_string());
     if text.len() > MAX_HEADER {
@@ -150,13 +150,15 @@ mod tests {
     }
 
     #[test]
-    fn header_types_match_the_postgres_destination() {
+    fn header_types_are_bulkers() {
         let mut spec = spec(&json!({
             "b": {"type": "boolean"}, "i": {"type": "integer"}, "f": {"type": "number"}, "s": {"type": "string"},
             "t": {"type": "string", "format": "date-time"}, "j": {"type": ["null", "object"]},
-            "o": {"oneOf": [{"type": "integer"}]},
+            "o": {"oneOf": [{"type": "integer"}, {"type": "null"}]}, "u": {"type": ["string", "integer"]}, "any": {},
+            "d": {"type": "string", "format": "date"}, "c": {"type": "string", "format": "time"},
+            "r": {"$ref": "WellKnownTypes.json#/definitions/Integer"},
         }));
-        let fields = r#"{"name":"b","type":1},{"name":"i","type":2},{"name":"f","type":3},{"name":"s","type":4},{"name":"t","type":5},{"name":"j","type":6},{"name":"o","type":4}"#;
+        let fields = r#"{"name":"b","type":1},{"name":"i","type":2},{"name":"f","type":3},{"name":"s","type":4},{"name":"t","type":5},{"name":"j","type":6},{"name":"o","type":2},{"name":"u","type":4},{"name":"any","type":4},{"name":"d","type":5},{"name":"c","type":4},{"name":"r","type":2}"#;
         let header = |spec: &StreamSpec| Fields::new(spec, "t").header.expect("a header");
         assert_eq!(header(&spec), format!(r#"{{"name":"t","fields":[{fields}]}}"#));
         spec.add_meta = true;

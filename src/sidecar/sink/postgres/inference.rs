@@ -6,63 +6,37 @@
 
 use jiff::Timestamp;
 
-use super::number;
+use super::numeric;
 use super::time;
 use super::types::ColumnType;
 
-/// Integers of at most this many digits convert to `double precision` and back unchanged.
-const DOUBLE_EXACT_DIGITS: usize = 15;
-
-/// What the values of a column so far have in common, besides their type.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Inference {
-    /// Some integers have more digits than `double precision` holds exactly.
-    has_long_integers: bool,
-}
-
-impl Inference {
-    /// The type for a column of this type and another value (JSON text).
-    pub fn join(&mut self, kind: ColumnType, raw: &str) -> ColumnType {
-        let is_integer = || raw.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
-        match kind {
-            ColumnType::Integer { .. } if is_integer() => {
-                self.has_long_integers |= raw.len() > DOUBLE_EXACT_DIGITS;
-                // Beyond bigint.
-                if raw.parse::<i64>().is_ok() { kind } else { ColumnType::TEXT }
-            }
-            ColumnType::Text { .. } | ColumnType::Json { .. } | ColumnType::Numeric { .. } => kind,
-            _ => {
-                match ColumnType::of_value(raw) {
-                    None => kind,
-                    Some(other) if other == kind => kind,
-                    Some(ColumnType::Double) if matches!(kind, ColumnType::Integer { .. }) => {
-                        if self.has_long_integers { ColumnType::Numeric { limits: None } } else { ColumnType::Double }
-                    }
-                    Some(ColumnType::Integer { .. }) if kind == ColumnType::Double => kind,
-                    Some(_) => ColumnType::TEXT,
-                }
-            }
-        }
+/// The type for a column of this type and another value (JSON text).
+pub fn join(kind: ColumnType, raw: &str) -> ColumnType {
+    if matches!(kind, ColumnType::Text { .. } | ColumnType::Json { .. }) {
+        return kind;
+    }
+    let is_number = |kind| matches!(kind, ColumnType::Integer { .. } | ColumnType::Numeric { .. });
+    match ColumnType::of_value(raw) {
+        None => kind,
+        Some(other) if other == kind => kind,
+        Some(other) if is_number(kind) && is_number(other) => ColumnType::NUMERIC,
+        Some(_) => ColumnType::TEXT,
     }
 }
 
-/// Converts an encoded value from the type of a column to the one that [`Inference::join`] gave it.
+/// Converts an encoded value from the type of a column to the one that [`join`] gave it.
 pub fn convert(value: &[u8], from: ColumnType, to: ColumnType) -> Vec<u8> {
-    let word = value.first_chunk::<8>().copied().unwrap_or_default();
-    let (integer, double) = (i64::from_be_bytes(word), f64::from_be_bytes(word));
+    let integer = i64::from_be_bytes(value.first_chunk::<8>().copied().unwrap_or_default());
     match (from, to) {
-        // Exact, because there are no long integers.
-        #[expect(clippy::cast_precision_loss, reason = "only integers of at most 15 digits are converted")]
-        (ColumnType::Integer { .. }, ColumnType::Double) => (integer as f64).to_be_bytes().to_vec(),
         (ColumnType::Integer { .. }, ColumnType::Numeric { .. }) => {
             let mut numeric = Vec::new();
-            number::push_numeric(&integer.to_string(), None, &mut numeric);
+            numeric::push(&integer.to_string(), None, &mut numeric);
             numeric
         }
         (ColumnType::Integer { .. }, _) => integer.to_string().into_bytes(),
-        (ColumnType::Double, _) => double.to_string().into_bytes(),
+        (ColumnType::Numeric { .. }, _) => numeric::text(value).into_bytes(),
         (ColumnType::Boolean, _) => if value == [1] { "true" } else { "false" }.into(),
-        (ColumnType::TimestampTz, _) => {
+        (ColumnType::TimestampTz { .. }, _) => {
             time::instant_of(integer).as_ref().map(Timestamp::to_string).unwrap_or_default().into_bytes()
         }
         _ => value.to_vec(),
@@ -81,19 +55,20 @@ pub fn conversion(column: &str, from: &str, to: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{ColumnType, Inference};
+    use super::{ColumnType, join};
 
     #[test]
     fn join_finds_the_common_type() {
         for (label, values, expected) in [
             ("integers", &["1", "-2"][..], "bigint"),
-            ("an integer and a fraction", &["1", "1.5"], "double precision"),
-            ("a fraction and an integer", &["1.5", "1"], "double precision"),
+            ("an integer and a fraction", &["1", "1.5"], "numeric"),
+            ("a fraction and an integer", &["1.5", "1"], "numeric"),
             ("a long integer and a fraction", &["9007199254740993", "1.5"], "numeric"),
+            ("an integer and one beyond bigint", &["1", "9223372036854775808"], "numeric"),
+            ("an integer and one beyond numeric", &["1", "1e200000"], "text"),
             ("an integer and a text", &["1", "\"x\""], "text"),
             ("a fraction, an integer and a text", &["1.5", "1", "\"x\""], "text"),
             ("an integer and digits in a text", &["1", "\"02\""], "text"),
-            ("an integer and one beyond bigint", &["1", "9223372036854775808"], "text"),
             ("a text and an integer", &["\"x\"", "1"], "text"),
             ("booleans", &["true", "false"], "boolean"),
             ("a boolean and an integer", &["true", "1"], "text"),
@@ -102,9 +77,8 @@ mod tests {
             ("an integer and a list", &["1", "[]"], "text"),
             ("nulls between", &["1", "null", "2"], "bigint"),
         ] {
-            let mut inference = Inference::default();
             let first = ColumnType::of_value(values[0]).expect(label);
-            let kind = values.iter().fold(first, |kind, raw| inference.join(kind, raw));
+            let kind = values.iter().fold(first, |kind, raw| join(kind, raw));
             assert_eq!(kind.sql(), expected, "{label}");
         }
     }

@@ -4,7 +4,7 @@ use std::char::REPLACEMENT_CHARACTER as REPLACEMENT;
 
 use memchr::{memchr, memchr2};
 
-use super::number;
+use super::numeric;
 use crate::db::text::unicode_escape;
 
 /// Deeper documents could exhaust the server's stack.
@@ -164,7 +164,7 @@ fn push_number(raw: &[u8], at: usize, out: &mut Vec<u8>, altered: &mut bool) -> 
     let number = &raw[at..at + length];
     // Short numbers without an exponent are always within the range.
     let small = length <= 64 && !number.iter().any(|byte| matches!(byte, b'e' | b'E'));
-    if small || str::from_utf8(number).is_ok_and(number::is_numeric) {
+    if small || str::from_utf8(number).is_ok_and(numeric::is_valid) {
         out.extend_from_slice(number);
     } else {
         *altered = true;

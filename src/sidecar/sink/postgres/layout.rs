@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::column_names::ColumnNames;
 use super::fields::{FieldId, FieldTree, Mapping, ROOT, SEPARATOR};
-use super::inference::Inference;
 use super::ownership::ColumnOwner;
 use super::types::ColumnType;
+use crate::sidecar::sink::field_type::FieldType;
 use crate::sidecar::sink::{StreamSpec, WriteMode};
 
 /// The column of values that no other column can hold.
@@ -44,7 +44,7 @@ pub struct Column {
     /// The schema declares documents: a string with the text of one is parsed.
     pub parses_text: bool,
     /// Its type follows the values of the current batch, because neither the schema nor the table determines it.
-    pub inferred: Option<Inference>,
+    pub is_inferred: bool,
     /// What it belongs to.
     pub owner: Option<ColumnOwner>,
 }
@@ -149,7 +149,7 @@ impl Layout {
         layout.cursor = is_column(&spec.cursor).then(|| NamedField::new(&spec.cursor));
         if spec.add_meta {
             let name = layout.names.of_metadata(TIMESTAMP, |_| true);
-            let add = |name| layout.add(name, ColumnOwner::Metadata, ColumnType::TimestampTz, usize::MAX);
+            let add = |name| layout.add(name, ColumnOwner::Metadata, ColumnType::TIMESTAMPTZ, usize::MAX);
             layout.timestamp = name.and_then(add);
         }
         if spec.generation.id > 0 {
@@ -161,10 +161,10 @@ impl Layout {
         let keys: Vec<&str> = declared.into_iter().flatten().map(|(key, _)| key.as_str()).collect();
         let names = layout.names.of_declared(&keys);
         for ((key, schema), name) in declared.into_iter().flatten().zip(names) {
-            let (field, kind) = (layout.fields.insert(ROOT, key, true), ColumnType::of_schema(schema));
-            if let Mapping::Column(column) = layout.map_to_column(field, name, kind) {
+            let (field, declared) = (layout.fields.insert(ROOT, key, true), FieldType::of_schema(schema));
+            if let Mapping::Column(column) = layout.map_to_column(field, name, ColumnType::of_field(declared)) {
                 let column = &mut layout.columns[column];
-                column.parses_text = kind == ColumnType::JSONB && matches!(column.kind, ColumnType::Json { .. });
+                column.parses_text = declared == FieldType::Document && matches!(column.kind, ColumnType::Json { .. });
             }
         }
         // Before other undeclared fields, so that these are always tracked.
@@ -258,7 +258,7 @@ impl Layout {
         if let Mapping::Column(column) = mapping {
             let existing = self.existing.get(&self.columns[column].name);
             if !self.fields.get(field).declared && existing.is_none_or(|existing| existing.is_replaceable) {
-                self.columns[column].inferred = Some(Inference::default());
+                self.columns[column].is_inferred = true;
                 self.has_inferred = true;
             }
             let named = self.key.iter_mut().chain(self.cursor.as_mut());
@@ -270,7 +270,7 @@ impl Layout {
     /// From now on the columns have the types that they have now, because the table has them.
     pub fn fix_types(&mut self) {
         if std::mem::take(&mut self.has_inferred) {
-            self.columns.iter_mut().for_each(|column| column.inferred = None);
+            self.columns.iter_mut().for_each(|column| column.is_inferred = false);
         }
     }
 
@@ -323,16 +323,21 @@ impl Layout {
         }
         let column = match self.existing.get(&name) {
             Some(existing) if existing.is_replaceable && existing.kind != Some(kind) => {
-                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, inferred: None, owner }
+                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, is_inferred: false, owner }
             }
-            Some(ExistingColumn { kind, sql_type, .. }) => {
-                Column { name, kind: (*kind)?, sql_type: sql_type.clone(), parses_text: false, inferred: None, owner }
-            }
+            Some(ExistingColumn { kind, sql_type, .. }) => Column {
+                name,
+                kind: (*kind)?,
+                sql_type: sql_type.clone(),
+                parses_text: false,
+                is_inferred: false,
+                owner,
+            },
             None if max_columns < usize::MAX && self.existing.len() + self.added >= MAX_TABLE_COLUMNS => return None,
             None if self.columns.len() >= max_columns => return None,
             None => {
                 self.added += 1;
-                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, inferred: None, owner }
+                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, is_inferred: false, owner }
             }
         };
         self.columns.push(column);
@@ -386,12 +391,16 @@ impl RowBudget {
             ColumnType::Integer { .. }
             | ColumnType::Double
             | ColumnType::Real
-            | ColumnType::TimestampTz
-            | ColumnType::Timestamp
+            | ColumnType::TimestampTz { .. }
+            | ColumnType::Timestamp { .. }
+            | ColumnType::Time { .. }
             | ColumnType::Date => (1, Self::WORD),
+            ColumnType::TimeTz { .. } => (1, 2 * Self::WORD),
             ColumnType::Boolean => (0, 1),
-            ColumnType::Text { .. } => (0, Self::MAX_INLINE.min(length + 1)),
-            ColumnType::Numeric { .. } | ColumnType::Json { .. } | ColumnType::Uuid => (0, Self::MAX_INLINE),
+            ColumnType::Text { padded: false, .. } => (0, Self::MAX_INLINE.min(length + 1)),
+            ColumnType::Text { .. } | ColumnType::Numeric { .. } | ColumnType::Json { .. } | ColumnType::Uuid => {
+                (0, Self::MAX_INLINE)
+            }
         };
         let with_value = Self {
             aligned: self.aligned + aligned,

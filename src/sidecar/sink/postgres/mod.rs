@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `config` | the fields of `destinationConfig` |
-//! | `names`, `types`, `inference`, `number`, `time`, `json` | names, types and values of columns |
+//! | `names`, `types`, `inference`, `number`, `numeric`, `time`, `json` | names, types and values of columns |
 //! | `ownership`, `table_names`, `column_names` | which stream has which table, and which field which column |
 //! | `own_tables` | tables of results, which no stream may get |
 //! | `fields`, `layout` | which field maps to which column |
@@ -39,6 +39,7 @@ mod layout;
 mod loader;
 pub(super) mod names;
 mod number;
+mod numeric;
 mod own_tables;
 mod ownership;
 mod prepare;
@@ -55,7 +56,7 @@ mod tests;
 mod text_habits;
 mod time;
 mod type_dependencies;
-pub(super) mod types;
+mod types;
 mod value;
 
 use std::sync::Arc;

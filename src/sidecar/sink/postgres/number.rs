@@ -23,32 +23,27 @@ const DOUBLE_EXACT_DIGITS: usize = 15;
 /// The most significant digits in the shortest representation of a double, and of a real.
 const DOUBLE_MAX_DIGITS: usize = 17;
 const REAL_MAX_DIGITS: usize = 9;
-/// Limits of `numeric`: digits before and after the decimal point.
-const NUMERIC_MAX_BEFORE: i64 = 131_072;
-const NUMERIC_MAX_AFTER: i64 = 16_383;
-/// Decimal digits per base-10000 digit of `numeric`.
-const NUMERIC_GROUP: i64 = 4;
-/// The sign field of a negative `numeric`.
-const NUMERIC_NEGATIVE: i64 = 0x4000;
 /// Digits of the largest bigint.
 const BIGINT_DIGITS: i64 = 19;
 
 /// The parts of a JSON number.
-struct Decimal<'a> {
-    negative: bool,
+pub struct Decimal<'a> {
+    /// Below zero.
+    pub negative: bool,
     /// The significant digits before and after the decimal point: from the first to the last that is not zero.
     before: &'a [u8],
     after: &'a [u8],
     /// The position of the decimal point relative to the first significant digit: the number is `0.d₁d₂… × 10^magnitude`.
-    magnitude: i64,
+    pub magnitude: i64,
     /// Digits after the decimal point with the exponent applied; negative if zeros follow before the point.
-    scale: i64,
+    pub scale: i64,
     /// Saturated at ± 10⁹.
-    exponent: i64,
+    pub exponent: i64,
 }
 
 impl<'a> Decimal<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
+    /// Reads a JSON number.
+    pub fn parse(text: &'a str) -> Option<Self> {
         let (negative, number) = text.strip_prefix('-').map_or((false, text), |number| (true, number));
         let (mantissa, exponent) = match number.split_once(['e', 'E']) {
             Some((mantissa, exponent)) => (mantissa, parse_exponent(exponent)?),
@@ -74,16 +69,18 @@ impl<'a> Decimal<'a> {
         Some(Self { negative, before: before.as_bytes(), after: after.as_bytes(), magnitude, scale, exponent })
     }
 
-    fn digits(&self) -> impl Iterator<Item = u8> + '_ {
+    /// The significant digits.
+    pub fn digits(&self) -> impl Iterator<Item = u8> + '_ {
         self.before.iter().chain(self.after).copied()
     }
 
     /// The number of significant digits.
-    fn precision(&self) -> i64 {
+    pub fn precision(&self) -> i64 {
         i64::try_from(self.before.len() + self.after.len()).unwrap_or(i64::MAX)
     }
 
-    fn is_zero(&self) -> bool {
+    /// Whether there are none.
+    pub fn is_zero(&self) -> bool {
         self.precision() == 0
     }
 }
@@ -171,68 +168,9 @@ fn compare(decimal: &Decimal<'_>, finite: bool, zero: bool, shortest: &[u8], max
     if same { Fit::Exact } else { Fit::Rounded }
 }
 
-/// Whether `numeric` without precision and scale can hold the number.
-pub fn is_numeric(text: &str) -> bool {
-    Decimal::parse(text).is_some_and(|decimal| fit_numeric(&decimal, None) == Fit::Exact)
-}
-
-/// Whether `numeric` can hold the number, with these limits of digits before and after the decimal point.
-fn fit_numeric(decimal: &Decimal<'_>, limits: Option<(i64, i64)>) -> Fit {
-    // The server's own limits also count zeros.
-    if decimal.magnitude.max(decimal.exponent) > NUMERIC_MAX_BEFORE || decimal.scale > NUMERIC_MAX_AFTER {
-        return Fit::Misfit;
-    }
-    let Some((before, after)) = limits.filter(|_| !decimal.is_zero()) else { return Fit::Exact };
-    if decimal.precision() - decimal.magnitude <= after {
-        return if decimal.magnitude <= before { Fit::Exact } else { Fit::Misfit };
-    }
-    // The server rounds, half away from zero. Nines in all places that stay carry into one more.
-    let kept = usize::try_from(decimal.magnitude + after);
-    let carries = kept.is_ok_and(|kept| {
-        decimal.digits().take(kept).all(|digit| digit == b'9') && decimal.digits().nth(kept) >= Some(b'5')
-    });
-    if decimal.magnitude + i64::from(carries) <= before { Fit::Rounded } else { Fit::Misfit }
-}
-
-/// Appends the binary form of a `numeric`: the number of base-10000 digits, the weight of the first one, the sign, the
-/// display scale, and the digits. Appends all digits also where the server rounds to the limits, and nothing if the
-/// number does not fit.
-pub fn push_numeric(text: &str, limits: Option<(i64, i64)>, out: &mut Vec<u8>) -> Fit {
-    let Some(decimal) = Decimal::parse(text) else { return Fit::Misfit };
-    let fit = fit_numeric(&decimal, limits);
-    if fit == Fit::Misfit {
-        return fit;
-    }
-    let first = decimal.magnitude - 1;
-    let weight = if decimal.is_zero() { 0 } else { first.div_euclid(NUMERIC_GROUP) };
-    // Groups are aligned at the decimal point: zeros pad the first group on the left and the last one on the right.
-    let padding = if decimal.is_zero() { 0 } else { NUMERIC_GROUP - 1 - first.rem_euclid(NUMERIC_GROUP) };
-    let start = out.len();
-    let (mut groups, mut places, mut group) = (0_i64, padding, 0_u16);
-    let mut digits = decimal.digits().peekable();
-    while let Some(digit) = digits.next() {
-        group = group * 10 + u16::from(digit - b'0');
-        places += 1;
-        while digits.peek().is_none() && places < NUMERIC_GROUP {
-            group *= 10;
-            places += 1;
-        }
-        if places == NUMERIC_GROUP {
-            out.extend_from_slice(&group.to_be_bytes());
-            (groups, places, group) = (groups + 1, 0, 0);
-        }
-    }
-    let sign = if decimal.negative && groups > 0 { NUMERIC_NEGATIVE } else { 0 };
-    let header = [groups, weight, sign, decimal.scale.max(0)];
-    // Each of them fits into two bytes because of the limits above.
-    let header = header.iter().flat_map(|part| part.to_be_bytes().into_iter().skip(6));
-    out.splice(start..start, header);
-    fit
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Fit, double, integer, push_numeric, real};
+    use super::{Fit, double, integer, real};
 
     #[test]
     fn integer_reads_any_notation() {
@@ -286,34 +224,5 @@ mod tests {
         assert_eq!(real("0.1"), Some((0.1, Fit::Exact)));
         assert_eq!(real("16777217"), Some((16_777_216.0, Fit::Rounded)));
         assert_eq!(real("1e39"), None);
-    }
-
-    #[test]
-    fn push_numeric_checks_precision_and_scale() {
-        let (price, cents, hundreds) = (Some((8, 2)), Some((0, 2)), Some((5, -2)));
-        for (label, text, limits, expected) in [
-            ("many digits", "123456789012345678901234567890.123456789", None, Fit::Exact),
-            ("large", "1e131071", None, Fit::Exact),
-            ("too large", "1e131072", None, Fit::Misfit),
-            ("small", "1e-16383", None, Fit::Exact),
-            ("too small", "1e-16384", None, Fit::Misfit),
-            ("within the limits", "12345678.90", price, Fit::Exact),
-            ("too many digits before the point", "123456789", price, Fit::Misfit),
-            ("too many digits before and after the point", "123456789.001", price, Fit::Misfit),
-            ("too many digits after the point", "1.234", price, Fit::Rounded),
-            ("the largest value that is rounded down", "99999999.994", price, Fit::Rounded),
-            ("rounded beyond the limits", "-99999999.995", price, Fit::Misfit),
-            ("rounded to zero", "0.004", price, Fit::Rounded),
-            ("rounded to the first place", "0.005", price, Fit::Rounded),
-            ("rounded to zero by far", "1e-9", price, Fit::Rounded),
-            ("no place before the point", "0.994", cents, Fit::Rounded),
-            ("rounded to one without a place for it", "0.996", cents, Fit::Misfit),
-            ("negative scale", "99949", hundreds, Fit::Rounded),
-            ("rounded beyond a negative scale", "99950", hundreds, Fit::Misfit),
-            ("trailing zeros do not count", "1.2300", price, Fit::Exact),
-            ("not a number", "x", price, Fit::Misfit),
-        ] {
-            assert_eq!(push_numeric(text, limits, &mut Vec::new()), expected, "{label}");
-        }
     }
 }

@@ -228,7 +228,7 @@ fn drop_stale_key(session: &mut Session, target: &Table) -> Result<(), SessionEr
 /// The columns that rows can be loaded into: all of them in a staging table.
 pub fn loadable_columns(existing: Vec<ExistingColumn>) -> Vec<Column> {
     let column = |ExistingColumn { name, kind, sql_type, owner, .. }| {
-        Some(Column { name, kind: kind?, sql_type, parses_text: false, inferred: None, owner })
+        Some(Column { name, kind: kind?, sql_type, parses_text: false, is_inferred: false, owner })
     };
     existing.into_iter().filter_map(column).collect()
 }

@@ -146,8 +146,10 @@ impl Encoder {
         let first = usize::from(self.sequence.is_some());
         for (index, column) in self.layout.columns.iter_mut().enumerate() {
             let range = self.values[index].clone();
-            let Some(inference) = column.inferred.as_mut().filter(|_| !range.is_empty()) else { continue };
-            let (from, to) = (column.kind, inference.join(column.kind, &data[range]));
+            if !column.is_inferred || range.is_empty() {
+                continue;
+            }
+            let (from, to) = (column.kind, inference::join(column.kind, &data[range]));
             if from == to {
                 continue;
             }
@@ -313,7 +315,7 @@ fn unmapped_document(values: &[(String, Range<usize>)], data: &str) -> String {
 /// Appends the current time.
 fn push_load_time(kind: ColumnType, out: &mut Vec<u8>) {
     let now = Timestamp::now();
-    if kind == ColumnType::TimestampTz {
+    if matches!(kind, ColumnType::TimestampTz { digits: 6 }) {
         copy::push_bigint(time::micros_of(now), out);
     } else {
         value::encode(kind, &format!("\"{now}\""), out);

@@ -373,7 +373,13 @@ fn owned_columns(columns: &[Column]) -> Vec<(&str, &ColumnOwner)> {
 
 /// The shorter one of a type's two names.
 fn short_name(kind: &str) -> &str {
-    if kind == "timestamp with time zone" { "timestamptz" } else { kind }
+    match kind {
+        "timestamp with time zone" => "timestamptz",
+        "timestamp without time zone" => "timestamp",
+        "time with time zone" => "timetz",
+        "time without time zone" => "time",
+        other => other,
+    }
 }
 
 /// The run id in the name of a staging or generation table that starts with this prefix.

@@ -1,16 +1,20 @@
-//! The type of a column: from a JSON Schema, from a value, or from the catalog of an existing table.
+//! The type of a column: from the type of a field, from a value, or from the catalog of an existing table.
 
-use serde_json::Value;
+use super::{numeric, time};
+use crate::sidecar::sink::field_type::FieldType;
 
-use super::{number, time};
+/// Digits of a second's fraction that Postgres stores.
+const MICRO_DIGITS: u8 = 6;
 
 /// The type of a column, with the limits that its values are checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ColumnType {
-    /// `text`, or `varchar(n)` in an existing table.
+    /// `text`, or `varchar(n)` or `char(n)` in an existing table.
     Text {
         /// The length limit, in characters.
         max_chars: Option<usize>,
+        /// Spaces at the end do not count.
+        padded: bool,
         /// Values have the form in which the existing implementation stored them: see [`reformat`](super::reformat).
         reformatted: bool,
     },
@@ -29,11 +33,27 @@ pub enum ColumnType {
         limits: Option<(i64, i64)>,
     },
     /// `timestamp with time zone`
-    TimestampTz,
+    TimestampTz {
+        /// Digits of a second's fraction, up to 6.
+        digits: u8,
+    },
     /// `timestamp without time zone`
-    Timestamp,
+    Timestamp {
+        /// Digits of a second's fraction, up to 6.
+        digits: u8,
+    },
     /// `date`
     Date,
+    /// `time without time zone`
+    Time {
+        /// Digits of a second's fraction, up to 6.
+        digits: u8,
+    },
+    /// `time with time zone`
+    TimeTz {
+        /// Digits of a second's fraction, up to 6.
+        digits: u8,
+    },
     /// `boolean`
     Boolean,
     /// `jsonb`, or `json` in an existing table.
@@ -47,9 +67,13 @@ pub enum ColumnType {
 
 impl ColumnType {
     /// `text`
-    pub const TEXT: Self = Self::Text { max_chars: None, reformatted: false };
+    pub const TEXT: Self = Self::Text { max_chars: None, padded: false, reformatted: false };
+    /// `timestamptz`
+    pub const TIMESTAMPTZ: Self = Self::TimestampTz { digits: MICRO_DIGITS };
     /// `bigint`
     pub const BIGINT: Self = Self::Integer { bytes: 8 };
+    /// `numeric`
+    pub const NUMERIC: Self = Self::Numeric { limits: None };
     /// `jsonb`
     pub const JSONB: Self = Self::Json { binary: true };
 
@@ -60,8 +84,11 @@ impl ColumnType {
             Self::Integer { .. } => "bigint",
             Self::Double | Self::Real => "double precision",
             Self::Numeric { .. } => "numeric",
-            Self::TimestampTz | Self::Timestamp => "timestamptz",
+            Self::TimestampTz { .. } => "timestamptz",
+            Self::Timestamp { .. } => "timestamp",
             Self::Date => "date",
+            Self::Time { .. } => "time",
+            Self::TimeTz { .. } => "timetz",
             Self::Boolean => "boolean",
             Self::Json { .. } => "jsonb",
             Self::Uuid => "uuid",
@@ -69,24 +96,18 @@ impl ColumnType {
     }
 
     /// The type for a field that the JSON Schema declares.
-    pub fn of_schema(field: &Value) -> Self {
-        if field.get("oneOf").is_some() {
-            return Self::TEXT;
-        }
-        let text = |key: &str| field.get(key).and_then(Value::as_str);
-        let kind = match field.get("type") {
-            Some(Value::String(kind)) => Some(kind.as_str()),
-            Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).find(|kind| *kind != "null"),
-            _ => None,
-        };
-        match kind {
-            Some("string") if matches!(text("format"), Some("date-time" | "date")) => Self::TimestampTz,
-            Some("integer") => Self::BIGINT,
-            Some("number") if text("airbyte_type") == Some("integer") => Self::BIGINT,
-            Some("number") => Self::Double,
-            Some("boolean") => Self::Boolean,
-            Some("array" | "object") => Self::JSONB,
-            _ => Self::TEXT,
+    pub fn of_field(field: FieldType) -> Self {
+        match field {
+            FieldType::Text => Self::TEXT,
+            FieldType::Boolean => Self::Boolean,
+            FieldType::Integer => Self::BIGINT,
+            FieldType::BigInteger | FieldType::Number => Self::NUMERIC,
+            FieldType::Date => Self::Date,
+            FieldType::Time => Self::Time { digits: MICRO_DIGITS },
+            FieldType::TimeTz => Self::TimeTz { digits: MICRO_DIGITS },
+            FieldType::Timestamp => Self::Timestamp { digits: MICRO_DIGITS },
+            FieldType::TimestampTz => Self::TIMESTAMPTZ,
+            FieldType::Document | FieldType::Any => Self::JSONB,
         }
     }
 
@@ -97,10 +118,10 @@ impl ColumnType {
             b't' | b'f' => Self::Boolean,
             // Objects below the depth limit are not flattened.
             b'{' => Self::JSONB,
-            b'"' if time::is_instant(raw.trim_matches('"')) => Self::TimestampTz,
+            b'"' if time::is_instant(raw.trim_matches('"')) => Self::TIMESTAMPTZ,
             b'"' | b'[' => Self::TEXT,
             _ if raw.parse::<i64>().is_ok() => Self::BIGINT,
-            _ if raw.contains(['.', 'e', 'E']) && number::double(raw).is_some() => Self::Double,
+            _ if numeric::is_valid(raw) => Self::NUMERIC,
             // Numbers beyond the range of both types.
             _ => Self::TEXT,
         })
@@ -109,14 +130,16 @@ impl ColumnType {
     /// The type of an existing column, by `pg_type.typname` and `atttypmod`; `None` for types whose values cannot be
     /// validated here (domains, enums, arrays, …).
     pub fn of_catalog(name: &str, modifier: i32) -> Option<Self> {
-        // The stored modifier includes the four bytes of the value's header.
+        let digits = u8::try_from(modifier).map_or(MICRO_DIGITS, |digits| digits.min(MICRO_DIGITS));
+        // The stored modifier of other types includes the four bytes of the value's header.
         let modifier = (modifier >= 4).then(|| modifier - 4);
         Some(match name {
             "text" | "citext" => Self::TEXT,
-            "varchar" => {
-                let max_chars = modifier.and_then(|length| usize::try_from(length).ok());
-                Self::Text { max_chars, reformatted: false }
-            }
+            "varchar" | "bpchar" => Self::Text {
+                max_chars: modifier.and_then(|length| usize::try_from(length).ok()),
+                padded: name == "bpchar",
+                reformatted: false,
+            },
             "int2" => Self::Integer { bytes: 2 },
             "int4" => Self::Integer { bytes: 4 },
             "int8" => Self::BIGINT,
@@ -130,9 +153,11 @@ impl ColumnType {
                     (precision - scale, scale)
                 }),
             },
-            "timestamptz" => Self::TimestampTz,
-            "timestamp" => Self::Timestamp,
+            "timestamptz" => Self::TimestampTz { digits },
+            "timestamp" => Self::Timestamp { digits },
             "date" => Self::Date,
+            "time" => Self::Time { digits },
+            "timetz" => Self::TimeTz { digits },
             "bool" => Self::Boolean,
             "json" => Self::Json { binary: false },
             "jsonb" => Self::JSONB,
@@ -145,30 +170,6 @@ impl ColumnType {
 #[cfg(test)]
 mod tests {
     use super::ColumnType;
-    use serde_json::json;
-
-    #[test]
-    fn of_schema_follows_the_declared_type() {
-        for (label, schema, expected) in [
-            ("string", json!({"type": "string"}), "text"),
-            ("integer", json!({"type": "integer"}), "bigint"),
-            ("number", json!({"type": "number"}), "double precision"),
-            ("number with airbyte_type integer", json!({"type": "number", "airbyte_type": "integer"}), "bigint"),
-            ("boolean", json!({"type": "boolean"}), "boolean"),
-            ("date-time", json!({"type": "string", "format": "date-time"}), "timestamptz"),
-            ("date", json!({"type": ["null", "string"], "format": "date"}), "timestamptz"),
-            ("another format", json!({"type": "string", "format": "uuid"}), "text"),
-            ("array", json!({"type": "array"}), "jsonb"),
-            ("object", json!({"type": ["null", "object"]}), "jsonb"),
-            ("oneOf", json!({"oneOf": [{"type": "integer"}], "type": "integer"}), "text"),
-            ("first type that is not null", json!({"type": ["null", "integer", "string"]}), "bigint"),
-            ("only null", json!({"type": ["null"]}), "text"),
-            ("empty schema", json!({}), "text"),
-            ("boolean schema", json!(true), "text"),
-        ] {
-            assert_eq!(ColumnType::of_schema(&schema).sql(), expected, "{label}");
-        }
-    }
 
     #[test]
     fn of_value_follows_the_json_text() {
@@ -176,11 +177,11 @@ mod tests {
             ("null creates no column", "null", None),
             ("boolean", "true", Some("boolean")),
             ("integer", "-9223372036854775808", Some("bigint")),
-            ("beyond bigint", "9223372036854775808", Some("text")),
-            ("decimal point", "1.0", Some("double precision")),
-            ("exponent", "1E5", Some("double precision")),
-            ("largest double", "1.797e308", Some("double precision")),
-            ("beyond double", "1e400", Some("text")),
+            ("beyond bigint", "9223372036854775808", Some("numeric")),
+            ("decimal point", "1.0", Some("numeric")),
+            ("exponent", "1E5", Some("numeric")),
+            ("beyond double", "1e400", Some("numeric")),
+            ("beyond numeric", "1e200000", Some("text")),
             ("array", "[1]", Some("text")),
             ("string", "\"a\"", Some("text")),
             ("instant", "\"2024-01-31T10:00:00Z\"", Some("timestamptz")),
@@ -196,11 +197,20 @@ mod tests {
     #[test]
     fn of_catalog_reads_length_precision_and_scale() {
         for (label, name, modifier, expected) in [
-            ("varchar(10)", "varchar", 14, Some(ColumnType::Text { max_chars: Some(10), reformatted: false })),
+            (
+                "varchar(10)",
+                "varchar",
+                14,
+                Some(ColumnType::Text { max_chars: Some(10), padded: false, reformatted: false }),
+            ),
             ("varchar", "varchar", -1, Some(ColumnType::TEXT)),
             ("numeric", "numeric", -1, Some(ColumnType::Numeric { limits: None })),
             ("numeric(10,2)", "numeric", (10 << 16 | 2) + 4, Some(ColumnType::Numeric { limits: Some((8, 2)) })),
             ("numeric(2,-3)", "numeric", (2 << 16 | 0x7fd) + 4, Some(ColumnType::Numeric { limits: Some((5, -3)) })),
+            ("char(2)", "bpchar", 6, Some(ColumnType::Text { max_chars: Some(2), padded: true, reformatted: false })),
+            ("timestamp(3)", "timestamp", 3, Some(ColumnType::Timestamp { digits: 3 })),
+            ("time(0)", "time", 0, Some(ColumnType::Time { digits: 0 })),
+            ("timetz", "timetz", -1, Some(ColumnType::TimeTz { digits: 6 })),
             ("array", "_int4", -1, None),
         ] {
             assert_eq!(ColumnType::of_catalog(name, modifier), expected, "{label}");

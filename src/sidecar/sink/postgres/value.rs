@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::copy::NULL;
 use super::json;
 use super::number::{self, Fit};
+use super::numeric;
 use super::reformat;
 use super::time;
 use super::types::ColumnType;
@@ -26,7 +27,13 @@ pub fn encode(kind: ColumnType, raw: &str, out: &mut Vec<u8>) -> Fit {
     let first = raw.as_bytes().first();
     let fit = match kind {
         _ if matches!(first, None | Some(b'n')) => return Fit::Exact,
-        ColumnType::Text { max_chars, reformatted } => text(max_chars, reformatted, raw, out),
+        ColumnType::Text { max_chars, padded, reformatted } => {
+            match text(max_chars, reformatted, raw, out) {
+                // Equal to the text without them.
+                Fit::Exact if padded && out.len() > start && out.ends_with(b" ") => Fit::Rounded,
+                fit => fit,
+            }
+        }
         ColumnType::Json { binary } => {
             out.extend(binary.then_some(JSONB_VERSION));
             if json::push_document(raw, out) { Fit::Altered } else { Fit::Exact }
@@ -90,7 +97,7 @@ fn number_value(kind: ColumnType, raw: &str, out: &mut Vec<u8>) -> Fit {
             out.extend_from_slice(&real.to_be_bytes());
             fit
         }),
-        ColumnType::Numeric { limits } => number::push_numeric(raw, limits, out),
+        ColumnType::Numeric { limits } => numeric::push(raw, limits, out),
         ColumnType::Boolean if matches!(raw, "0" | "1") => boolean(raw == "1", out),
         _ => Fit::Misfit,
     }
@@ -107,8 +114,15 @@ fn integer(bytes: u8, raw: &str, out: &mut Vec<u8>) -> Fit {
 
 fn string_value(kind: ColumnType, text: &str, out: &mut Vec<u8>) -> Fit {
     match kind {
-        ColumnType::TimestampTz => push(time::timestamptz(text).map(i64::to_be_bytes), out),
-        ColumnType::Timestamp => push(time::timestamp(text).map(i64::to_be_bytes), out),
+        ColumnType::TimestampTz { digits } => push_time(time::timestamptz(text), digits, out),
+        ColumnType::Timestamp { digits } => push_time(time::timestamp(text), digits, out),
+        ColumnType::Time { digits } => push_time(time::time(text), digits, out),
+        ColumnType::TimeTz { digits } => {
+            let Some((micros, west, fit)) = time::timetz(text) else { return Fit::Misfit };
+            let fit = push_time(Some((micros, fit)), digits, out);
+            out.extend_from_slice(&west.to_be_bytes());
+            fit
+        }
         ColumnType::Date => push(time::date(text).map(i32::to_be_bytes), out),
         ColumnType::Boolean if text.eq_ignore_ascii_case("true") => boolean(true, out),
         ColumnType::Boolean if text.eq_ignore_ascii_case("false") => boolean(false, out),
@@ -135,6 +149,13 @@ fn boolean(value: bool, out: &mut Vec<u8>) -> Fit {
 fn push<const N: usize>(value: Option<[u8; N]>, out: &mut Vec<u8>) -> Fit {
     out.extend_from_slice(value.as_ref().map_or(&[], <[u8; N]>::as_slice));
     fit_if(value.is_some())
+}
+
+/// Appends microseconds, of which the server stores this many digits.
+fn push_time(micros: Option<(i64, Fit)>, digits: u8, out: &mut Vec<u8>) -> Fit {
+    let Some((micros, fit)) = micros else { return Fit::Misfit };
+    out.extend_from_slice(&micros.to_be_bytes());
+    if digits < 6 && micros % 10_i64.pow(6 - u32::from(digits)) != 0 { Fit::Rounded } else { fit }
 }
 
 fn fit_if(fits: bool) -> Fit {
@@ -186,8 +207,8 @@ mod tests {
     #[test]
     fn text_and_documents_are_encoded_as_postgres_accepts_them() {
         let (text, json) = (ColumnType::TEXT, ColumnType::JSONB);
-        let short = ColumnType::Text { max_chars: Some(3), reformatted: false };
-        let old = ColumnType::Text { max_chars: None, reformatted: true };
+        let short = ColumnType::Text { max_chars: Some(3), padded: false, reformatted: false };
+        let old = ColumnType::Text { max_chars: None, padded: false, reformatted: true };
         for (label, kind, raw, expected) in [
             ("null", text, "null", None),
             ("string", text, r#""a\tb\nc\\d\"e\/""#, Some("a\tb\nc\\d\"e/")),
@@ -253,10 +274,10 @@ mod tests {
             ("boolean in a string", ColumnType::Boolean, r#""True""#, Some(&[1])),
             ("one", ColumnType::Boolean, "1", Some(&[1])),
             ("two", ColumnType::Boolean, "2", None),
-            ("time", ColumnType::TimestampTz, r#""2000-01-01T00:00:01Z""#, Some(&1_000_000_i64.to_be_bytes())),
-            ("not a time", ColumnType::TimestampTz, r#""soon""#, None),
-            ("number in a timestamptz column", ColumnType::TimestampTz, "1700000000", None),
-            ("array in a timestamptz column", ColumnType::TimestampTz, "[]", None),
+            ("time", ColumnType::TIMESTAMPTZ, r#""2000-01-01T00:00:01Z""#, Some(&1_000_000_i64.to_be_bytes())),
+            ("not a time", ColumnType::TIMESTAMPTZ, r#""soon""#, None),
+            ("number in a timestamptz column", ColumnType::TIMESTAMPTZ, "1700000000", None),
+            ("array in a timestamptz column", ColumnType::TIMESTAMPTZ, "[]", None),
             ("date", ColumnType::Date, r#""1999-12-31""#, Some(&[0xff; 4])),
             (
                 "uuid",
@@ -312,7 +333,7 @@ mod tests {
 
         #[test]
         fn arbitrary_text_never_panics(raw in "[\\\\u0d8\"{}\\[\\]eE0-9+-]*", kind in 0..4_usize) {
-            let kinds = [ColumnType::TEXT, ColumnType::JSONB, ColumnType::Double, ColumnType::TimestampTz];
+            let kinds = [ColumnType::TEXT, ColumnType::JSONB, ColumnType::Double, ColumnType::TIMESTAMPTZ];
             field(kinds[kind], &raw);
         }
     }

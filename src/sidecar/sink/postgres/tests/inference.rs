@@ -20,10 +20,11 @@ fn fill(sink: &mut impl Sink, stream: usize, value: &str) {
 fn the_values_of_a_batch_get_their_common_type() {
     for mode in [WriteMode::Append, WriteMode::Merge, WriteMode::Replace] {
         for (first, second, kind, expected) in [
-            ("1", "1.5", "double precision", ["1", "1.5"]),
-            ("1.5", "2", "double precision", ["1.5", "2"]),
+            ("1", "1.5", "numeric", ["1", "1.5"]),
+            ("1.5", "2", "numeric", ["1.5", "2"]),
             ("1", "\"x\"", "text", ["1", "x"]),
-            ("1.0", "\"x\"", "text", ["1", "x"]),
+            ("1.0", "\"x\"", "text", ["1.0", "x"]),
+            ("1", "9223372036854775808", "numeric", ["1", "9223372036854775808"]),
             ("true", "\"x\"", "text", ["true", "x"]),
             ("true", "7", "text", ["true", "7"]),
             ("\"2024-05-01T02:00:00.500+02:00\"", "\"soon\"", "text", ["2024-05-01T00:00:00.5Z", "soon"]),
@@ -48,7 +49,7 @@ fn the_values_of_a_batch_get_their_common_type() {
 fn values_that_were_sent_before_are_converted() {
     for mode in [WriteMode::Append, WriteMode::Merge, WriteMode::Replace] {
         for (first, second, kind, shown) in [
-            ("1", "1.5", "double precision", "1"),
+            ("1", "1.5", "numeric", "1"),
             ("1.5", "\"x\"", "text", "1.5"),
             ("false", "\"x\"", "text", "false"),
             ("\"2024-05-01T10:20:30Z\"", "\"x\"", "text", "2024-05-01T10:20:30Z"),

@@ -139,6 +139,7 @@ fn documents_beyond_the_element_limit_become_strings() {
 #[test]
 fn numbers_beyond_double_go_to_unmapped_data() {
     let mut db = TestSchema::new();
+    db.run("CREATE TABLE t (n double precision)");
     let mut sink = db.sink();
     let stream = sink.open(spec("t", WriteMode::Append, &[("n", json!({"type": "number"}))])).expect("open");
     write(&mut sink, stream, &[r#"{"n":1E400}"#, r#"{"n":-1e-400}"#, r#"{"n":1e999999999999}"#]);

@@ -232,11 +232,14 @@ pub fn check(cases: &[Case]) {
     }
 }
 
-/// `name type`, with `time` for timestamptz and `double` for double precision.
+/// `name type`, with the short names of types.
 fn short_type(column: &str) -> String {
     let (name, kind) = column.rsplit_once('|').expect("name and type");
     let kind = match kind {
-        "timestamp with time zone" => "time",
+        "timestamp with time zone" => "timestamptz",
+        "timestamp without time zone" => "timestamp",
+        "time with time zone" => "timetz",
+        "time without time zone" => "time",
         "double precision" => "double",
         other => other,
     };
