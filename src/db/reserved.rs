@@ -29,7 +29,12 @@ pub fn reserved_tables() -> Vec<ReservedTable> {
         columns: vec!["sync_id", "package", "config"],
         key: vec!["sync_id"],
     };
-    schema::reserved_tables().chain(own).chain([configs]).collect()
+    let contract = schema::contract_tables();
+    contract
+        .map(|(name, columns, key)| ReservedTable { name, columns, key: key.to_vec() })
+        .chain(own)
+        .chain([configs])
+        .collect()
 }
 
 /// The database of results and the schemas of our tables in it.

@@ -6,7 +6,6 @@ use postgres::types::Type;
 
 use super::error::is_transient;
 use super::pool::{Attempt, AttemptError, Transaction, text};
-use super::reserved::ReservedTable;
 use super::text::{quote_ident, quote_literal};
 use super::{Db, DbError};
 
@@ -159,12 +158,11 @@ pub(super) fn is_contract_table(name: &str) -> bool {
     TABLES.iter().any(|table| table.name == name)
 }
 
-/// The tables of the contract, without the columns that some versions lack.
-pub(super) fn reserved_tables() -> impl Iterator<Item = ReservedTable> {
+/// The tables of the contract: name, the columns that all versions have, key.
+pub(super) fn contract_tables() -> impl Iterator<Item = (&'static str, Vec<&'static str>, &'static [&'static str])> {
     TABLES.iter().map(|table| {
         let is_in_all = |column: &&str| !ADDED_COLUMNS.contains(&(table.name, column));
-        let columns = table.columns().map(|column| column.name).filter(is_in_all).collect();
-        ReservedTable { name: table.name, columns, key: table.key.to_vec() }
+        (table.name, table.columns().map(|column| column.name).filter(is_in_all).collect(), table.key)
     })
 }
 

@@ -27,19 +27,23 @@ pub struct Names {
 }
 
 impl Names {
-    /// In the order of the schema: of two fields that only differ in case, the second one gets a suffix.
+    /// Of two fields that only differ in case, the one that keeps its name has precedence, then the first one; the other one
+    /// gets a suffix.
     fn new(fields: &[(&String, &Value)], same_case: bool) -> Self {
         let mut names = Self::default();
-        for (field, _) in fields {
-            let mut name = if same_case { field.to_lowercase() } else { (*field).clone() };
+        let lower = |field: &str| if same_case { field.to_lowercase() } else { field.to_owned() };
+        let (unchanged, changed): (Vec<&String>, Vec<&String>) =
+            fields.iter().map(|(field, _)| *field).partition(|field| lower(field) == **field);
+        for field in unchanged.into_iter().chain(changed) {
+            let mut name = lower(field);
             if names.taken.contains(&name) {
                 name = suffixed(&name, field);
             }
-            if name != **field {
-                names.renamed.insert((*field).clone(), name.clone());
+            if name != *field {
+                names.renamed.insert(field.clone(), name.clone());
             }
             names.taken.insert(name);
-            names.declared.insert((*field).clone());
+            names.declared.insert(field.clone());
         }
         names
     }
@@ -209,8 +213,8 @@ mod tests {
         let mut spec = spec(&json!({"Name": {}, "name": {}, "other": {}}));
         spec.to_same_case = true;
         let names = Fields::new(&spec, "t").names;
-        assert_eq!(names.of_declared("Name"), "name");
-        assert!(names.of_declared("name").starts_with("name_"), "{names:?}");
+        assert_eq!(names.of_declared("name"), "name");
+        assert!(names.of_declared("Name").starts_with("name_"), "{names:?}");
         assert_eq!(names.of_declared("other"), "other");
     }
 }

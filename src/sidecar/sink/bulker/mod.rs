@@ -23,7 +23,8 @@
 //!   streams.
 //! * A refresh of a generation (`minimum_generation_id`) replaces the table, unless it resumes from a state.
 //! * Bulker has no namespaces: a namespace becomes a prefix of the table's name, `namespace_table`.
-//! * Of two streams with the same table name, the later one gets a suffix derived from its name.
+//! * Of two streams with the same table name, one gets a suffix derived from its name: not the one whose name needs no
+//!   change, else the later one. Bulker has no place to remember it for later reads.
 //! * Each request has its own connection: on a reused one it would be unknown whether the server received the request.
 
 mod config;
@@ -110,6 +111,19 @@ pub struct BulkerSink {
     warnings: Vec<Warning>,
 }
 
+/// The table of a stream as the read names it.
+fn configured_table(spec: &StreamSpec) -> String {
+    match &spec.schema {
+        Some(namespace) => format!("{namespace}_{}", spec.table),
+        None => spec.table.clone(),
+    }
+}
+
+/// The name that Bulker makes of a table's name: it replaces characters, which may make two names the same.
+fn cleaned(table: &str) -> String {
+    names::clean(table, Kind::Table, false)
+}
+
 impl BulkerSink {
     /// Does not connect.
     fn new(settings: &Settings, sync_id: &str, task_id: &str, limits: Limits) -> Result<Self, SinkError> {
@@ -131,20 +145,16 @@ impl BulkerSink {
 
     /// The table of a stream, with a suffix if another stream uses the name.
     fn table_name(&mut self, spec: &StreamSpec) -> String {
-        let mut table = match &spec.schema {
-            Some(namespace) => format!("{namespace}_{}", spec.table),
-            None => spec.table.clone(),
-        };
+        let mut table = configured_table(spec);
         if spec.to_same_case {
             table = table.to_lowercase();
         }
-        // Bulker replaces characters in names, which may make two names the same.
-        let cleaned = |table: &str| names::clean(table, Kind::Table, false);
-        if self.tables.get(&cleaned(&table)).is_some_and(|owner| *owner != spec.name) {
-            table = names::suffixed(&table, &spec.name.key());
-            let stream = spec.name.key();
+        let owner = self.tables.get(&cleaned(&table)).filter(|owner| **owner != spec.name).map(StreamName::key);
+        if let Some(owner) = owner {
+            let (stream, name) = (spec.name.key(), std::mem::take(&mut table));
+            table = names::suffixed(&name, &stream);
             let text =
-                format!("stream {stream:?}: another stream's table has the same name: writing to table {table:?}");
+                format!("stream {stream:?}: table {name:?} belongs to stream {owner:?}: writing to table {table:?}");
             self.warn(self.streams.len(), text);
         }
         self.tables.insert(cleaned(&table), spec.name.clone());
@@ -208,6 +218,16 @@ impl BulkerSink {
 }
 
 impl Sink for BulkerSink {
+    fn assign_tables(&mut self, streams: &[StreamSpec]) -> Result<(), Failure> {
+        for spec in streams {
+            let table = configured_table(spec);
+            if table == names::clean(&table, Kind::Table, spec.to_same_case) {
+                self.tables.entry(table).or_insert_with(|| spec.name.clone());
+            }
+        }
+        Ok(())
+    }
+
     fn open(&mut self, spec: StreamSpec) -> Result<StreamIndex, SinkError> {
         let table = self.table_name(&spec);
         let fields = Fields::new(&spec, &table);

@@ -80,8 +80,11 @@ impl Encoder {
 }
 
 /// Writes an object with lower-case names, also in nested objects that Bulker flattens into columns. Declared objects are
-/// JSON documents and keep their names. Of two fields that differ in case, the later one gets a suffix.
+/// JSON documents and keep their names. Of two fields that differ in case, the one that keeps its name has precedence, then the
+/// first one; the other one gets a suffix.
 fn write_lower(pairs: &Pairs<'_>, names: Option<&Names>, out: &mut String) {
+    let unchanged: HashSet<&str> =
+        pairs.0.iter().map(|(key, _)| key.as_ref()).filter(|key| key.to_lowercase() == *key).collect();
     let mut used = HashSet::new();
     out.push('{');
     for (at, (key, value)) in pairs.0.iter().enumerate() {
@@ -90,8 +93,10 @@ fn write_lower(pairs: &Pairs<'_>, names: Option<&Names>, out: &mut String) {
             Some(names) => names.of_declared(key).to_owned(),
             None => key.to_lowercase(),
         };
-        let taken = declared.is_none() && names.is_some_and(|names| names.is_taken(&name));
-        if taken || (used.contains(&name) && declared.is_none()) {
+        let is_taken = used.contains(&name)
+            || name != **key && unchanged.contains(name.as_str())
+            || names.is_some_and(|names| names.is_taken(&name));
+        if is_taken && declared.is_none() {
             name = suffixed(&name, key);
         }
         out.push_str(if at == 0 { "" } else { "," });
@@ -216,15 +221,15 @@ mod tests {
             generation: Generation::default(),
         };
         let names = Fields::new(&spec, "s").names;
-        let suffixed = names.of_declared("up").to_owned();
+        let suffixed = names.of_declared("Up").to_owned();
         let mut encoder = Encoder::new(names, true, false);
         let data = r#"{"Id":1.00,"Doc":{"A":{"B":"C"}},"Free":{"A":{"B":["C",{"D":1}]}},"Up":1,"up":2,"X":3,"x":4}"#;
         let lowered: Value = serde_json::from_str(&line(&mut encoder, data)).expect("JSON");
         let mut expected =
-            json!({"id": 1.00, "doc": {"A": {"B": "C"}}, "free": {"a": {"b": ["C", {"D": 1}]}}, "up": 1, "x": 3});
-        expected[&suffixed] = json!(2);
+            json!({"id": 1.00, "doc": {"A": {"B": "C"}}, "free": {"a": {"b": ["C", {"D": 1}]}}, "up": 2, "x": 4});
+        expected[&suffixed] = json!(1);
         let rest = lowered.as_object().expect("an object").keys().find(|key| key.starts_with("x_")).expect("a suffix");
-        expected[rest] = json!(4);
+        expected[rest] = json!(3);
         assert_eq!(lowered, expected);
         assert!(line(&mut encoder, data).contains("1.00"), "values keep their text");
     }

@@ -5,9 +5,10 @@
 //! is hardly visible, and is renamed and dropped with its table. For a table of another role, an empty table of our own
 //! beside it has the comment, where the schema may be written to.
 //!
-//! The first line of the comment is `syncctl` and the [`TableOwner`], each other one a column and its field, as JSON in
-//! ASCII, since the encoding of the database may lack characters of the source. Objects without a mark were created by an
-//! earlier version, by another program or by a user: the first stream or field that uses them gets them.
+//! The first line of the comment is `syncctl` and the [`TableOwner`], each other one the number of a column, which no later
+//! column of the table gets, and its field, as JSON in ASCII, since the encoding of the database may lack characters of the
+//! source. Objects without a mark were created by an earlier version, by another program or by a user: the first stream or
+//! field that uses them gets them.
 
 use std::collections::HashMap;
 
@@ -21,7 +22,8 @@ use crate::sidecar::sink::StreamSpec;
 /// The SQL expression for the comment with the marks of table `c`.
 pub const MARKS: &str = "coalesce(obj_description(c.reltype, 'pg_type'),
     (SELECT obj_description(m.reltype, 'pg_type') FROM pg_class m
-     WHERE m.relnamespace = c.relnamespace AND m.relname = '_syncctl_' || left(md5(c.relname::text), 8) || '_names'))";
+     WHERE m.relnamespace = c.relnamespace
+       AND m.relname = '_syncctl_' || left(md5(c.relname::text), 8) || '_names_' || c.oid))";
 
 /// The beginning of a comment with marks.
 const PREFIX: &str = "syncctl ";
@@ -78,14 +80,15 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// Parses the comment on a row type. A comment that is not ours has no marks.
-    pub fn parse(comment: Option<&str>) -> Self {
+    /// Parses the comment on a row type, given the names of the columns by their numbers. A comment that is not ours has no
+    /// marks.
+    pub fn parse(comment: Option<&str>, names: &HashMap<i16, String>) -> Self {
         let Some(text) = comment.and_then(|comment| comment.strip_prefix(PREFIX)) else { return Self::default() };
         let mut lines = text.lines();
         let table = lines.next().and_then(|line| serde_json::from_str(line).ok());
         let columns = lines.filter_map(|line| {
-            let (column, field): (String, Option<String>) = serde_json::from_str(line).ok()?;
-            Some((column, field.map_or(ColumnOwner::Metadata, ColumnOwner::Field)))
+            let (number, field): (i16, Option<String>) = serde_json::from_str(line).ok()?;
+            Some((names.get(&number)?.clone(), field.map_or(ColumnOwner::Metadata, ColumnOwner::Field)))
         });
         Self { table, columns: columns.collect() }
     }
@@ -107,24 +110,22 @@ impl Marks {
     /// one of another stream. Does nothing where marks cannot be stored.
     pub fn add(&self, schema: &str, table: &str, owner: &TableOwner, columns: &OwnedColumns<'_>) -> String {
         let missing = columns.iter().filter(|(name, _)| !self.columns.contains_key(*name));
-        let missing: Vec<(String, String)> = missing.map(|(name, owner)| column_mark(name, owner)).collect();
-        let array = |of: fn(&(String, String)) -> &String| {
-            let elements: Vec<String> = missing.iter().map(|mark| quote_literal(of(mark))).collect();
-            format!("ARRAY[{}]::text[]", elements.join(", "))
-        };
+        let (names, fields): (Vec<String>, Vec<String>) =
+            missing.map(|(name, owner)| (quote_literal(name), quote_literal(&field_mark(owner)))).unzip();
         let body = format!(
             "DECLARE
-                space oid; marked oid; may_mark boolean; known text; added text;
+                space oid; target oid; marked oid; may_mark boolean; known text; added text;
                 in_schema CONSTANT text := {schema};
                 of_table CONSTANT text := {table};
                 owner CONSTANT text := {owner};
                 holder text := of_table;
             BEGIN
-                SELECT c.relnamespace, c.reltype, pg_has_role(c.relowner, 'USAGE') INTO space, marked, may_mark
+                SELECT c.relnamespace, c.oid, c.reltype, pg_has_role(c.relowner, 'USAGE')
+                    INTO space, target, marked, may_mark
                     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                     WHERE n.nspname = in_schema AND c.relname = of_table;
                 IF NOT may_mark THEN
-                    holder := '_syncctl_' || left(md5(of_table), 8) || '_names';
+                    holder := '_syncctl_' || left(md5(of_table), 8) || '_names_' || target;
                     PERFORM FROM pg_class c WHERE c.relnamespace = space AND c.relname = holder;
                     IF NOT FOUND AND has_schema_privilege(space, 'CREATE') THEN
                         EXECUTE format('CREATE TABLE IF NOT EXISTS %I.%I ()', in_schema, holder);
@@ -140,8 +141,10 @@ impl Marks {
                     RAISE EXCEPTION 'another read has just created the table for the stream %: read this stream again, \
              it gets another table', substr(split_part(known, E'\\n', 1), {after_prefix});
                 END IF;
-                SELECT string_agg(E'\\n' || mark, '') INTO added FROM unnest({starts}, {marks}) AS new (start, mark)
-                    WHERE strpos(coalesce(known, ''), E'\\n' || start) = 0;
+                SELECT string_agg(format(E'\\n[%s,%s]', a.attnum, new.field), '' ORDER BY a.attnum) INTO added
+                    FROM unnest(ARRAY[{names}]::text[], ARRAY[{fields}]::text[]) AS new (name, field)
+                    JOIN pg_attribute a ON a.attrelid = target AND a.attname = new.name
+                    WHERE strpos(coalesce(known, ''), format(E'\\n[%s,', a.attnum)) = 0;
                 IF known IS NULL OR added IS NOT NULL THEN
                     EXECUTE format('COMMENT ON TYPE %I.%I IS %L', in_schema, holder,
                         coalesce(known, owner) || coalesce(added, ''));
@@ -151,20 +154,18 @@ impl Marks {
             table = quote_literal(table),
             owner = quote_literal(&format!("{PREFIX}{}", owner.identity())),
             after_prefix = PREFIX.len() + 1,
-            starts = array(|(start, _)| start),
-            marks = array(|(_, mark)| mark),
+            names = names.join(", "),
+            fields = fields.join(", "),
         );
         format!("DO {};", quote_literal(&body))
     }
 }
 
-/// The beginning of the line for a column, up to its field, and the whole line.
-fn column_mark(name: &str, owner: &ColumnOwner) -> (String, String) {
+/// The field of a column in JSON; null for metadata.
+fn field_mark(owner: &ColumnOwner) -> String {
     let field = match owner {
         ColumnOwner::Field(field) => Some(field.as_str()),
         ColumnOwner::Metadata => None,
     };
-    let json = |value: serde_json::Value| ascii_json(&value.to_string());
-    let start = format!("[{},", json(name.into()));
-    (start.clone(), format!("{start}{}]", json(field.into())))
+    ascii_json(&serde_json::json!(field).to_string())
 }

@@ -118,8 +118,8 @@ impl Table {
             return Err(SessionError::permanent("a relation of this name exists and is not a table"));
         }
         table.is_own = found.get::<_, Option<String>>(2).is_some_and(|comment| comment.starts_with(OWN_COMMENT));
-        table.marks = Marks::parse(found.get(3));
-        let mut columns = existing_columns(client, oid)?;
+        let (numbers, mut columns) = existing_columns(client, oid)?;
+        table.marks = Marks::parse(found.get(3), &numbers);
         for column in &mut columns {
             column.owner = table.marks.columns.get(&column.name).cloned();
         }
@@ -388,10 +388,14 @@ pub fn run_id(name: &str, prefix: &str) -> Option<i64> {
     u64::from_str_radix(digits, 16).ok().map(u64::cast_signed)
 }
 
-fn existing_columns(client: &mut Client, table: u32) -> Result<Vec<ExistingColumn>, SessionError> {
+/// The columns of a table, and their names by their numbers.
+fn existing_columns(
+    client: &mut Client,
+    table: u32,
+) -> Result<(HashMap<i16, String>, Vec<ExistingColumn>), SessionError> {
     let rows = client.query(
         "SELECT a.attname::text, t.typname::text, a.atttypmod, format_type(a.atttypid, a.atttypmod),
-                a.attgenerated = '' AND a.attidentity <> 'a'
+                a.attgenerated = '' AND a.attidentity <> 'a', a.attnum
          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
          WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
         &[&table],
@@ -407,7 +411,8 @@ fn existing_columns(client: &mut Client, table: u32) -> Result<Vec<ExistingColum
             owner: None,
         }
     });
-    Ok(columns.collect())
+    let numbers = rows.iter().map(|row| (row.get(5), row.get(0))).collect();
+    Ok((numbers, columns.collect()))
 }
 
 fn unique_keys(client: &mut Client, table: u32) -> Result<Vec<UniqueKey>, SessionError> {

@@ -156,7 +156,7 @@ fn find_tables<'n>(
          JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = candidate.name"
     );
     let rows = client.query(&query, &[&schemas, &tables])?;
-    let table = |row: &postgres::Row| ((row.get(0), row.get(1)), Marks::parse(row.get(2)).table);
+    let table = |row: &postgres::Row| ((row.get(0), row.get(1)), Marks::parse(row.get(2), &HashMap::new()).table);
     Ok(rows.iter().map(table).collect())
 }
 

@@ -254,6 +254,26 @@ fn table_names_are_unique() {
 }
 
 #[test]
+fn a_table_name_that_needs_no_change_wins_whatever_the_order() {
+    for (label, tables, to_same_case) in [("cleaned", ["x.y", "x_y"], false), ("lowered", ["Users", "users"], true)] {
+        for order in [[0, 1], [1, 0]] {
+            let server = FakeServer::start(&[]);
+            let mut sink = server.sink(LIMITS);
+            let streams = order.map(|at| StreamSpec { to_same_case, ..spec(tables[at], WriteMode::Append) });
+            sink.assign_tables(&streams).expect("tables");
+            for (stream, at) in streams.into_iter().zip(order) {
+                let stream = open(&mut sink, stream);
+                rows(&mut sink, stream, 1..=1);
+                sink.finish(stream).expect("the end");
+                let requests = server.requests();
+                let table = &requests.last().expect("a request").all("tableName")[0];
+                assert_eq!(*table == tables[1], at == 1, "{label}, {order:?}: {table}");
+            }
+        }
+    }
+}
+
+#[test]
 fn merge_without_a_usable_key_appends_and_warns() {
     let server = FakeServer::start(&[]);
     let mut sink = server.sink(LIMITS);

@@ -185,6 +185,18 @@ fn columns_without_marks_belong_to_the_field_of_their_name_or_of_their_suffix() 
 }
 
 #[test]
+fn a_column_that_was_dropped_or_renamed_belongs_to_no_field() {
+    for change in ["ALTER TABLE t DROP COLUMN a_b", "ALTER TABLE t RENAME COLUMN a_b TO old"] {
+        let mut db = TestSchema::new();
+        load(&db, stream(&["id", "a.b"]), json!({"id": 1, "a.b": 1}).as_object().expect("a row"));
+        db.run(change);
+        load(&db, stream(&["id", "a/b"]), json!({"id": 1, "a/b": 2}).as_object().expect("a row"));
+        load(&db, stream(&["id", "a.b", "a/b"]), json!({"id": 1, "a.b": 1, "a/b": 2}).as_object().expect("a row"));
+        assert_eq!(db.rows("SELECT a_b FROM t"), ["2"], "{change}");
+    }
+}
+
+#[test]
 fn an_unfinished_generation_knows_its_columns() {
     let mut db = TestSchema::new();
     db.run("CREATE TABLE t (id bigint); INSERT INTO t VALUES (1)");
