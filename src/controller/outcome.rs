@@ -268,3 +268,35 @@ pub(super) fn parse(text: &str) -> Result<Value, Failure> {
     serde_json::from_str(text)
         .map_err(|error| Failure::new(Class::DatabaseError, format!("cannot parse the stored result: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_NOTICES, Outcome};
+    use crate::task::{StreamReport, StreamReports, StreamStatus, TaskStatus};
+
+    fn read(streams: StreamReports) -> Outcome {
+        let (task_id, sync_id) = ("task".to_owned(), "sync".to_owned());
+        Outcome::Read { task_id, sync_id, status: TaskStatus::Success, streams, error: None }
+    }
+
+    #[test]
+    fn notices_are_the_details_and_warnings_of_streams() {
+        let mut report = StreamReport { events: 7, ..StreamReport::new(StreamStatus::Success) };
+        let mut streams = StreamReports::from_iter([("plain".to_owned(), report.clone())]);
+        assert!(read(streams.clone()).notices().is_empty());
+        report.load.merged = 2;
+        report.warnings.add("no key", 1);
+        report.warnings.add("odd", 3);
+        streams.insert("s".to_owned(), report.clone());
+        let expected = [
+            "stream s: 7 rows committed, 2 merged into rows with the same key",
+            "warning: stream s: no key",
+            "warning: stream s: odd (3 times)",
+        ];
+        assert_eq!(read(streams.clone()).notices(), expected);
+        streams.extend((0..MAX_NOTICES).map(|index| (index.to_string(), report.clone())));
+        let notices = read(streams).notices();
+        let more = "203 more lines: see `streams` in the result";
+        assert_eq!((notices.len(), notices.last().map(String::as_str)), (MAX_NOTICES + 1, Some(more)));
+    }
+}

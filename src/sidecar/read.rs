@@ -306,7 +306,8 @@ impl<'a> Session<'a> {
     }
 
     /// Logs how many records of each such stream were dropped.
-    fn log_unmapped_totals(&self) {
+    fn log_unmapped_totals(&mut self) {
+        self.streams.report_unmapped();
         for (name, count) in self.streams.unmapped() {
             let text = format!("dropped {count} records of stream {}, which cannot be assigned", name.key());
             self.read.log.write(Level::Warn, "syncctl", &text);
@@ -427,7 +428,7 @@ impl<'a> Session<'a> {
             End::Closed if self.streams.all_succeeded() => self.outcome_of_end(true, None)?,
             End::Closed => {
                 let failure = source.failure_in_output();
-                self.outcome_of_end(failure.is_none() && self.reported_error.is_none(), failure)?
+                self.outcome_of_end(failure.is_none(), failure)?
             }
             End::Stopped(stopped) => {
                 let failure = stopped.failure();

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use indexmap::IndexMap;
 
-use super::{Stream, Streams};
+use super::{NOT_SELECTED, Stream, Streams};
 use crate::airbyte::message::StreamName;
 use crate::sidecar::sink::WriteMode;
 use crate::task::StreamStatus;
@@ -155,6 +155,17 @@ impl Streams {
                 && let Some(reason) = self.may_be_unmapped(at)
             {
                 self.incomplete(at, &reason);
+            }
+        }
+    }
+
+    /// Adds the records of streams that the catalog does not select to the reports of streams of the same name in another
+    /// namespace or case.
+    pub fn report_unmapped(&mut self) {
+        for (name, count) in &self.unmapped.0 {
+            let is_namesake = |stream: &&mut Stream| name.name.eq_ignore_ascii_case(&stream.spec.name.name);
+            for stream in self.all.iter_mut().filter(is_namesake) {
+                stream.dropped.add(&format!("sent as stream {}, {NOT_SELECTED}", name.key()), *count);
             }
         }
     }

@@ -64,6 +64,13 @@ fn a_table_is_emptied_only_if_the_source_says_that_the_stream_is_complete() {
         ("nothing at all", ReadOptions::default(), String::new(), TaskStatus::Failed, 1),
         ("text that is no message", ReadOptions::default(), "starting\n".to_owned(), TaskStatus::Failed, 1),
         ("a full sync and nothing", full_sync.clone(), "starting\n".to_owned(), TaskStatus::Failed, 1),
+        (
+            "a full sync and JSON that is no message",
+            full_sync.clone(),
+            "{\"type\":\"info\"}\n".to_owned(),
+            TaskStatus::Failed,
+            1,
+        ),
         ("no statuses", ReadOptions::default(), log(), TaskStatus::Success, 1),
         ("rows of another stream", ReadOptions::default(), record("users", 1), TaskStatus::Success, 1),
         ("an incomplete stream", ReadOptions::default(), incomplete, TaskStatus::Partial, 1),
@@ -92,5 +99,34 @@ fn a_table_is_emptied_only_if_the_source_says_that_the_stream_is_complete() {
             let reason = task.streams["full"].error.as_deref().unwrap_or_default();
             assert!(reason.starts_with("the connector ended without a message"), "{label}: {reason}");
         }
+    }
+}
+
+#[test]
+fn what_happened_to_rows_is_in_the_report_of_their_stream_and_in_the_log() {
+    let mut world = World::new();
+    world.admin.batch_execute("CREATE TABLE users (id bigint, n smallint)").expect("a table");
+    let task = world.read(ReadOptions::default(), &world.postgres(), &catalog(), |source| {
+        for n in ["3", "70000", "\"x\""] {
+            source.write(&record("users", 1).replace("\"id\":1", &format!("\"id\":1,\"n\":{n}")))?;
+        }
+        source.write(&record("Users", 1))?;
+        source.write(&(state("users", 1) + &status("users", "COMPLETE") + &record("users", 2)))?;
+        source.write(&status("full", "COMPLETE"))?;
+        source.end(0)
+    });
+    let users = &task.streams["users"];
+    assert_eq!((users.status, users.events), (StreamStatus::Partial, 3), "{users:?}");
+    assert_eq!(users.load.misfits.to_string(), "n: 2");
+    let dropped = "after the stream was complete: 1, sent as stream Users, which the catalog does not select: 1";
+    assert_eq!(users.dropped.to_string(), dropped);
+    let lines = world.texts("SELECT message FROM task_log WHERE logger = 'syncctl' ORDER BY timestamp, id");
+    let ended = lines.iter().find(|line| line.starts_with("stream users: ended as")).expect("a line");
+    assert!(
+        ended.contains("3 rows committed") && ended.contains("2 values did not fit their column (n: 2)"),
+        "{ended}"
+    );
+    for expected in ["PARTIAL, although the source had completed it", "dropped 1 records of stream Users"] {
+        assert!(lines.iter().any(|line| line.contains(expected)), "{expected}: {lines:?}");
     }
 }
