@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::copy::{Chunk, copy_in};
+use super::definition;
 use super::inference;
 use super::layout::{Column, MergeKey};
 use super::names::quote;
@@ -115,7 +116,7 @@ impl TableLoader {
             return Ok(());
         }
         // In a transaction of its own, because DDL would block readers until the commit.
-        self.target.ensure_columns(session, &self.columns)?;
+        definition::ensure_columns(session, &mut self.target, &self.columns)?;
         session.begin()?;
         for chunk in &self.replay.chunks {
             let copy = self.target.copy_statement(&self.columns[..chunk.columns]);
@@ -222,10 +223,7 @@ impl TableLoader {
         let counts = StagedRows::new(staging, columns, merge_key).replace_all(session, target, "")?;
         staging.record_dropped();
         // The key of the target may be a new one.
-        let (schema, name) = (target.schema.clone(), target.name.clone());
-        let owner = target.owner.take();
-        *target = session.transaction(|client| Table::inspect(client, &schema, &name))?.0;
-        target.owner = owner;
+        *target = session.transaction(|client| target.inspect_again(client))?;
         self.mode = None;
         Ok(counts)
     }

@@ -8,8 +8,8 @@
 //! | `own_tables` | tables of results, which no stream may get |
 //! | `fields`, `layout` | which field maps to which column |
 //! | `row`, `value`, `changes`, `reformat`, `copy` | rows in COPY's binary format |
-//! | `session`, `table`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
-//! | `loader`, `staged_rows` | loading chunks, directly or through a staging table |
+//! | `session`, `table`, `definition`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
+//! | `loader`, `staged_rows`, `row_removal` | loading chunks, directly or through a staging table; replacing rows |
 //! | `generation` | rows of a refresh that are collected over several runs |
 //! | `prepare`, `stream` | the life of a stream, and what its commits do |
 //! | `resources` | connections and buffers that streams share |
@@ -31,6 +31,7 @@ mod changes;
 mod column_names;
 mod config;
 mod copy;
+mod definition;
 mod fields;
 mod generation;
 mod inference;
@@ -46,6 +47,7 @@ mod prepare;
 mod reformat;
 mod resources;
 mod row;
+mod row_removal;
 mod session;
 mod staged_rows;
 mod stream;

@@ -3,6 +3,7 @@
 
 use postgres::Client;
 
+use super::definition;
 use super::generation::{self, Checkpoint, PartialGeneration, ResumedGeneration};
 use super::layout::{Column, ExistingColumn, Layout, MergeKey};
 use super::ownership::TableOwner;
@@ -110,7 +111,7 @@ impl StreamTable<'_> {
         let replaces_at_next_commit = self.spec.replaces_at_first_commit && update == TargetUpdate::EachCommit;
         // A replacement drops it with the rows.
         if mode == WriteMode::Append && update == TargetUpdate::EachCommit && !replaces_at_next_commit {
-            drop_stale_key(session, &target)?;
+            definition::drop_stale_key(session, &mut target, &[])?;
         }
         let sequenced = resumable || (mode != WriteMode::Append && layout.has_key());
         let (staging, checkpoint) = match resumed {
@@ -211,18 +212,13 @@ impl StreamTable<'_> {
         let ResumedGeneration { table, columns, checkpoint } = partial.take_over(session, target, self.run_id, 0)?;
         let merge_key = if self.spec.mode == WriteMode::Merge { checkpoint.merge_key } else { MergeKey::default() };
         if merge_key.columns.is_empty() {
-            drop_stale_key(session, target)?;
+            definition::drop_stale_key(session, target, &[])?;
         }
         let columns = loadable_columns(columns);
         // The rows of earlier runs are not counted in this one.
         StagedRows::new(&table, &columns, &merge_key).merge(session, target)?;
         session.execute(&format!("DROP TABLE IF EXISTS {}", table.qualified_name()))
     }
-}
-
-/// Drops a primary key of ours, which could reject rows that are added.
-fn drop_stale_key(session: &mut Session, target: &Table) -> Result<(), SessionError> {
-    target.drop_stale_key(&[]).map_or(Ok(()), |statement| session.execute(&statement))
 }
 
 /// The columns that rows can be loaded into: all of them in a staging table.

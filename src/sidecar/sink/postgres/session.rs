@@ -284,6 +284,19 @@ impl Session {
         self.transaction(|client| Ok(client.batch_execute(statements)?))
     }
 
+    /// Makes one attempt to run a statement that cannot be part of a transaction.
+    pub fn execute_alone(&mut self, statement: &str, timeout: Option<Duration>) -> Result<(), SessionError> {
+        let client = self.client()?;
+        let Some(timeout) = timeout else { return Ok(client.batch_execute(statement)?) };
+        let before: String = client.query_one("SELECT current_setting('statement_timeout')", &[])?.get(0);
+        client.batch_execute(&format!("SET statement_timeout TO {}", timeout.as_millis()))?;
+        let executed = client.batch_execute(statement);
+        if client.batch_execute(&format!("SET statement_timeout TO '{before}'")).is_err() {
+            self.disconnect();
+        }
+        Ok(executed?)
+    }
+
     /// Runs `body` in a transaction that is committed exactly once. Retries while the connection is lost, another
     /// session holds a lock, or transactions conflict.
     pub fn transaction<T>(

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::mpsc::Receiver;
 
 use super::copy::Chunk;
+use super::definition;
 use super::generation::{self, Checkpoint};
 use super::layout::{Column, MergeKey};
 use super::loader::{JobResult, LoadMode, TableLoader, loader_thread_ended};
@@ -301,7 +302,7 @@ impl ActiveStream {
                 counts = StagedRows::new(table, columns, &merge_key).merge(session, target)?;
             } else {
                 // The first commit creates the table even if there are no rows.
-                target.ensure_columns(session, columns)?;
+                definition::ensure_columns(session, target, columns)?;
             }
             loader.mode = None;
         }

@@ -9,7 +9,7 @@ use postgres::Client;
 use super::layout::{Column, ExistingColumn, SEQUENCE};
 use super::names::{self, qualified, quote, quoted_list};
 use super::ownership::{ColumnOwner, MARKS, Marks, TableOwner};
-use super::session::{Session, SessionError};
+use super::session::SessionError;
 use super::types::ColumnType;
 
 /// The name prefix of keys that this or the existing implementation created.
@@ -18,6 +18,8 @@ pub const OWN_KEY_PREFIX: &str = "jitsu_pk_";
 const STAGING_PREFIX: &str = "_syncctl";
 /// The comment of tables that this program creates: their texts are as the source sent them.
 const OWN_COMMENT: &str = "created by syncctl";
+/// The first key of advisory locks by which runs take turns at a schema or table.
+const RUN_LOCK_CLASS: i32 = 0x5359_4e43;
 /// Hexadecimal digits of the run id in names of staging tables.
 const RUN_ID_DIGITS: usize = 16;
 
@@ -45,7 +47,12 @@ impl UniqueKey {
 enum Existence {
     NoSchema,
     NoTable,
+    /// It has no pages, and so no rows.
+    WithoutPages,
+    /// It may have rows.
     Exists,
+    /// It may have rows, in partitions.
+    Partitioned,
 }
 
 /// A table of the destination, which may not exist yet.
@@ -101,12 +108,15 @@ impl Table {
         let schema_exists = client.query_opt("SELECT 1 FROM pg_namespace WHERE nspname = $1", &[&schema])?.is_some();
         let found = client.query_opt(
             &format!(
-                "SELECT c.oid, c.relkind::text, obj_description(c.oid, 'pg_class'), {MARKS}
+                "SELECT c.oid, c.relkind::text, obj_description(c.oid, 'pg_class'), {MARKS}, pg_relation_size(c.oid) > 0
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2"
             ),
             &[&schema, &name],
         )?;
         let existence = match (&found, schema_exists) {
+            (Some(found), _) if found.get::<_, &str>(1) == "p" => Existence::Partitioned,
+            // Null for a table that was dropped meanwhile.
+            (Some(found), _) if found.get::<_, Option<bool>>(4) == Some(false) => Existence::WithoutPages,
             (Some(_), _) => Existence::Exists,
             (None, true) => Existence::NoTable,
             (None, false) => Existence::NoSchema,
@@ -178,12 +188,17 @@ impl Table {
 
     /// Whether it exists.
     pub fn exists(&self) -> bool {
-        self.existence == Existence::Exists
+        !matches!(self.existence, Existence::NoSchema | Existence::NoTable)
     }
 
     /// Whether it has a column of this name.
     pub fn has_column(&self, name: &str) -> bool {
         self.columns.contains_key(name)
+    }
+
+    /// The names of its columns.
+    pub fn column_names(&self) -> impl Iterator<Item = &String> {
+        self.columns.keys()
     }
 
     /// Whether it has rows that match a condition. It must exist.
@@ -215,7 +230,8 @@ impl Table {
         let definitions: Vec<String> = sequence.into_iter().chain(definitions).collect();
         // CREATE SCHEMA IF NOT EXISTS requires the right to create schemas even if the schema exists.
         let schema = if self.existence == Existence::NoSchema {
-            format!("CREATE SCHEMA IF NOT EXISTS {};", quote(&self.schema))
+            // It fails if another session is creating the schema.
+            format!("{};CREATE SCHEMA IF NOT EXISTS {};", lock_for_run(&quote(&self.schema)), quote(&self.schema))
         } else {
             String::new()
         };
@@ -243,20 +259,40 @@ impl Table {
 
     /// Records that the statements of [`create_or_widen`](Self::create_or_widen) were committed.
     pub fn record_columns(&mut self, columns: &[Column]) {
-        self.existence = Existence::Exists;
-        if let Some(owner) = &self.owner {
-            self.marks.record(owner, &owned_columns(columns));
+        if !self.exists() {
+            self.existence = Existence::Exists;
         }
+        self.record_marks(columns);
         self.columns.extend(columns.iter().map(|column| (column.name.clone(), column.sql_type.clone())));
     }
 
-    /// Creates the table or adds missing columns, in a transaction of its own.
-    pub fn ensure_columns(&mut self, session: &mut Session, columns: &[Column]) -> Result<(), SessionError> {
-        if let Some(statements) = self.create_or_widen(columns) {
-            session.execute(&statements)?;
-            self.record_columns(columns);
+    /// Makes other runs that change or replace the table wait for the end of the open transaction. Readers do not wait.
+    pub fn lock_for_run(&self, client: &mut Client) -> Result<(), SessionError> {
+        Ok(client.batch_execute(&lock_for_run(&self.qualified_name()))?)
+    }
+
+    /// Reads the definition again, which another run may have changed.
+    pub fn inspect_again(&self, client: &mut Client) -> Result<Self, SessionError> {
+        let (mut current, _) = Self::inspect(client, &self.schema, &self.name)?;
+        current.marks.columns.extend(self.marks.columns.clone());
+        Ok(Self { owner: self.owner.clone(), key_failed: self.key_failed, ..current })
+    }
+
+    /// Whether it has this column with its type.
+    pub fn has_type_of(&self, column: &Column) -> bool {
+        self.columns.get(&column.name).is_some_and(|kind| short_name(kind) == short_name(&column.sql_type))
+    }
+
+    /// Whether it has pages, so that a scan of it or an index on it may take long.
+    pub fn has_pages(&self) -> bool {
+        matches!(self.existence, Existence::Exists | Existence::Partitioned)
+    }
+
+    /// Records that these columns have marks, or that the database cannot store any.
+    pub fn record_marks(&mut self, columns: &[Column]) {
+        if let Some(owner) = &self.owner {
+            self.marks.record(owner, &owned_columns(columns));
         }
-        Ok(())
     }
 
     /// Records that the table was dropped.
@@ -306,17 +342,24 @@ impl Table {
         format!("ALTER TABLE {table} ADD CONSTRAINT {name} PRIMARY KEY ({});", quoted_list(columns))
     }
 
-    /// The statement that makes these columns unique although they contain nulls.
-    pub fn add_unique_index(&self, columns: &[String]) -> String {
+    /// The statement that makes these columns unique in a table that others use meanwhile. It cannot be part of a
+    /// transaction.
+    pub fn create_unique_index(&self, columns: &[String]) -> String {
         let (table, name) = (self.qualified_name(), quote(&self.key_name(columns)));
-        format!("CREATE UNIQUE INDEX {name} ON {table} ({});", quoted_list(columns))
+        // It is not available for tables with partitions.
+        let concurrently = if self.existence == Existence::Partitioned { "" } else { "CONCURRENTLY " };
+        format!("CREATE UNIQUE INDEX {concurrently}{name} ON {table} ({})", quoted_list(columns))
     }
 
-    /// Records that our stale primary key was dropped and a key on these columns was added.
-    pub fn record_key(&mut self, columns: &[String], primary: bool) {
-        self.keys.retain(|key| !key.is_own_primary());
+    /// Whether the index of our key on these columns was not completed.
+    pub fn has_unusable_key(&self, columns: &[String]) -> bool {
         let name = self.key_name(columns);
-        self.keys.push(UniqueKey { name, primary, is_arbiter: true, columns: columns.iter().cloned().collect() });
+        self.keys.iter().any(|key| key.name == name && !key.primary && !key.is_arbiter)
+    }
+
+    /// The statement that drops the index of our key on these columns.
+    pub fn drop_key(&self, columns: &[String]) -> String {
+        format!("DROP INDEX {};", qualified(&self.schema, &self.key_name(columns)))
     }
 
     /// Contains a hash of the table's name, because names of indexes must be unique in the schema.
@@ -369,6 +412,11 @@ impl Table {
 /// The columns whose owners are known.
 fn owned_columns(columns: &[Column]) -> Vec<(&str, &ColumnOwner)> {
     columns.iter().filter_map(|column| Some((column.name.as_str(), column.owner.as_ref()?))).collect()
+}
+
+/// The statement that takes the advisory lock of a schema or table until the end of the transaction.
+fn lock_for_run(name: &str) -> String {
+    format!("SELECT pg_advisory_xact_lock({RUN_LOCK_CLASS}, hashtext('{}'))", name.replace('\'', "''"))
 }
 
 /// The shorter one of a type's two names.

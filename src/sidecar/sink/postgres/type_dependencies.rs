@@ -29,6 +29,8 @@ const DEPENDENCIES: &str = "
                 OR a.attnum = ANY (i.indkey::int2[]) AND (m.amname <> 'btree'
                     OR EXISTS (SELECT FROM pg_opclass o WHERE o.oid = ANY (i.indclass::oid[]) AND NOT o.opcdefault))))
             THEN 'an index uses it'
+        WHEN EXISTS (SELECT FROM pg_constraint k WHERE k.contype = 'f' AND k.confrelid = c.oid AND k.conrelid <> c.oid)
+            THEN 'a foreign key of another table refers to the table'
     END
     FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped";

@@ -1,8 +1,7 @@
 //! The statements that add staged rows to the target, or merge them by their key.
 
-use postgres::error::SqlState;
-
 use super::{MergeCounts, StagedRows};
+use crate::sidecar::sink::postgres::definition;
 use crate::sidecar::sink::postgres::names::{quote, quoted_list};
 use crate::sidecar::sink::postgres::session::{Session, SessionError};
 use crate::sidecar::sink::postgres::table::Table;
@@ -10,7 +9,7 @@ use crate::sidecar::sink::postgres::table::Table;
 impl StagedRows<'_> {
     /// Adds the rows to the target, or merges them by their key.
     pub fn merge(&self, session: &mut Session, target: &mut Table) -> Result<MergeCounts, SessionError> {
-        target.ensure_columns(session, self.columns)?;
+        definition::ensure_columns(session, target, self.columns)?;
         let is_unique = !self.key.is_empty() && self.ensure_key(session, target)?;
         let mut statements = self.insert_or_merge(target, is_unique);
         statements.extend(["TRUNCATE ", &self.table.qualified_name(), ";"]);
@@ -87,19 +86,10 @@ impl StagedRows<'_> {
                 .warn("the table's primary key is not the stream's: merging with DELETE and INSERT, which is slower");
             return Ok(false);
         }
-        let drop_stale = target.drop_stale_key(self.key).unwrap_or_default();
-        let mut primary = true;
-        let mut added = session.execute(&format!("{drop_stale}{}", target.add_primary_key(self.key)));
-        if added.as_ref().is_err_and(|error| error.code() == Some(&SqlState::NOT_NULL_VIOLATION)) {
-            primary = false;
-            added = session.execute(&format!("{drop_stale}{}", target.add_unique_index(self.key)));
-        }
-        match added {
-            Ok(()) => {
-                target.record_key(self.key, primary);
-                Ok(true)
-            }
-            Err(error) if error.code().is_some() && !error.is_connection_lost() && !error.is_lock_timeout() => {
+        definition::drop_stale_key(session, target, self.key)?;
+        match definition::add_key(session, target, self.key) {
+            Ok(()) => Ok(true),
+            Err(error) if error.code().is_some() && !error.is_connection_lost() => {
                 target.key_failed = true;
                 let why = session.config.reason(&error);
                 session.warn(&format!("cannot create the key: {why}: merging with DELETE and INSERT, which is slower"));

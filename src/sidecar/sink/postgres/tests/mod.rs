@@ -1,6 +1,7 @@
 //! The sink against the server that `SYNCCTL_TEST_DATABASE_URL` names: a schema per test.
 
 mod columns;
+mod concurrent_runs;
 mod connection_loss;
 mod copy_format;
 mod counts;
@@ -17,6 +18,7 @@ mod names;
 mod own_tables;
 mod owned_columns;
 mod owned_tables;
+mod readers;
 mod reformatted;
 mod replaced_types;
 mod support;

@@ -45,6 +45,13 @@ impl TestSchema {
         client
     }
 
+    /// A connection to another database of the server.
+    pub fn connect_to(&self, database: &str) -> Client {
+        let mut url = self.url.clone();
+        url.set_path(database);
+        Client::connect(url.as_str(), NoTls).expect("a connection")
+    }
+
     pub fn port(&self) -> u16 {
         self.url.port().unwrap_or(5432)
     }
