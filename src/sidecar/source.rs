@@ -309,6 +309,9 @@ impl Source {
             Line::Text(line) => match Message::parse(line) {
                 Message::Text => {
                     let line = String::from_utf8_lossy(line);
+                    if !self.framing.may_use(&line) {
+                        return Ok(connector.text(&line));
+                    }
                     if self.framing.line(&line) && !std::mem::replace(&mut connector.has_mixed_lines, true) {
                         connector.warn_of_mixed_line(&line);
                     }
@@ -402,13 +405,16 @@ impl Connector {
             Piece::Message(message) => self.message(message),
             Piece::CutOff(text) => Input::CutOff(text),
             Piece::Quoted(text) => Input::Quoted(text),
-            Piece::Text(text) => {
-                self.is_cut_off = text.starts_with('{');
-                self.log.write(Level::Info, "source", &text);
-                Activity::remember(&self.activity.stdout, &text);
-                Input::Idle
-            }
+            Piece::Text(text) => self.text(&text),
         }
+    }
+
+    /// Logs text that is no message.
+    fn text(&mut self, text: &str) -> Input<'static> {
+        self.is_cut_off = text.starts_with('{');
+        self.log.write(Level::Info, "source", text);
+        Activity::remember(&self.activity.stdout, text);
+        Input::Idle
     }
 
     fn warn_of_mixed_line(&self, line: &str) {

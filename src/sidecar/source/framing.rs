@@ -11,7 +11,7 @@ use crate::airbyte::mixed_line::{Part, join, split};
 
 /// How many texts are tried as the rest of a message.
 const MAX_ATTEMPTS: u32 = 20;
-/// Longer beginnings do not wait, in bytes.
+/// Longer beginnings do not wait, and of longer texts only the beginning is kept, in bytes.
 const MAX_WAITING: usize = 1 << 20;
 
 /// A part of a line.
@@ -37,6 +37,11 @@ pub struct Framing {
 }
 
 impl Framing {
+    /// Whether a line that is not one message must be passed to [`line`](Self::line), because it is not only text.
+    pub fn may_use(&self, line: &str) -> bool {
+        self.beginning.is_some() || memchr::memchr(b'{', line.as_bytes()).is_some()
+    }
+
     /// Takes a line that is not one message. Returns whether it holds messages.
     pub fn line(&mut self, line: &str) -> bool {
         let mut parts = split(line);
@@ -52,9 +57,9 @@ impl Framing {
         let has_messages = parts.iter().any(|part| matches!(part, Part::Message(_)));
         self.queue.extend(parts.into_iter().map(|part| match part {
             Part::Message(message) => Piece::Message(message),
-            Part::CutOff(text) => Piece::CutOff(text.to_owned()),
-            Part::Quoted(text) => Piece::Quoted(text.to_owned()),
-            Part::Text(text) => Piece::Text(text.to_owned()),
+            Part::CutOff(text) => Piece::CutOff(limited(text)),
+            Part::Quoted(text) => Piece::Quoted(limited(text)),
+            Part::Text(text) => Piece::Text(limited(text)),
         }));
         has_messages
     }
@@ -92,6 +97,11 @@ impl Framing {
     pub fn end(&mut self) -> Option<Piece> {
         self.beginning.take().map(Piece::CutOff)
     }
+}
+
+/// The text, or its beginning if it is too long to be kept beside the line.
+fn limited(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_WAITING + 1)].to_owned()
 }
 
 #[cfg(test)]
@@ -151,6 +161,8 @@ mod tests {
         ] {
             assert_eq!(pieces(&lines), expected, "{label}");
         }
+        let long = format!("{}{}", &beginning[..beginning.len() - 1], "x".repeat(2 << 20));
+        assert_eq!(pieces(&[long, rest.to_owned()]), "CT", "too long to wait");
         let mut many = owned(&[beginning]);
         many.extend(vec!["text".to_owned(); 30]);
         assert_eq!(pieces(&many).trim_matches('T'), "C", "reported after a while");
