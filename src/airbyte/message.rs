@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -179,8 +180,6 @@ struct RawRecord<'a> {
 #[derive(Default, Deserialize)]
 struct RawPayloads<'a> {
     #[serde(borrow, default)]
-    state: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     spec: Option<&'a RawValue>,
     #[serde(borrow, default)]
     catalog: Option<&'a RawValue>,
@@ -254,13 +253,27 @@ const MAX_INVALID: usize = 16 * 1024;
 /// Parses a line that is not a well-formed RECORD.
 fn parse_other(line: &str) -> Message<'static> {
     // Python writes NaN and Infinity, which are not JSON: replacing them saves the row.
-    parse_value(line).or_else(|| parse_owned(&null_non_finite(line)?)).unwrap_or(Message::Text)
+    parse_state(line)
+        .or_else(|| parse_value(line))
+        .or_else(|| parse_owned(&null_non_finite(line)?))
+        .unwrap_or(Message::Text)
+}
+
+/// Parses a STATE without its values: it may repeat keys, and have numbers that no `Value` holds.
+fn parse_state(line: &str) -> Option<Message<'static>> {
+    if !line.contains("\"STATE\"") {
+        return None;
+    }
+    let fields: IndexMap<String, &RawValue> = serde_json::from_str(line).ok()?;
+    let is_state = fields.get("type").is_some_and(|kind| kind.get() == r#""STATE""#);
+    let state = fields.get("state").filter(|state| is_state && state.get().starts_with('{'))?;
+    Some(Message::State(state.get().to_owned()))
 }
 
 /// Parses a line that does not outlive the message; `None` when it is not JSON.
 pub(super) fn parse_owned(line: &str) -> Option<Message<'static>> {
-    let mut message =
-        parse_record(line).map(|record| Message::Record(record.into_owned())).or_else(|| parse_value(line))?;
+    let message = parse_record(line).map(|record| Message::Record(record.into_owned()));
+    let mut message = message.or_else(|| parse_state(line)).or_else(|| parse_value(line))?;
     if let Message::Record(record) = &mut message {
         record.line_bytes = line.len() as u64;
     }
@@ -297,7 +310,7 @@ fn parse_value(line: &str) -> Option<Message<'static>> {
                 .and_then(lenient_record)
                 .map_or_else(|why| invalid(kind, why, true, line), Message::Record),
         ),
-        "STATE" => raw_text("state", raw.state).map(Message::State),
+        "STATE" => None,
         "SPEC" => raw_text("spec", raw.spec).map(Message::Spec),
         "CATALOG" => raw_text("catalog", raw.catalog).map(Message::Catalog),
         "LOG" => payload("log").map(|log| Message::Log {

@@ -26,6 +26,11 @@ fn malformed_lines_are_parsed_as_far_as_possible() {
             Message::State(r#"{"a":2}"#.to_owned()),
         ),
         (
+            "every digit of a state with duplicate keys",
+            r#"{"type":"STATE","type":"STATE","state":{"n":99999999999999999999.10, "m":1E400, "n":2.50}}"#,
+            Message::State(r#"{"n":99999999999999999999.10, "m":1E400, "n":2.50}"#.to_owned()),
+        ),
+        (
             "DEBUG of the Python CDK",
             r#"{"type":"DEBUG","message":"m","data":{}}"#,
             Message::Log { level: "DEBUG".to_owned(), text: "m".to_owned() },
