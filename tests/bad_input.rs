@@ -84,6 +84,18 @@ fn malformed_files_are_reported_with_the_line_and_what_was_expected() {
 }
 
 #[test]
+fn a_stream_that_would_get_a_table_of_results_is_refused() {
+    let files = Files::new();
+    files.write("catalog.json", &CATALOG.replace("items", "Source.State"));
+    let destination = json!({
+        "destinationType": "postgres", "host": "localhost", "port": 1, "database": "none", "username": "other"
+    });
+    files.write("destination.json", &destination.to_string());
+    let done = files.read(&["--to-same-case"]).run();
+    done.fails(2, "INVALID_INPUT", &["catalog.json: ", "\"public\".\"source_state\"", "set a prefix for table names"]);
+}
+
+#[test]
 fn malformed_yaml_files_and_states_are_reported_with_the_line() {
     for (label, flag, name, text, parts) in [
         ("YAML", "--config", "bad.yaml", "a: 1\nb: [\n", ["bad.yaml: line ", "expected a JSON or YAML object"]),

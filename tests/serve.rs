@@ -174,6 +174,15 @@ fn response_names_all_problems_of_a_request() {
             400,
             vec!["known types are postgres, bulker, discard"],
         ),
+        (
+            "a stream that would get a table of results",
+            service.http.post(
+                "/read?package=a/b&version=1&syncId=s&taskId=t",
+                &json!({"config": {}, "catalog": catalog(&["source.state"]), "destinationConfig": world.destination_config()}),
+            ),
+            400,
+            vec!["source_state", "set a prefix for table names"],
+        ),
         ("no such path", service.http.get("/nothing"), 404, vec!["openapi.json"]),
         ("another method", service.http.get("/check"), 405, vec!["POST"]),
         ("no such task", service.http.get("/tasks/none"), 404, vec!["no such task"]),
