@@ -58,7 +58,7 @@ const LABELS: [&str; 30] = [
 ];
 /// The only text before a message that is framed as a server-sent event.
 const EVENT_PREFIX: &str = "data:";
-/// A beginning of a message as short as this one is told from other text.
+/// The shortest beginning of a message that is distinguished from other text, in bytes.
 const SHORTEST_BEGINNING: usize = 2;
 
 /// Splits a line. A line without a message, or the beginning of one, is one text.
