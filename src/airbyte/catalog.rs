@@ -35,6 +35,9 @@ pub struct ConfiguredStream {
     /// Unchecked; [`generations`](Self::generations) parses it.
     #[serde(default)]
     pub minimum_generation_id: Value,
+    /// Unchecked: a number that identifies the sync in the rows.
+    #[serde(default)]
+    pub sync_id: Value,
 }
 
 /// A stream as `discover` printed it.

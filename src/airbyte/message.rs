@@ -139,6 +139,8 @@ pub struct Record<'a> {
     pub data: Cow<'a, str>,
     /// When the source emitted it, in milliseconds since 1970.
     pub emitted_at: Option<i64>,
+    /// What the source reports about the row: the text of a JSON value.
+    pub meta: Option<Cow<'a, str>>,
     /// The length of its line, without the newline.
     pub line_bytes: u64,
 }
@@ -151,6 +153,7 @@ impl Record<'_> {
             namespace: self.namespace.map(|namespace| Cow::Owned(namespace.into_owned())),
             data: Cow::Owned(self.data.into_owned()),
             emitted_at: self.emitted_at,
+            meta: self.meta.map(|meta| Cow::Owned(meta.into_owned())),
             line_bytes: self.line_bytes,
         }
     }
@@ -174,6 +177,8 @@ struct RawRecord<'a> {
     data: &'a RawValue,
     #[serde(borrow, default)]
     emitted_at: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    meta: Option<&'a RawValue>,
 }
 
 /// The payloads of which the text is kept, for a second pass over a line that is not a record.
@@ -289,6 +294,7 @@ fn parse_record(line: &str) -> Option<Record<'_>> {
         namespace: record.namespace.filter(|namespace| !namespace.is_empty()),
         data: Cow::Borrowed(record.data.get()),
         emitted_at: record.emitted_at.and_then(|at| milliseconds(at.get())),
+        meta: record.meta.map(|meta| Cow::Borrowed(meta.get())),
         line_bytes: 0,
     })
 }
@@ -410,6 +416,7 @@ fn lenient_record(record: &Value) -> Result<Record<'static>, &'static str> {
         namespace: string(record, "namespace").filter(|namespace| !namespace.is_empty()).map(Cow::Owned),
         data: Cow::Owned(data.to_string()),
         emitted_at: record.get("emitted_at").and_then(|at| milliseconds(&at.to_string())),
+        meta: record.get("meta").map(|meta| Cow::Owned(meta.to_string())),
         line_bytes: 0,
     })
 }

@@ -155,6 +155,17 @@ pub struct StreamSpec {
     pub to_same_case: bool,
     /// Add a column `_jitsu_timestamp`.
     pub add_meta: bool,
+    /// The columns of Airbyte's destination.
+    pub airbyte: AirbyteSpec,
+}
+
+/// What rows have in the columns of Airbyte's destination.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AirbyteSpec {
+    /// A new table gets the columns.
+    pub in_new_tables: bool,
+    /// The number of the sync, in the catalog.
+    pub sync_id: i64,
 }
 
 /// Airbyte's generations: each row carries the number of the refresh that brought it, and a complete refresh may make

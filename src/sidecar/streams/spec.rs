@@ -3,7 +3,7 @@
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream, DestinationSyncMode, SyncMode};
 use crate::airbyte::message::StreamName;
 use crate::airbyte::state::Progress;
-use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
+use crate::sidecar::sink::{AirbyteSpec, Generation, StreamSpec, WriteMode};
 use crate::task::ReadOptions;
 
 /// The streams of a catalog as the sink sees them.
@@ -40,6 +40,7 @@ pub fn stream_spec(configured: &ConfiguredStream, options: &ReadOptions, progres
         generation,
         to_same_case: options.to_same_case,
         add_meta: options.add_meta,
+        airbyte: AirbyteSpec { in_new_tables: false, sync_id: configured.sync_id.as_i64().unwrap_or_default() },
         name,
     }
 }

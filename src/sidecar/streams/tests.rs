@@ -116,6 +116,7 @@ fn row_of(streams: &mut Streams, stream: &str, data: &str) {
         namespace: None,
         data: Cow::Borrowed(data),
         emitted_at: None,
+        meta: None,
         line_bytes: 20,
     };
     streams.record(&record).expect("a selected stream");
@@ -228,6 +229,7 @@ fn ambiguous_records_fail_all_streams_of_their_name() {
         namespace: namespace.map(Cow::Borrowed),
         data: Cow::Borrowed("{}"),
         emitted_at: None,
+        meta: None,
         line_bytes: 20,
     };
     assert_eq!(streams.record(&record(Some("three"))), Err(StreamName::new(Some("three"), "users")));
@@ -262,8 +264,14 @@ fn open_streams_finish_early_at_the_record_limit() {
     row(&mut streams, "full");
     assert_eq!(streams.state(&name("full"), "2".to_owned()), []);
     streams.status(&name("idle"), "STARTED");
-    let unknown =
-        Record { stream: "other".into(), namespace: None, data: "{}".into(), emitted_at: None, line_bytes: 20 };
+    let unknown = Record {
+        stream: "other".into(),
+        namespace: None,
+        data: "{}".into(),
+        emitted_at: None,
+        meta: None,
+        line_bytes: 20,
+    };
     assert!(streams.record(&unknown).is_err());
     row(&mut streams, "full");
     row(&mut streams, "a");

@@ -148,6 +148,7 @@ mod tests {
             cursor: Vec::new(),
             to_same_case: false,
             add_meta: false,
+            airbyte: crate::sidecar::sink::AirbyteSpec::default(),
             replaces_at_first_commit: false,
             generation: Generation::default(),
         }

@@ -217,6 +217,7 @@ mod tests {
             cursor: Vec::new(),
             to_same_case: true,
             add_meta: false,
+            airbyte: crate::sidecar::sink::AirbyteSpec::default(),
             replaces_at_first_commit: false,
             generation: Generation::default(),
         };

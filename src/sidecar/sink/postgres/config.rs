@@ -29,6 +29,8 @@ pub struct Settings {
     pub(super) target: Target,
     /// The schema of streams that do not name one.
     pub(super) default_schema: String,
+    /// New tables get the columns of Airbyte's destination.
+    pub(super) airbyte_columns: bool,
 }
 
 impl Settings {
@@ -54,8 +56,14 @@ impl Settings {
             .map_err(|error| Failure::new(Class::InvalidInput, format!("destinationConfig: {error}")))?;
         let target =
             SESSION_PARAMETERS.iter().fold(target, |target, (name, value)| target.with_default_setting(name, value));
+        let airbyte_columns = match config.get("airbyteColumns") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(value)) => *value,
+            Some(_) => return Err(invalid_field("airbyteColumns", "expected true or false")),
+        };
         Ok(Self {
             target,
+            airbyte_columns,
             default_schema: optional_text(config, "defaultSchema")?.unwrap_or_else(|| DEFAULT_SCHEMA.to_owned()),
         })
     }
@@ -139,6 +147,7 @@ mod tests {
             ("sslMode", json!("perhaps")),
             ("parameters", json!("s3cret")),
             ("sslServerCA", json!(12)),
+            ("airbyteColumns", json!("s3cret")),
         ] {
             let failure = Settings::parse(&with(field, value.clone())).expect_err(field);
             assert!(failure.text.contains(field), "{failure}");

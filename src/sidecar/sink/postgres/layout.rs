@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::airbyte_columns::{self, AirbyteColumns, EXTRACTED_AT, META, RAW_ID};
 use super::column_names::ColumnNames;
 use super::fields::{FieldId, FieldTree, Mapping, ROOT, SEPARATOR};
 use super::ownership::ColumnOwner;
@@ -107,6 +108,10 @@ pub struct Layout {
     pub timestamp: Option<usize>,
     /// The column of [`GENERATION`], if rows have one and the table can hold it.
     pub generation: Option<usize>,
+    /// The other columns of Airbyte's destination.
+    pub airbyte: AirbyteColumns,
+    /// The number of columns of metadata, which come first. That of [`UNMAPPED`] is not among them.
+    pub metadata_columns: usize,
     /// Some columns are inferred.
     pub has_inferred: bool,
     /// Columns whose type would be another one if nothing depended on it: sentence fragments.
@@ -132,6 +137,8 @@ impl Layout {
             unmapped: None,
             timestamp: None,
             generation: None,
+            airbyte: AirbyteColumns::default(),
+            metadata_columns: 0,
             has_inferred: false,
             kept_types: Vec::new(),
             added: 0,
@@ -152,12 +159,18 @@ impl Layout {
             let add = |name| layout.add(name, ColumnOwner::Metadata, ColumnType::TIMESTAMPTZ, usize::MAX);
             layout.timestamp = name.and_then(add);
         }
-        if spec.generation.id > 0 {
+        layout.airbyte = AirbyteColumns {
+            raw_id: layout.add_airbyte(RAW_ID, spec),
+            extracted_at: layout.add_airbyte(EXTRACTED_AT, spec),
+            meta: layout.add_airbyte(META, spec),
+        };
+        if spec.generation.id > 0 || layout.airbyte.any() && layout.has_airbyte(GENERATION, spec) {
             // Statements name it.
             let name = layout.names.of_metadata(GENERATION, |name| name == GENERATION);
             let add = |name| layout.add(name, ColumnOwner::Metadata, ColumnType::BIGINT, usize::MAX);
             layout.generation = name.and_then(add);
         }
+        layout.metadata_columns = layout.columns.len();
         let keys: Vec<&str> = declared.into_iter().flatten().map(|(key, _)| key.as_str()).collect();
         let names = layout.names.of_declared(&keys);
         for ((key, schema), name) in declared.into_iter().flatten().zip(names) {
@@ -177,6 +190,28 @@ impl Layout {
             layout.map_cursor_of_table(&spec.cursor);
         }
         layout
+    }
+
+    /// Whether rows have this column of Airbyte's destination: the table has it, or is new and gets it. A field that the
+    /// stream declares keeps its column.
+    fn has_airbyte(&self, name: &str, spec: &StreamSpec) -> bool {
+        let declared = spec.json_schema.get("properties").is_some_and(|fields| fields.get(name).is_some());
+        !declared
+            && match self.existing.get(name) {
+                Some(column) => name == GENERATION || column.kind.is_some_and(|kind| airbyte_columns::fits(name, kind)),
+                None => spec.airbyte.in_new_tables && self.existing.is_empty(),
+            }
+    }
+
+    /// Adds a column of Airbyte's destination if rows have it.
+    fn add_airbyte(&mut self, name: &str, spec: &StreamSpec) -> Option<usize> {
+        if !self.has_airbyte(name, spec) {
+            return None;
+        }
+        let existing = self.existing.get(name).and_then(|column| column.kind);
+        let name = self.names.of_metadata(name, |candidate| candidate == name)?;
+        let kind = existing.unwrap_or_else(|| airbyte_columns::new_type(&name));
+        self.add(name, ColumnOwner::Metadata, kind, usize::MAX)
     }
 
     /// Maps an undeclared cursor to its column in the table, so that rows of a batch without any cursor are older than
@@ -346,8 +381,9 @@ impl Layout {
 
     /// The budget for the values of one row; `None` if any values fit.
     pub fn row_budget(&self) -> Option<RowBudget> {
-        // Besides the key: cursor, unmapped values, timestamp, generation and sequence.
-        (self.columns.len() > RowBudget::ALWAYS_FITS).then(|| RowBudget::new(self.key.len() + 5))
+        // Besides the key: cursor, unmapped values, sequence and metadata.
+        (self.columns.len() > RowBudget::ALWAYS_FITS)
+            .then(|| RowBudget::new(self.key.len() + 3 + self.metadata_columns))
     }
 
     /// Whether values of the column stay in the row even if others exceed the budget.
@@ -438,6 +474,7 @@ mod tests {
             cursor: Vec::new(),
             to_same_case: false,
             add_meta: false,
+            airbyte: crate::sidecar::sink::AirbyteSpec::default(),
             replaces_at_first_commit: false,
             generation: Generation::default(),
         };

@@ -7,7 +7,7 @@
 //! | `ownership`, `table_names`, `column_names` | which stream has which table, and which field which column |
 //! | `own_tables` | tables of results, which no stream may get |
 //! | `fields`, `layout` | which field maps to which column |
-//! | `row`, `value`, `changes`, `reformat`, `copy` | rows in COPY's binary format |
+//! | `row`, `value`, `changes`, `airbyte_columns`, `reformat`, `copy` | rows in COPY's binary format |
 //! | `session`, `table`, `definition`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
 //! | `loader`, `staged_rows`, `row_removal` | loading chunks, directly or through a staging table; replacing rows |
 //! | `generation` | rows of a refresh that are collected over several runs |
@@ -27,6 +27,7 @@
 //!   compares cursors only within a batch.)
 //! * A primary key named `jitsu_pk_…` on columns other than the stream's is dropped, because it could reject rows.
 
+mod airbyte_columns;
 mod changes;
 mod column_names;
 mod config;
@@ -122,6 +123,8 @@ pub struct PostgresSink {
     resources: Resources,
     streams: Vec<Stream>,
     default_schema: String,
+    /// New tables get the columns of Airbyte's destination.
+    airbyte_columns: bool,
     tables: TableNames,
     /// Memory of the chunks of all streams, in bytes.
     buffered_bytes: usize,
@@ -146,6 +149,7 @@ impl PostgresSink {
             resources: Resources::new(config, session)?,
             streams: Vec::new(),
             default_schema: settings.default_schema.clone(),
+            airbyte_columns: settings.airbyte_columns,
             tables: TableNames::default(),
             buffered_bytes: 0,
         })
@@ -191,7 +195,8 @@ impl Sink for PostgresSink {
         self.assign(streams)
     }
 
-    fn open(&mut self, spec: StreamSpec) -> Result<StreamIndex, SinkError> {
+    fn open(&mut self, mut spec: StreamSpec) -> Result<StreamIndex, SinkError> {
+        spec.airbyte.in_new_tables = self.airbyte_columns;
         let mut assigned = self.tables.of_stream(&spec, &self.default_schema);
         if assigned.is_none() {
             self.assign(std::slice::from_ref(&spec)).map_err(|failure| SinkError::permanent(failure.text))?;

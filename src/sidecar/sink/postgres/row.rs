@@ -12,6 +12,7 @@ use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::airbyte_columns;
 use super::changes::{Change, ChangeReason, describe};
 use super::copy::{self, Chunk, NULL};
 use super::fields::{FieldId, FieldTree, Mapping, ObjectId, ROOT, SEPARATOR};
@@ -23,6 +24,7 @@ use super::number::Fit;
 use super::time;
 use super::types::ColumnType;
 use super::value;
+use crate::airbyte::message::Record;
 use crate::task::LoadCounts;
 
 /// Undeclared objects are flattened down to this depth; deeper ones are stored as documents.
@@ -71,6 +73,10 @@ pub struct Encoder {
     pub generation: i64,
     /// The encoded field of the generation column.
     generation_field: Vec<u8>,
+    /// The number of the sync, for Airbyte's column of it.
+    sync_id: i64,
+    /// The encoded field of that column for a row without changes.
+    meta_field: Vec<u8>,
     /// Where in the text of the current row the value of each column is; empty if it has none.
     values: Vec<Range<usize>>,
     /// Values of the current row without a column: identity of the field or name of the column, and place in the text.
@@ -85,16 +91,23 @@ pub struct Encoder {
 
 impl Encoder {
     /// An encoder for this layout. Rows are numbered after `sequence`, if given, and carry this generation.
-    pub fn new(layout: Layout, sequence: Option<u64>, generation: i64) -> Self {
+    pub fn new(layout: Layout, sequence: Option<u64>, generation: i64, sync_id: i64) -> Self {
         let mut generation_field = Vec::new();
         if let Some(column) = layout.generation {
             value::encode(layout.columns[column].kind, &generation.to_string(), &mut generation_field);
+        }
+        let mut meta_field = Vec::new();
+        if let Some(column) = layout.airbyte.meta {
+            let document = airbyte_columns::meta(sync_id, None, &[], &layout);
+            value::encode(layout.columns[column].kind, &document, &mut meta_field);
         }
         Self {
             layout,
             sequence,
             generation,
             generation_field,
+            sync_id,
+            meta_field,
             values: Vec::new(),
             unmapped: Vec::new(),
             changes: Vec::new(),
@@ -104,7 +117,8 @@ impl Encoder {
     }
 
     /// Appends a row to a chunk. An error leaves the chunk unchanged, except for new columns with nulls.
-    pub fn push(&mut self, data: &str, chunk: &mut Chunk) -> Result<(), RowError> {
+    pub fn push(&mut self, record: &Record<'_>, chunk: &mut Chunk) -> Result<(), RowError> {
+        let data = &*record.data;
         self.values.clear();
         self.values.resize(self.layout.columns.len(), 0..0);
         self.unmapped.clear();
@@ -123,7 +137,7 @@ impl Encoder {
         }
         chunk.widen(self.layout.columns.len());
         let start = chunk.bytes.len();
-        let written = self.write(data, chunk);
+        let written = self.write(record, chunk);
         if written.is_err() {
             chunk.bytes.truncate(start);
         } else {
@@ -195,7 +209,8 @@ impl Encoder {
         Ok(())
     }
 
-    fn write(&mut self, data: &str, chunk: &mut Chunk) -> Result<(), RowError> {
+    fn write(&mut self, record: &Record<'_>, chunk: &mut Chunk) -> Result<(), RowError> {
+        let data = &*record.data;
         let out = &mut chunk.bytes;
         let row_start = out.len();
         if data.len() >= LARGE_ROW {
@@ -208,15 +223,23 @@ impl Encoder {
             copy::push_bigint(sequence.cast_signed(), out);
         }
         let unmapped = self.layout.unmapped;
-        let mut unmapped_start = None;
+        let (mut unmapped_start, mut meta_start) = (None, None);
         let mut budget = self.layout.row_budget();
         for (index, column) in self.layout.columns.iter().enumerate() {
-            if Some(index) == self.layout.timestamp {
-                push_load_time(column.kind, out);
-                continue;
-            }
-            if Some(index) == self.layout.generation {
-                out.extend_from_slice(&self.generation_field);
+            if index < self.layout.metadata_columns {
+                let at = Some(index);
+                if at == self.layout.timestamp {
+                    push_time(column.kind, Timestamp::now(), out);
+                } else if at == self.layout.generation {
+                    out.extend_from_slice(&self.generation_field);
+                } else if at == self.layout.airbyte.raw_id {
+                    airbyte_columns::push_raw_id(column.kind, out);
+                } else if at == self.layout.airbyte.extracted_at {
+                    push_time(column.kind, airbyte_columns::extracted_at(record.emitted_at), out);
+                } else {
+                    meta_start = Some(out.len());
+                    out.extend_from_slice(&self.meta_field);
+                }
                 continue;
             }
             if Some(index) == unmapped {
@@ -258,10 +281,25 @@ impl Encoder {
         if let Some(field) = self.layout.find_key_field(has_no_value) {
             return Err(RowError::MissingKey(field));
         }
+        if let Some(start) = meta_start.filter(|_| record.meta.is_some() || !self.changes.is_empty()) {
+            let added = self.write_meta(record, start, chunk);
+            unmapped_start = unmapped_start.map(|start| start + added - self.meta_field.len());
+        }
         if !self.unmapped.is_empty() || !self.document.is_empty() {
             self.write_unmapped(data, row_start, unmapped_start, chunk);
         }
         Ok(())
+    }
+
+    /// Replaces the field of Airbyte's `_airbyte_meta` in the row that was written last. Returns its new length.
+    fn write_meta(&self, record: &Record<'_>, start: usize, chunk: &mut Chunk) -> usize {
+        let Some(column) = self.layout.airbyte.meta else { return 0 };
+        let document = airbyte_columns::meta(self.sync_id, record.meta.as_deref(), &self.changes, &self.layout);
+        let mut field = Vec::with_capacity(document.len());
+        value::encode(self.layout.columns[column].kind, &document, &mut field);
+        let length = field.len();
+        chunk.bytes.splice(start..start + self.meta_field.len(), field);
+        length
     }
 
     /// Inserts the unmapped values into the row that was written last. They are too rare to be collected beforehand.
@@ -312,13 +350,12 @@ fn unmapped_document(values: &[(String, Range<usize>)], data: &str) -> String {
     format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
 }
 
-/// Appends the current time.
-fn push_load_time(kind: ColumnType, out: &mut Vec<u8>) {
-    let now = Timestamp::now();
+/// Appends a time.
+fn push_time(kind: ColumnType, instant: Timestamp, out: &mut Vec<u8>) {
     if matches!(kind, ColumnType::TimestampTz { digits: 6 }) {
-        copy::push_bigint(time::micros_of(now), out);
+        copy::push_bigint(time::micros_of(instant), out);
     } else {
-        value::encode(kind, &format!("\"{now}\""), out);
+        value::encode(kind, &format!("\"{instant}\""), out);
     }
 }
 

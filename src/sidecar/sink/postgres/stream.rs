@@ -170,7 +170,7 @@ impl Stream {
         let retain_staging = staging.exists();
         Ok(ActiveStream {
             subject,
-            encoder: Encoder::new(layout, sequence, self.spec.generation.id),
+            encoder: Encoder::new(layout, sequence, self.spec.generation.id, self.spec.airbyte.sync_id),
             chunk: Chunk::default(),
             loader: Some(Box::new(TableLoader::new(target, staging, resources.total_replay_bytes.clone()))),
             loading: None,
@@ -205,7 +205,7 @@ struct ActiveStream {
 
 impl ActiveStream {
     fn write(&mut self, resources: &mut Resources, record: &Record<'_>) -> Result<(), SessionError> {
-        self.encoder.push(&record.data, &mut self.chunk).map_err(|error| SessionError::permanent(error.to_string()))?;
+        self.encoder.push(record, &mut self.chunk).map_err(|error| SessionError::permanent(error.to_string()))?;
         if self.chunk.bytes.len() < CHUNK_SIZE { Ok(()) } else { self.send(resources) }
     }
 

@@ -251,6 +251,7 @@ pub fn spec(name: &str, mode: WriteMode) -> StreamSpec {
         cursor: Vec::new(),
         to_same_case: false,
         add_meta: false,
+        airbyte: crate::sidecar::sink::AirbyteSpec::default(),
         replaces_at_first_commit: false,
         generation: Generation::default(),
     }
@@ -262,6 +263,7 @@ pub fn write(sink: &mut BulkerSink, stream: StreamIndex, data: &str) -> Result<(
         namespace: None,
         data: Cow::Borrowed(data),
         emitted_at: Some(1_700_000_000_000),
+        meta: None,
         line_bytes: 20,
     };
     sink.write(stream, &record)

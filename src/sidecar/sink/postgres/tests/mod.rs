@@ -1,5 +1,6 @@
 //! The sink against the server that `SYNCCTL_TEST_DATABASE_URL` names: a schema per test.
 
+mod airbyte_columns;
 mod columns;
 mod concurrent_runs;
 mod connection_loss;

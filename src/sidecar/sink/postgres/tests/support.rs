@@ -183,6 +183,7 @@ pub fn spec(table: &str, mode: WriteMode, fields: &[(&str, Value)]) -> StreamSpe
         generation: Generation::default(),
         to_same_case: false,
         add_meta: false,
+        airbyte: crate::sidecar::sink::AirbyteSpec::default(),
     }
 }
 
@@ -198,6 +199,7 @@ pub fn record(data: &str) -> Record<'_> {
         namespace: None,
         data: Cow::Borrowed(data),
         emitted_at: Some(0),
+        meta: None,
         line_bytes: 20,
     }
 }
