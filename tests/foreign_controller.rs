@@ -180,7 +180,7 @@ fn reads_under_a_foreign_controller_end_with_the_pipes() {
             1,
             "FAILED",
             ["FAILED", "FAILED"],
-            "ended within a message",
+            "a message is cut off",
         ),
         ("nothing", "echo 'no licence' >&2; exit 3", 1, "FAILED", ["FAILED", "FAILED"], "no licence"),
     ];

@@ -403,7 +403,10 @@ impl Connector {
     fn take(&mut self, piece: Piece) -> Input<'static> {
         match piece {
             Piece::Message(message) => self.message(message),
-            Piece::CutOff(text) => Input::CutOff(text),
+            Piece::CutOff(text) => {
+                self.is_cut_off = true;
+                Input::CutOff(text)
+            }
             Piece::Quoted(text) => Input::Quoted(text),
             Piece::Text(text) => self.text(&text),
         }
