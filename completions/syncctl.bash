@@ -995,7 +995,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__read)
-            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --debug --max-records --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --cdc-deletion --debug --max-records --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1038,6 +1038,10 @@ _syncctl() {
                     return 0
                     ;;
                 --table-name-prefix)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cdc-deletion)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1423,7 +1427,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__sidecar)
-            opts="-h --command --stdout-pipe-file --stderr-pipe-file --secrets-dir --config-dir --termination-log --mark --database-url --own-schema --started-at --package --package-version --connector-type --storage-key --sync-id --task-id --started-by --namespace --table-name-prefix --to-same-case --add-meta --deduplicate --full-sync --console-overwrite --log-level --db-log-level --task-timeout-hours --task-timeout-seconds --init-timeout-seconds --silence-seconds --commit-seconds --commit-mi --max-records --contract --help"
+            opts="-h --command --stdout-pipe-file --stderr-pipe-file --secrets-dir --config-dir --termination-log --mark --database-url --own-schema --started-at --package --package-version --connector-type --storage-key --sync-id --task-id --started-by --namespace --table-name-prefix --to-same-case --add-meta --deduplicate --full-sync --console-overwrite --log-level --db-log-level --task-timeout-hours --task-timeout-seconds --init-timeout-seconds --silence-seconds --commit-seconds --commit-mi --cdc-deletion --max-records --contract --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1554,6 +1558,10 @@ _syncctl() {
                     return 0
                     ;;
                 --commit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cdc-deletion)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -187,6 +187,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state -d 'State
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l task-id -d 'Id of the task, unique among all tasks [default: a new UUID]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l target-namespace -d 'Schema of the tables; ${SOURCE_NAMESPACE} is the stream\'s namespace. ${LEGACY} uses the default schema and puts the namespace into the table names' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l table-name-prefix -d 'Prefix of all table names; ${SOURCE_NAMESPACE} is the stream\'s namespace. Not added to a "table_name" in the catalog' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l cdc-deletion -d 'What becomes of rows that a CDC source marks as deleted (_ab_cdc_deleted_at), where rows are merged: soft keeps them with their mark, hard deletes them [default: "cdcDeletion" of the destination\'s configuration, else soft]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l max-records -d 'Stop with success after this many records of all streams together. A stream that is cut off replaces no rows: if its table has rows, the new ones are dropped' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s o -l output -d 'Format of the result; json and yaml print failures, too [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
@@ -362,6 +363,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l init-timeout
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l silence-seconds -d 'How long the connector may be silent' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-seconds -d 'How long rows may wait for a state before they are committed without one' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-mi -d 'How much row JSON may wait for a state, in MiB' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l cdc-deletion -d 'What becomes of rows that the source marks as deleted: soft or hard' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l max-records -d 'Stop after this number of records' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'Version of the contract that the controller implements' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'

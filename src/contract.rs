@@ -85,6 +85,7 @@ pub mod variable {
     pub const COMMIT_SECONDS: &str = "SYNCCTL_COMMIT_SECONDS";
     pub const COMMIT_MI: &str = "SYNCCTL_COMMIT_MI";
     pub const CONSOLE_OVERWRITE: &str = "SYNCCTL_CONSOLE_OVERWRITE";
+    pub const CDC_DELETION: &str = "SYNCCTL_CDC_DELETION";
     pub const MAX_RECORDS: &str = "SYNCCTL_MAX_RECORDS";
     pub const OWN_SCHEMA: &str = "SYNCCTL_OWN_SCHEMA";
     pub const CONTRACT: &str = "SYNCCTL_CONTRACT";

@@ -173,6 +173,21 @@ impl fmt::Display for Image {
     }
 }
 
+/// What becomes of rows that a CDC source marks as deleted, where rows are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Display, EnumString, IntoStaticStr, Serialize, Deserialize)]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_cdc_deletion)]
+#[serde(rename_all = "lowercase")]
+pub enum CdcDeletion {
+    /// They stay, with their mark.
+    Soft,
+    /// They are deleted.
+    Hard,
+}
+
+fn unknown_cdc_deletion(text: &str) -> String {
+    format!("{text:?} is unknown: expected soft or hard")
+}
+
 /// The options of a read. The names are those of the parameters of `POST /read`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -194,6 +209,9 @@ pub struct ReadOptions {
     /// refreshes are merged by key as well, and an incremental stream without a state replaces its table at its first
     /// commit.
     pub console_overwrite: bool,
+    /// What becomes of rows that the source marks as deleted; `None` means as the destination's configuration says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cdc_deletion: Option<CdcDeletion>,
     /// Ask the connector for debug messages.
     pub debug: bool,
     /// How long the connector may be silent; `None` means the default of the settings.
@@ -214,6 +232,7 @@ impl Default for ReadOptions {
             deduplicate: true,
             full_sync: false,
             console_overwrite: false,
+            cdc_deletion: None,
             debug: false,
             silence_seconds: None,
             max_records: None,

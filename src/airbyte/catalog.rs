@@ -106,6 +106,30 @@ impl ConfiguredStream {
         StreamName::new(self.stream.namespace.as_deref(), &self.stream.name)
     }
 
+    /// Why rows cannot be merged by these paths; `None` if they can, as far as the schema tells.
+    pub fn key_problem(&self, key: &[Vec<String>]) -> Option<String> {
+        let problem = |path: &Vec<String>| {
+            if path.is_empty() {
+                return Some("its primary key has a path without fields".to_owned());
+            }
+            // A field without a type may hold objects.
+            let mut schema = &self.stream.json_schema;
+            for (depth, field) in path.iter().enumerate() {
+                if depth > 0 && !may_be_object(schema) {
+                    let (path, parent) = (path.join("."), path[..depth].join("."));
+                    return Some(format!(
+                        "its primary key {path} is a path into {parent}, which the schema declares as no object"
+                    ));
+                }
+                schema = schema.get("properties").and_then(|fields| fields.get(field)).unwrap_or(&Value::Null);
+            }
+            None
+        };
+        let stream = self.name().key();
+        let found = key.iter().find_map(problem)?;
+        Some(format!("stream {stream:?}: {found}: choose another primary_key, or a mode that does not merge"))
+    }
+
     /// The generation of this read's rows, and the minimum generation whose rows remain once the stream is complete; 0
     /// if absent.
     pub fn generations(&self) -> Result<(i64, i64), String> {
@@ -125,6 +149,16 @@ impl ConfiguredStream {
             ));
         }
         Ok((own, minimum))
+    }
+}
+
+/// Whether a schema allows objects.
+fn may_be_object(schema: &Value) -> bool {
+    let allows = |kind: &Value| kind == "object";
+    match schema.get("type") {
+        None => true,
+        Some(Value::Array(kinds)) => kinds.iter().any(allows),
+        Some(kind) => allows(kind),
     }
 }
 
@@ -247,6 +281,35 @@ mod tests {
                 }
                 (found, _) => panic!("{label}: {found:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn paths_of_keys_lead_through_objects() {
+        let stream = json!({"stream": {"name": "s", "json_schema": {"properties": {
+            "id": {"type": "integer"}, "list": {"type": ["null", "array"]}, "any": {},
+            "doc": {"type": ["null", "object"], "properties": {"id": {"type": "integer"}, "text": {"type": "string"}}},
+        }}}});
+        let stream: super::ConfiguredStream = serde_json::from_value(stream).expect("a stream");
+        for (path, expected) in [
+            (&["id"][..], None),
+            (&["doc"], None),
+            (&["doc", "id"], None),
+            (&["doc", "undeclared", "id"], None),
+            (&["any", "id"], None),
+            (&["undeclared", "id"], None),
+            (&[], Some("a path without fields")),
+            (&["id", "x"], Some("id.x is a path into id, which")),
+            (&["list", "id"], Some("list.id is a path into list, which")),
+            (&["doc", "text", "x"], Some("doc.text.x is a path into doc.text, which")),
+        ] {
+            let path: Vec<String> = path.iter().map(|&key| key.to_owned()).collect();
+            let found = stream.key_problem(&[vec!["id".to_owned()], path.clone()]);
+            let matches = match (&found, expected) {
+                (Some(text), Some(expected)) => text.starts_with("stream \"s\": ") && text.contains(expected),
+                (found, expected) => found.is_none() && expected.is_none(),
+            };
+            assert!(matches, "{path:?}: {found:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use crate::airbyte::catalog;
 use crate::controller::document::Document;
 use crate::controller::request::{OptionNames, ReadDocuments, Request, StateSource};
 use crate::failure::{Class, Failure};
-use crate::task::{ReadOptions, TaskKind};
+use crate::task::{CdcDeletion, ReadOptions, TaskKind};
 
 /// Read rows from a connector and load them into the destination
 #[derive(Debug, clap::Args)]
@@ -53,6 +53,10 @@ pub struct ReadArgs {
     /// Read from scratch and replace the tables
     #[arg(long)]
     full_sync: bool,
+    /// What becomes of rows that a CDC source marks as deleted (_ab_cdc_deleted_at), where rows are merged: soft keeps them
+    /// with their mark, hard deletes them [default: "cdcDeletion" of the destination's configuration, else soft]
+    #[arg(long, value_name = "soft|hard")]
+    cdc_deletion: Option<CdcDeletion>,
     /// Run the connector with debug messages
     #[arg(long)]
     debug: bool,
@@ -79,6 +83,7 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         add_meta,
         no_deduplicate,
         full_sync,
+        cdc_deletion,
         debug,
         max_records,
         task: task_args,
@@ -91,6 +96,7 @@ pub(super) fn run(args: ReadArgs) -> u8 {
         deduplicate: !no_deduplicate,
         full_sync,
         console_overwrite: false,
+        cdc_deletion,
         debug,
         // The settings of this process apply.
         silence_seconds: None,
@@ -122,7 +128,8 @@ pub(super) fn run(args: ReadArgs) -> u8 {
     })
 }
 
-const OPTION_NAMES: OptionNames = OptionNames { destination: "--destination-config", max_records: "--max-records" };
+const OPTION_NAMES: OptionNames =
+    OptionNames { destination: "--destination-config", max_records: "--max-records", cdc_deletion: "--cdc-deletion" };
 
 /// Rows and annotations hold any id that is not blank.
 fn checked_id(id: String, flag: &str) -> Result<String, Failure> {

@@ -13,7 +13,7 @@ use crate::env;
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 use crate::sidecar::{CommitLimits, Sidecar, SourceSettings};
-use crate::task::{self, Image, ReadOptions, Task, TaskKind};
+use crate::task::{self, CdcDeletion, Image, ReadOptions, Task, TaskKind};
 
 /// Capture a connector's output; runs next to the connector
 ///
@@ -118,6 +118,9 @@ pub struct SidecarArgs {
     /// How much row JSON may wait for a state, in MiB
     #[arg(long, env = variable::COMMIT_MI, default_value = "")]
     commit_mi: String,
+    /// What becomes of rows that the source marks as deleted: soft or hard
+    #[arg(long, env = variable::CDC_DELETION, default_value = "")]
+    cdc_deletion: String,
     /// Stop after this number of records
     #[arg(long, env = variable::MAX_RECORDS, default_value = "")]
     max_records: String,
@@ -219,6 +222,7 @@ impl SidecarArgs {
                 full_sync: flag(&self.full_sync, false),
                 // Our own controller always sets it.
                 console_overwrite: flag(&self.console_overwrite, contract.is_none()),
+                cdc_deletion: cdc_deletion(&self.cdc_deletion)?,
                 debug: false,
                 silence_seconds: None,
                 max_records: max_records(&self.max_records)?,
@@ -262,6 +266,11 @@ fn commit_limits(seconds: &str, mebibytes: &str) -> Result<CommitLimits, Failure
         return Err(Failure::new(Class::Usage, text));
     }
     Ok(CommitLimits { bytes: mebibytes.saturating_mul(1 << 20), interval: Duration::from_secs(seconds) })
+}
+
+fn cdc_deletion(text: &str) -> Result<Option<CdcDeletion>, Failure> {
+    let deletion = Some(text).filter(|text| !text.is_empty()).map(str::parse).transpose();
+    deletion.map_err(|error: String| Failure::new(Class::Usage, format!("{}: {error}", variable::CDC_DELETION)))
 }
 
 fn max_records(text: &str) -> Result<Option<u64>, Failure> {

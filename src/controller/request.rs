@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::document::{Document, without_values};
-use crate::airbyte::catalog::ConfiguredCatalog;
+use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
 use crate::airbyte::state::{self, Progress};
 use crate::config::{BulkerSettings, Settings};
 use crate::db::{RequestMark, ResultsDatabase, local_server};
@@ -19,8 +19,8 @@ use crate::failure::{Class, Failure};
 use crate::pod::payload::Payload;
 use crate::secret::Secret;
 use crate::sidecar::sink::Destination;
-use crate::sidecar::stream_specs;
-use crate::task::{self, Image, ReadOptions, Task, TaskKind};
+use crate::sidecar::{merge_key, stream_specs};
+use crate::task::{self, CdcDeletion, Image, ReadOptions, Task, TaskKind};
 
 /// The default timeout of spec, check and discover: most connectors answer within seconds, large databases take minutes,
 /// and the image may have to be pulled.
@@ -74,6 +74,8 @@ pub struct OptionNames {
     pub destination: &'static str,
     /// The maximum number of records.
     pub max_records: &'static str,
+    /// What becomes of rows that the source marks as deleted.
+    pub cdc_deletion: &'static str,
 }
 
 /// A new task. A read needs its ids and options, check and discover their key.
@@ -119,17 +121,32 @@ impl Request {
     ) -> Result<Self, Vec<Failure>> {
         let ReadDocuments { config, catalog, state, destination, functions_env } = documents;
         let mut problems = Vec::new();
-        if task.options.max_records.is_some() && settings.pod.init_image.is_some() {
+        let own_options = [
+            (task.options.max_records.is_some(), names.max_records),
+            (task.options.cdc_deletion.is_some(), names.cdc_deletion),
+        ];
+        for (_, name) in own_options.iter().filter(|(is_set, _)| *is_set && settings.pod.init_image.is_some()) {
             let needs = "needs syncctl's own sidecar, but SYNCCTL_INIT_IMAGE selects another";
-            problems.push(Failure::new(Class::Usage, format!("{} {needs}", names.max_records)));
+            problems.push(Failure::new(Class::Usage, format!("{name} {needs}")));
         }
         let config = collect(&mut problems, connector_config(&config));
         let parsed_catalog = collect(&mut problems, configured_catalog(&catalog));
         let destination_config = collect(&mut problems, complete_destination(destination.as_ref(), settings, names));
+        if task.options.cdc_deletion == Some(CdcDeletion::Hard)
+            && destination_config.as_deref().is_some_and(|config| !Destination::deletes_rows(config))
+        {
+            let text =
+                format!("{}: only destinations of the type postgres delete rows: leave it out", names.cdc_deletion);
+            problems.push(Failure::new(Class::Usage, text));
+        }
         let functions_env = functions_env.and_then(|document| collect(&mut problems, checked_functions_env(&document)));
         let mut payload = Payload { config, destination_config, functions_env, ..Payload::default() };
         let mut stored_state = None;
         if let Some((parsed, text)) = parsed_catalog {
+            let key_problem = |stream: &ConfiguredStream| stream.key_problem(merge_key(stream, &task.options));
+            if let Some(problem) = parsed.streams.iter().find_map(key_problem) {
+                problems.push(catalog.invalid(&problem));
+            }
             let destination = payload.destination_config.as_deref();
             let checked = destination.map_or(Ok(()), |config| check_tables(&parsed, &task.options, config, settings));
             collect(&mut problems, checked.map_err(|text| catalog.invalid(&text)));

@@ -337,6 +337,9 @@ impl Launch<'_> {
             (variable::OWN_SCHEMA, &self.settings.own_schema),
             (variable::CONTRACT, contract::VERSION),
         ]);
+        if let Some(deletion) = options.cdc_deletion {
+            variables.extend(environment(&[(variable::CDC_DELETION, deletion.into())]));
+        }
         if let Some(records) = options.max_records {
             variables.extend(environment(&[(variable::MAX_RECORDS, &records.to_string())]));
         }

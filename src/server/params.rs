@@ -18,7 +18,7 @@ use crate::controller::request::{OptionNames, ReadDocuments, Request, StateSourc
 use crate::db::RequestMark;
 use crate::failure::Failure;
 use crate::secret::Secret;
-use crate::task::{CONNECTOR_TYPE_AIRBYTE, Image, ReadOptions, Task, TaskKind};
+use crate::task::{CONNECTOR_TYPE_AIRBYTE, CdcDeletion, Image, ReadOptions, Task, TaskKind};
 
 /// Postgres limits an index entry to about 2,700 bytes; callers use UUIDs.
 const MAX_ID_BYTES: usize = 512;
@@ -84,6 +84,11 @@ impl<'a> Query<'a> {
             self.problems.push(format!("{name} must be a whole number between {min} and {max}"));
         }
         number
+    }
+
+    fn cdc_deletion(&mut self) -> Option<CdcDeletion> {
+        let deletion = self.optional("cdcDeletion")?.parse();
+        deletion.map_err(|error: String| self.problems.push(format!("cdcDeletion: {error}"))).ok()
     }
 
     fn max_records(&mut self) -> Option<u64> {
@@ -270,6 +275,7 @@ pub fn read(
         full_sync: query.flag("fullSync", false),
         // The meaning that callers of the existing implementation rely on.
         console_overwrite: true,
+        cdc_deletion: query.cdc_deletion(),
         debug: query.flag("debug", false),
         silence_seconds: query.optional_number("silenceSeconds", 1..=MAX_SILENCE_SECONDS),
         max_records: query.max_records(),
@@ -321,7 +327,8 @@ pub fn task(pairs: &[(String, String)]) -> Result<u32, Problems> {
     query.finish().map(|()| lines)
 }
 
-const OPTION_NAMES: OptionNames = OptionNames { destination: "destinationConfig", max_records: "maxRecords" };
+const OPTION_NAMES: OptionNames =
+    OptionNames { destination: "destinationConfig", max_records: "maxRecords", cdc_deletion: "cdcDeletion" };
 
 /// Distinguishes a retry of a request from a different request with the same task id. It is stored with the task, so it
 /// is keyed with a secret that all replicas share: otherwise it would help to guess credentials in the body.

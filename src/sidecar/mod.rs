@@ -34,7 +34,7 @@ use stored_config::StoredConfig;
 use url::Url;
 
 pub use self::source::Settings as SourceSettings;
-pub use self::streams::{CommitLimits, stream_specs};
+pub use self::streams::{CommitLimits, merge_key, stream_specs};
 use crate::contract::{self, SidecarExit, variable};
 use crate::db::{Db, Options, SpecKey, Target};
 use crate::failure::{Class, Failure};

@@ -17,7 +17,7 @@ use crate::airbyte::message::{Record, StreamName};
 use crate::db::ResultsDatabase;
 use crate::failure::{Class, Failure};
 use crate::retry::Backoff;
-use crate::task::{LoadCounts, Task};
+use crate::task::{CdcDeletion, LoadCounts, Task};
 
 /// Delays between attempts to reach a destination.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -30,6 +30,9 @@ const NO_SERVER_RETRY_TIMEOUT: Duration = Duration::from_secs(4);
 /// Values of `destinationType`, each with the parser of the other fields.
 const DESTINATIONS: &[(&str, ParseConfig)] =
     &[("postgres", postgres::parse), ("bulker", bulker::parse), ("discard", discard::parse)];
+
+/// The `destinationType` of the only destination that deletes rows which the source marks as deleted.
+const DELETING: &str = "postgres";
 
 /// Validates a `destinationConfig` without connecting. Errors name the field, never its value.
 type ParseConfig = fn(&Value) -> Result<Box<dyn Connect>, Failure>;
@@ -62,6 +65,12 @@ impl Destination {
         DESTINATIONS.iter().any(|(known, _)| *known == kind)
     }
 
+    /// Whether the destination of a valid `destinationConfig` can delete rows that the source marks as deleted.
+    pub fn deletes_rows(config: &str) -> bool {
+        let config: Value = serde_json::from_str(config).unwrap_or_default();
+        config["destinationType"] == DELETING
+    }
+
     /// Validates a `destinationConfig` without connecting.
     pub fn parse(config: &Value) -> Result<Self, Failure> {
         let invalid = |why: &str| {
@@ -77,6 +86,12 @@ impl Destination {
             let why = "is not loaded by syncctl itself, and there is no Bulker for it (SYNCCTL_BULKER_URL)";
             return Err(invalid(&format!("{kind:?} {why}")));
         };
+        if kind != DELETING && cdc_deletion(config)? == Some(CdcDeletion::Hard) {
+            return Err(invalid_field(
+                "cdcDeletion",
+                "only destinations of the type postgres delete rows: leave it out",
+            ));
+        }
         parse(config).map(Self)
     }
 
@@ -120,6 +135,12 @@ fn optional_text(config: &Value, field: &str) -> Result<Option<String>, Failure>
     }
 }
 
+/// What a `destinationConfig` says of rows that the source marks as deleted.
+fn cdc_deletion(config: &Value) -> Result<Option<CdcDeletion>, Failure> {
+    let text = optional_text(config, "cdcDeletion")?;
+    text.map(|text| text.parse()).transpose().map_err(|error: String| invalid_field("cdcDeletion", &error))
+}
+
 /// A required string field of a `destinationConfig`.
 fn required_text(config: &Value, field: &str) -> Result<String, Failure> {
     optional_text(config, field)?.ok_or_else(|| invalid_field(field, "is required"))
@@ -147,6 +168,9 @@ pub struct StreamSpec {
     pub primary_key: Vec<Vec<String>>,
     /// Path of the cursor. Of two rows with the same key the one with the higher cursor wins, in whatever order they come.
     pub cursor: Vec<String>,
+    /// What becomes of rows that the source marks as deleted, where rows are merged; `None` selects the destination's
+    /// default.
+    pub cdc_deletion: Option<CdcDeletion>,
     /// The first commit with rows replaces all others, later ones add to it. Not with [`WriteMode::Replace`].
     pub replaces_at_first_commit: bool,
     /// Which existing rows this read makes obsolete.
@@ -287,5 +311,30 @@ mod tests {
             assert!(failure.text.ends_with("known types are postgres, bulker, discard"), "{failure}");
         }
         assert!(Destination::parse(&json!({"destinationType": "discard"})).is_ok());
+    }
+
+    #[test]
+    fn deletion_is_refused_where_the_destination_deletes_no_rows() {
+        let postgres = json!({"destinationType": "postgres", "host": "h", "database": "d", "username": "u"});
+        for (config, value, expected) in [
+            (json!({"destinationType": "discard"}), json!("soft"), None),
+            (json!({"destinationType": "discard"}), json!("hard"), Some("only destinations of the type postgres")),
+            (postgres.clone(), json!("hard"), None),
+            (postgres.clone(), json!(null), None),
+            (postgres.clone(), json!("gone"), Some("\"gone\" is unknown: expected soft or hard")),
+            (postgres, json!(true), Some("expected a string")),
+        ] {
+            let mut config = config;
+            config["cdcDeletion"] = value;
+            let failure = Destination::parse(&config).err().map(|failure| failure.text);
+            let matches = match (&failure, expected) {
+                (None, None) => true,
+                (Some(text), Some(expected)) => {
+                    text.starts_with("destinationConfig.cdcDeletion: ") && text.contains(expected)
+                }
+                _ => false,
+            };
+            assert!(matches, "{config}: {failure:?}");
+        }
     }
 }

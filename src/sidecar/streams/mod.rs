@@ -18,7 +18,7 @@ use std::time::Instant;
 use activity::Activity;
 use commits::HeldRecords;
 use losses::{RecordsSinceState, Unmapped};
-pub use spec::stream_specs;
+pub use spec::{merge_key, stream_specs};
 
 use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
 use crate::airbyte::message::{Record, StreamName};

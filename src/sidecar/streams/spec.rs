@@ -38,6 +38,7 @@ pub fn stream_spec(configured: &ConfiguredStream, options: &ReadOptions, progres
         primary_key,
         cursor,
         generation,
+        cdc_deletion: options.cdc_deletion,
         to_same_case: options.to_same_case,
         add_meta: options.add_meta,
         airbyte: AirbyteSpec { in_new_tables: false, sync_id: configured.sync_id.as_i64().unwrap_or_default() },

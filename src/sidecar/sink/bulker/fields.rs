@@ -149,6 +149,7 @@ mod tests {
             to_same_case: false,
             add_meta: false,
             airbyte: crate::sidecar::sink::AirbyteSpec::default(),
+            cdc_deletion: None,
             replaces_at_first_commit: false,
             generation: Generation::default(),
         }

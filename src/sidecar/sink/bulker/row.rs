@@ -218,6 +218,7 @@ mod tests {
             to_same_case: true,
             add_meta: false,
             airbyte: crate::sidecar::sink::AirbyteSpec::default(),
+            cdc_deletion: None,
             replaces_at_first_commit: false,
             generation: Generation::default(),
         };

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use crate::db::{SslMode, Target};
 use crate::failure::{Class, Failure};
-use crate::sidecar::sink::{invalid_field, optional_text, required_text};
+use crate::sidecar::sink::{cdc_deletion, invalid_field, optional_text, required_text};
+use crate::task::CdcDeletion;
 
 const DEFAULT_PORT: u16 = 5432;
 const DEFAULT_SCHEMA: &str = "public";
@@ -31,6 +32,8 @@ pub struct Settings {
     pub(super) default_schema: String,
     /// New tables get the columns of Airbyte's destination.
     pub(super) airbyte_columns: bool,
+    /// What becomes of rows that the source marks as deleted.
+    pub(super) cdc_deletion: Option<CdcDeletion>,
 }
 
 impl Settings {
@@ -65,6 +68,7 @@ impl Settings {
             target,
             airbyte_columns,
             default_schema: optional_text(config, "defaultSchema")?.unwrap_or_else(|| DEFAULT_SCHEMA.to_owned()),
+            cdc_deletion: cdc_deletion(config)?,
         })
     }
 }

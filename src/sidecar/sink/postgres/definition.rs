@@ -10,6 +10,7 @@ use postgres::Client;
 use postgres::error::SqlState;
 
 use super::layout::Column;
+use super::merge_key::KeyPart;
 use super::session::{Session, SessionError};
 use super::table::Table;
 
@@ -62,9 +63,9 @@ pub fn ensure_columns(session: &mut Session, table: &mut Table, columns: &[Colum
     Ok(())
 }
 
-/// Drops our primary key if it is on other columns, because it could reject new rows. One that a foreign key refers to
+/// Drops our keys but for one on these parts, because they could reject new rows. One that a foreign key refers to
 /// stays.
-pub fn drop_stale_key(session: &mut Session, table: &mut Table, key: &[String]) -> Result<(), SessionError> {
+pub fn drop_stale_key(session: &mut Session, table: &mut Table, key: &[KeyPart]) -> Result<(), SessionError> {
     match change(session, table, |current| current.drop_stale_key(key).unwrap_or_default()) {
         Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {
             session.warn("the primary key is on other columns, and stays because a foreign key refers to it");
@@ -74,11 +75,19 @@ pub fn drop_stale_key(session: &mut Session, table: &mut Table, key: &[String]) 
     }
 }
 
-/// Makes these columns unique. The index of a table with rows is built while others use the table. After an error the table
+/// Makes these parts unique. The index of a table with rows is built while others use the table. After an error the table
 /// has no index, or an incomplete one that the next attempt replaces.
-pub fn add_key(session: &mut Session, table: &mut Table, key: &[String]) -> Result<(), SessionError> {
-    change(session, table, |current| {
-        if current.has_key(key) || current.has_pages() { String::new() } else { current.add_primary_key(key) }
+///
+/// `with_nulls`: the key must allow nulls, which are distinct for an index.
+pub fn add_key(
+    session: &mut Session,
+    table: &mut Table,
+    key: &[KeyPart],
+    with_nulls: bool,
+) -> Result<(), SessionError> {
+    change(session, table, |current| match () {
+        () if current.has_key(key) || current.has_pages() => String::new(),
+        () => current.add_key(key, with_nulls),
     })?;
     if table.has_key(key) {
         return Ok(());
@@ -95,7 +104,7 @@ pub fn add_key(session: &mut Session, table: &mut Table, key: &[String]) -> Resu
 }
 
 /// Makes one attempt to drop an index whose creation failed.
-fn drop_unusable_key(session: &mut Session, table: &mut Table, key: &[String]) -> Result<(), SessionError> {
+fn drop_unusable_key(session: &mut Session, table: &mut Table, key: &[KeyPart]) -> Result<(), SessionError> {
     session.begin()?;
     let dropped = session.connected_client().and_then(|client| {
         limit_lock_waits(client)?;

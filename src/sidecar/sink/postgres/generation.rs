@@ -11,7 +11,8 @@
 use postgres::Client;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Column, ExistingColumn, GENERATION, Layout, MergeKey, SEQUENCE};
+use super::layout::{Column, ExistingColumn, GENERATION, Layout, SEQUENCE};
+use super::merge_key::MergeKey;
 use super::names::{qualified, quote};
 use super::number::Fit;
 use super::session::{Session, SessionError};

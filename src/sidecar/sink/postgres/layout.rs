@@ -6,15 +6,15 @@
 
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
-
 use super::airbyte_columns::{self, AirbyteColumns, EXTRACTED_AT, META, RAW_ID};
 use super::column_names::ColumnNames;
 use super::fields::{FieldId, FieldTree, Mapping, ROOT, SEPARATOR};
+use super::merge_key::{KeyPart, MergeKey, RowTraits};
 use super::ownership::ColumnOwner;
 use super::types::ColumnType;
 use crate::sidecar::sink::field_type::FieldType;
 use crate::sidecar::sink::{StreamSpec, WriteMode};
+use crate::task::CdcDeletion;
 
 /// The column of values that no other column can hold.
 pub const UNMAPPED: &str = "_unmapped_data";
@@ -22,6 +22,8 @@ pub const UNMAPPED: &str = "_unmapped_data";
 pub const TIMESTAMP: &str = "_jitsu_timestamp";
 /// The column of the row's generation; the name is Airbyte's.
 pub const GENERATION: &str = "_airbyte_generation_id";
+/// The field in which CDC sources mark deleted rows.
+const DELETED_AT: &str = "_ab_cdc_deleted_at";
 /// The column of staging tables that numbers rows in the order of arrival.
 pub const SEQUENCE: &str = "_syncctl_sequence";
 
@@ -67,27 +69,25 @@ pub struct ExistingColumn {
     pub owner: Option<ColumnOwner>,
 }
 
-/// The columns by which rows are merged.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MergeKey {
-    /// Columns of the key; empty: rows are added without merging.
-    #[serde(rename = "key")]
-    pub columns: Vec<String>,
-    /// Of two rows with the same key, the one with the higher value in this column wins.
-    pub cursor: Option<String>,
-}
-
-/// A field that the primary key or the cursor names.
+/// A field that decides how rows are merged.
 #[derive(Debug)]
 struct NamedField {
     identity: String,
+    /// The path of the value in its documents; empty if the field itself has the value.
+    path: Vec<String>,
     /// Its column, once a value was seen.
     column: Option<usize>,
 }
 
 impl NamedField {
     fn new(path: &[String]) -> Self {
-        Self { identity: path.join(&SEPARATOR.to_string()), column: None }
+        Self { identity: path.join(&SEPARATOR.to_string()), path: Vec::new(), column: None }
+    }
+
+    /// The field at the beginning of the path, whose documents have the value.
+    fn with_documents(path: &[String]) -> Option<Self> {
+        let (first, path) = path.split_first()?;
+        Some(Self { identity: first.clone(), path: path.to_vec(), column: None })
     }
 }
 
@@ -120,6 +120,8 @@ pub struct Layout {
     added: usize,
     key: Vec<NamedField>,
     cursor: Option<NamedField>,
+    /// The field that marks rows as deleted, if such rows are deleted.
+    deletion: Option<NamedField>,
 }
 
 impl Layout {
@@ -144,16 +146,21 @@ impl Layout {
             added: 0,
             key: Vec::new(),
             cursor: None,
+            deletion: None,
         };
         let declared = spec.json_schema.get("properties").and_then(serde_json::Value::as_object);
         let is_declared = |key: &str| declared.is_some_and(|fields| fields.contains_key(key));
         // Declared objects are stored as documents, which have no columns for a path into them.
         let is_column = |path: &[String]| path.len() == 1 || path.first().is_some_and(|first| !is_declared(first));
-        let merges = spec.mode != WriteMode::Append;
-        if merges && !spec.primary_key.is_empty() && spec.primary_key.iter().all(|path| is_column(path)) {
-            layout.key = spec.primary_key.iter().map(|path| NamedField::new(path)).collect();
+        if spec.mode != WriteMode::Append {
+            let named = |path: &Vec<String>| {
+                if is_column(path) { Some(NamedField::new(path)) } else { NamedField::with_documents(path) }
+            };
+            layout.key = spec.primary_key.iter().filter_map(named).collect();
         }
         layout.cursor = is_column(&spec.cursor).then(|| NamedField::new(&spec.cursor));
+        let deletes = spec.cdc_deletion == Some(CdcDeletion::Hard) && layout.has_key();
+        layout.deletion = deletes.then(|| NamedField::new(&[DELETED_AT.to_owned()]));
         if spec.add_meta {
             let name = layout.names.of_metadata(TIMESTAMP, |_| true);
             let add = |name| layout.add(name, ColumnOwner::Metadata, ColumnType::TIMESTAMPTZ, usize::MAX);
@@ -181,13 +188,15 @@ impl Layout {
             }
         }
         // Before other undeclared fields, so that these are always tracked.
-        for first in spec.primary_key.iter().chain([&spec.cursor]).filter_map(|path| path.first()) {
+        let deleted_at = layout.deletion.is_some().then(|| DELETED_AT.to_owned());
+        let tracked = spec.primary_key.iter().chain([&spec.cursor]).filter_map(|path| path.first()).chain(&deleted_at);
+        for first in tracked {
             if layout.fields.find(ROOT, first).is_none() {
                 layout.fields.insert(ROOT, first, false);
             }
         }
         if spec.mode == WriteMode::Merge {
-            layout.map_cursor_of_table(&spec.cursor);
+            layout.map_columns_of_table(spec.primary_key.iter().chain([&spec.cursor]));
         }
         layout
     }
@@ -214,17 +223,23 @@ impl Layout {
         self.add(name, ColumnOwner::Metadata, kind, usize::MAX)
     }
 
-    /// Maps an undeclared cursor to its column in the table, so that rows of a batch without any cursor are older than
-    /// those in the table.
-    fn map_cursor_of_table(&mut self, path: &[String]) {
-        let [key] = path else { return };
-        let Some(field) = self.fields.find(ROOT, key) else { return };
-        if self.fields.get(field).mapping == Mapping::Undecided
-            && let Some(name) = self.names.of_field(key)
-            && let Some(kind) = self.existing.get(&name).and_then(|column| column.kind)
-        {
-            self.assign_column(field, kind);
+    /// Maps undeclared fields to their columns in the table before their first value: without a cursor rows of a batch are
+    /// older than those in the table, and without a value of the key they have a null in it.
+    fn map_columns_of_table<'p>(&mut self, paths: impl Iterator<Item = &'p Vec<String>>) {
+        for path in paths {
+            let [key] = path.as_slice() else { continue };
+            let Some(field) = self.fields.find(ROOT, key) else { continue };
+            if self.fields.get(field).mapping == Mapping::Undecided
+                && let Some(name) = self.names.of_field(key)
+                && let Some(kind) = self.existing.get(&name).and_then(|column| column.kind)
+            {
+                self.assign_column(field, kind);
+            }
         }
+    }
+
+    fn named_fields(&self) -> impl Iterator<Item = &NamedField> {
+        self.key.iter().chain(&self.cursor).chain(&self.deletion)
     }
 
     /// Whether rows have a key.
@@ -237,17 +252,57 @@ impl Layout {
         self.key.iter().find(|field| matches(field.column)).map(|field| field.identity.replace(SEPARATOR, "."))
     }
 
-    /// The columns of the key and of the cursor. Uses those of an earlier run until all of the key, or the cursor, had a
-    /// value in this one.
-    pub fn merge_key(&self, earlier: &MergeKey) -> MergeKey {
+    /// Why the key cannot be read from the documents of its columns.
+    pub fn document_problem(&self) -> Option<String> {
+        let is_document = |field: &&NamedField| {
+            field.column.is_some_and(|column| matches!(self.columns[column].kind, ColumnType::Json { .. }))
+        };
+        let field = self.key.iter().filter(|field| !field.path.is_empty()).find(|field| !is_document(field))?;
+        Some(format!(
+            "the primary key has a path into {:?}, whose column does not have the type jsonb: change its type, or choose \
+             another primary key",
+            field.identity
+        ))
+    }
+
+    /// Whether a field of the key matches; its column is `None` before its first value.
+    pub fn any_key_field(&self, matches: impl Fn(Option<usize>) -> bool) -> bool {
+        self.key.iter().any(|field| matches(field.column))
+    }
+
+    /// The column of the cursor, once a value was seen.
+    pub fn cursor_column(&self) -> Option<usize> {
+        self.cursor.as_ref()?.column
+    }
+
+    /// The column of the mark of deletion, once a value was seen, if such rows are deleted.
+    pub fn deletion_column(&self) -> Option<usize> {
+        self.deletion.as_ref()?.column
+    }
+
+    /// By what rows are merged. Uses the columns of an earlier run until all of the key, or the cursor, had a value in
+    /// this one.
+    pub fn merge_key(&self, earlier: &MergeKey, traits: RowTraits) -> MergeKey {
         let column = |field: &NamedField| field.column.map(|column| &self.columns[column]);
-        let columns: Option<Vec<String>> =
-            self.key.iter().map(|field| column(field).map(|column| column.name.clone())).collect();
+        let part = |field: &NamedField| column(field).map(|column| KeyPart::new(&column.name, &field.path));
+        let parts: Option<Vec<KeyPart>> = self.key.iter().map(part).collect();
+        let name = |field: &Option<NamedField>| field.as_ref().and_then(column).map(|column| column.name.clone());
         // Values of type json cannot be compared.
-        let cursor = self.cursor.as_ref().and_then(column).filter(|column| column.sql_type != "json");
+        let has_order = self.cursor.as_ref().and_then(column).is_some_and(|column| column.sql_type != "json");
+        let is_nested = self.key.iter().any(|field| !field.path.is_empty());
         MergeKey {
-            columns: columns.filter(|columns| !columns.is_empty()).unwrap_or_else(|| earlier.columns.clone()),
-            cursor: cursor.map(|column| column.name.clone()).or_else(|| earlier.cursor.clone()),
+            parts: parts.filter(|parts| !parts.is_empty()).unwrap_or_else(|| earlier.parts.clone()),
+            cursor: name(&self.cursor).filter(|_| has_order).or_else(|| earlier.cursor.clone()),
+            deletion: name(&self.deletion).or_else(|| earlier.deletion.clone()),
+            unmapped: self
+                .unmapped
+                .map(|column| self.columns[column].name.clone())
+                .or_else(|| earlier.unmapped.clone()),
+            traits: RowTraits {
+                null_keys: traits.null_keys || earlier.traits.null_keys || is_nested,
+                unordered: traits.unordered || earlier.traits.unordered,
+                deletions: traits.deletions || earlier.traits.deletions,
+            },
         }
     }
 
@@ -280,7 +335,7 @@ impl Layout {
 
     fn map_to_column(&mut self, field: FieldId, name: Option<String>, kind: ColumnType) -> Mapping {
         let identity = self.fields.identity(field);
-        let is_named = self.key.iter().chain(&self.cursor).any(|named| named.identity == identity);
+        let is_named = self.named_fields().any(|named| named.identity == identity);
         let max_columns = match self.fields.get(field).declared {
             _ if is_named => usize::MAX,
             true => MAX_COLUMNS,
@@ -296,7 +351,7 @@ impl Layout {
                 self.columns[column].is_inferred = true;
                 self.has_inferred = true;
             }
-            let named = self.key.iter_mut().chain(self.cursor.as_mut());
+            let named = self.key.iter_mut().chain(&mut self.cursor).chain(&mut self.deletion);
             named.filter(|named| named.identity == identity).for_each(|named| named.column = Some(column));
         }
         mapping
@@ -381,14 +436,14 @@ impl Layout {
 
     /// The budget for the values of one row; `None` if any values fit.
     pub fn row_budget(&self) -> Option<RowBudget> {
-        // Besides the key: cursor, unmapped values, sequence and metadata.
+        // Besides the key: cursor, mark of deletion, unmapped values, sequence and metadata.
         (self.columns.len() > RowBudget::ALWAYS_FITS)
-            .then(|| RowBudget::new(self.key.len() + 3 + self.metadata_columns))
+            .then(|| RowBudget::new(self.key.len() + 4 + self.metadata_columns))
     }
 
     /// Whether values of the column stay in the row even if others exceed the budget.
     pub fn is_required(&self, column: usize) -> bool {
-        let mut named = self.key.iter().chain(&self.cursor).filter_map(|field| field.column);
+        let mut named = self.named_fields().filter_map(|field| field.column);
         Some(column) == self.unmapped || named.any(|named| named == column)
     }
 }
@@ -472,6 +527,7 @@ mod tests {
             mode: WriteMode::Merge,
             primary_key: vec![vec!["late".to_owned()]],
             cursor: Vec::new(),
+            cdc_deletion: None,
             to_same_case: false,
             add_meta: false,
             airbyte: crate::sidecar::sink::AirbyteSpec::default(),

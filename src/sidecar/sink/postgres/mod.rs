@@ -9,7 +9,7 @@
 //! | `fields`, `layout` | which field maps to which column |
 //! | `row`, `value`, `changes`, `airbyte_columns`, `reformat`, `copy` | rows in COPY's binary format |
 //! | `session`, `table`, `definition`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
-//! | `loader`, `staged_rows`, `row_removal` | loading chunks, directly or through a staging table; replacing rows |
+//! | `loader`, `staged_rows`, `merge_key`, `row_removal` | loading chunks, directly or through a staging table; replacing rows |
 //! | `generation` | rows of a refresh that are collected over several runs |
 //! | `prepare`, `stream` | the life of a stream, and what its commits do |
 //! | `resources` | connections and buffers that streams share |
@@ -19,7 +19,8 @@
 //!   `_unmapped_data`; a number that a floating-point column rounds is stored exactly there as well. So are values beyond
 //!   the limits of a table: a row must fit into a page of 8 KiB, and a table has at most 1600 columns.
 //! * Two fields or streams with equal cleaned names do not share a column or table: one of them gets a suffix.
-//! * A row without a value for a field of its key fails its stream: it could be neither merged nor kept unique.
+//! * Two nulls are the same value of a key. A value of a key that its column cannot hold exactly fails its stream.
+//! * A merged row has nothing of the older one, but for columns that no stream has ever loaded.
 //! * A replacement of a stream with a key keeps one row of each key, like a merge.
 //! * The cursor also decides against existing rows: an older row never overwrites a newer one, of equal cursors the later
 //!   row wins, and a row without a cursor is older than any other. So the table does not depend on where batches end or
@@ -39,6 +40,7 @@ mod inference;
 mod json;
 mod layout;
 mod loader;
+mod merge_key;
 pub(super) mod names;
 mod number;
 mod numeric;
@@ -79,7 +81,7 @@ use super::{
 use crate::airbyte::message::{Record, StreamName};
 use crate::db::ResultsDatabase;
 use crate::failure::{Class, Failure};
-use crate::task::{LoadCounts, Task};
+use crate::task::{CdcDeletion, LoadCounts, Task};
 
 /// How long to retry while the server is unreachable: longer than a restart or a failover takes.
 const RETRY_TIMEOUT: Duration = Duration::from_mins(5);
@@ -125,6 +127,8 @@ pub struct PostgresSink {
     default_schema: String,
     /// New tables get the columns of Airbyte's destination.
     airbyte_columns: bool,
+    /// What becomes of rows that the source marks as deleted.
+    cdc_deletion: Option<CdcDeletion>,
     tables: TableNames,
     /// Memory of the chunks of all streams, in bytes.
     buffered_bytes: usize,
@@ -150,6 +154,7 @@ impl PostgresSink {
             streams: Vec::new(),
             default_schema: settings.default_schema.clone(),
             airbyte_columns: settings.airbyte_columns,
+            cdc_deletion: settings.cdc_deletion,
             tables: TableNames::default(),
             buffered_bytes: 0,
         })
@@ -197,6 +202,7 @@ impl Sink for PostgresSink {
 
     fn open(&mut self, mut spec: StreamSpec) -> Result<StreamIndex, SinkError> {
         spec.airbyte.in_new_tables = self.airbyte_columns;
+        spec.cdc_deletion = spec.cdc_deletion.or(self.cdc_deletion);
         let mut assigned = self.tables.of_stream(&spec, &self.default_schema);
         if assigned.is_none() {
             self.assign(std::slice::from_ref(&spec)).map_err(|failure| SinkError::permanent(failure.text))?;

@@ -5,7 +5,8 @@ use postgres::Client;
 
 use super::definition;
 use super::generation::{self, Checkpoint, PartialGeneration, ResumedGeneration};
-use super::layout::{Column, ExistingColumn, Layout, MergeKey};
+use super::layout::{Column, ExistingColumn, Layout};
+use super::merge_key::MergeKey;
 use super::ownership::TableOwner;
 use super::session::{Session, SessionError};
 use super::staged_rows::StagedRows;
@@ -107,6 +108,9 @@ impl StreamTable<'_> {
         }
         let layout = Layout::new(self.spec, existing);
         generation::check_column(&layout, generation.id)?;
+        if let Some(problem) = layout.document_problem() {
+            return Err(SessionError::permanent(problem));
+        }
         let mode = self.write_mode(&layout, session);
         let replaces_at_next_commit = self.spec.replaces_at_first_commit && update == TargetUpdate::EachCommit;
         // A replacement drops it with the rows.
@@ -211,12 +215,12 @@ impl StreamTable<'_> {
     ) -> Result<(), SessionError> {
         let ResumedGeneration { table, columns, checkpoint } = partial.take_over(session, target, self.run_id, 0)?;
         let merge_key = if self.spec.mode == WriteMode::Merge { checkpoint.merge_key } else { MergeKey::default() };
-        if merge_key.columns.is_empty() {
+        if merge_key.parts.is_empty() {
             definition::drop_stale_key(session, target, &[])?;
         }
         let columns = loadable_columns(columns);
         // The rows of earlier runs are not counted in this one.
-        StagedRows::new(&table, &columns, &merge_key).merge(session, target)?;
+        StagedRows::new(&table, &columns, &merge_key).merge(session, target, 0)?;
         session.execute(&format!("DROP TABLE IF EXISTS {}", table.qualified_name()))
     }
 }

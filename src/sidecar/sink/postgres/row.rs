@@ -19,6 +19,7 @@ use super::fields::{FieldId, FieldTree, Mapping, ObjectId, ROOT, SEPARATOR};
 use super::inference;
 use super::json;
 use super::layout::{Column, Layout};
+use super::merge_key::RowTraits;
 use super::names;
 use super::number::Fit;
 use super::time;
@@ -40,9 +41,9 @@ pub enum RowError {
     /// It is not JSON.
     #[error("a row is not JSON: {0}")]
     Invalid(#[from] serde_json::Error),
-    /// This field of the key is missing, null, or does not fit its column.
-    #[error("a row has no usable value for {0:?}, which is part of the primary key")]
-    MissingKey(String),
+    /// It is not an object, and rows are merged.
+    #[error("a row is not a JSON object, so it has no primary key")]
+    NoObject,
     /// A value of the key would become equal to other values in its column.
     #[error(
         "the value of {field:?}, which is part of the primary key, is {value} that column {column:?} ({sql_type}) \
@@ -85,6 +86,8 @@ pub struct Encoder {
     pub changes: Vec<Change>,
     /// The document for the column of unmapped values.
     document: String,
+    /// What the rows so far contain.
+    pub traits: RowTraits,
     /// Values that did not fit, or were changed, since the counts were last taken.
     pub counts: LoadCounts,
 }
@@ -112,6 +115,7 @@ impl Encoder {
             unmapped: Vec::new(),
             changes: Vec::new(),
             document: String::new(),
+            traits: RowTraits::default(),
             counts: LoadCounts::default(),
         }
     }
@@ -129,6 +133,9 @@ impl Encoder {
         } else {
             // Without an object there are no fields: the row itself is the document.
             let row: &RawValue = serde_json::from_str(data)?;
+            if self.layout.has_key() {
+                return Err(RowError::NoObject);
+            }
             self.document.push_str(row.get());
             self.counts.misfits.add(NO_OBJECT, 1);
         }
@@ -222,6 +229,10 @@ impl Encoder {
             *sequence += 1;
             copy::push_bigint(sequence.cast_signed(), out);
         }
+        let is_deletion = self.layout.deletion_column().is_some_and(|column| {
+            let raw = &data[self.values[column].clone()];
+            !raw.is_empty() && raw != "null"
+        });
         let unmapped = self.layout.unmapped;
         let (mut unmapped_start, mut meta_start) = (None, None);
         let mut budget = self.layout.row_budget();
@@ -273,13 +284,18 @@ impl Encoder {
                     self.unmapped.push((column.name.clone(), range.clone()));
                 }
             }
+            if fit == Fit::Misfit && self.layout.cursor_column() == Some(index) {
+                self.traits.unordered = true;
+            }
             if fit == Fit::Misfit || raw == "null" {
                 *range = 0..0;
             }
         }
         let has_no_value = |column: Option<usize>| column.is_none_or(|column| self.values[column].is_empty());
-        if let Some(field) = self.layout.find_key_field(has_no_value) {
-            return Err(RowError::MissingKey(field));
+        self.traits.null_keys |= self.layout.any_key_field(has_no_value);
+        if is_deletion {
+            self.traits.deletions = true;
+            self.traits.unordered |= has_no_value(self.layout.cursor_column());
         }
         if let Some(start) = meta_start.filter(|_| record.meta.is_some() || !self.changes.is_empty()) {
             let added = self.write_meta(record, start, chunk);

@@ -140,6 +140,12 @@ impl SessionError {
         self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
+    /// Whether rows violate a key or another constraint.
+    pub fn is_constraint_violation(&self) -> bool {
+        // Several rows with one key in INSERT … ON CONFLICT are a cardinality violation.
+        self.code().is_some_and(|code| code.code().starts_with("23") || *code == SqlState::CARDINALITY_VIOLATION)
+    }
+
     /// Whether the next run may succeed.
     fn is_transient(&self) -> bool {
         matches!(self, Self::Final { transient: true, .. })

@@ -6,8 +6,9 @@ use std::sync::mpsc::Receiver;
 use super::copy::Chunk;
 use super::definition;
 use super::generation::{self, Checkpoint};
-use super::layout::{Column, MergeKey};
+use super::layout::Column;
 use super::loader::{JobResult, LoadMode, TableLoader, loader_thread_ended};
+use super::merge_key::{KeyPart, MergeKey};
 use super::names::qualified;
 use super::prepare::{CommitPlan, PreparedStream, StreamTable, TargetUpdate, loadable_columns};
 use super::resources::{CHUNK_SIZE, Resources};
@@ -155,7 +156,14 @@ impl Stream {
     }
 
     fn sink_error(&self, resources: &Resources, error: &SessionError) -> SinkError {
-        resources.config.sink_error(&self.subject(), error)
+        let mut refused = resources.config.sink_error(&self.subject(), error);
+        if error.is_constraint_violation() {
+            refused.text.push_str(
+                ": rows violate a constraint of the table that is not syncctl's: drop it, or merge the rows by its columns \
+                 (append_dedup, overwrite_dedup, primary_key)",
+            );
+        }
+        refused
     }
 
     fn activate(&self, resources: &mut Resources) -> Result<ActiveStream, SessionError> {
@@ -177,6 +185,7 @@ impl Stream {
             plan,
             retain_staging,
             counts: LoadCounts::default(),
+            moved: 0,
         })
     }
 }
@@ -201,6 +210,8 @@ struct ActiveStream {
     retain_staging: bool,
     /// Of the committed rows.
     counts: LoadCounts,
+    /// The number of the last row that was moved from the staging table to the target.
+    moved: u64,
 }
 
 impl ActiveStream {
@@ -285,9 +296,11 @@ impl ActiveStream {
     }
 
     fn commit(&mut self, resources: &mut Resources) -> Result<(), SessionError> {
-        let merge_key = self.merge_key();
         let replaces = self.plan.replaces_at_next_commit;
-        let loader = self.flush(resources)?;
+        self.flush(resources)?;
+        let merge_key = self.merge_key()?;
+        let (sequence, moved) = (self.encoder.sequence.unwrap_or_default(), self.moved);
+        let loader = self.loader(resources)?;
         let mode = loader.mode;
         let mut counts = MergeCounts::default();
         if mode.is_some() && replaces {
@@ -299,7 +312,8 @@ impl ActiveStream {
         } else {
             let (table, target, columns, session) = loader.parts()?;
             if mode.is_some() {
-                counts = StagedRows::new(table, columns, &merge_key).merge(session, target)?;
+                let rows = StagedRows::new(table, columns, &merge_key).after(moved);
+                counts = rows.merge(session, target, sequence - moved)?;
             } else {
                 // The first commit creates the table even if there are no rows.
                 definition::ensure_columns(session, target, columns)?;
@@ -308,6 +322,7 @@ impl ActiveStream {
         }
         let session = self.loader(resources)?.take_session();
         resources.release_session(session);
+        self.moved = sequence;
         self.encoder.layout.fix_types();
         self.count_committed(counts);
         Ok(())
@@ -320,20 +335,29 @@ impl ActiveStream {
     }
 
     /// How staged rows are merged.
-    fn merge_key(&self) -> MergeKey {
-        match self.plan.mode {
+    fn merge_key(&self) -> Result<MergeKey, SessionError> {
+        Ok(match self.plan.mode {
             WriteMode::Append => MergeKey::default(),
             WriteMode::Merge | WriteMode::Replace => {
                 let layout = &self.encoder.layout;
-                let mut key = layout.merge_key(&self.plan.checkpoint.merge_key);
+                let mut key = layout.merge_key(&self.plan.checkpoint.merge_key, self.encoder.traits);
                 let has_column = |name: &String| layout.columns.iter().any(|column| column.name == *name);
                 let table_key = self.plan.table_key.as_ref().filter(|columns| columns.iter().all(has_column));
-                if let Some(columns) = table_key.filter(|_| !key.columns.is_empty()) {
-                    key.columns.clone_from(columns);
+                if let Some(columns) = table_key.filter(|_| !key.parts.is_empty()) {
+                    key.parts = columns.iter().map(|column| KeyPart::new(column, &[])).collect();
+                }
+                if key.parts.is_empty()
+                    && self.encoder.sequence.is_some_and(|last| last > 0)
+                    && let Some(field) = layout.find_key_field(|column| column.is_none())
+                {
+                    return Err(SessionError::permanent(format!(
+                        "no row has a value for {field:?}, which is part of the primary key, and the schema of the stream \
+                         does not declare it"
+                    )));
                 }
                 key
             }
-        }
+        })
     }
 
     /// Commits the rows so far to the generation table.
@@ -341,7 +365,7 @@ impl ActiveStream {
         self.flush(resources)?;
         self.plan.checkpoint = Checkpoint {
             rows: self.encoder.sequence.unwrap_or_default(),
-            merge_key: self.merge_key(),
+            merge_key: self.merge_key()?,
             generation: self.encoder.generation,
         };
         let (checkpoint, run_id) = (self.plan.checkpoint.clone(), resources.config.run_id);
@@ -359,7 +383,7 @@ impl ActiveStream {
     /// Replaces the generations below `minimum`, or all rows, with the staged ones.
     fn replace(&mut self, resources: &mut Resources, minimum: Option<i64>) -> Result<(), SessionError> {
         self.flush(resources)?;
-        let (merge_key, drop_obsolete) = (self.merge_key(), std::mem::take(&mut self.plan.drop_obsolete));
+        let (merge_key, drop_obsolete) = (self.merge_key()?, std::mem::take(&mut self.plan.drop_obsolete));
         let loader = self.loader(resources)?;
         let (table, target, known, session) = loader.parts()?;
         let mut columns = known.to_vec();
@@ -389,7 +413,7 @@ impl ActiveStream {
     /// because only a complete stream makes it obsolete.
     fn fill_if_empty(&mut self, resources: &mut Resources) -> Result<bool, SessionError> {
         self.flush(resources)?;
-        let merge_key = self.merge_key();
+        let merge_key = self.merge_key()?;
         let (table, target, columns, session) = self.loader(resources)?.parts()?;
         let counts = StagedRows::new(table, columns, &merge_key).fill_if_empty(session, target)?;
         if let Some(counts) = counts {

@@ -6,8 +6,9 @@ use std::collections::{HashMap, HashSet};
 
 use postgres::Client;
 
-use super::layout::{Column, ExistingColumn, SEQUENCE};
-use super::names::{self, qualified, quote, quoted_list};
+use super::layout::{Column, ExistingColumn, GENERATION, SEQUENCE, TIMESTAMP, UNMAPPED};
+use super::merge_key::KeyPart;
+use super::names::{self, qualified, quote};
 use super::ownership::{ColumnOwner, MARKS, Marks, TableOwner};
 use super::session::SessionError;
 use super::types::ColumnType;
@@ -28,18 +29,21 @@ const RUN_ID_DIGITS: usize = 16;
 struct UniqueKey {
     name: String,
     primary: bool,
-    /// Whether `ON CONFLICT` can use it: it is valid, immediate, and not partial or on expressions.
+    /// Whether `ON CONFLICT` can use it: it is valid, immediate, and not partial.
     is_arbiter: bool,
+    has_expressions: bool,
     columns: HashSet<String>,
 }
 
 impl UniqueKey {
     fn is_on(&self, columns: &[String]) -> bool {
-        self.columns.len() == columns.len() && columns.iter().all(|column| self.columns.contains(column))
+        !self.has_expressions
+            && self.columns.len() == columns.len()
+            && columns.iter().all(|column| self.columns.contains(column))
     }
 
-    fn is_own_primary(&self) -> bool {
-        self.primary && self.name.starts_with(OWN_KEY_PREFIX)
+    fn is_own(&self) -> bool {
+        self.name.starts_with(OWN_KEY_PREFIX)
     }
 }
 
@@ -308,15 +312,28 @@ impl Table {
         format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.qualified_name(), names.join(", "))
     }
 
-    /// Whether `ON CONFLICT` with exactly these columns works.
-    pub fn has_key(&self, columns: &[String]) -> bool {
-        self.keys.iter().any(|key| key.is_arbiter && key.is_on(columns))
+    /// Whether `ON CONFLICT` with exactly these parts works.
+    pub fn has_key(&self, key: &[KeyPart]) -> bool {
+        self.keys.iter().any(|unique| unique.is_arbiter && self.is_on(unique, key))
+    }
+
+    /// Whether our key on exactly these parts allows no nulls.
+    pub fn has_own_primary_key(&self, key: &[KeyPart]) -> bool {
+        self.keys.iter().any(|unique| unique.primary && unique.is_own() && self.is_on(unique, key))
+    }
+
+    fn is_on(&self, unique: &UniqueKey, key: &[KeyPart]) -> bool {
+        if key.iter().all(KeyPart::is_column) {
+            let columns: Vec<String> = key.iter().map(|part| part.column().to_owned()).collect();
+            return unique.is_on(&columns);
+        }
+        // The name of ours depends on the expressions.
+        unique.has_expressions && unique.name == self.key_name(key)
     }
 
     /// The columns of a primary key that is not ours.
     pub fn other_primary_key(&self) -> Option<Vec<String>> {
-        let key =
-            self.keys.iter().find(|key| key.primary && key.is_arbiter && !key.name.starts_with(OWN_KEY_PREFIX))?;
+        let key = self.keys.iter().find(|key| key.primary && key.is_arbiter && !key.is_own())?;
         let mut columns: Vec<String> = key.columns.iter().cloned().collect();
         columns.sort_unstable();
         Some(columns)
@@ -324,50 +341,83 @@ impl Table {
 
     /// Whether it has a primary key that is not ours.
     pub fn has_other_primary_key(&self) -> bool {
-        self.keys.iter().any(|key| key.primary && !key.name.starts_with(OWN_KEY_PREFIX))
+        self.keys.iter().any(|key| key.primary && !key.is_own())
     }
 
-    /// The statement that drops our primary key if it is on other columns, because it could reject new rows.
-    pub fn drop_stale_key(&self, columns: &[String]) -> Option<String> {
-        let key = self.keys.iter().find(|key| key.is_own_primary() && !key.is_on(columns))?;
-        let nullable = key.columns.iter().map(|column| format!("ALTER COLUMN {} DROP NOT NULL", quote(column)));
-        let actions: Vec<String> =
-            std::iter::once(format!("DROP CONSTRAINT {}", quote(&key.name))).chain(nullable).collect();
-        Some(format!("ALTER TABLE {} {};", self.qualified_name(), actions.join(", ")))
+    /// The statements that drop our keys but for one on these parts, because they could reject new rows.
+    pub fn drop_stale_key(&self, key: &[KeyPart]) -> Option<String> {
+        self.drop_keys(|unique| !self.is_on(unique, key))
     }
 
-    /// The statement that makes these columns the primary key.
-    pub fn add_primary_key(&self, columns: &[String]) -> String {
-        let (table, name) = (self.qualified_name(), quote(&self.key_name(columns)));
-        format!("ALTER TABLE {table} ADD CONSTRAINT {name} PRIMARY KEY ({});", quoted_list(columns))
+    /// The statements that drop all of our keys.
+    pub fn drop_own_keys(&self) -> Option<String> {
+        self.drop_keys(|_| true)
     }
 
-    /// The statement that makes these columns unique in a table that others use meanwhile. It cannot be part of a
+    fn drop_keys(&self, is_dropped: impl Fn(&UniqueKey) -> bool) -> Option<String> {
+        let dropped = self.keys.iter().filter(|unique| unique.is_own() && is_dropped(unique));
+        let statements = dropped.map(|unique| {
+            if !unique.primary {
+                return format!("DROP INDEX {};", qualified(&self.schema, &unique.name));
+            }
+            let nullable = unique.columns.iter().map(|column| format!("ALTER COLUMN {} DROP NOT NULL", quote(column)));
+            let actions: Vec<String> =
+                std::iter::once(format!("DROP CONSTRAINT {}", quote(&unique.name))).chain(nullable).collect();
+            format!("ALTER TABLE {} {};", self.qualified_name(), actions.join(", "))
+        });
+        Some(statements.collect()).filter(|statements: &String| !statements.is_empty())
+    }
+
+    /// The statement that makes these parts the primary key or, if they contain nulls or are no columns, unique.
+    pub fn add_key(&self, key: &[KeyPart], with_nulls: bool) -> String {
+        let (table, name) = (self.qualified_name(), quote(&self.key_name(key)));
+        let parts = index_expressions(key);
+        if with_nulls || !key.iter().all(KeyPart::is_column) {
+            format!("CREATE UNIQUE INDEX {name} ON {table} ({parts});")
+        } else {
+            format!("ALTER TABLE {table} ADD CONSTRAINT {name} PRIMARY KEY ({parts});")
+        }
+    }
+
+    /// The statement that makes these parts unique in a table that others use meanwhile. It cannot be part of a
     /// transaction.
-    pub fn create_unique_index(&self, columns: &[String]) -> String {
-        let (table, name) = (self.qualified_name(), quote(&self.key_name(columns)));
+    pub fn create_unique_index(&self, key: &[KeyPart]) -> String {
+        let (table, name) = (self.qualified_name(), quote(&self.key_name(key)));
         // It is not available for tables with partitions.
         let concurrently = if self.existence == Existence::Partitioned { "" } else { "CONCURRENTLY " };
-        format!("CREATE UNIQUE INDEX {concurrently}{name} ON {table} ({})", quoted_list(columns))
+        format!("CREATE UNIQUE INDEX {concurrently}{name} ON {table} ({})", index_expressions(key))
     }
 
-    /// Whether the index of our key on these columns was not completed.
-    pub fn has_unusable_key(&self, columns: &[String]) -> bool {
-        let name = self.key_name(columns);
-        self.keys.iter().any(|key| key.name == name && !key.primary && !key.is_arbiter)
+    /// Whether the index of our key on these parts was not completed.
+    pub fn has_unusable_key(&self, key: &[KeyPart]) -> bool {
+        let name = self.key_name(key);
+        self.keys.iter().any(|unique| unique.name == name && !unique.primary && !unique.is_arbiter)
     }
 
-    /// The statement that drops the index of our key on these columns.
-    pub fn drop_key(&self, columns: &[String]) -> String {
-        format!("DROP INDEX {};", qualified(&self.schema, &self.key_name(columns)))
+    /// The statement that drops the index of our key on these parts.
+    pub fn drop_key(&self, key: &[KeyPart]) -> String {
+        format!("DROP INDEX {};", qualified(&self.schema, &self.key_name(key)))
     }
 
     /// Contains a hash of the table's name, because names of indexes must be unique in the schema.
-    fn key_name(&self, columns: &[String]) -> String {
-        let identity = format!("{}/{}", self.name, columns.join("/"));
+    fn key_name(&self, key: &[KeyPart]) -> String {
+        let parts: Vec<String> = key.iter().map(KeyPart::identity).collect();
+        let identity = format!("{}/{}", self.name, parts.join("/"));
         let mut name = format!("{OWN_KEY_PREFIX}{}_{}", names::short_hash(&identity), self.name);
         names::truncate(&mut name, names::MAX_BYTES);
         name
+    }
+
+    /// The columns of the stream that this run does not load: in a merged row they must not keep the values of the row
+    /// that it replaces. Columns that no stream has ever loaded are the user's.
+    pub fn unloaded_columns(&self, loaded: &[Column]) -> Vec<&String> {
+        let is_loaded = |name: &String| loaded.iter().any(|column| column.name == *name);
+        let is_metadata = |name: &String| [UNMAPPED, TIMESTAMP, GENERATION].contains(&name.as_str());
+        let is_of_stream = |name: &String| self.marks.columns.contains_key(name) || is_metadata(name);
+        let mut columns: Vec<&String> =
+            self.columns.keys().filter(|name| is_of_stream(name) && !is_loaded(name)).collect();
+        columns.sort_unstable();
+        columns
     }
 
     /// Drops staging tables of runs that were killed while they loaded into this table. Returns those that cannot be
@@ -463,10 +513,16 @@ fn existing_columns(
     Ok((numbers, columns.collect()))
 }
 
+/// The parts of a key as the columns of an index.
+pub fn index_expressions(key: &[KeyPart]) -> String {
+    let sql = |part: &KeyPart| if part.is_column() { part.sql() } else { format!("({})", part.sql()) };
+    key.iter().map(sql).collect::<Vec<_>>().join(", ")
+}
+
 fn unique_keys(client: &mut Client, table: u32) -> Result<Vec<UniqueKey>, SessionError> {
     let rows = client.query(
         "SELECT c.relname::text, i.indisprimary,
-                i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL,
+                i.indisvalid AND i.indimmediate AND i.indpred IS NULL, i.indexprs IS NOT NULL,
                 ARRAY(SELECT a.attname::text FROM pg_attribute a
                       WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
          FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = $1 AND i.indisunique",
@@ -476,7 +532,8 @@ fn unique_keys(client: &mut Client, table: u32) -> Result<Vec<UniqueKey>, Sessio
         name: row.get(0),
         primary: row.get(1),
         is_arbiter: row.get(2),
-        columns: row.get::<_, Vec<String>>(3).into_iter().collect(),
+        has_expressions: row.get(3),
+        columns: row.get::<_, Vec<String>>(4).into_iter().collect(),
     });
     Ok(keys.collect())
 }

@@ -14,6 +14,7 @@ mod generations;
 mod inference;
 mod limits;
 mod locks;
+mod merges;
 mod modes;
 mod names;
 mod own_tables;

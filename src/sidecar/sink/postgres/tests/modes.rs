@@ -183,15 +183,15 @@ fn merge_adds_a_unique_index_if_the_key_has_nulls() {
 }
 
 #[test]
-fn row_without_its_key_fails_only_its_stream() {
+fn row_whose_key_does_not_fit_fails_only_its_stream() {
     let mut db = TestSchema::new();
     let mut sink = db.sink();
     let bad = sink.open(keyed("bad", WriteMode::Merge)).expect("open");
     let good = sink.open(keyed("good", WriteMode::Merge)).expect("open");
     write(&mut sink, good, &[r#"{"id":1}"#]);
-    for row in [r#"{"v":"a"}"#, r#"{"id":null}"#, r#"{"id":"x"}"#] {
+    for row in [r#"{"id":"x"}"#, "[1]"] {
         let error = sink.write(bad, &record(row)).expect_err(row);
-        assert!(error.text.contains("\"id\"") && error.text.contains("bad") && !error.transient, "{}", error.text);
+        assert!(error.text.contains("key") && error.text.contains("bad") && !error.transient, "{}", error.text);
     }
     assert!(sink.commit(bad).is_err(), "a failed stream stays failed");
     sink.finish(good).expect("finish");
@@ -199,16 +199,13 @@ fn row_without_its_key_fails_only_its_stream() {
 }
 
 #[test]
-fn merge_without_a_usable_key_appends() {
-    for (label, key) in [("none", vec![]), ("inside a document", vec![vec!["doc".to_owned(), "id".to_owned()]])] {
-        let mut db = TestSchema::new();
-        let mut sink = db.sink();
-        let stream = spec("t", WriteMode::Merge, &[("doc", json!({"type": "object"}))]);
-        let stream = sink.open(StreamSpec { primary_key: key, ..stream }).expect("open");
-        write(&mut sink, stream, &[r#"{"doc":{"id":1}}"#, r#"{"doc":{"id":1}}"#]);
-        assert_eq!(sink.commit(stream).expect(label), Committed::Durable);
-        assert_eq!(db.count("t"), 2, "{label}");
-    }
+fn merge_without_a_key_appends() {
+    let mut db = TestSchema::new();
+    let mut sink = db.sink();
+    let stream = sink.open(spec("t", WriteMode::Merge, &[("doc", json!({"type": "object"}))])).expect("open");
+    write(&mut sink, stream, &[r#"{"doc":{"id":1}}"#, r#"{"doc":{"id":1}}"#]);
+    assert_eq!(sink.commit(stream).expect("commit"), Committed::Durable);
+    assert_eq!(db.count("t"), 2);
 }
 
 #[test]

@@ -179,6 +179,7 @@ pub fn spec(table: &str, mode: WriteMode, fields: &[(&str, Value)]) -> StreamSpe
         mode,
         primary_key: Vec::new(),
         cursor: Vec::new(),
+        cdc_deletion: None,
         replaces_at_first_commit: false,
         generation: Generation::default(),
         to_same_case: false,
