@@ -147,12 +147,8 @@ impl StreamTable<'_> {
         let mut orphans = Vec::new();
         let inspected = session.transaction(|client| {
             let (mut target, mut existing) = Table::inspect(client, self.schema, self.table)?;
-            let owner = TableOwner::of(self.spec);
-            if let Some(other) = target.marked_owner().filter(|other| **other != owner) {
-                let stream = other.stream().key();
-                return Err(SessionError::permanent(format!("the table now belongs to stream {stream:?}")));
-            }
-            target.owner = Some(owner);
+            target.owner = Some(TableOwner::of(self.spec));
+            target.check_owner()?;
             if target.exists() && self.replaces_rows() {
                 type_dependencies::mark_columns(client, &target, &mut existing)?;
             } else if target.exists() {

@@ -97,11 +97,6 @@ impl Table {
         }
     }
 
-    /// The stream that its marks name.
-    pub fn marked_owner(&self) -> Option<&TableOwner> {
-        self.marks.table.as_ref()
-    }
-
     /// Whether this program has created it.
     pub fn is_own(&self) -> bool {
         self.is_own
@@ -279,7 +274,21 @@ impl Table {
     pub fn inspect_again(&self, client: &mut Client) -> Result<Self, SessionError> {
         let (mut current, _) = Self::inspect(client, &self.schema, &self.name)?;
         current.marks.columns.extend(self.marks.columns.clone());
-        Ok(Self { owner: self.owner.clone(), key_failed: self.key_failed, ..current })
+        let current = Self { owner: self.owner.clone(), key_failed: self.key_failed, ..current };
+        current.check_owner()?;
+        Ok(current)
+    }
+
+    /// Fails if another run has created the table for another stream.
+    pub fn check_owner(&self) -> Result<(), SessionError> {
+        match (&self.owner, &self.marks.table) {
+            (Some(owner), Some(other)) if owner != other => {
+                let stream = other.stream().key();
+                let reason = format!("the table now belongs to stream {stream:?}: the next read loads another table");
+                Err(SessionError::Final { reason, transient: true })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether it has this column with its type.

@@ -179,9 +179,24 @@ fn of_two_streams_that_create_one_table_at_once_the_later_one_fails() {
     one.assign_tables(&specs[..1]).expect("a table");
     two.assign_tables(&specs[1..]).expect("the same table");
     load(&mut one, &specs[..1], 1);
-    let stream = two.open(specs[1].clone()).expect("open");
-    let failed = two.write(stream, &super::support::record("{}")).expect_err("a table of another stream");
+    let opened = two.open(specs[1].clone()).expect("open");
+    let failed = two.write(opened, &super::support::record("{}")).expect_err("a table of another stream");
     assert!(failed.text.contains("belongs to stream \"a.b\""), "{failed}");
     load(&mut db.sink(), &specs[1..], 2);
     assert_eq!(owners(&mut db, "afterwards").len(), 2);
+
+    for (way, write_way) in WRITE_WAYS {
+        let mut db = TestSchema::new();
+        let mut runs = [(db.sink(), "a.b"), (db.sink(), "a/b")].map(|(mut sink, name)| {
+            let opened = sink.open(write_way(stream(name, name), 1)).expect(way);
+            let row = format!(r#"{{"id":1,"v":{name:?}}}"#);
+            write(&mut sink, opened, &[&row]);
+            (sink, opened)
+        });
+        let [first, second] = runs.each_mut().map(|(sink, opened)| sink.finish(*opened));
+        first.expect(way);
+        let failed = second.expect_err("a table of another stream");
+        assert!(failed.text.contains("belongs to stream \"a.b\""), "{way}: {failed}");
+        assert_eq!(db.rows("SELECT v FROM a_b"), ["a.b"], "{way}");
+    }
 }
