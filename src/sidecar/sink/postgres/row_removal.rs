@@ -65,7 +65,7 @@ impl RowRemoval {
 /// `timeout`: VACUUM waits for cursors that users have left open. Nothing depends on its success.
 pub fn vacuum(session: &mut Session, table: &Table, timeout: Duration) {
     // Truncation would block readers.
-    let vacuum = format!("VACUUM (TRUNCATE false, SKIP_LOCKED) {}", table.qualified_name());
+    let vacuum = format!("VACUUM (TRUNCATE false) {}", table.qualified_name());
     let vacuumed = session.execute_alone(&vacuum, Some(timeout));
     if let Err(error) = vacuumed {
         let error = session.sink_error(&error);
