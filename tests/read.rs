@@ -283,7 +283,7 @@ fn other_messages_do_not_affect_a_read() {
         ("plain text is a log line", "plain text before anything", 1),
         ("a warning", "something to think about", 1),
         ("below the level", "for developers only", 0),
-        ("an unselected stream", "unselected", 1),
+        ("an unselected stream, and its number of records", "records of stream unselected", 2),
     ] {
         assert_eq!(lines(&format!("message LIKE '%{text}%'")).len(), count, "{label}");
     }
