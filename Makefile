@@ -26,9 +26,9 @@ test: ## Run every test, end to end on a real Kubernetes (installs what is missi
 check: ## The short loop: lint, unit tests, and every test that needs no cluster
 	SYNCCTL_TEST_SKIP_CLUSTER=1 SYNCCTL_TEST_KEEP_CLUSTER=1 tests/run
 
-soak: ## Recovery alone: outages of a minute, 200 kills, a million records
-	SYNCCTL_TEST_PROFILE=release SYNCCTL_TEST_OUTAGE_SECONDS=60 SYNCCTL_TEST_ROUNDS=200 \
-		SYNCCTL_TEST_FAKER_RECORDS=1000000 tests/run -- kill:: outages:: crash:: faker::
+soak: ## Recovery: outages of a minute, 200 kills, a million records; and 5000 random scenarios of rows
+	SYNCCTL_TEST_PROFILE=release SYNCCTL_TEST_OUTAGE_SECONDS=60 SYNCCTL_TEST_ROUNDS=200 SYNCCTL_TEST_CASES=5000 \
+		SYNCCTL_TEST_FAKER_RECORDS=1000000 tests/run -- kill:: outages:: crash:: faker:: model::
 
 quickstart: ## spec, check, discover and read of a real connector on this machine, with a database of its own
 	tests/quickstart

@@ -3,6 +3,7 @@
 mod activity;
 mod losses;
 mod masking;
+mod model;
 mod outcomes;
 mod record_limit;
 mod renewed_configs;

@@ -20,12 +20,17 @@ use crate::task::{CONNECTOR_TYPE_AIRBYTE, Image, ReadOptions, Task, TaskKind};
 /// Only reached when a test hangs.
 const DEADLINE: Duration = Duration::from_mins(2);
 
+/// The sync of all reads.
+pub const SYNC_ID: &str = "sync";
+
 /// A schema for results and rows, dropped at the end.
 pub struct World {
     pub schema: String,
     pub admin: Client,
     /// The connector's configuration.
     pub config: Value,
+    /// The input state of a read.
+    pub state: Option<String>,
     url: url::Url,
 }
 
@@ -36,7 +41,7 @@ impl World {
         let mut admin = Client::connect(&text, NoTls).expect("a connection");
         let schema = format!("sidecar_{}", uuid::Uuid::new_v4().simple());
         admin.batch_execute(&format!("CREATE SCHEMA {schema}; SET search_path TO {schema}")).expect("a schema");
-        let world = Self { schema, admin, config: json!({}), url: url::Url::parse(&text).expect("a URL") };
+        let world = Self { schema, admin, config: json!({}), state: None, url: url::Url::parse(&text).expect("a URL") };
         world.db().ensure_schema().expect("tables");
         world
     }
@@ -85,23 +90,25 @@ impl World {
         let task = task(TaskKind::Read, options);
         let id = task.task_id.clone();
         let documents = [("config", &self.config), ("catalog", catalog), ("destinationConfig", destination)];
+        let mut documents: Vec<_> = documents.map(|(name, document)| (name, document.to_string())).into();
+        documents.extend(self.state.clone().map(|state| ("state", state)));
         self.run(task, &documents, write);
         self.db().task(&id).expect("an answer").expect("a row")
     }
 
     /// Runs a check or discover, like [`read`](Self::read).
     pub fn find(&self, kind: TaskKind, write: impl FnOnce(&mut Connector) -> std::io::Result<()>) {
-        self.run(task(kind, ReadOptions::default()), &[("config", &self.config)], write);
+        self.run(task(kind, ReadOptions::default()), &[("config", self.config.to_string())], write);
     }
 
-    fn run(&self, task: Task, files: &[(&str, &Value)], write: impl FnOnce(&mut Connector) -> std::io::Result<()>) {
+    fn run(&self, task: Task, files: &[(&str, String)], write: impl FnOnce(&mut Connector) -> std::io::Result<()>) {
         let folder = tempfile::tempdir().expect("a folder");
         let documents = folder.path().join("secrets");
         std::fs::create_dir(&documents).expect("a folder");
         for (name, document) in files {
             let file = File::create(documents.join(format!("{name}.json.gz.000"))).expect("a file");
             let mut packed = GzEncoder::new(file, Compression::fast());
-            packed.write_all(document.to_string().as_bytes()).and_then(|()| packed.try_finish()).expect("room");
+            packed.write_all(document.as_bytes()).and_then(|()| packed.try_finish()).expect("room");
         }
         let sidecar = Sidecar {
             task,
@@ -142,7 +149,7 @@ fn task(kind: TaskKind, options: ReadOptions) -> Task {
         image: Image { package: "test".to_owned(), version: "1".to_owned() },
         connector_type: CONNECTOR_TYPE_AIRBYTE.to_owned(),
         task_id: uuid::Uuid::new_v4().to_string(),
-        sync_id: "sync".to_owned(),
+        sync_id: SYNC_ID.to_owned(),
         storage_key: String::new(),
         started_at: jiff::Timestamp::now(),
         started_by: None,
