@@ -20,7 +20,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("env", &[]),
     ("task", &["env"]),
     ("output", &["failure"]),
-    ("db", &["failure", "process", "retry", "secret", "task"]),
+    ("db", &["airbyte", "failure", "process", "retry", "secret", "task"]),
     ("pod", &["airbyte", "contract", "failure", "process", "retry", "secret", "task"]),
     ("sidecar", &["airbyte", "contract", "db", "failure", "http_client", "retry", "secret", "task"]),
     ("config", &["contract", "db", "env", "failure", "http_client", "pod", "secret", "sidecar", "task"]),

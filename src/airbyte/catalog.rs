@@ -106,7 +106,7 @@ impl ConfiguredStream {
         StreamName::new(self.stream.namespace.as_deref(), &self.stream.name)
     }
 
-    /// Why rows cannot be merged by these paths; `None` if they can, as far as the schema tells.
+    /// Why rows cannot be merged by these paths; `None` if they can, as far as the schema shows.
     pub fn key_problem(&self, key: &[Vec<String>]) -> Option<String> {
         let problem = |path: &Vec<String>| {
             if path.is_empty() {

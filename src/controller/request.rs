@@ -281,7 +281,7 @@ fn with_bulker(document: Option<String>, settings: &BulkerSettings) -> Option<St
     Some(Value::Object(fields).to_string())
 }
 
-/// Checks that no stream is loaded into one of our own tables, as far as the address of the destination tells. The sidecar
+/// Checks that no stream is loaded into one of our own tables, as far as the address of the destination shows. The sidecar
 /// recognizes them whatever the address.
 fn check_tables(
     catalog: &ConfiguredCatalog,

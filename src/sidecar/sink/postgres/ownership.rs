@@ -1,5 +1,6 @@
-//! Which stream a table belongs to, and which field a column. The database remembers it, because names alone do not tell:
-//! cleaned, truncated or lower-case names of several streams or fields may be equal, and a later run may select others.
+//! Which stream a table belongs to, and which field a column. The database remembers it, because names alone do not
+//! determine it: cleaned, truncated or lower-case names of several streams or fields may be equal, and a later run may
+//! select others.
 //!
 //! The comment on the row type of the table holds the marks. Comments on tables and columns belong to the user; this one
 //! is hardly visible, and is renamed and dropped with its table. For a table of another role, an empty table of our own

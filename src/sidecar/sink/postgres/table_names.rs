@@ -104,7 +104,7 @@ impl TableNames {
         tables.into_iter().find(|table| self.assigned.get(table) == Some(&owner))
     }
 
-    /// Returns what to tell the user of names that were assigned since the last call.
+    /// Returns the warnings about names that were assigned since the last call.
     pub fn warnings(&mut self) -> Vec<(TableName, String)> {
         std::mem::take(&mut self.warnings)
     }

@@ -12,8 +12,8 @@ use crate::sidecar::sink::postgres::names::quote;
 use crate::sidecar::sink::postgres::session::{Session, SessionError};
 use crate::sidecar::sink::postgres::table::{Table, index_expressions};
 
-/// How many rows a table has got in the open transaction, by the server's statistics: only they tell the rows that ON
-/// CONFLICT has inserted from those that it has updated, at no cost and in all versions.
+/// How many rows a table has got in the open transaction, by the server's statistics: only they distinguish
+/// the rows that ON CONFLICT has inserted from those that it has updated, at no cost and in all versions.
 const INSERTED: &str = "SELECT sum(pg_stat_get_xact_tuples_inserted(part))::bigint
      FROM (SELECT $1::text::regclass::oid UNION SELECT relid::oid FROM pg_partition_tree($1::text::regclass)) AS parts (part)
      WHERE current_setting('track_counts')::boolean";

@@ -215,7 +215,7 @@ impl StagedRows<'_> {
         !self.key.is_empty() && !target.key_failed && !target.has_key(self.key) && !target.has_other_primary_key()
     }
 
-    /// The statements that remove rows and replace types while nobody else uses the table.
+    /// The statements that remove rows and replace types while no other session uses the table.
     fn truncate(&self, target: &Table, with_nulls: bool) -> String {
         let key = if self.lacks_key(target) { target.add_key(self.key, with_nulls) } else { String::new() };
         format!("TRUNCATE {};{}{key}", target.qualified_name(), target.replace_types(self.columns))
@@ -282,7 +282,7 @@ fn vacuum_timeout(started: Instant) -> Duration {
     started.elapsed().max(Duration::from_mins(1))
 }
 
-/// Replaces rows in a transaction that nobody else can use the table in.
+/// Replaces rows in a transaction that locks all others out of the table.
 fn execute_exclusively(
     session: &mut Session,
     target: &Table,
