@@ -63,6 +63,17 @@ pub fn ensure_columns(session: &mut Session, table: &mut Table, columns: &[Colum
     Ok(())
 }
 
+/// Creates the table, adds missing columns, or makes `bigint` columns `numeric` whose rows need it. The latter rewrites the
+/// table, and blocks its readers meanwhile.
+pub fn ensure_columns_and_types(
+    session: &mut Session,
+    table: &mut Table,
+    columns: &[Column],
+) -> Result<(), SessionError> {
+    ensure_columns(session, table, columns)?;
+    change(session, table, |current| current.widen_types(columns))
+}
+
 /// Drops our keys but for one on these parts, because they could reject new rows. One that a foreign key refers to
 /// stays.
 pub fn drop_stale_key(session: &mut Session, table: &mut Table, key: &[KeyPart]) -> Result<(), SessionError> {

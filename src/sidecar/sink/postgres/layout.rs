@@ -48,8 +48,28 @@ pub struct Column {
     pub parses_text: bool,
     /// Its type follows the values of the current batch, because neither the schema nor the table determines it.
     pub is_inferred: bool,
+    /// Whether it becomes `numeric` when numbers arrive that it cannot hold.
+    pub widening: Widening,
     /// What it belongs to.
     pub owner: Option<ColumnOwner>,
+}
+
+/// Whether a column becomes `numeric` when numbers arrive that it cannot hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Widening {
+    /// Its type is not `bigint`, or another program decides it.
+    #[default]
+    None,
+    /// It is `bigint`, and nothing depends on that.
+    Allowed,
+    /// It is `bigint`, and this forbids that it changes.
+    Forbidden(String),
+}
+
+impl Widening {
+    fn of_new(kind: ColumnType) -> Self {
+        if kind == ColumnType::BIGINT { Self::Allowed } else { Self::None }
+    }
 }
 
 /// A column of an existing table.
@@ -65,6 +85,8 @@ pub struct ExistingColumn {
     pub is_replaceable: bool,
     /// What forbids that its type is replaced with the rows.
     pub kept_because: Option<String>,
+    /// Whether it may become `numeric`.
+    pub widening: Widening,
     /// What it belongs to, if that is known.
     pub owner: Option<ColumnOwner>,
 }
@@ -114,8 +136,10 @@ pub struct Layout {
     pub metadata_columns: usize,
     /// Some columns are inferred.
     pub has_inferred: bool,
-    /// Columns whose type would be another one if nothing depended on it: sentence fragments.
-    pub kept_types: Vec<String>,
+    /// What the user should know of the types of columns since this was last taken: sentence fragments.
+    pub type_warnings: Vec<String>,
+    /// Columns have other types since the loader got them.
+    pub types_changed: bool,
     /// The number of columns that the table does not have yet.
     added: usize,
     key: Vec<NamedField>,
@@ -142,7 +166,8 @@ impl Layout {
             airbyte: AirbyteColumns::default(),
             metadata_columns: 0,
             has_inferred: false,
-            kept_types: Vec::new(),
+            type_warnings: Vec::new(),
+            types_changed: false,
             added: 0,
             key: Vec::new(),
             cursor: None,
@@ -364,6 +389,29 @@ impl Layout {
         }
     }
 
+    /// A number arrived that a `bigint` column cannot hold. Returns whether the column is `numeric` now.
+    pub fn widen(&mut self, index: usize) -> bool {
+        let column = &mut self.columns[index];
+        let widening = std::mem::take(&mut column.widening);
+        let name = &column.name;
+        if widening == Widening::Allowed {
+            if self.existing.contains_key(name) {
+                self.type_warnings
+                    .push(format!("column {name:?} becomes numeric, because bigint cannot hold its numbers"));
+            }
+            (column.kind, column.sql_type) = (ColumnType::NUMERIC, ColumnType::NUMERIC.sql().to_owned());
+            self.types_changed = true;
+            return true;
+        }
+        if let Widening::Forbidden(reason) = widening {
+            let kept = format!(
+                "column {name:?} keeps its type bigint instead of numeric, and numbers that it cannot hold are in {UNMAPPED}"
+            );
+            self.type_warnings.push(format!("{kept}: {reason}"));
+        }
+        false
+    }
+
     /// The names of all columns are final.
     pub fn seal(&mut self) {
         self.sealed = self.columns.len();
@@ -408,28 +456,21 @@ impl Layout {
             self.existing.get(&name)
             && existing.is_some_and(|existing| existing != kind)
         {
-            self.kept_types
+            self.type_warnings
                 .push(format!("column {name:?} keeps its type {sql_type} instead of {}: {reason}", kind.sql()));
         }
-        let column = match self.existing.get(&name) {
-            Some(existing) if existing.is_replaceable && existing.kind != Some(kind) => {
-                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, is_inferred: false, owner }
-            }
-            Some(ExistingColumn { kind, sql_type, .. }) => Column {
-                name,
-                kind: (*kind)?,
-                sql_type: sql_type.clone(),
-                parses_text: false,
-                is_inferred: false,
-                owner,
-            },
+        let new_type = || (kind, kind.sql().to_owned(), Widening::of_new(kind));
+        let (kind, sql_type, widening) = match self.existing.get(&name) {
+            Some(existing) if existing.is_replaceable && existing.kind != Some(kind) => new_type(),
+            Some(existing) => (existing.kind?, existing.sql_type.clone(), existing.widening.clone()),
             None if max_columns < usize::MAX && self.existing.len() + self.added >= MAX_TABLE_COLUMNS => return None,
             None if self.columns.len() >= max_columns => return None,
             None => {
                 self.added += 1;
-                Column { name, kind, sql_type: kind.sql().to_owned(), parses_text: false, is_inferred: false, owner }
+                new_type()
             }
         };
+        let column = Column { name, kind, sql_type, parses_text: false, is_inferred: false, widening, owner };
         self.columns.push(column);
         Some(self.columns.len() - 1)
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use super::copy::{Chunk, copy_in};
+use super::copy::{Chunk, convert_field, copy_in};
 use super::definition;
 use super::inference;
 use super::layout::Column;
@@ -56,6 +56,8 @@ pub struct TableLoader {
     /// How rows are loaded until the next commit; `None` before the first row.
     pub mode: Option<LoadMode>,
     replay: ReplayBuffer,
+    /// Columns that have become `numeric` since the open transaction began, and are not yet in the target.
+    widened: Vec<String>,
     total_replay_bytes: Arc<AtomicUsize>,
 }
 
@@ -63,7 +65,16 @@ impl TableLoader {
     /// A loader for these tables. All loaders of a sink share `total_replay_bytes`.
     pub fn new(target: Table, staging: Table, total_replay_bytes: Arc<AtomicUsize>) -> Self {
         let replay = ReplayBuffer::default();
-        Self { session: None, target, staging, columns: Vec::new(), mode: None, replay, total_replay_bytes }
+        Self {
+            session: None,
+            target,
+            staging,
+            columns: Vec::new(),
+            mode: None,
+            replay,
+            widened: Vec::new(),
+            total_replay_bytes,
+        }
     }
 
     /// Takes the session, unless a transaction is open. The next operation needs another one.
@@ -85,9 +96,10 @@ impl TableLoader {
     fn load_staged(&mut self, session: &mut Session, chunk: Chunk) -> Result<Chunk, SessionError> {
         let columns = &self.columns[..chunk.columns];
         let (missing, copy) = (self.staging.create_or_widen(columns), self.staging.copy_statement(columns));
+        let missing = missing.unwrap_or_default() + &self.staging.widen_types(columns);
         session.transaction(|client| {
-            if let Some(missing) = &missing {
-                client.batch_execute(missing)?;
+            if !missing.is_empty() {
+                client.batch_execute(&missing)?;
             }
             Ok(copy_in(client, &copy, &chunk.bytes)?)
         })?;
@@ -117,8 +129,10 @@ impl TableLoader {
             return Ok(());
         }
         // In a transaction of its own, because DDL would block readers until the commit.
-        definition::ensure_columns(session, &mut self.target, &self.columns)?;
+        definition::ensure_columns_and_types(session, &mut self.target, &self.columns)?;
+        self.widened.clear();
         session.begin()?;
+        self.target.lock_types(session.connected_client()?, &self.columns)?;
         for chunk in &self.replay.chunks {
             let copy = self.target.copy_statement(&self.columns[..chunk.columns]);
             copy_in(session.connected_client()?, &copy, &chunk.bytes)?;
@@ -127,14 +141,17 @@ impl TableLoader {
     }
 
     /// Sends a chunk in the open transaction.
-    fn send(&self, session: &mut Session, chunk: &Chunk) -> Result<(), SessionError> {
+    fn send(&mut self, session: &mut Session, chunk: &Chunk) -> Result<(), SessionError> {
         if !session.in_transaction() {
             return Err(SessionError::Disconnected);
         }
         let columns = &self.columns[..chunk.columns];
         // Columns that are new since the transaction began. A rollback removes them, so they are not recorded yet.
-        if let Some(missing) = self.target.create_or_widen(columns) {
-            session.execute_in_open_transaction(&missing)?;
+        let widened = self.target.make_numeric(self.widened.iter().map(String::as_str));
+        let statements = self.target.create_or_widen(columns).unwrap_or_default() + &widened;
+        if !statements.is_empty() {
+            session.execute_in_open_transaction(&statements)?;
+            self.widened.clear();
         }
         Ok(copy_in(session.connected_client()?, &self.target.copy_statement(columns), &chunk.bytes)?)
     }
@@ -182,6 +199,7 @@ impl TableLoader {
         committed?;
         self.target.record_columns(&self.columns);
         self.clear_replay_buffer();
+        self.widened.clear();
         self.mode = None;
         Ok(())
     }
@@ -199,8 +217,31 @@ impl TableLoader {
         SessionError::Final { reason, transient: true }
     }
 
+    /// Converts what was loaded since the last commit to the new types of the columns, where these were different.
+    pub fn convert_loaded(&mut self, before: &[Column]) -> Result<(), SessionError> {
+        if self.mode != Some(LoadMode::Direct) {
+            return self.convert_staged(before);
+        }
+        for (index, (old, new)) in before.iter().zip(&self.columns).enumerate() {
+            if old.kind == new.kind {
+                continue;
+            }
+            self.widened.push(new.name.clone());
+            let convert = |value: &[u8]| inference::convert(value, old.kind, new.kind);
+            for chunk in self.replay.chunks.iter_mut().filter(|chunk| index < chunk.columns) {
+                let size = chunk.bytes.capacity();
+                chunk.bytes = convert_field(&chunk.bytes, index, convert);
+                chunk.bytes.shrink_to_fit();
+                let grown = chunk.bytes.capacity().wrapping_sub(size);
+                self.replay.bytes = self.replay.bytes.wrapping_add(grown);
+                self.total_replay_bytes.fetch_add(grown, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
     /// Gives the columns of the staging table their new types, where these were different.
-    pub fn convert_staged(&mut self, before: &[Column]) -> Result<(), SessionError> {
+    fn convert_staged(&mut self, before: &[Column]) -> Result<(), SessionError> {
         let changed: Vec<String> = before
             .iter()
             .zip(&self.columns)
@@ -215,7 +256,11 @@ impl TableLoader {
             return Ok(());
         }
         let statement = format!("ALTER TABLE {} {}", self.staging.qualified_name(), changed.join(", "));
-        self.session.as_mut().ok_or_else(no_session)?.execute(&statement)
+        self.session.as_mut().ok_or_else(no_session)?.execute(&statement)?;
+        let known: Vec<Column> =
+            self.columns.iter().filter(|column| self.staging.has_column(&column.name)).cloned().collect();
+        self.staging.record_columns(&known);
+        Ok(())
     }
 
     /// Replaces all rows of the target with the staged ones. Later chunks are loaded into a new staging table.

@@ -15,9 +15,11 @@
 //! | `resources` | connections and buffers that streams share |
 //!
 //! Decisions that the rules leave open:
-//! * The type of an existing column changes only with a replacement of all rows, if nothing depends on it. A value that does not fit is null in its column and stored in
-//!   `_unmapped_data`; a number that a floating-point column rounds is stored exactly there as well. So are values beyond
-//!   the limits of a table: a row must fit into a page of 8 KiB, and a table has at most 1600 columns.
+//! * The type of an existing column changes only with a replacement of all rows, or from `bigint` to `numeric`, if
+//!   nothing depends on it. A value that does not fit is null in its column and stored in `_unmapped_data`; a number that
+//!   its column rounds is stored exactly there as well. So are values beyond the limits of a table: a row must fit into a
+//!   page of 8 KiB, and a table has at most 1600 columns.
+//! * A value of a key that its column cannot hold exactly fails its stream.
 //! * Two fields or streams with equal cleaned names do not share a column or table: one of them gets a suffix.
 //! * Two nulls are the same value of a key. A value of a key that its column cannot hold exactly fails its stream.
 //! * A merged row has nothing of the older one, but for columns that no stream has ever loaded.

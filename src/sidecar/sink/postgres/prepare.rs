@@ -5,7 +5,7 @@ use postgres::Client;
 
 use super::definition;
 use super::generation::{self, Checkpoint, PartialGeneration, ResumedGeneration};
-use super::layout::{Column, ExistingColumn, Layout};
+use super::layout::{Column, ExistingColumn, Layout, Widening};
 use super::merge_key::MergeKey;
 use super::ownership::TableOwner;
 use super::session::{Session, SessionError};
@@ -13,6 +13,7 @@ use super::staged_rows::StagedRows;
 use super::table::Table;
 use super::text_habits;
 use super::type_dependencies;
+use super::types::ColumnType;
 use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
 
 /// When rows become visible in the target, and which rows they replace.
@@ -102,6 +103,11 @@ impl StreamTable<'_> {
             for column in &mut *columns {
                 let target = existing.iter().position(|other| other.name == column.name);
                 let target = target.map(|at| existing.swap_remove(at));
+                column.widening = match (&column.kind, &target) {
+                    (Some(ColumnType::BIGINT), Some(target)) => target.widening.clone(),
+                    (Some(ColumnType::BIGINT), None) => Widening::Allowed,
+                    _ => Widening::None,
+                };
                 column.owner = column.owner.take().or(target.and_then(|target| target.owner));
             }
             existing.append(columns);
@@ -149,10 +155,12 @@ impl StreamTable<'_> {
             let (mut target, mut existing) = Table::inspect(client, self.schema, self.table)?;
             target.owner = Some(TableOwner::of(self.spec));
             target.check_owner()?;
-            if target.exists() && self.replaces_rows() {
-                type_dependencies::mark_columns(client, &target, &mut existing)?;
-            } else if target.exists() {
-                text_habits::mark_columns(client, &target, &mut existing)?;
+            if target.exists() {
+                let replaces = self.replaces_rows();
+                type_dependencies::mark_columns(client, &target, &mut existing, replaces)?;
+                if !replaces {
+                    text_habits::mark_columns(client, &target, &mut existing)?;
+                }
             }
             orphans = target.drop_orphaned_staging_tables(client, self.run_id)?;
             let partial = PartialGeneration::find(client, &target)?;
@@ -224,7 +232,15 @@ impl StreamTable<'_> {
 /// The columns that rows can be loaded into: all of them in a staging table.
 pub fn loadable_columns(existing: Vec<ExistingColumn>) -> Vec<Column> {
     let column = |ExistingColumn { name, kind, sql_type, owner, .. }| {
-        Some(Column { name, kind: kind?, sql_type, parses_text: false, is_inferred: false, owner })
+        Some(Column {
+            name,
+            kind: kind?,
+            sql_type,
+            parses_text: false,
+            is_inferred: false,
+            widening: Widening::None,
+            owner,
+        })
     };
     existing.into_iter().filter_map(column).collect()
 }

@@ -13,12 +13,12 @@ use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::airbyte_columns;
-use super::changes::{Change, ChangeReason, describe};
+use super::changes::{Change, ChangeKind, ChangeReason, describe};
 use super::copy::{self, Chunk, NULL};
 use super::fields::{FieldId, FieldTree, Mapping, ObjectId, ROOT, SEPARATOR};
 use super::inference;
 use super::json;
-use super::layout::{Column, Layout};
+use super::layout::{Column, Layout, Widening};
 use super::merge_key::RowTraits;
 use super::names;
 use super::number::Fit;
@@ -143,14 +143,35 @@ impl Encoder {
             self.infer_types(data, chunk);
         }
         chunk.widen(self.layout.columns.len());
-        let start = chunk.bytes.len();
-        let written = self.write(record, chunk);
-        if written.is_err() {
-            chunk.bytes.truncate(start);
-        } else {
-            chunk.rows += 1;
+        let (start, unmapped) = (chunk.bytes.len(), self.unmapped.len());
+        loop {
+            match self.write(record, chunk) {
+                Ok(None) => {
+                    chunk.rows += 1;
+                    return Ok(());
+                }
+                Ok(Some(column)) => {
+                    chunk.bytes.truncate(start);
+                    self.widen(column, chunk);
+                    // The row is written again.
+                    self.unmapped.truncate(unmapped);
+                    self.changes.clear();
+                    self.sequence = self.sequence.map(|sequence| sequence - 1);
+                }
+                Err(error) => {
+                    chunk.bytes.truncate(start);
+                    return Err(error);
+                }
+            }
         }
-        written
+    }
+
+    /// Makes a `bigint` column `numeric`, and converts the rows of the chunk.
+    fn widen(&mut self, index: usize, chunk: &mut Chunk) {
+        if self.layout.widen(index) && index < chunk.columns && chunk.rows > 0 {
+            let convert = |value: &[u8]| inference::convert(value, ColumnType::BIGINT, ColumnType::NUMERIC);
+            chunk.bytes = copy::convert_field(&chunk.bytes, usize::from(self.sequence.is_some()) + index, convert);
+        }
     }
 
     /// Gives all rows of the chunk all columns, and at least one.
@@ -216,7 +237,8 @@ impl Encoder {
         Ok(())
     }
 
-    fn write(&mut self, record: &Record<'_>, chunk: &mut Chunk) -> Result<(), RowError> {
+    /// Writes the row. Returns a column that cannot hold its value unless it becomes wider.
+    fn write(&mut self, record: &Record<'_>, chunk: &mut Chunk) -> Result<Option<usize>, RowError> {
         let data = &*record.data;
         let out = &mut chunk.bytes;
         let row_start = out.len();
@@ -256,7 +278,7 @@ impl Encoder {
             if Some(index) == unmapped {
                 unmapped_start = Some(out.len());
             }
-            let range = &mut self.values[index];
+            let range = self.values[index].clone();
             let raw = &data[range.clone()];
             let start = out.len();
             let parsed = if column.parses_text { json::embedded_document(raw) } else { None };
@@ -272,23 +294,31 @@ impl Encoder {
                 fit = Fit::Misfit;
                 reason = Some(ChangeReason::RecordSizeLimitation);
             }
+            if fit == Fit::Misfit && reason.is_none() && column.widening != Widening::None && value::is_number(raw) {
+                return Ok(Some(index));
+            }
             if let Some(mut change) = Change::of(index, column.kind, raw, fit) {
                 if let Some(field) = self.layout.find_key_field(|key| key == Some(index)) {
                     return Err(inexact_key(field, column, raw));
                 }
                 change.reason = reason.unwrap_or(change.reason);
-                let counts = if fit == Fit::Misfit { &mut self.counts.misfits } else { &mut self.counts.changed };
-                counts.add(&column.name, 1);
                 self.changes.push(change);
                 if fit != Fit::Altered {
-                    self.unmapped.push((column.name.clone(), range.clone()));
+                    self.unmapped.push((column.name.clone(), range));
                 }
+            } else if raw == "null" {
+                self.values[index] = 0..0;
             }
             if fit == Fit::Misfit && self.layout.cursor_column() == Some(index) {
                 self.traits.unordered = true;
             }
-            if fit == Fit::Misfit || raw == "null" {
-                *range = 0..0;
+        }
+        for Change { column, kind, .. } in &self.changes {
+            let is_null = *kind == ChangeKind::Nulled;
+            let counts = if is_null { &mut self.counts.misfits } else { &mut self.counts.changed };
+            counts.add(&self.layout.columns[*column].name, 1);
+            if is_null {
+                self.values[*column] = 0..0;
             }
         }
         let has_no_value = |column: Option<usize>| column.is_none_or(|column| self.values[column].is_empty());
@@ -304,7 +334,7 @@ impl Encoder {
         if !self.unmapped.is_empty() || !self.document.is_empty() {
             self.write_unmapped(data, row_start, unmapped_start, chunk);
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Replaces the field of Airbyte's `_airbyte_meta` in the row that was written last. Returns its new length.

@@ -170,9 +170,9 @@ impl Stream {
         let (run_id, subject) = (resources.config.run_id, self.subject());
         let mut session = resources.acquire_session(&subject);
         let table = StreamTable { spec: &self.spec, schema: &self.schema, table: &self.table, run_id };
-        let PreparedStream { target, staging, layout, sequence, plan } = table.prepare(&mut session)?;
+        let PreparedStream { target, staging, mut layout, sequence, plan } = table.prepare(&mut session)?;
         resources.release_session(Some(session));
-        layout.kept_types.iter().for_each(|kept| resources.config.warnings.add(&subject, kept));
+        layout.type_warnings.drain(..).for_each(|warning| resources.config.warnings.add(&subject, &warning));
         resources.server_unreachable = false;
         // A new staging table does not exist yet.
         let retain_staging = staging.exists();
@@ -244,7 +244,11 @@ impl ActiveStream {
         let has_rows = self.chunk.rows > 0;
         let has_inferred = self.encoder.layout.has_inferred;
         let known = self.loader(resources)?.columns.len();
-        let is_new = has_inferred || known < self.encoder.layout.columns.len();
+        let types_changed = std::mem::take(&mut self.encoder.layout.types_changed);
+        let is_new = has_inferred || types_changed || known < self.encoder.layout.columns.len();
+        for warning in self.encoder.layout.type_warnings.drain(..) {
+            resources.config.warnings.add(&self.subject, &warning);
+        }
         let columns = is_new.then(|| self.encoder.layout.columns.clone());
         let subject = self.subject.clone();
         let loader = self.loader(resources)?;
@@ -256,7 +260,7 @@ impl ActiveStream {
         loader.session.get_or_insert_with(|| resources.acquire_session(&subject));
         if let Some(columns) = columns {
             let before = std::mem::replace(&mut loader.columns, columns);
-            loader.convert_staged(&before)?;
+            loader.convert_loaded(&before)?;
         }
         if loader.mode == Some(LoadMode::Direct) {
             self.encoder.layout.fix_types();

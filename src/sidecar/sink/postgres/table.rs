@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use postgres::Client;
 
-use super::layout::{Column, ExistingColumn, GENERATION, SEQUENCE, TIMESTAMP, UNMAPPED};
+use super::layout::{Column, ExistingColumn, GENERATION, SEQUENCE, TIMESTAMP, UNMAPPED, Widening};
 use super::merge_key::KeyPart;
 use super::names::{self, qualified, quote};
 use super::ownership::{ColumnOwner, MARKS, Marks, TableOwner};
@@ -254,6 +254,44 @@ impl Table {
         } else {
             format!("ALTER TABLE {} {};", self.qualified_name(), actions.join(", "))
         }
+    }
+
+    /// The statement that makes `bigint` columns `numeric` whose rows need it; empty without any. Rewrites the table.
+    pub fn widen_types(&self, columns: &[Column]) -> String {
+        let is_wider = |column: &&Column| {
+            column.sql_type == "numeric" && self.columns.get(&column.name).is_some_and(|before| before == "bigint")
+        };
+        self.make_numeric(columns.iter().filter(is_wider).map(|column| column.name.as_str()))
+    }
+
+    /// The statement that makes these columns `numeric`; empty without any.
+    pub fn make_numeric<'n>(&self, names: impl Iterator<Item = &'n str>) -> String {
+        let actions: Vec<String> = names.map(|name| format!("ALTER COLUMN {} TYPE numeric", quote(name))).collect();
+        if actions.is_empty() {
+            return String::new();
+        }
+        format!("ALTER TABLE {} {};", self.qualified_name(), actions.join(", "))
+    }
+
+    /// Whether the columns still have the types that rows are encoded for. No other session can change them before the
+    /// end of the transaction.
+    pub fn lock_types(&self, client: &mut Client, columns: &[Column]) -> Result<(), SessionError> {
+        client.batch_execute(&format!("LOCK TABLE {} IN ROW EXCLUSIVE MODE", self.qualified_name()))?;
+        let found = client.query(
+            "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+             WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped",
+            &[&self.qualified_name()],
+        )?;
+        let found: HashMap<String, String> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let changed = columns.iter().find_map(|column| {
+            let now = found.get(&column.name).filter(|now| short_name(now) != short_name(&column.sql_type))?;
+            Some((column, now))
+        });
+        let Some((Column { name, sql_type, .. }, now)) = changed else { return Ok(()) };
+        let reason = format!(
+            "another session has changed the type of column {name:?} from {sql_type} to {now} meanwhile: the next run uses it"
+        );
+        Err(SessionError::Final { reason, transient: true })
     }
 
     /// Records that the statements of [`create_or_widen`](Self::create_or_widen) were committed.
@@ -515,6 +553,7 @@ fn existing_columns(
             sql_type: row.get(3),
             is_replaceable: false,
             kept_because: None,
+            widening: Widening::None,
             owner: None,
         }
     });

@@ -1,12 +1,14 @@
-//! Which columns of a table may get another type when all of its rows are replaced.
+//! Which columns of a table may get another type: any when all of its rows are replaced, `numeric` instead of `bigint`
+//! where numbers arrive that need it.
 
 use std::collections::HashMap;
 
 use postgres::Client;
 
-use super::layout::ExistingColumn;
+use super::layout::{ExistingColumn, Widening};
 use super::session::SessionError;
 use super::table::Table;
+use super::types::ColumnType;
 
 /// Of each column, what forbids that its type changes; null where nothing does.
 const DEPENDENCIES: &str = "
@@ -19,8 +21,9 @@ const DEPENDENCIES: &str = "
                 AND d.classid = 'pg_attrdef'::regclass) THEN 'a default or a generated column uses it'
         WHEN EXISTS (SELECT FROM pg_depend d
             WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid AND d.refobjsubid = a.attnum
-                AND d.classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass, 'pg_trigger'::regclass))
-            THEN 'a view, a rule, a policy or a trigger uses it'
+                AND d.classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass, 'pg_trigger'::regclass,
+                    'pg_publication_rel'::regclass))
+            THEN 'a view, a rule, a policy, a trigger or a publication uses it'
         WHEN EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND a.attnum = ANY (k.conkey)
                 AND k.contype IN ('f', 'c', 'x')
             OR k.confrelid = c.oid AND a.attnum = ANY (k.confkey)) THEN 'a constraint uses it'
@@ -35,8 +38,16 @@ const DEPENDENCIES: &str = "
     FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped";
 
-/// Marks the columns that may get another type, and the others with what forbids it.
-pub fn mark_columns(client: &mut Client, table: &Table, columns: &mut [ExistingColumn]) -> Result<(), SessionError> {
+/// Marks the columns that may get another type, and the others with what forbids it. `replaces`: all rows are replaced.
+pub fn mark_columns(
+    client: &mut Client,
+    table: &Table,
+    columns: &mut [ExistingColumn],
+    replaces: bool,
+) -> Result<(), SessionError> {
+    if !replaces && columns.iter().all(|column| column.kind != Some(ColumnType::BIGINT)) {
+        return Ok(());
+    }
     let mut reasons = HashMap::new();
     for row in client.query(DEPENDENCIES, &[&table.schema, &table.name])? {
         if let Some(reason) = row.get::<_, Option<String>>(1) {
@@ -44,8 +55,16 @@ pub fn mark_columns(client: &mut Client, table: &Table, columns: &mut [ExistingC
         }
     }
     for column in columns {
-        column.kept_because = reasons.remove(&column.name);
-        column.is_replaceable = column.kept_because.is_none();
+        let reason = reasons.remove(&column.name);
+        column.widening = match (&column.kind, &reason) {
+            (Some(ColumnType::BIGINT), None) => Widening::Allowed,
+            (Some(ColumnType::BIGINT), Some(reason)) => Widening::Forbidden(reason.clone()),
+            _ => Widening::None,
+        };
+        if replaces {
+            column.is_replaceable = reason.is_none();
+            column.kept_because = reason;
+        }
     }
     Ok(())
 }

@@ -57,6 +57,11 @@ pub fn encode(kind: ColumnType, raw: &str, out: &mut Vec<u8>) -> Fit {
     }
 }
 
+/// Whether a value is a number, or a string with one, that `numeric` can hold.
+pub fn is_number(raw: &str) -> bool {
+    encode(ColumnType::NUMERIC, raw, &mut Vec::new()) != Fit::Misfit
+}
+
 /// Any value; values other than strings become their JSON text, documents without space between their tokens. U+0000 is
 /// removed because Postgres does not allow it.
 fn text(max_chars: Option<usize>, reformatted: bool, raw: &str, out: &mut Vec<u8>) -> Fit {

@@ -28,7 +28,7 @@ struct Changed {
 impl StagedRows<'_> {
     /// Adds the rows to the target, or merges them by their key. `count` is the number of those that were not moved before.
     pub fn merge(&self, session: &mut Session, target: &mut Table, count: u64) -> Result<MergeCounts, SessionError> {
-        definition::ensure_columns(session, target, self.columns)?;
+        definition::ensure_columns_and_types(session, target, self.columns)?;
         let staging = self.table.qualified_name();
         if self.key.is_empty() {
             session.execute(&format!("{};TRUNCATE {staging}", self.insert(target)))?;

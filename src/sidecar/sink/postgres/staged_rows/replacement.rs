@@ -28,7 +28,7 @@ impl StagedRows<'_> {
         if !session.transaction(|client| generation::has_rows_from(client, target, minimum))? {
             return self.replace_all(session, target, drop_obsolete);
         }
-        definition::ensure_columns(session, target, self.columns)?;
+        definition::ensure_columns_and_types(session, target, self.columns)?;
         if self.key.is_empty() {
             definition::drop_stale_key(session, target, self.key)?;
         }

@@ -76,7 +76,7 @@ fn columns_are_added_within_a_transaction() {
 #[test]
 fn misfits_go_to_unmapped_data() {
     let mut db = TestSchema::new();
-    db.run("CREATE TABLE t (i bigint, d double precision, t timestamptz)");
+    db.run("CREATE TABLE t (i integer, d double precision, t timestamptz)");
     let fields = [
         ("i", json!({"type": "integer"})),
         ("d", json!({"type": "number"})),

@@ -27,3 +27,4 @@ mod support;
 mod tls;
 mod types;
 mod value_matrix;
+mod widening;

@@ -40,7 +40,7 @@ fn columns_get_the_types_that_a_new_table_would_have() {
 #[test]
 fn a_type_that_something_depends_on_stays_with_a_warning() {
     for (label, dependency, reason) in [
-        ("view", "CREATE VIEW seen AS SELECT v FROM t", "a view, a rule, a policy or a trigger uses it"),
+        ("view", "CREATE VIEW seen AS SELECT v FROM t", "a view, a rule, a policy, a trigger or a publication uses it"),
         (
             "foreign key",
             "CREATE UNIQUE INDEX ON t (v); CREATE TABLE other (v bigint REFERENCES t (v) DEFERRABLE)",
