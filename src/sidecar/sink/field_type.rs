@@ -121,7 +121,7 @@ fn named(kind: &str, format: Option<&str>, airbyte_type: Option<&str>) -> FieldT
         ("string", _) => match format {
             Some("date-time") => FieldType::TimestampTz,
             Some("date") => FieldType::Date,
-            Some("time") => FieldType::TimeTz,
+            // `time` alone leaves open whether there are offsets: a text keeps both forms.
             _ => FieldType::Text,
         },
         _ => FieldType::Any,
@@ -177,7 +177,7 @@ mod tests {
             (json!({"type": "boolean"}), Boolean),
             (json!({"type": "string", "format": "date"}), Date),
             (json!({"type": "string", "format": "date-time"}), TimestampTz),
-            (json!({"type": "string", "format": "time"}), TimeTz),
+            (json!({"type": "string", "format": "time"}), Text),
             (json!({"type": "string", "format": "uuid"}), Text),
             (json!({"type": "string", "contentEncoding": "base64"}), Text),
             (string("date-time", "timestamp_with_timezone"), TimestampTz),
