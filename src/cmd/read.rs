@@ -54,7 +54,8 @@ pub struct ReadArgs {
     #[arg(long)]
     full_sync: bool,
     /// What becomes of rows that a CDC source marks as deleted (_ab_cdc_deleted_at), where rows are merged: soft keeps them
-    /// with their mark, hard deletes them [default: "cdcDeletion" of the destination's configuration, else soft]
+    /// with their mark, hard deletes them [default: "cdcDeletion" of the destination's configuration, else soft; hard in the
+    /// embedded database]
     #[arg(long, value_name = "soft|hard")]
     cdc_deletion: Option<CdcDeletion>,
     /// Run the connector with debug messages

@@ -78,6 +78,9 @@ pub fn start_database(mut settings: Settings) -> Result<(Settings, Option<LocalS
         "password": "",
         "defaultSchema": SCHEMA,
         "sslMode": "disable",
+        // A first look shows the rows that the source has, as Airbyte's destinations do. Destinations with a configuration
+        // of their own behave as the existing implementation, which keeps deleted rows.
+        "cdcDeletion": "hard",
     });
     settings.warehouse = Some(warehouse.to_string());
     Ok((settings, Some(database)))

@@ -368,7 +368,7 @@ mod tests {
         let mut expected: BTreeSet<String> = options.as_object().expect("an object").keys().cloned().collect();
         expected.extend(["syncId", "taskId", "nodelay"].map(str::to_owned));
         // Not a parameter: it follows from the others.
-        expected.remove("replaceWithoutState");
+        expected.remove("consoleOverwrite");
         expected.extend(documented("/spec", "get"));
         assert_eq!(documented("/read", "post"), expected);
     }

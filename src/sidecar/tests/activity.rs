@@ -37,7 +37,7 @@ fn the_log_of_a_read_tells_its_steps_although_the_connector_logs_nothing() {
     for line in [
         "stream crm.users: started, merging rows by id into table users",
         "stream crm.users: 2 rows committed (2 in total), state saved",
-        "stream crm.users: ended as SUCCESS, 2 rows committed",
+        "stream crm.users: ended as SUCCESS, 2 rows committed, 1 merged into rows with the same key",
         "stream events: started, replacing the rows of table events",
         "stream events: 2 rows committed (2 in total)",
         "stream events: ended as SUCCESS, 2 rows committed",
