@@ -30,9 +30,9 @@ use generator::scenario;
 use play::Player;
 
 /// Scenarios with the same seeds each time.
-const FIXED_CASES: u64 = 40;
+const FIXED_CASES: u64 = 24;
 /// Scenarios with other seeds each time.
-const RANDOM_CASES: u64 = 10;
+const RANDOM_CASES: u64 = 6;
 /// No further scenarios after this number of failures.
 const MAX_FAILURES: usize = 8;
 /// Scenarios mostly wait.
