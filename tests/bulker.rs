@@ -51,7 +51,7 @@ fn ids_up_to(last: u64) -> Vec<u64> {
 fn full_refreshes_send_one_request_that_replaces_the_table() {
     let Some(world) = World::new() else { return };
     let bulker = Bulker::start(&world, 0);
-    let catalog = streams(&["items"], "full_refresh", "overwrite");
+    let catalog = streams(&["items"], "full_refresh", "overwrite_dedup");
     for _ in 0..2 {
         let options = ["--table-name-prefix", "Pre_", "--to-same-case", "--add-meta"];
         let done = read(&world, &bulker, INSTANT, &json!({}), &catalog).with(&options).run();
@@ -73,7 +73,7 @@ fn full_refreshes_send_one_request_that_replaces_the_table() {
 }
 
 #[test]
-fn incremental_reads_send_one_request_per_state() {
+fn requests_of_incremental_reads_end_with_a_state() {
     let Some(world) = World::new() else { return };
     let bulker = Bulker::start(&world, 0);
     let catalog = streams(&["one"], "incremental", "append_dedup");
@@ -83,7 +83,9 @@ fn incremental_reads_send_one_request_per_state() {
     assert_eq!(bulker.ids("one"), Some(ids_up_to(4000)));
     let calls = bulker.calls();
     assert!(calls.iter().all(|call| call.target.contains("?tableName=one&mode=batch&pk=id&")), "{calls:?}");
-    assert_eq!(calls.iter().map(|call| call.rows).collect::<Vec<_>>(), [500; 8]);
+    // A state follows each 500 rows; those that arrive within a second may share a request.
+    assert!(calls.iter().all(|call| call.rows > 0 && call.rows % 500 == 0), "{calls:?}");
+    assert_eq!(calls.iter().map(|call| call.rows).sum::<usize>(), 4000, "{calls:?}");
     assert_eq!(world.schema.texts("SELECT state->>'id' FROM source_state"), ["4000"]);
 }
 
