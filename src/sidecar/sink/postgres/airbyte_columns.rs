@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::changes::Change;
-use super::layout::Layout;
+use super::column::Column;
 use super::types::ColumnType;
 use super::value;
 
@@ -70,7 +70,7 @@ pub fn extracted_at(emitted_at: Option<i64>) -> Timestamp {
 }
 
 /// The document of [`META`] for a record with this `meta`, whose values were changed like this.
-pub fn meta(sync_id: i64, source: Option<&str>, changes: &[Change], layout: &Layout) -> String {
+pub fn meta(sync_id: i64, source: Option<&str>, changes: &[Change], columns: &[Column]) -> String {
     #[derive(Deserialize)]
     struct SourceMeta<'m> {
         #[serde(borrow, default)]
@@ -79,7 +79,7 @@ pub fn meta(sync_id: i64, source: Option<&str>, changes: &[Change], layout: &Lay
     let of_source = source.and_then(|meta| serde_json::from_str::<SourceMeta<'_>>(meta).ok()?.changes);
     let of_source = of_source.unwrap_or_default().into_iter().map(|change| change.get().to_owned());
     let own = changes.iter().map(|change| {
-        let field = serde_json::Value::from(layout.columns[change.column].name.as_str());
+        let field = serde_json::Value::from(columns[change.column].name.as_str());
         format!(r#"{{"field":{field},"change":"{}","reason":"{}"}}"#, change.kind, change.reason)
     });
     let changes: Vec<String> = of_source.chain(own).collect();

@@ -9,7 +9,7 @@
 use postgres::Client;
 use postgres::error::SqlState;
 
-use super::layout::Column;
+use super::column::Column;
 use super::merge_key::KeyPart;
 use super::session::{Session, SessionError};
 use super::table::Table;

@@ -11,7 +11,8 @@
 use postgres::Client;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Column, ExistingColumn, GENERATION, Layout, SEQUENCE};
+use super::column::{Column, ExistingColumn, GENERATION, SEQUENCE};
+use super::layout::Layout;
 use super::merge_key::MergeKey;
 use super::names::{qualified, quote};
 use super::number::Fit;

@@ -1,4 +1,4 @@
-//! The columns of a stream: which field maps to which column, and how many values fit into a row.
+//! The columns of a stream: which field maps to which column.
 //!
 //! A field keeps its column while the stream is open, and columns are only added at the end, so that a number of columns
 //! identifies them. Fields never share a column: `column_names` decides which one gets which name. Declared fields come
@@ -7,25 +7,19 @@
 use std::collections::HashMap;
 
 use super::airbyte_columns::{self, AirbyteColumns, EXTRACTED_AT, META, RAW_ID};
+use super::column::{Column, ExistingColumn, GENERATION, SEQUENCE, TIMESTAMP, UNMAPPED, Widening};
 use super::column_names::ColumnNames;
 use super::fields::{FieldId, FieldTree, Mapping, ROOT, SEPARATOR};
 use super::merge_key::{KeyPart, MergeKey, RowTraits};
 use super::ownership::ColumnOwner;
+use super::row_budget::RowBudget;
 use super::types::ColumnType;
 use crate::sidecar::sink::field_type::FieldType;
 use crate::sidecar::sink::{StreamSpec, WriteMode};
 use crate::task::CdcDeletion;
 
-/// The column of values that no other column can hold.
-pub const UNMAPPED: &str = "_unmapped_data";
-/// The column of the time when the row was loaded.
-pub const TIMESTAMP: &str = "_jitsu_timestamp";
-/// The column of the row's generation; the name is Airbyte's.
-pub const GENERATION: &str = "_airbyte_generation_id";
 /// The field in which CDC sources mark deleted rows.
 const DELETED_AT: &str = "_ab_cdc_deleted_at";
-/// The column of staging tables that numbers rows in the order of arrival.
-pub const SEQUENCE: &str = "_syncctl_sequence";
 
 /// Postgres allows 1600 columns, counting dropped ones. Further declared fields go to [`UNMAPPED`].
 const MAX_COLUMNS: usize = 1200;
@@ -34,62 +28,6 @@ const MAX_TABLE_COLUMNS: usize = 1500;
 /// No columns for undeclared fields are added beyond this number of columns: a row must fit into a page of 8 KiB, in
 /// which a long value takes at least 18 bytes.
 const MAX_UNDECLARED_COLUMNS: usize = 400;
-
-/// A column that rows are loaded into.
-#[derive(Debug, Clone)]
-pub struct Column {
-    /// Name in the table.
-    pub name: String,
-    /// Determines how values are encoded.
-    pub kind: ColumnType,
-    /// Its declaration in a staging table, and in the target if it does not exist there yet.
-    pub sql_type: String,
-    /// The schema declares documents: a string with the text of one is parsed.
-    pub parses_text: bool,
-    /// Its type follows the values of the current batch, because neither the schema nor the table determines it.
-    pub is_inferred: bool,
-    /// Whether it becomes `numeric` when numbers arrive that it cannot hold.
-    pub widening: Widening,
-    /// What it belongs to.
-    pub owner: Option<ColumnOwner>,
-}
-
-/// Whether a column becomes `numeric` when numbers arrive that it cannot hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Widening {
-    /// Its type is not `bigint`, or another program decides it.
-    #[default]
-    None,
-    /// It is `bigint`, and nothing depends on that.
-    Allowed,
-    /// It is `bigint`, and this forbids that it changes.
-    Forbidden(String),
-}
-
-impl Widening {
-    fn of_new(kind: ColumnType) -> Self {
-        if kind == ColumnType::BIGINT { Self::Allowed } else { Self::None }
-    }
-}
-
-/// A column of an existing table.
-#[derive(Debug, Clone)]
-pub struct ExistingColumn {
-    /// Name in the table.
-    pub name: String,
-    /// `None` if no rows can be loaded into it.
-    pub kind: Option<ColumnType>,
-    /// The type as Postgres formats it.
-    pub sql_type: String,
-    /// All rows are replaced, and nothing depends on the type: the column gets the type that a new one would have.
-    pub is_replaceable: bool,
-    /// What forbids that its type is replaced with the rows.
-    pub kept_because: Option<String>,
-    /// Whether it may become `numeric`.
-    pub widening: Widening,
-    /// What it belongs to, if that is known.
-    pub owner: Option<ColumnOwner>,
-}
 
 /// A field that decides how rows are merged.
 #[derive(Debug)]
@@ -489,72 +427,9 @@ impl Layout {
     }
 }
 
-/// How much of a page the values of one row take: a row must fit into a page, however long its TOASTed values are.
-///
-/// Assumes the order of columns that wastes the most space for alignment.
-#[derive(Debug)]
-pub struct RowBudget {
-    /// Values that are aligned to a word.
-    aligned: usize,
-    /// Values without alignment.
-    unaligned: usize,
-    /// Bytes of all values.
-    bytes: usize,
-}
-
-impl RowBudget {
-    /// Any values of this many columns fit.
-    const ALWAYS_FITS: usize = 320;
-    /// Bytes for values on a page of 8 KiB, without the headers of the page and of a row with 1600 columns.
-    const MAX_BYTES: usize = 7900;
-    /// Longer values can be TOASTed; the pointer that replaces them is not longer.
-    const MAX_INLINE: usize = 24;
-    /// Alignment of fixed-size types, in bytes.
-    const WORD: usize = 8;
-
-    /// The budget of a row with this many required values.
-    fn new(required: usize) -> Self {
-        Self { aligned: 0, unaligned: required, bytes: required * Self::MAX_INLINE }
-    }
-
-    /// Adds a value of `length` bytes, if it fits.
-    pub fn take(&mut self, kind: ColumnType, length: usize) -> bool {
-        let (aligned, bytes) = match kind {
-            ColumnType::Integer { .. }
-            | ColumnType::Double
-            | ColumnType::Real
-            | ColumnType::TimestampTz { .. }
-            | ColumnType::Timestamp { .. }
-            | ColumnType::Time { .. }
-            | ColumnType::Date => (1, Self::WORD),
-            ColumnType::TimeTz { .. } => (1, 2 * Self::WORD),
-            ColumnType::Boolean => (0, 1),
-            ColumnType::Text { padded: false, .. } => (0, Self::MAX_INLINE.min(length + 1)),
-            ColumnType::Text { .. } | ColumnType::Numeric { .. } | ColumnType::Json { .. } | ColumnType::Uuid => {
-                (0, Self::MAX_INLINE)
-            }
-        };
-        let with_value = Self {
-            aligned: self.aligned + aligned,
-            unaligned: self.unaligned + 1 - aligned,
-            bytes: self.bytes + bytes,
-        };
-        let fits = with_value.total() <= Self::MAX_BYTES;
-        if fits {
-            *self = with_value;
-        }
-        fits
-    }
-
-    /// An aligned value after an unaligned one may need seven bytes of padding.
-    fn total(&self) -> usize {
-        self.bytes + (Self::WORD - 1) * self.aligned.min(self.unaligned + 1)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{ColumnType, Layout, Mapping, ROOT, RowBudget};
+    use super::{Layout, Mapping, ROOT};
     use crate::airbyte::message::StreamName;
     use crate::sidecar::sink::{Generation, StreamSpec, WriteMode};
 
@@ -585,24 +460,5 @@ mod tests {
         assert_eq!(fields.get(late).mapping, Mapping::Undecided);
         let untracked = fields.lookup(ROOT, None, b"another");
         assert_eq!(fields.get(untracked).mapping, Mapping::Unmapped);
-    }
-
-    #[test]
-    fn row_budget_assumes_the_worst_alignment() {
-        let fitting = |kinds: &[(ColumnType, usize)]| {
-            let mut budget = RowBudget::new(0);
-            kinds.iter().cycle().take(3000).take_while(|(kind, length)| budget.take(*kind, *length)).count()
-        };
-        for (label, kinds, expected) in [
-            ("words need no padding between them", &[(ColumnType::BIGINT, 8)][..], 986),
-            ("short text", &[(ColumnType::TEXT, 3)], 1975),
-            ("long text", &[(ColumnType::TEXT, 10_000)], 329),
-            ("alternating text and words", &[(ColumnType::TEXT, 1), (ColumnType::BIGINT, 8)], 929),
-            ("documents", &[(ColumnType::JSONB, 2)], 329),
-        ] {
-            let count = fitting(kinds);
-            assert_eq!(count, expected, "{label}");
-            assert!(count >= RowBudget::ALWAYS_FITS, "{label}");
-        }
     }
 }

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
+use super::column::Column;
 use super::copy::{Chunk, convert_field, copy_in};
 use super::definition;
 use super::inference;
-use super::layout::Column;
 use super::merge_key::MergeKey;
 use super::names::quote;
 use super::session::{Session, SessionError};

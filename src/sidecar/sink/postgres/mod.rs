@@ -6,7 +6,7 @@
 //! | `names`, `types`, `inference`, `number`, `numeric`, `time`, `json` | names, types and values of columns |
 //! | `ownership`, `table_names`, `column_names` | which stream has which table, and which field which column |
 //! | `own_tables` | tables of results, which no stream may get |
-//! | `fields`, `layout` | which field maps to which column |
+//! | `fields`, `column`, `layout`, `row_budget` | which field maps to which column, and how many values fit into a row |
 //! | `row`, `value`, `changes`, `airbyte_columns`, `reformat`, `copy` | rows in COPY's binary format |
 //! | `session`, `table`, `definition`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
 //! | `loader`, `staged_rows`, `merge_key`, `row_removal` | loading chunks, directly or through a staging table; replacing rows |
@@ -19,7 +19,6 @@
 //!   nothing depends on it. A value that does not fit is null in its column and stored in `_unmapped_data`; a number that
 //!   its column rounds is stored exactly there as well. So are values beyond the limits of a table: a row must fit into a
 //!   page of 8 KiB, and a table has at most 1600 columns.
-//! * A value of a key that its column cannot hold exactly fails its stream.
 //! * Two fields or streams with equal cleaned names do not share a column or table: one of them gets a suffix.
 //! * Two nulls are the same value of a key. A value of a key that its column cannot hold exactly fails its stream.
 //! * A merged row has nothing of the older one, but for columns that no stream has ever loaded.
@@ -32,6 +31,7 @@
 
 mod airbyte_columns;
 mod changes;
+mod column;
 mod column_names;
 mod config;
 mod copy;
@@ -52,6 +52,7 @@ mod prepare;
 mod reformat;
 mod resources;
 mod row;
+mod row_budget;
 mod row_removal;
 mod session;
 mod staged_rows;

@@ -3,9 +3,10 @@
 
 use postgres::Client;
 
+use super::column::{Column, ExistingColumn, Widening};
 use super::definition;
 use super::generation::{self, Checkpoint, PartialGeneration, ResumedGeneration};
-use super::layout::{Column, ExistingColumn, Layout, Widening};
+use super::layout::Layout;
 use super::merge_key::MergeKey;
 use super::ownership::TableOwner;
 use super::session::{Session, SessionError};

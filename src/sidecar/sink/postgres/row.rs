@@ -14,11 +14,12 @@ use serde_json::value::RawValue;
 
 use super::airbyte_columns;
 use super::changes::{Change, ChangeKind, ChangeReason, describe};
+use super::column::{Column, Widening};
 use super::copy::{self, Chunk, NULL};
 use super::fields::{FieldId, FieldTree, Mapping, ObjectId, ROOT, SEPARATOR};
 use super::inference;
 use super::json;
-use super::layout::{Column, Layout, Widening};
+use super::layout::Layout;
 use super::merge_key::RowTraits;
 use super::names;
 use super::number::Fit;
@@ -101,7 +102,7 @@ impl Encoder {
         }
         let mut meta_field = Vec::new();
         if let Some(column) = layout.airbyte.meta {
-            let document = airbyte_columns::meta(sync_id, None, &[], &layout);
+            let document = airbyte_columns::meta(sync_id, None, &[], &layout.columns);
             value::encode(layout.columns[column].kind, &document, &mut meta_field);
         }
         Self {
@@ -340,7 +341,7 @@ impl Encoder {
     /// Replaces the field of Airbyte's `_airbyte_meta` in the row that was written last. Returns its new length.
     fn write_meta(&self, record: &Record<'_>, start: usize, chunk: &mut Chunk) -> usize {
         let Some(column) = self.layout.airbyte.meta else { return 0 };
-        let document = airbyte_columns::meta(self.sync_id, record.meta.as_deref(), &self.changes, &self.layout);
+        let document = airbyte_columns::meta(self.sync_id, record.meta.as_deref(), &self.changes, &self.layout.columns);
         let mut field = Vec::with_capacity(document.len());
         value::encode(self.layout.columns[column].kind, &document, &mut field);
         let length = field.len();

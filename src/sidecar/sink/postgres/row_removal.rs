@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use postgres::Client;
 
-use super::layout::Column;
+use super::column::Column;
 use super::session::{Session, SessionError};
 use super::table::Table;
 

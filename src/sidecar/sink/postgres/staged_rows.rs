@@ -11,7 +11,7 @@ mod key;
 mod merge;
 mod replacement;
 
-use super::layout::{Column, SEQUENCE};
+use super::column::{Column, SEQUENCE};
 use super::merge_key::{KeyPart, MergeKey};
 use super::names::{quote, quoted_list};
 use super::table::Table;

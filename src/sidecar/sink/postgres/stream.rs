@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::mpsc::Receiver;
 
+use super::column::Column;
 use super::copy::Chunk;
 use super::definition;
 use super::generation::{self, Checkpoint};
-use super::layout::Column;
 use super::loader::{JobResult, LoadMode, TableLoader, loader_thread_ended};
 use super::merge_key::{KeyPart, MergeKey};
 use super::names::qualified;

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use postgres::Client;
 
-use super::layout::{Column, ExistingColumn, GENERATION, SEQUENCE, TIMESTAMP, UNMAPPED, Widening};
+use super::column::{Column, ExistingColumn, GENERATION, SEQUENCE, TIMESTAMP, UNMAPPED, Widening};
 use super::merge_key::KeyPart;
 use super::names::{self, qualified, quote};
 use super::ownership::{ColumnOwner, MARKS, Marks, TableOwner};

@@ -2,7 +2,7 @@
 
 use postgres::Client;
 
-use super::layout::ExistingColumn;
+use super::column::ExistingColumn;
 use super::names::quote;
 use super::session::SessionError;
 use super::table::Table;

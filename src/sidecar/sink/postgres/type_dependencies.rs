@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use postgres::Client;
 
-use super::layout::{ExistingColumn, Widening};
+use super::column::{ExistingColumn, Widening};
 use super::session::SessionError;
 use super::table::Table;
 use super::types::ColumnType;

@@ -6,8 +6,8 @@
 use postgres::Client;
 
 use super::{MergeCounts, NullParts, StagedRows};
+use crate::sidecar::sink::postgres::column::SEQUENCE;
 use crate::sidecar::sink::postgres::definition;
-use crate::sidecar::sink::postgres::layout::SEQUENCE;
 use crate::sidecar::sink::postgres::names::quote;
 use crate::sidecar::sink::postgres::session::{Session, SessionError};
 use crate::sidecar::sink::postgres::table::{Table, index_expressions};
