@@ -1,5 +1,7 @@
 //! The ConfiguredAirbyteCatalog: the input of `read`.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -198,6 +200,28 @@ impl ConfiguredCatalog {
     }
 }
 
+/// The catalog as connectors accept it: they may validate it against Airbyte's protocol, which has no `overwrite_dedup`. The
+/// difference concerns the destination alone.
+pub fn for_connector(catalog: &str) -> Cow<'_, str> {
+    const MODE: &str = "\"overwrite_dedup\"";
+    let is_mode = |before: &str| {
+        let field = before.trim_end().strip_suffix(':').map(str::trim_end);
+        field.is_some_and(|field| field.ends_with("\"destination_sync_mode\""))
+    };
+    let mut text = String::new();
+    let mut copied = 0;
+    for (at, _) in catalog.match_indices(MODE).filter(|(at, _)| is_mode(&catalog[..*at])) {
+        text.push_str(&catalog[copied..at]);
+        text.push_str("\"overwrite\"");
+        copied = at + MODE.len();
+    }
+    if copied == 0 {
+        return Cow::Borrowed(catalog);
+    }
+    text.push_str(&catalog[copied..]);
+    Cow::Owned(text)
+}
+
 /// Configures every stream of a discovered catalog: incrementally where the source supports it, and so that repeated
 /// reads leave no duplicates where there is a primary key. `None` if the document is not a discovered catalog.
 pub fn from_discovered(catalog: &Value) -> Option<Value> {
@@ -238,7 +262,7 @@ fn configure(stream: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConfiguredCatalog, DestinationSyncMode, SyncMode, from_discovered};
+    use super::{ConfiguredCatalog, DestinationSyncMode, SyncMode, for_connector, from_discovered};
     use serde_json::{Value, json};
 
     #[test]
@@ -254,6 +278,20 @@ mod tests {
             (SyncMode::Incremental, Some(DestinationSyncMode::AppendDedup))
         );
         assert_eq!(catalog.validate(), Ok(()));
+    }
+
+    #[test]
+    fn connectors_get_modes_that_the_protocol_knows() {
+        for (label, catalog, expected) in [
+            (
+                "spaces, and a stream of that name",
+                r#"{"streams":[{"stream":{"name":"overwrite_dedup"},"destination_sync_mode" : "overwrite_dedup","n":1.50}]}"#,
+                r#"{"streams":[{"stream":{"name":"overwrite_dedup"},"destination_sync_mode" : "overwrite","n":1.50}]}"#,
+            ),
+            ("others", r#"{"destination_sync_mode":"append_dedup"}"#, r#"{"destination_sync_mode":"append_dedup"}"#),
+        ] {
+            assert_eq!(for_connector(catalog), expected, "{label}");
+        }
     }
 
     #[test]

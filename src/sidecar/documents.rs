@@ -1,5 +1,6 @@
 //! The task's documents, which only the sidecar mounts.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
-use crate::airbyte::catalog::ConfiguredCatalog;
+use crate::airbyte::catalog::{self, ConfiguredCatalog};
 use crate::airbyte::state;
 use crate::db::Db;
 use crate::failure::{Class, Failure};
@@ -114,13 +115,16 @@ impl Documents {
     }
 
     /// The documents that the connector may see: name and content.
-    pub fn for_connector(&self) -> impl Iterator<Item = (&str, &str)> {
-        [CONFIG, CATALOG, STATE].into_iter().filter_map(|name| Some((name, self.get(name)?)))
+    pub fn for_connector(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+        [CONFIG, CATALOG, STATE].into_iter().filter_map(|name| {
+            let text = self.get(name)?;
+            Some((name, if name == CATALOG { catalog::for_connector(text) } else { Cow::Borrowed(text) }))
+        })
     }
 
     /// Those of them that are no longer what the caller sent.
-    pub fn changed_for_connector(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.changed.iter().filter_map(|name| Some((*name, self.get(name)?)))
+    pub fn changed_for_connector(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+        self.for_connector().filter(|(name, text)| self.changed.contains(name) || matches!(text, Cow::Owned(_)))
     }
 
     /// Replaces a document for the connector.
@@ -262,7 +266,7 @@ mod tests {
             documents.files.insert(CATALOG.to_owned(), catalog.to_owned());
             documents.files.insert(STATE.to_owned(), given);
             documents.filter_state(is_full_sync);
-            let changed: Vec<_> = documents.changed_for_connector().map(|(_, content)| content.to_owned()).collect();
+            let changed: Vec<_> = documents.changed_for_connector().map(|(_, content)| content.into_owned()).collect();
             assert_eq!(changed, Vec::from_iter(expected), "{label}");
         }
     }

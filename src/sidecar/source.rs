@@ -212,7 +212,7 @@ impl Pipes {
         } else {
             for (name, content) in documents.changed_for_connector() {
                 let path = settings.config.join(name);
-                std::fs::write(&path, content).map_err(|error| failure(&path, &error))?;
+                std::fs::write(&path, content.as_bytes()).map_err(|error| failure(&path, &error))?;
             }
         }
         let stderr = open(&settings.stderr, MAX_STDERR_LINE)?;
