@@ -325,7 +325,7 @@ mod tests {
     use serde_json::Value;
 
     use crate::server::params;
-    use crate::task::{ReadOptions, TaskKind};
+    use crate::task::{CdcDeletion, ReadOptions, TaskKind};
 
     /// The query parameters of an operation in the OpenAPI document.
     fn documented(path: &str, method: &str) -> BTreeSet<String> {
@@ -363,7 +363,8 @@ mod tests {
 
     #[test]
     fn options_of_a_read_are_documented() {
-        let options = ReadOptions { silence_seconds: Some(1), max_records: Some(1), ..ReadOptions::default() };
+        let (silence_seconds, max_records, cdc_deletion) = (Some(1), Some(1), Some(CdcDeletion::Hard));
+        let options = ReadOptions { silence_seconds, max_records, cdc_deletion, ..ReadOptions::default() };
         let options = serde_json::to_value(options).expect("plain fields");
         let mut expected: BTreeSet<String> = options.as_object().expect("an object").keys().cloned().collect();
         expected.extend(["syncId", "taskId", "nodelay"].map(str::to_owned));
