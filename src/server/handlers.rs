@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn options_of_a_read_are_documented() {
         let (silence_seconds, max_records, cdc_deletion) = (Some(1), Some(1), Some(CdcDeletion::Hard));
-        let options = ReadOptions { silence_seconds, max_records, cdc_deletion, ..ReadOptions::default() };
+        let options = ReadOptions { cdc_deletion, silence_seconds, max_records, ..ReadOptions::default() };
         let options = serde_json::to_value(options).expect("plain fields");
         let mut expected: BTreeSet<String> = options.as_object().expect("an object").keys().cloned().collect();
         expected.extend(["syncId", "taskId", "nodelay"].map(str::to_owned));
