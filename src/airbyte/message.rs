@@ -252,7 +252,7 @@ impl<'a> Message<'a> {
 
 /// How many fields to name in a message.
 const MAX_KEYS: usize = 5;
-/// How much of a message that cannot be used is kept, in bytes: its beginning names its stream.
+/// Maximum length of the beginning of an unusable message that is retained, in bytes: its beginning names its stream.
 const MAX_INVALID: usize = 16 * 1024;
 
 /// Parses a line that is not a well-formed RECORD.

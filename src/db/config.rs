@@ -3,7 +3,7 @@
 //! Only syncctl uses this table, so it is in the own schema. A row replaces the configuration of all callers that send the
 //! one from which it was made.
 //!
-//! Earlier versions kept one row per sync: the key is still named `sync_id`, and their rows are used until a newer one
+//! Earlier versions stored one row per sync: the key is still named `sync_id`, and their rows are used until a newer one
 //! replaces them.
 //!
 //! Earlier versions created it beside the tables of the contract. From there its rows are moved; where that fails, that

@@ -1,7 +1,7 @@
 //! Destinations of rows: one trait, one module per destination.
 //!
 //! A sink handles streams, rows and commits; it does not know states, statuses or the connector. To add a destination,
-//! write its module and list it in [`DESTINATIONS`].
+//! write its module and list it in [`DESTINATIONS`]. `field_type` reads the JSON Schema of a field for all of them.
 
 mod bulker;
 mod discard;

@@ -11,7 +11,7 @@ use crate::airbyte::mixed_line::{Part, join, split};
 
 /// How many texts are tried as the rest of a message.
 const MAX_ATTEMPTS: u32 = 20;
-/// Longer beginnings do not wait, and of longer texts only the beginning is kept, in bytes.
+/// Longer beginnings do not wait, and longer texts are truncated to this length, in bytes.
 const MAX_WAITING: usize = 1 << 20;
 
 /// A part of a line.
@@ -99,7 +99,7 @@ impl Framing {
     }
 }
 
-/// The text, or its beginning if it is too long to be kept beside the line.
+/// A copy of the text, truncated so that it takes little memory beside the line.
 fn limited(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_WAITING + 1)].to_owned()
 }

@@ -1,6 +1,14 @@
 //! The streams of a read: their statuses, their counts, and which states may be stored.
 //!
-//! * Rows are committed before the state that follows them is stored (see `commits`).
+//! | module | owns |
+//! |---|---|
+//! | `spec` | what the catalog and the options mean for the destination |
+//! | `commits` | when rows are committed, and when the states after them may be stored |
+//! | `losses` | why a stream may miss rows |
+//! | `end` | how streams end |
+//! | `activity` | what the log shows of them |
+//!
+//! * Rows are committed before the state that follows them is stored.
 //! * The state of a failed stream is never stored.
 //! * A stream succeeds when the source reports COMPLETE and its rows are committed.
 
@@ -16,6 +24,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use activity::Activity;
+pub use commits::CommitLimits;
 use commits::HeldRecords;
 use losses::{RecordsSinceState, Unmapped};
 pub use spec::{merge_key, stream_specs};
@@ -24,8 +33,6 @@ use crate::airbyte::catalog::{ConfiguredCatalog, ConfiguredStream};
 use crate::airbyte::message::{Record, StreamName};
 use crate::airbyte::state::Progress;
 use crate::sidecar::sink::{Sink, StreamIndex, StreamSpec, Warning, WriteMode};
-pub use commits::CommitLimits;
-
 use crate::task::{Counts, Estimate, LoadCounts, ReadOptions, Received, StreamReport, StreamReports, StreamStatus};
 
 /// Why something that names a stream is ignored.

@@ -46,7 +46,7 @@ pub fn stream_spec(configured: &ConfiguredStream, options: &ReadOptions, progres
     }
 }
 
-/// The paths of the key by which the rows of a stream are merged; empty if rows with the same key are all kept.
+/// The paths of the key by which the rows of a stream are merged; empty if the table may have several rows with the same key.
 pub fn merge_key<'c>(configured: &'c ConfiguredStream, options: &ReadOptions) -> &'c [Vec<String>] {
     use DestinationSyncMode as Mode;
     let merges = match configured.destination_sync_mode {

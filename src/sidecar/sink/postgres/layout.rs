@@ -342,10 +342,10 @@ impl Layout {
             return true;
         }
         if let Widening::Forbidden(reason) = widening {
-            let kept = format!(
-                "column {name:?} keeps its type bigint instead of numeric, and numbers that it cannot hold are in {UNMAPPED}"
-            );
-            self.type_warnings.push(format!("{kept}: {reason}"));
+            self.type_warnings.push(format!(
+                "column {name:?} keeps its type bigint instead of numeric, and numbers that it cannot hold are in {UNMAPPED}: \
+                 {reason}"
+            ));
         }
         false
     }

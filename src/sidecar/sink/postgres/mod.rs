@@ -5,7 +5,7 @@
 //! | `config` | the fields of `destinationConfig` |
 //! | `names`, `types`, `inference`, `number`, `numeric`, `time`, `json` | names, types and values of columns |
 //! | `ownership`, `table_names`, `column_names` | which stream has which table, and which field which column |
-//! | `own_tables` | tables of results, which no stream may get |
+//! | `reserved_tables` | tables of results, which no stream may get |
 //! | `fields`, `column`, `layout`, `row_budget` | which field maps to which column, and how many values fit into a row |
 //! | `row`, `value`, `changes`, `airbyte_columns`, `reformat`, `copy` | rows in COPY's binary format |
 //! | `session`, `table`, `definition`, `text_habits`, `type_dependencies` | connections, transactions, DDL, what a table holds |
@@ -46,10 +46,10 @@ mod merge_key;
 pub(super) mod names;
 mod number;
 mod numeric;
-mod own_tables;
 mod ownership;
 mod prepare;
 mod reformat;
+mod reserved_tables;
 mod resources;
 mod row;
 mod row_budget;
@@ -169,7 +169,7 @@ impl PostgresSink {
         let (names, default_schema) = (&mut self.tables, &self.default_schema);
         let own = session.transaction(|client| {
             let without_marks = names.assign(client, specs, default_schema)?;
-            own_tables::find(client, without_marks)
+            reserved_tables::find(client, without_marks)
         });
         let own = own.map_err(|error| Failure::new(Class::DestinationFailed, session.sink_error(&error).text));
         self.resources.release_session(Some(session));

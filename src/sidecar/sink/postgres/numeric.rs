@@ -34,10 +34,10 @@ fn fit(decimal: &Decimal<'_>, limits: Option<(i64, i64)>) -> Fit {
     if decimal.precision() - decimal.magnitude <= after {
         return if decimal.magnitude <= before { Fit::Exact } else { Fit::Misfit };
     }
-    // The server rounds, half away from zero. Nines in all places that stay carry into one more.
-    let kept = usize::try_from(decimal.magnitude + after);
-    let carries = kept.is_ok_and(|kept| {
-        decimal.digits().take(kept).all(|digit| digit == b'9') && decimal.digits().nth(kept) >= Some(b'5')
+    // The server rounds, half away from zero. Nines in all remaining places carry into one more.
+    let places = usize::try_from(decimal.magnitude + after);
+    let carries = places.is_ok_and(|places| {
+        decimal.digits().take(places).all(|digit| digit == b'9') && decimal.digits().nth(places) >= Some(b'5')
     });
     if decimal.magnitude + i64::from(carries) <= before { Fit::Rounded } else { Fit::Misfit }
 }

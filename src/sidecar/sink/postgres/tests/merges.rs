@@ -313,8 +313,8 @@ fn keys_of_earlier_modes_are_dropped_if_they_are_ours() {
             let keyed = by_id(&[("id", integer()), ("v", text())]);
             load(&db, keyed.clone(), &[merged]);
             load(&db, StreamSpec { mode, primary_key: Vec::new(), ..keyed }, &[&rows]);
-            let kept = usize::from(mode == WriteMode::Append);
-            assert_eq!(db.count("t"), 3 + kept, "{mode:?}");
+            let earlier_rows = usize::from(mode == WriteMode::Append);
+            assert_eq!(db.count("t"), 3 + earlier_rows, "{mode:?}");
         }
     }
 }

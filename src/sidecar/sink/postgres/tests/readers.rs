@@ -46,11 +46,11 @@ const NEW: [&str; 2] = [r#"{"id":1,"v":"new"}"#, r#"{"id":3,"v":"new"}"#];
 #[test]
 fn an_open_reader_does_not_wait_and_sees_the_old_rows() {
     for (label, stream) in replacing_streams() {
-        for kept in [false, true] {
+        for has_newer_row in [false, true] {
             let mut db = TestSchema::new();
             db.run(TABLE);
-            if kept && stream.generation.id > 0 {
-                db.run("INSERT INTO t VALUES (9, 'kept', 2)");
+            if has_newer_row && stream.generation.id > 0 {
+                db.run("INSERT INTO t VALUES (9, 'newer', 2)");
             }
             let mut reader = db.connect();
             reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM t").expect("a snapshot");
@@ -58,7 +58,7 @@ fn an_open_reader_does_not_wait_and_sees_the_old_rows() {
             let seen = reader.query_one("SELECT count(*) FROM t WHERE v IN ('old')", &[]).expect("rows");
             assert_eq!(seen.get::<_, i64>(0), 3, "{label}");
             let mut expected = vec!["1|new", "3|new"];
-            expected.extend((kept && stream.generation.id > 0).then_some("9|kept"));
+            expected.extend((has_newer_row && stream.generation.id > 0).then_some("9|newer"));
             assert_eq!(db.rows("SELECT id, v FROM t ORDER BY id"), expected, "{label}");
         }
     }
