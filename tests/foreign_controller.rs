@@ -284,15 +284,16 @@ fn tasks_of_a_foreign_controller_are_followed_to_their_end_after_a_swap() {
     let quick = controller.launch(&read(&world, "rows s 1 5; status s COMPLETE", &["s"]));
     // It ends while the service follows it.
     let slow = controller.launch(&read(&world, "status t STARTED; sleep 10; rows t 1 5; status t COMPLETE", &["t"]));
-    let missing = controller.launch(&ForeignTask::new("spec", "syncctl-test/missing:1"));
-    let _service = Service::start_with(&world, |program| program.env("SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", "20"));
+    // Upper case is invalid, so that the error is permanent.
+    controller.launch(&ForeignTask::new("spec", "syncctl-test/Invalid:1"));
+    let _service = Service::start_with(&world, |program| program);
     eventually("neither a Pod nor a Secret is left", Duration::from_mins(3), || {
         world.place.leftovers().is_empty().then_some(())
     });
-    let specs = "SELECT string_agg(concat_ws(' ', package, specs ->> 'documentationUrl', left(error, 11)), ', ' ORDER BY 1) FROM source_spec";
+    let specs = "SELECT string_agg(concat_ws(' ', package, specs ->> 'documentationUrl', split_part(error, ':', 1)), ', ' ORDER BY 1) FROM source_spec";
     assert_eq!(
         world.schema.text(specs),
-        "syncctl-test/instant https://example.com/instant, syncctl-test/missing IMAGE_PULL:"
+        "syncctl-test/instant https://example.com/instant, syncctl-test/Invalid IMAGE_NOT_FOUND"
     );
     let status = |table: &str, key: &str| world.schema.text(&format!("SELECT status FROM {table} WHERE key = '{key}'"));
     assert_eq!(status("source_check", &check.id), "SUCCESS");
@@ -300,5 +301,4 @@ fn tasks_of_a_foreign_controller_are_followed_to_their_end_after_a_swap() {
     for task in [quick, slow] {
         assert_eq!(world.schema.task(&task.id), Some(("SUCCESS".to_owned(), String::new())));
     }
-    drop(missing);
 }
