@@ -234,7 +234,7 @@ fn a_read_of_a_missing_image_is_not_reported_as_cancelled() {
 fn a_missing_sidecar_image_is_reported_with_its_setting() {
     let Some(world) = World::in_cluster() else { return };
     let done = world
-        .syncctl(&["spec", INSTANT, "-o", "json", "--container-init-timeout-seconds", "8"])
+        .syncctl(&["spec", INSTANT, "-o", "json", "--container-init-timeout-seconds", world.place.patience()])
         .env("SYNCCTL_SIDECAR_IMAGE", "syncctl:none")
         .run();
     done.code(3);
@@ -404,7 +404,7 @@ fn a_database_that_only_the_pod_cannot_reach_is_reported_by_the_pod() {
     let Some(world) = World::in_cluster() else { return };
     let url = database::in_schema("postgresql://ann:hunter2-hunter2@127.0.0.1:1/ledger?sslmode=disable", "x");
     let done = world
-        .syncctl(&["spec", INSTANT, "-o", "json", "--container-init-timeout-seconds", "20"])
+        .syncctl(&["spec", INSTANT, "-o", "json", "--container-init-timeout-seconds", "60"])
         .env("SYNCCTL_SIDECAR_DATABASE_URL", &url)
         .run();
     done.fails(3, "DATABASE_UNREACHABLE", &["127.0.0.1", "ledger"]).hides("hunter2-hunter2");

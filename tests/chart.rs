@@ -24,7 +24,7 @@ fn install(world: &World, rules: &Value, environment: &[(&str, &str)]) -> Http {
         ("SYNCCTL_DATABASE_URL", url.as_str()),
         ("SYNCCTL_KUBERNETES_NAMESPACE", world.namespace().name.as_str()),
         ("SYNCCTL_CONTAINER_GRACE_SHUTDOWN_SECONDS", "5"),
-        ("SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", "30"),
+        ("SYNCCTL_CONTAINER_INIT_TIMEOUT_SECONDS", "60"),
         ("SYNCCTL_SOURCE_CPU_REQUEST_MILLICORES", "1"),
         ("SYNCCTL_SOURCE_MEMORY_REQUEST_MI", "16"),
     ];

@@ -141,9 +141,10 @@ impl Place {
         }
     }
 
-    /// Enough seconds for a start to fail: a registry answers at once, but Python must create an environment first.
+    /// Enough seconds for a start to fail on a busy machine: a registry answers at once, but Python must create an
+    /// environment first.
     pub fn patience(&self) -> &'static str {
-        if self.is_cluster() { "8" } else { "50" }
+        if self.is_cluster() { "20" } else { "50" }
     }
 
     /// All Pods, whoever made them.
