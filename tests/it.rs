@@ -38,6 +38,7 @@ mod outages;
 mod read;
 mod readme;
 mod refresh;
+mod security;
 mod serve;
 mod support;
 mod task_log;
