@@ -7,13 +7,14 @@
 //! Its thread pool may queue a connection although no thread is free. Every thread is free again as soon as a handler
 //! thread has read the body, and the guard has at most one request in progress per handler thread, so nothing waits.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -21,6 +22,7 @@ use tiny_http::{HTTPVersion, Header, Method, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
+use super::auth::Caller;
 use super::service::{Request, Response, Service, Target};
 
 /// The HTTP server behind the guard. Dropping it ends each thread after the request that it handles.
@@ -36,6 +38,18 @@ struct Library {
     socket: PathBuf,
     /// Behind [`Self::socket`].
     _socket_file: OwnedFd,
+    /// Who sends each request, by the number in the header [`NUMBER`].
+    callers: Mutex<HashMap<u64, Caller>>,
+    next_number: AtomicU64,
+}
+
+/// The header of a forwarded request that identifies it. Only the guard can set it: it forwards no header of a client.
+const NUMBER: &str = "Number";
+
+impl Library {
+    fn callers(&self) -> MutexGuard<'_, HashMap<u64, Caller>> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Library {
@@ -52,7 +66,8 @@ impl HttpServer {
         let (listener, socket_file) = private_socket(threads)?;
         let socket = PathBuf::from(format!("/proc/self/fd/{}", socket_file.as_raw_fd()));
         let server = Some(Server::from_listener(listener, None).map_err(io::Error::other)?);
-        let library = Arc::new(Library { server, socket, _socket_file: socket_file });
+        let (callers, next_number) = (Mutex::default(), AtomicU64::default());
+        let library = Arc::new(Library { server, socket, _socket_file: socket_file, callers, next_number });
         let http = Self { library, threads, stopping: Arc::default() };
         for _ in 0..threads {
             let (service, library, stopping) =
@@ -61,7 +76,7 @@ impl HttpServer {
                 while let Some(server) = library.server.as_ref().filter(|_| !stopping.load(Ordering::SeqCst)) {
                     // An error means that it no longer accepts connections: the guard notices.
                     if let Ok(request) = server.recv() {
-                        answer(service.as_ref(), request, max_response);
+                        answer(service.as_ref(), &library, request, max_response);
                     }
                 }
             })?;
@@ -70,9 +85,20 @@ impl HttpServer {
     }
 
     /// Sends a request and returns the bytes of the response. `ConnectionRefused`: the server no longer works.
-    pub async fn exchange(&self, method: &str, target: &str, body: Vec<u8>) -> io::Result<Vec<u8>> {
+    pub async fn exchange(&self, method: &str, target: &str, body: Vec<u8>, caller: Caller) -> io::Result<Vec<u8>> {
+        let number = self.library.next_number.fetch_add(1, Ordering::Relaxed);
+        self.library.callers().insert(number, caller);
+        let response = self.send(method, target, number, body).await;
+        // Where no handler has read the request.
+        self.library.callers().remove(&number);
+        response
+    }
+
+    async fn send(&self, method: &str, target: &str, number: u64, body: Vec<u8>) -> io::Result<Vec<u8>> {
         let length = body.len();
-        let head = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nConnection: close\r\n{NUMBER}: {number}\r\nContent-Length: {length}\r\n\r\n"
+        );
         let mut stream = tokio::net::UnixStream::connect(&self.library.socket).await?;
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(&body).await?;
@@ -115,10 +141,10 @@ fn private_socket(backlog: usize) -> io::Result<(UnixListener, OwnedFd)> {
 }
 
 /// Handles one request; there is always one response.
-fn answer(service: &dyn Service, mut request: tiny_http::Request, max_response: usize) {
+fn answer(service: &dyn Service, library: &Library, mut request: tiny_http::Request, max_response: usize) {
     let (path, without_body) =
         (request.url().split('?').next().unwrap_or_default().to_owned(), *request.method() == Method::Head);
-    let ours = read(&mut request);
+    let ours = read(library, &mut request);
     // Before the request is handled: it frees the library's thread.
     let mut writer = request.into_writer();
     let response = ours.map(|ours| catch_unwind(AssertUnwindSafe(|| service.handle(ours))));
@@ -142,13 +168,20 @@ fn answer(service: &dyn Service, mut request: tiny_http::Request, max_response: 
     }
 }
 
-fn read(request: &mut tiny_http::Request) -> io::Result<Request> {
+fn read(library: &Library, request: &mut tiny_http::Request) -> io::Result<Request> {
     let target = Target::parse(request.url()).map_err(io::Error::other)?;
     let method = if *request.method() == Method::Head { "GET".to_owned() } else { request.method().to_string() };
+    let number = request.headers().iter().find(|header| header.field.equiv(NUMBER));
+    let number: Option<u64> = number.and_then(|header| header.value.as_str().parse().ok());
+    let caller = number.and_then(|number| library.callers().remove(&number));
+    let caller = caller.ok_or_else(|| io::Error::other("nothing is known of its caller"))?;
     let length = request.body_length().unwrap_or_default();
     let mut body = Vec::with_capacity(length);
     request.as_reader().read_to_end(&mut body)?;
-    if body.len() == length { Ok(Request { method, target, body }) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    if body.len() != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Request { method, target, body, caller })
 }
 
 /// The bytes of a response that ends its connection.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::app::App;
-use super::service::{Exchange, Head, Pool, Request, Response, Service};
-use super::{auth, cancel, handlers};
+use super::auth::Caller;
+use super::service::{Admission, Exchange, Head, Pool, Request, Response, Service};
+use super::{cancel, handlers};
 
 /// One endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,15 +94,19 @@ fn find(method: &str, path: &str) -> Result<Endpoint, Response> {
 pub struct Routes(pub Arc<App>);
 
 impl Service for Routes {
-    fn admit(&self, head: &Head) -> Result<Pool, Response> {
+    fn admit(&self, head: &Head) -> Result<Admission, Response> {
         let endpoint = find(&head.method, &head.target.path);
-        let open = endpoint.as_ref().is_ok_and(|endpoint| endpoint.is_open());
         // Also for unknown paths: an unauthorized client learns nothing.
-        if !open && !self.0.tokens.accept(head.header("authorization")) {
-            tracing::debug!(peer = %head.peer, "rejected a request without a valid token");
-            return Err(auth::unauthorized());
-        }
-        Ok(if endpoint?.is_fast() { Pool::Fast } else { Pool::Blocking })
+        let caller = if endpoint.as_ref().is_ok_and(|endpoint| endpoint.is_open()) {
+            Caller::default()
+        } else {
+            self.0.tokens.identify(head.header("authorization")).ok_or_else(|| {
+                tracing::debug!(peer = %head.peer, "rejected a request without a valid token");
+                Response::unauthorized()
+            })?
+        };
+        let pool = if endpoint?.is_fast() { Pool::Fast } else { Pool::Blocking };
+        Ok(Admission { pool, caller })
     }
 
     fn handle(&self, request: Request) -> Response {
@@ -128,14 +133,15 @@ impl Service for Routes {
     }
 
     fn completed(&self, exchange: &Exchange<'_>) {
-        let Exchange { method, path, status, duration } = *exchange;
+        let Exchange { method, path, caller, status, duration } = *exchange;
         let path = path.map(template).unwrap_or_default();
         // Bounded labels.
         let route = ROUTES.iter().find(|(_, p, _)| *p == path).map_or("other", |(_, p, _)| p);
         let method = ["GET", "POST"].into_iter().find(|known| Some(*known) == method).unwrap_or("other");
         self.0.metrics.request(method, route, status, duration);
         if duration > SLOW {
-            tracing::warn!(method, route, status, ?duration, "slow request");
+            let token = caller.and_then(Caller::name);
+            tracing::warn!(method, route, status, token, ?duration, "slow request");
         }
     }
 }

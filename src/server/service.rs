@@ -9,17 +9,28 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
+use super::auth::Caller;
+
 /// The application behind the HTTP front.
 pub trait Service: Send + Sync + 'static {
     /// Decides from the head alone whether to read the body and handle the request: authorization, route, method.
     /// Runs on the thread that serves all connections: must not block.
-    fn admit(&self, head: &Head) -> Result<Pool, Response>;
+    fn admit(&self, head: &Head) -> Result<Admission, Response>;
 
     /// Handles a request. A panic is caught and answered with 500.
     fn handle(&self, request: Request) -> Response;
 
     /// Called once for each response, including those that the front sends itself. Must not block.
     fn completed(&self, exchange: &Exchange<'_>);
+}
+
+/// What [`Service::admit`] decides about a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    /// The thread pool that handles it.
+    pub pool: Pool,
+    /// Who sends it.
+    pub caller: Caller,
 }
 
 /// The thread pool that handles a request.
@@ -93,6 +104,8 @@ pub struct Request {
     pub target: Target,
     /// At most `Limits::body_bytes`.
     pub body: Vec<u8>,
+    /// Who sends it, as [`Service::admit`] has found.
+    pub caller: Caller,
 }
 
 /// A response.
@@ -120,6 +133,12 @@ impl Response {
         Self::json(status, &json!({"ok": false, "error": error}))
     }
 
+    /// The response to a request without a valid token.
+    pub fn unauthorized() -> Self {
+        Self::error(401, "a valid token is required: send the header Authorization: Bearer TOKEN")
+            .with_header("WWW-Authenticate", "Bearer realm=\"syncctl\"")
+    }
+
     /// An error of a request that the client may repeat after a second.
     pub fn busy(error: &str) -> Self {
         Self::error(503, error).with_header("Retry-After", "1")
@@ -138,6 +157,8 @@ impl Response {
 pub struct Exchange<'a> {
     /// The method as sent; `None` if the head could not be read.
     pub method: Option<&'a str>,
+    /// Who sends it; `None` if it was not admitted.
+    pub caller: Option<&'a Caller>,
     /// The path as sent. Unbounded: map it to a route before it becomes a metric label.
     pub path: Option<&'a str>,
     /// The status of the response.
@@ -148,7 +169,14 @@ pub struct Exchange<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::Target;
+    use super::{Response, Target};
+
+    #[test]
+    fn unauthorized_response_names_the_scheme() {
+        let response = Response::unauthorized();
+        assert_eq!(response.status, 401);
+        assert_eq!(response.headers, [("WWW-Authenticate".to_owned(), "Bearer realm=\"syncctl\"".to_owned())]);
+    }
 
     #[test]
     fn target_is_split_before_it_is_decoded() {

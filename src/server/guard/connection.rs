@@ -17,8 +17,9 @@ use super::body::{self, Body, BodyReader};
 use super::head::{self, Parsed};
 use super::limits::{Limits, REJECTIONS};
 use super::slots::{Slot, Slots};
+use crate::server::auth::Caller;
 use crate::server::http::{self, HttpServer};
-use crate::server::service::{Exchange, Pool, Response, Service};
+use crate::server::service::{Admission, Exchange, Pool, Response, Service};
 
 /// Bytes of a head read at a time: most are smaller.
 const HEAD_READ: usize = 2 << 10;
@@ -92,8 +93,9 @@ impl Shared {
     }
 
     /// Forwards a request to the HTTP server; returns the bytes of the response.
-    async fn forward(self: &Arc<Self>, pool: Pool, request: Parsed, body: Body) -> Result<Vec<u8>, Response> {
+    async fn forward(self: &Arc<Self>, admission: Admission, request: Parsed, body: Body) -> Result<Vec<u8>, Response> {
         let limits = &self.limits;
+        let Admission { pool, caller } = admission;
         let queue = match pool {
             Pool::Fast => &self.fast,
             Pool::Blocking => &self.blocking,
@@ -105,7 +107,7 @@ impl Shared {
         let shared = Arc::clone(self);
         // Continues after the timeout: the handler keeps its thread.
         let exchange = tokio::spawn(async move {
-            let response = shared.http.exchange(&request.method, &request.raw_target, body.bytes).await;
+            let response = shared.http.exchange(&request.method, &request.raw_target, body.bytes, caller).await;
             drop((permits, body.share));
             response
         });
@@ -150,8 +152,17 @@ pub async fn spawn(shared: &Arc<Shared>, mut stream: TcpStream, peer: SocketAddr
     if let Some(mut slot) = shared.slots.take().await {
         // Before the task runs for the first time: many new connections must not look busy.
         let evicted = slot.set_idle();
-        let connection =
-            Connection { shared, stream, peer, slot, buffer: Vec::new(), started: None, method: None, path: None };
+        let connection = Connection {
+            shared,
+            stream,
+            peer,
+            slot,
+            buffer: Vec::new(),
+            started: None,
+            method: None,
+            path: None,
+            caller: None,
+        };
         tokio::spawn(connection.serve(evicted));
     } else if let Ok(permit) = Arc::clone(&shared.rejections).try_acquire_owned() {
         tokio::spawn(async move {
@@ -189,6 +200,8 @@ struct Connection {
     started: Option<Instant>,
     method: Option<String>,
     path: Option<String>,
+    /// Set when the request is admitted.
+    caller: Option<Caller>,
 }
 
 impl Connection {
@@ -219,10 +232,11 @@ impl Connection {
         self.method = Some(request.method.clone());
         self.path = Some(request.head.target.path.clone());
         let admitted = catch_unwind(AssertUnwindSafe(|| shared.service.admit(&request.head)));
-        let pool = admitted.unwrap_or_else(|_| {
+        let admission = admitted.unwrap_or_else(|_| {
             tracing::error!(path = self.path, "admitting a request panicked: this is a bug");
             Err(Response::error(500, "internal error"))
         })?;
+        self.caller = Some(admission.caller.clone());
         if request.expects_continue && self.buffer.is_empty() {
             let write = self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
             let written = timeout(shared.limits.write_timeout, write).await;
@@ -231,7 +245,7 @@ impl Connection {
         let buffer = std::mem::take(&mut self.buffer);
         let reader = BodyReader::new(&mut self.stream, buffer, &shared.limits, &shared.body_budget);
         let body = reader.read(request.framing).await?;
-        Ok(shared.forward(pool, request, body).await?)
+        Ok(shared.forward(admission, request, body).await?)
     }
 
     /// Reads the head, unless the connection is evicted before.
@@ -280,7 +294,8 @@ impl Connection {
 
     async fn send(&mut self, response: Vec<u8>) -> bool {
         let duration = self.started.map(|started| started.elapsed()).unwrap_or_default();
-        let exchange = Exchange { method: self.method.as_deref(), path: self.path.as_deref(), status: 0, duration };
+        let (method, path, caller) = (self.method.as_deref(), self.path.as_deref(), self.caller.as_ref());
+        let exchange = Exchange { method, path, caller, status: 0, duration };
         self.shared.send(&mut self.stream, &response, exchange).await
     }
 

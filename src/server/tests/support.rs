@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::server::auth::{self, Tokens};
+use crate::server::auth::{Caller, Tokens};
 use crate::server::guard::{Guard, Limits};
-use crate::server::service::{Exchange, Head, Pool, Request, Response, Service};
+use crate::server::service::{Admission, Exchange, Head, Pool, Request, Response, Service};
 
 /// A test that waits longer hangs.
 pub const DEADLINE: Duration = Duration::from_mins(2);
@@ -32,15 +32,15 @@ pub struct TestService {
 }
 
 impl Service for TestService {
-    fn admit(&self, head: &Head) -> Result<Pool, Response> {
+    fn admit(&self, head: &Head) -> Result<Admission, Response> {
         assert!(head.peer.ip().is_loopback());
         match head.target.path.as_str() {
-            "/health" => return Ok(Pool::Fast),
+            "/health" => return Ok(Admission { pool: Pool::Fast, caller: Caller::default() }),
             "/panic-in-admit" => panic!("requested by the test"),
-            _ if self.tokens.accept(head.header("authorization")) => {}
-            _ => return Err(auth::unauthorized()),
+            _ => {}
         }
-        Ok(Pool::Blocking)
+        let caller = self.tokens.identify(head.header("authorization")).ok_or_else(Response::unauthorized)?;
+        Ok(Admission { pool: Pool::Blocking, caller })
     }
 
     fn handle(&self, request: Request) -> Response {

@@ -2,6 +2,8 @@
 //!
 //! Knows neither requests nor the environment. Errors name the position of an entry and never quote it.
 
+mod caller;
+
 use std::fmt::Write;
 
 use base64::Engine;
@@ -11,9 +13,10 @@ use secrecy::ExposeSecret;
 use sha2::{Digest, Sha512};
 use subtle::{Choice, ConstantTimeEq};
 
-use super::service::Response;
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
+
+pub use caller::Caller;
 
 /// Plain tokens and `salt.hash` pairs.
 const AUTH_TOKENS: &str = "SYNCCTL_AUTH_TOKENS";
@@ -81,6 +84,11 @@ impl Tokens {
     /// Whether there are hashes, and anybody knows the secret that they were made with: a token can be guessed offline.
     pub fn has_public_secret(&self) -> bool {
         !self.hashed.is_empty() && !self.has_own_secret
+    }
+
+    /// Who sends a request with this value of the `Authorization` header; `None` without a valid token.
+    pub fn identify(&self, authorization: Option<&str>) -> Option<Caller> {
+        self.accept(authorization).then(Caller::default)
     }
 
     /// Whether the value of the `Authorization` header is accepted.
@@ -183,12 +191,6 @@ pub fn hashed(token: &str, salt: &str, secret: &Secret) -> String {
     format!("{salt}.{}", hex::encode(hash(&[token, salt, secret.expose_secret()])))
 }
 
-/// The response to a request without a valid token.
-pub fn unauthorized() -> Response {
-    Response::error(401, "a valid token is required: send the header Authorization: Bearer TOKEN")
-        .with_header("WWW-Authenticate", "Bearer realm=\"syncctl\"")
-}
-
 fn each_entry(
     list: Option<&Secret>,
     variable: &str,
@@ -224,7 +226,7 @@ fn hash(parts: &[&str]) -> Hash {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_TOKEN_BYTES, Tokens, hashed, unauthorized};
+    use super::{MAX_TOKEN_BYTES, Tokens, hashed};
     use crate::failure::Failure;
     use crate::secret::Secret;
     use base64::Engine;
@@ -374,12 +376,5 @@ mod tests {
         for part in ["entry 1", "entry 2", "SYNCCTL_RAW_AUTH_TOKENS is set"] {
             assert!(error.contains(part), "{error}");
         }
-    }
-
-    #[test]
-    fn unauthorized_response_names_the_scheme() {
-        let response = unauthorized();
-        assert_eq!(response.status, 401);
-        assert_eq!(response.headers, [("WWW-Authenticate".to_owned(), "Bearer realm=\"syncctl\"".to_owned())]);
     }
 }
