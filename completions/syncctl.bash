@@ -1427,7 +1427,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__sidecar)
-            opts="-h --command --stdout-pipe-file --stderr-pipe-file --secrets-dir --config-dir --termination-log --mark --database-url --own-schema --started-at --package --package-version --connector-type --storage-key --sync-id --task-id --started-by --namespace --table-name-prefix --to-same-case --add-meta --deduplicate --full-sync --console-overwrite --log-level --db-log-level --task-timeout-hours --task-timeout-seconds --init-timeout-seconds --silence-seconds --commit-seconds --commit-mi --cdc-deletion --max-records --contract --help"
+            opts="-h --command --stdout-pipe-file --stderr-pipe-file --secrets-dir --config-dir --reports-dir --termination-log --mark --database-url --own-schema --started-at --package --package-version --connector-type --storage-key --sync-id --task-id --started-by --namespace --table-name-prefix --to-same-case --add-meta --deduplicate --full-sync --console-overwrite --log-level --db-log-level --task-timeout-hours --task-timeout-seconds --init-timeout-seconds --silence-seconds --commit-seconds --commit-mi --cdc-deletion --max-records --contract --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1450,6 +1450,10 @@ _syncctl() {
                     return 0
                     ;;
                 --config-dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --reports-dir)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

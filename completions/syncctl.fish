@@ -336,6 +336,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l stdout-pipe-
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l stderr-pipe-file -d 'FIFO of the connector\'s stderr' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l secrets-dir -d 'Folder of the task\'s compressed documents' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l config-dir -d 'Folder where the connector reads its documents' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l reports-dir -d 'Folder of the exit code and the resource usage of the connector' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l termination-log -d 'File for a failure that cannot be written to the database' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l mark -d 'Identifies a process of a local task' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l database-url -d 'Postgres database of results' -r

@@ -3,7 +3,7 @@
 //! Both ends are this program, possibly in different versions: anything here may only change together with [`VERSION`].
 
 /// Raised when one side can no longer work with an older version of the other.
-pub const VERSION: &str = "2";
+pub const VERSION: &str = "3";
 
 /// Exit code for [`SidecarExit::Failed`].
 pub const EXIT_FAILED: u8 = 1;
@@ -34,6 +34,9 @@ pub const SECRETS_DIR: &str = "/secrets";
 /// Where the sidecar unpacks the documents that the connector may see.
 pub const CONFIG_DIR: &str = "/config";
 
+/// The folder of the FIFOs. The connector sees it read-only: it can write into a FIFO there, but not replace one.
+pub const PIPES_DIR: &str = "/pipes";
+
 /// FIFO of the connector's stdout.
 pub const STDOUT_PIPE: &str = "/pipes/stdout";
 
@@ -43,11 +46,17 @@ pub const STDERR_PIPE: &str = "/pipes/stderr";
 /// Created next to the pipes once the pipes and the connector's documents exist.
 pub const READY_FILE: &str = "ready";
 
-/// Written next to the pipes when the connector has ended: its exit code as decimal text.
+/// The folder that the connector's container writes its reports to. Only [`crate::shared_folder`] may access its content.
+pub const REPORTS_DIR: &str = "/reports";
+
+/// How much the connector may store in that folder, in MiB.
+pub const MAX_REPORTS_MI: u64 = 1;
+
+/// A report, when the connector has ended: its exit code as decimal text.
 pub const EXIT_CODE_FILE: &str = "exit_code";
 
-/// Resource usage of the connector's container, next to the pipes, where the control group is readable: nanoseconds of
-/// CPU time and bytes of memory; after the connector's end, its peak memory.
+/// A report where the control group is readable: nanoseconds of CPU time and bytes of memory; after the connector's end,
+/// its peak memory.
 pub const METRICS_FILE: &str = "metrics";
 
 /// Where a sidecar that cannot write to its database leaves its failure: `{"class":"…","error":"…"}`.
@@ -60,6 +69,7 @@ pub mod variable {
     pub const STDERR_PIPE_FILE: &str = "STDERR_PIPE_FILE";
     pub const SECRETS_DIR: &str = "SYNCCTL_SECRETS_DIR";
     pub const CONFIG_DIR: &str = "SYNCCTL_CONFIG_DIR";
+    pub const REPORTS_DIR: &str = "SYNCCTL_REPORTS_DIR";
     pub const TERMINATION_LOG: &str = "SYNCCTL_TERMINATION_LOG";
     pub const DATABASE_URL: &str = "DATABASE_URL";
     pub const STARTED_AT: &str = "STARTED_AT";

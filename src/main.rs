@@ -18,6 +18,7 @@ mod process;
 mod retry;
 mod secret;
 mod server;
+mod shared_folder;
 mod sidecar;
 mod task;
 

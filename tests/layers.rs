@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// The parts of `src` from the bottom up, each with the parts below that it may import. `*`: all of them.
-const LAYERS: [(&str, &[&str]); 21] = [
+const LAYERS: [(&str, &[&str]); 22] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
@@ -16,13 +16,14 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("process", &[]),
     ("retry", &[]),
     ("secret", &[]),
+    ("shared_folder", &[]),
     ("captured_logs", &[]),
     ("env", &[]),
     ("task", &["env"]),
     ("output", &["failure"]),
     ("db", &["airbyte", "failure", "process", "retry", "secret", "task"]),
-    ("pod", &["airbyte", "contract", "failure", "process", "retry", "secret", "task"]),
-    ("sidecar", &["airbyte", "contract", "db", "failure", "http_client", "retry", "secret", "task"]),
+    ("pod", &["airbyte", "contract", "failure", "process", "retry", "secret", "shared_folder", "task"]),
+    ("sidecar", &["airbyte", "contract", "db", "failure", "http_client", "retry", "secret", "shared_folder", "task"]),
     ("config", &["contract", "db", "env", "failure", "http_client", "pod", "secret", "sidecar", "task"]),
     (
         "controller",

@@ -311,7 +311,8 @@ fn a_pod_contains_no_credentials_and_no_permissions() {
     let source = container("source");
     for mount in source["volumeMounts"].as_array().expect("mounts") {
         let path = mount["mountPath"].as_str().expect("a path");
-        assert!(["/config", "/pipes"].contains(&path), "the connector sees {path}");
+        assert!(["/config", "/pipes", "/reports"].contains(&path), "the connector sees {path}");
+        assert!(mount["readOnly"] == true || path == "/reports", "the connector writes to {path}");
     }
     assert!(!source.to_string().contains("secretKeyRef"), "{source}");
     let sidecar = container("sidecar");

@@ -36,6 +36,9 @@ pub struct SidecarArgs {
     /// Folder where the connector reads its documents
     #[arg(long, env = variable::CONFIG_DIR, default_value = contract::CONFIG_DIR)]
     config_dir: PathBuf,
+    /// Folder of the exit code and the resource usage of the connector
+    #[arg(long, env = variable::REPORTS_DIR, default_value = contract::REPORTS_DIR)]
+    reports_dir: PathBuf,
     /// File for a failure that cannot be written to the database
     #[arg(long, env = variable::TERMINATION_LOG, default_value = contract::TERMINATION_LOG)]
     termination_log: PathBuf,
@@ -239,6 +242,7 @@ impl SidecarArgs {
             source: SourceSettings {
                 stdout: self.stdout_pipe_file,
                 stderr: self.stderr_pipe_file,
+                reports: self.reports_dir,
                 config: self.config_dir,
                 init_timeout: Duration::from_secs(init_timeout),
                 silence: Duration::from_secs(silence),

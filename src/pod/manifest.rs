@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::payload::{Payload, TooLarge};
 use super::status::{INIT, SIDECAR, SOURCE};
-use crate::contract::{self, variable};
+use crate::contract::{self, MAX_REPORTS_MI, PIPES_DIR, REPORTS_DIR, variable};
 use crate::secret::Secret;
 use crate::task::{Task, TaskKind};
 
@@ -26,6 +26,10 @@ pub const START_AT: &str = "syncctl/start-at";
 pub const WAITING_POD: &str = "syncctl/pod";
 /// The user of the sidecar: any but root. Distroless images use this one.
 const SIDECAR_USER: i64 = 65532;
+/// The volume of the FIFOs.
+const PIPES: &str = "pipes";
+/// The volume of what the connector's container reports.
+const REPORTS: &str = "reports";
 /// The key of the functions' environment in the first Secret.
 const FUNCTIONS_ENV_KEY: &str = "FUNCTIONS_ENV";
 /// How long after the task's timeout the cluster ends a Pod that no process follows any more.
@@ -171,7 +175,11 @@ impl Launch<'_> {
         let metadata = self.metadata(self.task.pod_name());
         let foreign = settings.init_image.is_some();
         let has_files = keys.iter().any(|keys| !keys.is_empty());
-        let mut volumes = vec![json!({"name": "pipes", "emptyDir": {}})];
+        let reports_size = format!("{MAX_REPORTS_MI}Mi");
+        let mut volumes = vec![
+            json!({"name": PIPES, "emptyDir": {"sizeLimit": "1Mi"}}),
+            json!({"name": REPORTS, "emptyDir": {"medium": "Memory", "sizeLimit": reports_size}}),
+        ];
         if has_files {
             volumes.push(json!({"name": "config", "emptyDir": {"medium": "Memory"}}));
             volumes.push(json!({"name": "secrets", "projected": {"sources": self.secret_sources(keys)}}));
@@ -219,12 +227,14 @@ impl Launch<'_> {
     }
 
     fn source(&self, has_files: bool) -> Value {
-        let mut mounts = vec![json!({"name": "pipes", "mountPath": "/pipes"})];
+        let mut mounts = vec![
+            json!({"name": PIPES, "mountPath": PIPES_DIR, "readOnly": true}),
+            json!({"name": REPORTS, "mountPath": REPORTS_DIR}),
+        ];
         if has_files {
             mounts.push(json!({"name": "config", "mountPath": "/config", "readOnly": true}));
         }
-        let mut command =
-            vec!["sh".to_owned(), "-c".to_owned(), SOURCE_SCRIPT.to_owned(), "sh".to_owned(), "/pipes".to_owned()];
+        let mut command = ["sh", "-c", SOURCE_SCRIPT, "sh", PIPES_DIR, REPORTS_DIR].map(str::to_owned).to_vec();
         command.extend(self.connector_arguments());
         let mut environment = environment(&[
             ("USE_STREAM_CAPABLE_STATE", "true"),
@@ -268,7 +278,7 @@ impl Launch<'_> {
 
     fn sidecar(&self, has_files: bool) -> Value {
         let settings = self.settings;
-        let mut mounts = vec![json!({"name": "pipes", "mountPath": "/pipes"})];
+        let mut mounts = vec![json!({"name": PIPES, "mountPath": PIPES_DIR})];
         let mut container = json!({
             "name": SIDECAR,
             "image": settings.sidecar_image,
@@ -281,6 +291,7 @@ impl Launch<'_> {
                 mounts.push(json!({"name": "sidecar-config", "mountPath": "/config", "readOnly": true}));
             }
         } else {
+            mounts.push(json!({"name": REPORTS, "mountPath": REPORTS_DIR, "readOnly": true}));
             if has_files {
                 mounts.push(json!({"name": "config", "mountPath": "/config"}));
                 mounts.push(json!({"name": "secrets", "mountPath": "/secrets", "readOnly": true}));
@@ -363,7 +374,7 @@ pub fn pod_of_secret(secret: &str) -> &str {
 }
 
 fn init(image: &str, has_files: bool) -> Value {
-    let mut mounts = vec![json!({"name": "pipes", "mountPath": "/pipes"})];
+    let mut mounts = vec![json!({"name": PIPES, "mountPath": PIPES_DIR})];
     if has_files {
         mounts.push(json!({"name": "config", "mountPath": "/source-config"}));
         mounts.push(json!({"name": "sidecar-config", "mountPath": "/sidecar-config"}));
@@ -524,7 +535,9 @@ mod tests {
             let spec = objects.pod.spec.expect("a spec");
             let source = spec.containers.iter().find(|container| container.name == "source").expect("a source");
             let mounts: Vec<&str> = source.volume_mounts.iter().flatten().map(|mount| mount.name.as_str()).collect();
-            assert_eq!(mounts, ["pipes", "config"], "{label}");
+            assert_eq!(mounts, ["pipes", "reports", "config"], "{label}");
+            let mut writable = source.volume_mounts.iter().flatten().filter(|mount| mount.read_only != Some(true));
+            assert!(writable.all(|mount| mount.name == "reports"), "{label}");
             assert!(source.env.iter().flatten().all(|variable| variable.value_from.is_none()), "{label}");
         }
     }

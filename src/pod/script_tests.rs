@@ -15,13 +15,17 @@ const DEADLINE: Duration = Duration::from_mins(5);
 /// Where the script reads the container's control group.
 const GROUPS: &str = "/sys/fs/cgroup";
 
-/// The script with files in place of the pipes, and the folder `groups` in place of the control group.
+/// The script with files in place of the pipes, next to its reports, and the folder `groups` in place of the control group.
 fn source(shell: &[&str], entrypoint: Option<&str>, folder: &Path) -> Command {
+    source_with_reports(shell, entrypoint, folder, folder)
+}
+
+fn source_with_reports(shell: &[&str], entrypoint: Option<&str>, folder: &Path, reports: &Path) -> Command {
     std::fs::write(folder.join("ready"), "").expect("a file");
     assert!(SOURCE_SCRIPT.contains(GROUPS));
     let script = SOURCE_SCRIPT.replace(GROUPS, &folder.join("groups").display().to_string());
     let mut command = Command::new(shell[0]);
-    command.args(&shell[1..]).arg("-c").arg(script).arg("sh").arg(folder);
+    command.args(&shell[1..]).arg("-c").arg(script).arg("sh").args([folder, reports]);
     command.args(["check", "--config", "/a b"]).env_remove("AIRBYTE_ENTRYPOINT").stdin(Stdio::null());
     // The script sends TERM to its whole process group, which must not be the test's.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -104,6 +108,29 @@ fn the_script_forwards_arguments_output_and_exit_code() {
 }
 
 #[test]
+fn whatever_the_connector_leaves_in_the_reports_is_replaced() {
+    for shell in shells() {
+        for name in ["exit_code", "exit_code.new", "metrics", "metrics.last"] {
+            for attack in ["mkfifo $1", "ln -s $2 $1", "ln -s $2.none $1", "ln -s $(dirname $2) $1", "mkdir -p $1/a/b"]
+            {
+                let (folder, host) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+                create(V2_PEAK, folder.path());
+                let (target, host) = (folder.path().join(name), host.path().join("file"));
+                std::fs::write(&host, "host").expect("a file");
+                let connector = format!("sh -c '{attack}' sh {} {}", target.display(), host.display());
+                let status = source(&shell, Some(&connector), folder.path()).status().expect("a shell");
+                assert_eq!(status.code(), Some(0), "{shell:?}: {name}: {attack}");
+                let file = |name: &str| std::fs::read_to_string(folder.path().join(name)).ok();
+                let reports = (file("exit_code"), file("metrics"));
+                assert_eq!(reports, (Some("0\n".to_owned()), Some(PEAK.to_owned())), "{shell:?}: {name}: {attack}");
+                assert_eq!(std::fs::read_to_string(&host).expect("a file"), "host", "{shell:?}: {name}: {attack}");
+                assert!(!host.with_extension("none").exists() && !host.with_file_name("exit_code.new").exists());
+            }
+        }
+    }
+}
+
+#[test]
 fn term_reaches_the_connector_and_waits_for_its_end() {
     for shell in shells() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -161,11 +188,10 @@ fn usage_is_sampled_early_and_no_longer_after_a_failed_write() {
     for (shell, writable) in &cases {
         let folder = tempfile::tempdir().expect("a folder");
         create(V2_PEAK, folder.path());
-        for name in ["metrics.new", "metrics.last"].into_iter().filter(|_| !writable) {
-            std::fs::create_dir(folder.path().join(name)).expect("a folder instead of the file");
-        }
+        let reports = if *writable { folder.path() } else { Path::new("/nonexistent") };
         let connector = format!("while [ ! -e {}/stop ]; do sleep 0.1; done; :", folder.path().display());
-        let child = source(shell, Some(&connector), folder.path()).spawn().expect("a shell");
+        let command = source_with_reports(shell, Some(&connector), folder.path(), reports).spawn();
+        let child = command.expect("a shell");
         running_cases.push((shell, *writable, folder, child));
     }
     let metrics = |folder: &tempfile::TempDir| std::fs::read_to_string(folder.path().join("metrics")).ok();
@@ -192,7 +218,7 @@ fn usage_is_sampled_early_and_no_longer_after_a_failed_write() {
         assert_eq!(child.wait().expect("it ends").code(), Some(0), "{label}");
         assert_eq!(metrics(folder).as_deref(), writable.then_some(PEAK), "{label}: at the end");
         let stderr = std::fs::read_to_string(folder.path().join("stderr")).expect("a file");
-        assert_eq!(stderr, "", "{label}");
+        assert!(stderr.is_empty() == *writable && !stderr.contains("metrics"), "{label}: {stderr}");
         wait_until_all_ended(child.id(), &label);
     }
 }
@@ -206,7 +232,8 @@ fn the_kubelet_expands_nothing_in_the_script() {
 
 #[test]
 fn the_script_uses_the_file_names_of_the_contract() {
-    for file in [READY_FILE, EXIT_CODE_FILE, METRICS_FILE] {
-        assert!(SOURCE_SCRIPT.contains(&format!("$pipes/{file}")), "{file}");
+    assert!(SOURCE_SCRIPT.contains(&format!("\"$pipes/{READY_FILE}\"")));
+    for report in [EXIT_CODE_FILE, METRICS_FILE] {
+        assert!(SOURCE_SCRIPT.contains(&format!("report {report} ")), "{report}");
     }
 }

@@ -1,11 +1,21 @@
-# Runs the connector: waits for the pipes, redirects its output into them, forwards TERM, writes the exit code next to
-# the pipes and samples the resource usage of the container.
-# Arguments: the folder of the pipes, then the Airbyte command and its options. Must run in dash, busybox and bash.
-pipes=$1
-shift
+# Runs the connector: waits for the pipes, redirects its output into them, forwards TERM, reports the exit code and samples
+# the resource usage of the container.
+# Arguments: the folder of the pipes, which is read-only, the folder of the reports, then the Airbyte command and its options.
+# Must run in dash, busybox and bash.
+pipes=$1 reports=$2
+shift 2
+# Replaces a report. Its arguments: the name, the end of the temporary name, so that two writers do not mix, and the line.
+# The connector may have created either name, as a FIFO or a folder: neither may stop this script.
+report() {
+  report=$reports/$1
+  for file in "$report" "$report.$2"; do
+    { [ ! -e "$file" ] || [ -f "$file" ]; } && [ ! -L "$file" ] || rm -rf "$file"
+  done
+  echo "$3" >"$report.$2" && chmod 644 "$report.$2" && mv "$report.$2" "$report"
+}
 # Writes one line from the container's own control group: nanoseconds of CPU time and bytes of memory; nothing if there
-# is no control group to read. The argument names the temporary file, so that two writers do not mix. The last sample
-# holds the peak memory instead, where the kernel knows it: the connector has ended.
+# is no control group to read. The argument ends the name of the temporary file. The last sample holds the peak memory
+# instead, where the kernel knows it: the connector has ended.
 sample_usage() {
   cpu= memory= groups=/sys/fs/cgroup
   if [ -r $groups/memory.current ]; then
@@ -21,8 +31,7 @@ sample_usage() {
   fi
   [ $1 = new ] || [ ! -r $peak ] || now=$peak
   read -r memory <$now
-  umask 022
-  [ -n "$cpu" ] && [ -n "$memory" ] && echo "$cpu $memory" >$pipes/metrics.$1 && mv $pipes/metrics.$1 $pipes/metrics
+  [ -n "$cpu" ] && [ -n "$memory" ] && report metrics $1 "$cpu $memory"
 }
 # Samples early once, for short tasks, then as often as the sidecar reads. Stops for good when a sample fails. A process
 # that is just starting can lose a signal: TERM goes to the sleeper until it is gone, and to this process twice; if both
@@ -30,7 +39,7 @@ sample_usage() {
 watch_usage() {
   trap 'while kill $!; do sleep 0.05 || sleep 1; done; exit' TERM
   interval=2
-  while [ ! -e $pipes/exit_code ]; do
+  while [ ! -e "$reports/exit_code" ]; do
     sleep $interval &
     wait $! && sample_usage new || exit
     interval=10
@@ -40,7 +49,7 @@ finish() {
   # After TERM the output is incomplete, whatever exit code the connector chose.
   [ -z "$terminated" ] || code=143
   [ -z "$watcher" ] || { kill $watcher; sample_usage last; } 2>/dev/null
-  echo "$code" >$pipes/exit_code.new && chmod 644 $pipes/exit_code.new && mv $pipes/exit_code.new $pipes/exit_code
+  report exit_code new "$code"
   [ -z "$watcher" ] || kill $watcher 2>/dev/null
   exit "$code"
 }
@@ -49,13 +58,13 @@ terminated=
 watcher=
 trap 'exit 143' TERM
 tries=0
-while [ ! -e $pipes/ready ]; do
+while [ ! -e "$pipes/ready" ]; do
   tries=$((tries + 1))
   if [ $tries -gt 6000 ]; then echo "the sidecar did not create the pipes" >&2; code=125; finish; fi
   sleep 0.05 2>/dev/null || sleep 1
 done
 # stderr first: a reader may open the pipes in this order, one after the other.
-exec 2>$pipes/stderr >$pipes/stdout
+exec 2>"$pipes/stderr" >"$pipes/stdout"
 if [ -z "$AIRBYTE_ENTRYPOINT" ]; then
   echo "AIRBYTE_ENTRYPOINT is not set in this image" >&2
   code=127

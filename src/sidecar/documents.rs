@@ -13,6 +13,7 @@ use crate::airbyte::state;
 use crate::db::Db;
 use crate::failure::{Class, Failure};
 use crate::secret::Masker;
+use crate::shared_folder::SharedFolder;
 use crate::task::Task;
 
 /// The connector's configuration.
@@ -27,6 +28,9 @@ pub const DESTINATION: &str = "destinationConfig.json";
 /// Fields of the destination's configuration that identify it. Text may show them.
 const DESTINATION_IDENTITY: [&str; 9] =
     ["destinationType", "host", "port", "database", "username", "defaultSchema", "sslMode", "url", "destinationId"];
+
+/// The maximum size of a document that a foreign controller has unpacked, in bytes.
+const MAX_UNPACKED: u64 = 256 << 20;
 
 /// Between the name of a document and the number of one of its parts.
 const PART: &str = ".gz.";
@@ -53,13 +57,21 @@ impl Documents {
 
     fn read_unpacked(folder: &Path) -> std::io::Result<Self> {
         let mut files = BTreeMap::new();
-        for name in [CONFIG, CATALOG, STATE, DESTINATION] {
-            let path = folder.join(name);
-            match std::fs::read_to_string(&path) {
-                Ok(text) => _ = files.insert(name.to_owned(), text),
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
-                Err(error) => return Err(std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+        let shared = match SharedFolder::open(folder) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Self::default());
             }
+            shared => shared?,
+        };
+        for name in [CONFIG, CATALOG, STATE, DESTINATION] {
+            // The connector of such a Pod may write to the folder.
+            let text = shared
+                .read(name, MAX_UNPACKED)
+                .and_then(|text| text.map(String::from_utf8).transpose().map_err(std::io::Error::other));
+            let text = text.map_err(|error| {
+                std::io::Error::new(error.kind(), format!("{}: {error}", folder.join(name).display()))
+            })?;
+            files.extend(text.map(|text| (name.to_owned(), text)));
         }
         Ok(Self { files, changed: BTreeSet::new() })
     }

@@ -1,16 +1,14 @@
 //! Lines of bounded length from a FIFO.
 //!
 //! `open` on a FIFO blocks until the other end is open, forever if the other process has died. `O_RDONLY | O_NONBLOCK`
-//! does not block, and `poll` reports the end of the writers (`POLLHUP`) only after there was one, so that a connector
+//! ([`crate::shared_folder`]) does not block, and `poll` reports the end of the writers (`POLLHUP`) only after there was one, so that a connector
 //! that has not started yet is not mistaken for one that has ended.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 /// Requested capacity of the FIFO: fewer switches between connector and sidecar.
 const PIPE_BYTES: usize = 1024 * 1024;
@@ -22,18 +20,6 @@ const RETAINED: usize = 1024 * 1024;
 const LONG_LINE: usize = 4 * 1024 * 1024;
 /// How much of a line that is too long is reported.
 const HEAD: usize = 256;
-
-/// Creates a FIFO that any user may write to: recent connectors run as uid 1000, older ones as root. One that exists stays
-/// as it is: another user may own it.
-pub fn create_fifo(path: &Path) -> io::Result<()> {
-    let mode = Mode::from_raw_mode(0o666);
-    match rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0) {
-        // The umask may have removed bits.
-        Ok(()) => Ok(rustix::fs::chmod(path, mode)?),
-        Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
 
 /// The result of reading.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,15 +51,10 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Opens a FIFO without waiting for a writer. Longer lines than `limit` bytes are dropped.
-    pub fn open(path: &Path, limit: usize) -> io::Result<Self> {
-        let pipe = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    /// Of an open FIFO. Longer lines than `limit` bytes are dropped.
+    pub fn new(pipe: File, limit: usize) -> Self {
         // Optional: the kernel may refuse.
         rustix::pipe::fcntl_setpipe_size(&pipe, PIPE_BYTES).ok();
-        Ok(Self::new(pipe.into(), limit))
-    }
-
-    fn new(pipe: File, limit: usize) -> Self {
         Self {
             pipe: BufReader::with_capacity(BUFFER, pipe),
             limit,
@@ -169,7 +150,8 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::time::Duration;
 
-    use super::{Line, Lines, create_fifo};
+    use super::{Line, Lines};
+    use crate::shared_folder::SharedFolder;
 
     /// Only reached when a test hangs.
     const DEADLINE: Duration = Duration::from_mins(2);
@@ -236,12 +218,12 @@ mod tests {
     #[test]
     fn a_fifo_without_a_writer_is_idle_and_ends_after_its_writer() {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("stdout");
-        create_fifo(&path).expect("a FIFO");
-        let mut lines = Lines::open(&path, 100).expect("opening does not wait");
+        let shared = SharedFolder::open(folder.path()).expect("a folder");
+        shared.create_fifo("stdout").expect("a FIFO");
+        let mut lines = Lines::new(shared.open_fifo("stdout").expect("opening does not wait"), 100);
         assert_eq!(lines.next(Duration::from_millis(50)).expect("reading"), Line::Idle);
         assert!(lines.has_polled);
-        drop(OpenOptions::new().write(true).open(&path).expect("a writer"));
+        drop(OpenOptions::new().write(true).open(folder.path().join("stdout")).expect("a writer"));
         assert_eq!(lines.next(DEADLINE).expect("reading"), Line::Eof);
     }
 }

@@ -1,14 +1,12 @@
 //! The progress of a running read in its row: per-stream counts and statuses, and the connector's resource usage.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
-
+use crate::contract::METRICS_FILE;
 use crate::db::Db;
+use crate::shared_folder::SharedFolder;
 use crate::task::{StreamReports, TaskMetrics};
 
 /// How often an unchanged row is written, as a heartbeat: a row without one counts as stale after an hour.
@@ -31,8 +29,8 @@ pub struct ProgressReporter {
 struct Row {
     db: Db,
     task_id: String,
-    /// Written by the connector's wrapper.
-    metrics_file: PathBuf,
+    /// Where the connector's wrapper writes its resource usage.
+    connector_reports: Option<SharedFolder>,
 }
 
 struct Progress {
@@ -43,8 +41,8 @@ struct Progress {
 
 impl ProgressReporter {
     /// Starts the thread, which writes at once.
-    pub fn start(db: Db, task_id: String, metrics_file: PathBuf, reports: StreamReports) -> Self {
-        let row = Row { db, task_id, metrics_file };
+    pub fn start(db: Db, task_id: String, connector_reports: Option<SharedFolder>, reports: StreamReports) -> Self {
+        let row = Row { db, task_id, connector_reports };
         let shared = Arc::new((Mutex::new(Progress { reports, changed: true, ended: false }), Condvar::new()));
         let thread = std::thread::spawn({
             let (row, shared) = (row.clone(), Arc::clone(&shared));
@@ -79,7 +77,7 @@ impl ProgressReporter {
 
     /// Writes the resource usage of the connector, if it is known, without waiting for an unavailable database.
     pub fn write_metrics(&self, reports: &StreamReports) {
-        if read_metrics(&self.row.metrics_file).is_some() {
+        if self.row.metrics().is_some() {
             let db = self.row.db.with_retry_timeout(METRICS_TIMEOUT);
             Row { db, ..self.row.clone() }.write(reports);
         }
@@ -114,21 +112,22 @@ impl Row {
     }
 
     fn write(&self, reports: &StreamReports) {
-        let metrics = read_metrics(&self.metrics_file);
+        let metrics = self.metrics();
         if let Err(error) = self.db.report_progress(&self.task_id, reports, metrics.as_ref()) {
             tracing::warn!(%error, "cannot write the progress of the task");
         }
     }
+
+    fn metrics(&self) -> Option<TaskMetrics> {
+        read_metrics(self.connector_reports.as_ref()?)
+    }
 }
 
 /// The resource usage of the connector's container. `None` without a valid file: not every container can read its control
-/// group. The connector can write to the folder as well, so this neither blocks nor follows links.
-fn read_metrics(path: &Path) -> Option<TaskMetrics> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-    let mut line = String::new();
-    file.take(MAX_METRICS).read_to_string(&mut line).ok()?;
-    parse_metrics(&line)
+/// group.
+fn read_metrics(reports: &SharedFolder) -> Option<TaskMetrics> {
+    let line = reports.read(METRICS_FILE, MAX_METRICS).ok()??;
+    parse_metrics(str::from_utf8(&line).ok()?)
 }
 
 /// Nanoseconds of CPU time and bytes of memory.
@@ -143,7 +142,7 @@ fn parse_metrics(line: &str) -> Option<TaskMetrics> {
 #[cfg(test)]
 mod tests {
     use super::{parse_metrics, read_metrics};
-    use crate::sidecar::lines::create_fifo;
+    use crate::shared_folder::SharedFolder;
     use crate::task::TaskMetrics;
 
     #[test]
@@ -164,19 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn foreign_metrics_files_are_ignored() {
+    fn long_metrics_files_are_ignored() {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("metrics");
-        assert_eq!(read_metrics(&path), None, "no file");
-        std::fs::write(&path, "1000000 1\n").expect("a file");
-        assert_eq!(read_metrics(&path), Some(TaskMetrics { cpu_seconds: 0.001, memory_bytes: 1 }));
-        std::fs::write(&path, "1".repeat(100_000)).expect("a file");
-        assert_eq!(read_metrics(&path), None, "a long file");
-        std::fs::remove_file(&path).expect("a file");
-        create_fifo(&path).expect("a FIFO without a writer");
-        assert_eq!(read_metrics(&path), None, "a FIFO");
-        std::fs::remove_file(&path).expect("a FIFO");
-        std::os::unix::fs::symlink("/proc/self/stat", &path).expect("a link");
-        assert_eq!(read_metrics(&path), None, "a link");
+        let reports = SharedFolder::open(folder.path()).expect("a folder");
+        assert_eq!(read_metrics(&reports), None, "no file");
+        std::fs::write(folder.path().join("metrics"), "1000000 1\n").expect("a file");
+        assert_eq!(read_metrics(&reports), Some(TaskMetrics { cpu_seconds: 0.001, memory_bytes: 1 }));
+        std::fs::write(folder.path().join("metrics"), "1".repeat(100_000)).expect("a file");
+        assert_eq!(read_metrics(&reports), None, "a long file");
     }
 }

@@ -133,8 +133,7 @@ impl<'a> Session<'a> {
         let mut sink = destination.connect(task).map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
         sink.assign_tables(&stream_specs(&catalog, &task.options, &progress).collect::<Vec<_>>())?;
         let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
-        let reporter =
-            ProgressReporter::start(db.clone(), task.task_id.clone(), source.metrics_file(), streams.reports());
+        let reporter = ProgressReporter::start(db.clone(), task.task_id.clone(), source.reports(), streams.reports());
         let now = Instant::now();
         Ok(Self {
             read,

@@ -3,8 +3,7 @@
 mod framing;
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,16 +11,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use framing::{Framing, Piece};
-use rustix::fs::Mode;
 
 use super::crash;
 use super::documents::Documents;
-use super::lines::{Line, Lines, create_fifo};
+use super::lines::{Line, Lines};
 use super::log::{Level, TaskLog};
 use crate::airbyte::message::Message;
-use crate::contract::{EXIT_CODE_FILE, METRICS_FILE, READY_FILE};
+use crate::contract::{EXIT_CODE_FILE, READY_FILE};
 use crate::db::Writer;
 use crate::failure::{Class, Failure};
+use crate::shared_folder::SharedFolder;
 
 /// The longest line of stdout: a row with a document in it. The buffer only grows for such a line.
 const MAX_STDOUT_LINE: usize = 128 * 1024 * 1024;
@@ -40,27 +39,33 @@ const SIGNAL_EXIT_CODES: [i32; 2] = [130, 143];
 const KILLED: i32 = 137;
 /// How long after the connector's signal our own may arrive.
 const OWN_SIGNAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The mode of files that any user may read and none may change.
+const READ_ONLY: u32 = 0o444;
 /// How many of the last lines go into the text of a failure.
 const LAST_LINES: usize = 10;
 /// How much of each of the last lines goes into the text of a failure, in bytes.
 const LAST_LINE_BYTES: usize = 500;
+/// The maximum size of the file with the exit code.
+const MAX_EXIT_CODE: u64 = 16;
 /// How much of each of the last lines is masked before it is truncated.
 const MASKED_LINE_BYTES: usize = 64 * 1024;
 
 /// Where the connector is, and how long it may take.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The FIFO of its stdout. The wrapper's files are next to it.
+    /// The FIFO of its stdout. The file that the wrapper waits for is next to it.
     pub stdout: PathBuf,
     /// The FIFO of its stderr.
     pub stderr: PathBuf,
+    /// The folder of the wrapper's reports.
+    pub reports: PathBuf,
     /// The folder of its documents.
     pub config: PathBuf,
     /// How long it may take to start.
     pub init_timeout: Duration,
     /// How long it may write nothing.
     pub silence: Duration,
-    /// Our wrapper runs it: it waits for the ready file and writes the exit code. A foreign controller's Pod has no wrapper:
+    /// Our wrapper runs it: it waits for the ready file and reports the exit code. A foreign controller's Pod has no wrapper:
     /// the pipes and the documents are there, and the connector ends with its pipes.
     pub is_wrapped: bool,
 }
@@ -112,6 +117,8 @@ pub enum Input<'a> {
 pub struct Pipes {
     stdout: Lines,
     stderr: Lines,
+    /// Where the connector's wrapper reports; `None` without a wrapper.
+    reports: Option<SharedFolder>,
     settings: Settings,
 }
 
@@ -130,6 +137,8 @@ pub struct Source {
 /// Everything about the connector except its stdout.
 struct Connector {
     settings: Settings,
+    /// Where its wrapper reports; `None` without a wrapper.
+    reports: Option<SharedFolder>,
     activity: Arc<Activity>,
     stderr_thread: Option<JoinHandle<()>>,
     log: TaskLog,
@@ -201,28 +210,31 @@ impl Pipes {
         let failure = |path: &Path, error: &io::Error| {
             Failure::new(Class::SidecarFailed, format!("cannot create {}: {error}", path.display()))
         };
-        let open = |path: &Path, limit| {
-            create_fifo(path).and_then(|()| Lines::open(path, limit)).map_err(|error| failure(path, &error))
-        };
+        let config = || SharedFolder::open(&settings.config).map_err(|error| failure(&settings.config, &error));
         if settings.is_wrapped {
             for (name, content) in documents.for_connector() {
-                let path = settings.config.join(name);
-                write_read_only(&path, content.as_bytes()).map_err(|error| failure(&path, &error))?;
+                let replaced = config()?.replace(name, content.as_bytes(), READ_ONLY);
+                replaced.map_err(|error| failure(&settings.config.join(name), &error))?;
             }
         } else {
             for (name, content) in documents.changed_for_connector() {
-                let path = settings.config.join(name);
-                std::fs::write(&path, content.as_bytes()).map_err(|error| failure(&path, &error))?;
+                let written = config()?.overwrite(name, content.as_bytes());
+                written.map_err(|error| failure(&settings.config.join(name), &error))?;
             }
         }
+        let open = |path: &Path, limit| open_fifo(path, limit).map_err(|error| failure(path, &error));
         let stderr = open(&settings.stderr, MAX_STDERR_LINE)?;
         let stdout = open(&settings.stdout, MAX_STDOUT_LINE)?;
+        let settings = settings.clone();
         if !settings.is_wrapped {
-            return Ok(Self { stdout, stderr, settings: settings.clone() });
+            return Ok(Self { stdout, stderr, reports: None, settings });
         }
+        // Before the connector starts: later its path may lead elsewhere.
+        let reports = SharedFolder::open(&settings.reports).map_err(|error| failure(&settings.reports, &error))?;
         let ready = settings.stdout.with_file_name(READY_FILE);
-        std::fs::write(&ready, "").map_err(|error| failure(&ready, &error))?;
-        Ok(Self { stdout, stderr, settings: settings.clone() })
+        in_folder(&ready, |folder, name| folder.replace(name, b"", READ_ONLY))
+            .map_err(|error| failure(&ready, &error))?;
+        Ok(Self { stdout, stderr, reports: Some(reports), settings })
     }
 }
 
@@ -242,6 +254,7 @@ impl Source {
         let stderr_thread = Some(stderr_thread);
         let connector = Connector {
             settings: pipes.settings,
+            reports: pipes.reports,
             activity,
             stderr_thread,
             log: log.clone(),
@@ -260,9 +273,9 @@ impl Source {
         }
     }
 
-    /// The file with the resource usage of the connector's container.
-    pub fn metrics_file(&self) -> PathBuf {
-        self.connector.settings.stdout.with_file_name(METRICS_FILE)
+    /// Where the connector's wrapper reports.
+    pub fn reports(&self) -> Option<SharedFolder> {
+        self.connector.reports.clone()
     }
 
     /// Notes activity other than output: while the caller handles a message that takes long, nothing is read.
@@ -376,14 +389,16 @@ impl Source {
 }
 
 impl Connector {
-    fn exit_code_file(&self) -> PathBuf {
-        self.settings.stdout.with_file_name(EXIT_CODE_FILE)
+    /// The exit code that the wrapper has reported, if any. An error: something else has the name of the report.
+    fn exit_code(&self) -> io::Result<Option<i32>> {
+        let Some(reports) = &self.reports else { return Ok(None) };
+        let Some(text) = reports.read(EXIT_CODE_FILE, MAX_EXIT_CODE)? else { return Ok(None) };
+        Ok(str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok()))
     }
 
     /// Whether it has ended before it wrote anything.
     fn has_ended_early(&self) -> bool {
-        let is_silent = !self.activity.has_output.load(Ordering::Relaxed);
-        is_silent && self.settings.is_wrapped && self.exit_code_file().exists()
+        !self.activity.has_output.load(Ordering::Relaxed) && matches!(self.exit_code(), Ok(Some(_)))
     }
 
     /// Notes a message. Log messages go to the task's log.
@@ -430,9 +445,13 @@ impl Connector {
 
     /// How the connector has ended.
     fn end(&mut self, stop: &Stop) -> Input<'static> {
-        let path = self.exit_code_file();
-        let read = || std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
-        let code: Option<i32> = if self.settings.is_wrapped { wait_for(EXIT_CODE_TIMEOUT, read) } else { None };
+        let reported = || self.exit_code().ok().flatten();
+        let code = self.reports.as_ref().and_then(|_| wait_for(EXIT_CODE_TIMEOUT, reported));
+        if code.is_none()
+            && let Err(error) = self.exit_code()
+        {
+            self.log.write(Level::Warn, "syncctl", &format!("the connector's exit code is ignored: {error}"));
+        }
         if let Some(thread) = self.stderr_thread.take() {
             wait_for(STDERR_TIMEOUT, || thread.is_finished().then_some(()));
         }
@@ -521,11 +540,17 @@ fn wait_for<T>(timeout: Duration, poll: impl Fn() -> Option<T>) -> Option<T> {
     }
 }
 
-/// Writes a file that any user may read and none may change.
-fn write_read_only(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(content)?;
-    Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444))?)
+/// Creates a FIFO, where there is none, and opens it.
+fn open_fifo(path: &Path, limit: usize) -> io::Result<Lines> {
+    let fifo = in_folder(path, |folder, name| folder.create_fifo(name).and_then(|()| folder.open_fifo(name)))?;
+    Ok(Lines::new(fifo, limit))
+}
+
+/// Accesses a name in its folder.
+fn in_folder<T>(path: &Path, access: impl FnOnce(&SharedFolder, &str) -> io::Result<T>) -> io::Result<T> {
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or(ErrorKind::InvalidFilename)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    access(&SharedFolder::open(folder)?, name)
 }
 
 #[cfg(test)]

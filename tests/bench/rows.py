@@ -93,7 +93,7 @@ def sidecar(syncctl, scratch, messages, columns, destination, key=None, repeat=1
     With a key the rows are merged by it.
     """
     work = Path(tempfile.mkdtemp(dir=scratch))
-    for folder in ("pipes", "secrets", "config"):
+    for folder in ("pipes", "reports", "secrets", "config"):
         (work / folder).mkdir()
     catalog = {"streams": [{"stream": {"name": "items", "json_schema": {"properties": columns}},
                             "sync_mode": "incremental", "primary_key": [[key]] if key else [],
@@ -105,7 +105,7 @@ def sidecar(syncctl, scratch, messages, columns, destination, key=None, repeat=1
         "DATABASE_URL": f"{DATABASE}&search_path={SCHEMA}",
         "STDOUT_PIPE_FILE": str(work / "pipes/stdout"), "STDERR_PIPE_FILE": str(work / "pipes/stderr"),
         "SYNCCTL_SECRETS_DIR": str(work / "secrets"), "SYNCCTL_CONFIG_DIR": str(work / "config"),
-        "SYNCCTL_CONTRACT": CONTRACT,
+        "SYNCCTL_REPORTS_DIR": str(work / "reports"), "SYNCCTL_CONTRACT": CONTRACT,
     }
     begin = time.monotonic()
     process = subprocess.Popen([syncctl, "sidecar"], env=environment)
@@ -113,8 +113,8 @@ def sidecar(syncctl, scratch, messages, columns, destination, key=None, repeat=1
     def source():
         while not (work / "pipes/ready").exists():
             time.sleep(0.002)
-        script = 'pipes=$1; shift; exec 2>"$pipes/stderr" >"$pipes/stdout"; cat "$@"; echo 0 >"$pipes/exit_code"'
-        subprocess.run(["sh", "-c", script, "sh", work / "pipes", *[messages] * repeat], check=True)
+        script = 'cd "$1"; shift; exec 2>pipes/stderr >pipes/stdout; cat "$@"; echo 0 >reports/exit_code'
+        subprocess.run(["sh", "-c", script, "sh", work, *[messages] * repeat], check=True)
 
     feeder = threading.Thread(target=source)
     feeder.start()

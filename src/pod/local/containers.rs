@@ -11,8 +11,8 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use super::cgroup::Limits;
 use super::process::{self, MARK};
 use super::record::ConnectorSettings;
-use super::store::{TaskDirectory, io_failure, private_file};
-use crate::contract::variable;
+use super::store::{CONFIG, HOME, PIPES, REPORTS, SECRETS, TMP, TaskDirectory, io_failure, private_file};
+use crate::contract::{CONFIG_DIR, PIPES_DIR, REPORTS_DIR, variable};
 use crate::failure::{Class, Failure};
 use crate::pod::connector::Connector;
 use crate::pod::connector::container::{Mount, RunOptions};
@@ -53,8 +53,9 @@ pub fn start_sidecar(pod: &Pod, directory: &TaskDirectory) -> Result<Child, Fail
     let mut environment: BTreeMap<String, String> = inherited().collect();
     environment.extend(variables(container(pod, SIDECAR)?, directory)?);
     for (name, path) in [
-        (variable::SECRETS_DIR, "secrets"),
-        (variable::CONFIG_DIR, "config"),
+        (variable::SECRETS_DIR, SECRETS),
+        (variable::CONFIG_DIR, CONFIG),
+        (variable::REPORTS_DIR, REPORTS),
         (variable::TERMINATION_LOG, TERMINATION_LOG),
     ] {
         environment.insert(name.to_owned(), directory.join(path).display().to_string());
@@ -79,13 +80,15 @@ pub fn start_source(
     let container = container(pod, SOURCE)?;
     let arguments = container.command.clone().unwrap_or_default();
     let own_variables = variables(container, directory)?;
-    let home = directory.join("home");
+    let home = directory.join(HOME);
     let command = match connector {
         Connector::Host { entrypoint, environment } => {
             let mut arguments = arguments.iter();
             let mut command = Command::new(arguments.next().map_or("sh", String::as_str));
             // Some arguments are paths in the Pod's volumes.
-            let is_path = |argument: &str| ["/pipes", "/config/"].iter().any(|prefix| argument.starts_with(prefix));
+            let is_path = |argument: &str| {
+                [PIPES_DIR, REPORTS_DIR].contains(&argument) || argument.starts_with(&format!("{CONFIG_DIR}/"))
+            };
             command.args(arguments.map(|text| if is_path(text) { directory.on_host(text) } else { text.clone() }));
             command.env_clear();
             match &settings.exec {
@@ -95,14 +98,15 @@ pub fn start_source(
             // The supervisor samples the usage.
             command.env("SYNCCTL_USAGE", "external").env("AIRBYTE_ENTRYPOINT", entrypoint);
             command.envs(own_variables).envs(environment.iter().map(|(name, value)| (name, value)));
-            command.env("HOME", &home).env("TMPDIR", directory.join("tmp"));
+            command.env("HOME", &home).env("TMPDIR", directory.join(TMP));
             command
         }
         Connector::Container { engine, image } => {
-            let (pipes, config) = (directory.join("pipes"), directory.join("config"));
+            let [pipes, reports, config] = [PIPES, REPORTS, CONFIG].map(|name| directory.join(name));
             let mounts = [
-                Mount { host: &pipes, inside: "/pipes", read_only: false },
-                Mount { host: &config, inside: "/config", read_only: true },
+                Mount { host: &pipes, inside: PIPES_DIR, read_only: true },
+                Mount { host: &reports, inside: REPORTS_DIR, read_only: false },
+                Mount { host: &config, inside: CONFIG_DIR, read_only: true },
             ];
             let own_variables: Vec<(&str, &str)> =
                 own_variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -192,7 +196,7 @@ fn variables(container: &Container, directory: &TaskDirectory) -> Result<Vec<(St
     let value = |variable: &k8s_openapi::api::core::v1::EnvVar| {
         let secret = variable.value_from.as_ref().and_then(|from| from.secret_key_ref.as_ref());
         if let Some(secret) = secret {
-            let file = directory.join("secrets").join(&secret.key);
+            let file = directory.join(SECRETS).join(&secret.key);
             return std::fs::read_to_string(&file).map_err(|error| io_failure("read", &file, &error));
         }
         // As the kubelet expands it.

@@ -34,11 +34,13 @@ use super::{
     Backend, Callback, Coordination, Launcher, LeaderElection, Leadership, Ownership, PodError, PodEvent, PodOfTask,
     PodRef, Scope, Shutdown, Subscription, TaskPod, WaitingTask, Watcher, attempt_of, task_of,
 };
+use crate::contract;
 use crate::failure::Failure;
 use crate::pod::connector::Runtime;
+use crate::shared_folder::SharedFolder;
 use crate::task::Task;
 use record::{ConnectorSettings, TaskRecord};
-use store::{TaskDirectory, TaskStore, io_failure, private_file};
+use store::{CONFIG, HOME, PIPES, REPORTS, SECRETS, TMP, TaskDirectory, TaskStore, io_failure, private_file};
 pub use supervisor::supervise;
 use waiting::{Prepared, WaitingStore};
 
@@ -133,19 +135,25 @@ impl LocalBackend {
 
     fn fill(&self, directory: &TaskDirectory, secrets: &[Secret]) -> io::Result<()> {
         // The user of a container needs access to what is mounted into it. The task directory itself is private.
-        for (name, mode) in [("pipes", 0o777), ("config", 0o755), ("secrets", 0o700), ("home", 0o700), ("tmp", 0o700)] {
+        let folders =
+            [(PIPES, 0o755), (REPORTS, 0o777), (CONFIG, 0o755), (SECRETS, 0o700), (HOME, 0o700), (TMP, 0o700)];
+        for (name, mode) in folders {
             let path = directory.join(name);
             std::fs::create_dir(&path)?;
             std::fs::set_permissions(&path, PermissionsExt::from_mode(mode))?;
         }
+        let pipes = SharedFolder::open(&directory.join(PIPES))?;
+        for pipe in [contract::STDOUT_PIPE, contract::STDERR_PIPE] {
+            pipes.create_fifo(pipe.rsplit('/').next().unwrap_or_default())?;
+        }
         for (key, value) in secrets.iter().flat_map(|secret| secret.data.iter().flatten()) {
-            private_file(&directory.join("secrets").join(key))?.write_all(&value.0)?;
+            private_file(&directory.join(SECRETS).join(key))?.write_all(&value.0)?;
         }
         let settings = ConnectorSettings {
             exec: self.settings.exec.clone(),
             runtime: self.settings.runtime,
             cache: self.settings.cache.clone(),
-            working_directory: std::env::current_dir().unwrap_or_else(|_| directory.join("home")),
+            working_directory: std::env::current_dir().unwrap_or_else(|_| directory.join(HOME)),
         };
         private_file(&directory.join(ConnectorSettings::FILE))?.write_all(&serde_json::to_vec(&settings)?)
     }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use crate::contract::METRICS_FILE;
 use crate::process;
 use crate::retry::Backoff;
+use crate::shared_folder::SharedFolder;
 
 /// The variable that marks the processes of a task; its value is the task's directory. The only `SYNCCTL_` variable that a
 /// connector of `--exec` gets.
@@ -152,7 +153,8 @@ fn marked(task_directory: &Path) -> Vec<u32> {
 #[derive(Clone)]
 pub struct UsageSampler {
     pid: u32,
-    pipes: PathBuf,
+    /// `None`: it cannot be opened, and the task works without its usage.
+    reports: Option<SharedFolder>,
     delays: Backoff,
     next: Instant,
     peak_bytes: Arc<AtomicU64>,
@@ -160,10 +162,10 @@ pub struct UsageSampler {
 
 impl UsageSampler {
     /// For a process that has just started.
-    pub fn new(pid: u32, pipes: &Path) -> Self {
+    pub fn new(pid: u32, reports: &Path) -> Self {
         let mut delays = SAMPLE_DELAYS;
         let next = Instant::now() + delays.next_delay();
-        Self { pid, pipes: pipes.to_owned(), delays, next, peak_bytes: Arc::default() }
+        Self { pid, reports: SharedFolder::open(reports).ok(), delays, next, peak_bytes: Arc::default() }
     }
 
     /// Writes a sample if the last one is old enough.
@@ -190,10 +192,9 @@ impl UsageSampler {
     }
 
     fn write(&self, nanoseconds: u64, bytes: u64) {
-        let (new, file) = (self.pipes.join("metrics.new"), self.pipes.join(METRICS_FILE));
-        // Errors are ignored: a task works without metrics.
-        if std::fs::write(&new, format!("{nanoseconds} {bytes}\n")).is_ok() {
-            std::fs::rename(&new, &file).ok();
+        if let Some(reports) = &self.reports {
+            // Errors are ignored: a task works without metrics.
+            reports.replace(METRICS_FILE, format!("{nanoseconds} {bytes}\n").as_bytes(), 0o644).ok();
         }
     }
 }

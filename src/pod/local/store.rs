@@ -32,6 +32,18 @@ pub struct TaskDirectory {
 const CREATION_LOCK: &str = ".making";
 /// The supervisor's lock.
 const LOCK: &str = "lock";
+/// The folder of the FIFOs, which exist before anything foreign runs. The connector may not write to it.
+pub const PIPES: &str = "pipes";
+/// The folder that the connector's container reports to: the only one that it may write to and that others read.
+pub const REPORTS: &str = "reports";
+/// The folder of the connector's documents. The connector may not write to it.
+pub const CONFIG: &str = "config";
+/// The folder of all documents and credentials, for the sidecar alone; removed before the connector starts.
+pub const SECRETS: &str = "secrets";
+/// The home folder of a connector that is no image.
+pub const HOME: &str = "home";
+/// Its folder of temporary files.
+pub const TMP: &str = "tmp";
 /// A request to end the task: the grace period of its containers in seconds, or nothing for that of the Pod.
 const DELETION: &str = "delete";
 

@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::cgroup::{ControlGroup, Limits};
 use super::process::{self, UsageSampler};
 use super::record::{ConnectorSettings, TaskRecord, abandoned};
-use super::store::{TaskDirectory, TaskStore, io_failure};
+use super::store::{HOME, PIPES, REPORTS, SECRETS, TaskDirectory, TaskStore, io_failure};
 use super::watch::DirectoryWatch;
 use super::{cleanup, containers};
 use crate::contract::READY_FILE;
@@ -219,7 +219,7 @@ impl Supervisor {
         let limits = if engine.is_none() { containers::limits(&self.record.pod, name) } else { Limits::default() };
         let group = ControlGroup::create(self.directory.name(), name, limits);
         group.add(pid, limits);
-        let usage = (name == SOURCE && engine.is_none()).then(|| UsageSampler::new(pid, &self.directory.join("pipes")));
+        let usage = (name == SOURCE && engine.is_none()).then(|| UsageSampler::new(pid, &self.directory.join(REPORTS)));
         if usage.is_some() {
             self.usage.clone_from(&usage);
         }
@@ -235,7 +235,7 @@ impl Supervisor {
                 let is_oom_killed = group.is_oom_killed()
                     || engine.is_some_and(|engine| {
                         let state = engine.state(directory.name()).ok().flatten();
-                        state.is_some_and(|state| engine.ran_out_of_memory(state, &directory.join("home")))
+                        state.is_some_and(|state| engine.ran_out_of_memory(state, &directory.join(HOME)))
                     });
                 let exit = containers::exit(name, &status, is_oom_killed, &directory);
                 events.send(Event::Exited(name, exit)).ok();
@@ -285,10 +285,10 @@ impl Supervisor {
 
     /// Does what no event reports.
     fn poll(&mut self) {
-        if !self.are_secrets_removed && self.directory.join("pipes").join(READY_FILE).exists() {
+        if !self.are_secrets_removed && self.directory.join(PIPES).join(READY_FILE).exists() {
             // The sidecar has read its documents, and the connector, which starts now, must not see them.
             self.are_secrets_removed = true;
-            if let Err(error) = std::fs::remove_dir_all(self.directory.join("secrets"))
+            if let Err(error) = std::fs::remove_dir_all(self.directory.join(SECRETS))
                 && error.kind() != ErrorKind::NotFound
             {
                 tracing::warn!(%error, "cannot remove the documents of the task before its end");

@@ -19,6 +19,7 @@ fn source(folder: &Path, timeout: Duration) -> Source {
     let settings = Settings {
         stdout: folder.join("stdout"),
         stderr: folder.join("stderr"),
+        reports: folder.to_owned(),
         config: folder.to_owned(),
         init_timeout: DEADLINE,
         silence: DEADLINE,

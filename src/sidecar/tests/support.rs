@@ -117,6 +117,7 @@ impl World {
             source: SourceSettings {
                 stdout: folder.path().join("stdout"),
                 stderr: folder.path().join("stderr"),
+                reports: folder.path().to_owned(),
                 config: folder.path().to_owned(),
                 init_timeout: DEADLINE,
                 silence: DEADLINE,
