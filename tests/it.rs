@@ -28,6 +28,7 @@ mod faker;
 mod foreign_controller;
 mod foreign_sidecar;
 mod hostile;
+mod hostile_connector;
 mod kill;
 mod layers;
 mod lifecycle;

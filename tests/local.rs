@@ -299,7 +299,7 @@ fn the_tasks_of_a_killed_service_end_and_the_next_service_records_it() {
 }
 
 /// A command that uses the tests' Podman; `None` if there is none.
-fn in_podman(world: &World, arguments: &[&str]) -> Option<Program> {
+pub fn in_podman(world: &World, arguments: &[&str]) -> Option<Program> {
     let variable = |name: &str| std::env::var(name).ok();
     let podman = variable("SYNCCTL_TEST_PODMAN")?;
     let program =

@@ -255,6 +255,14 @@ mod tests {
     }
 
     #[test]
+    fn documents_that_a_connector_has_replaced_by_links_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::os::unix::fs::symlink("/proc/self/environ", folder.path().join(STATE)).expect("a link");
+        let failure = Documents::read(&folder.path().join("secrets"), folder.path()).err().expect("a link");
+        assert!(failure.text.contains("state.json is a symbolic link, not a regular file"), "{failure}");
+    }
+
+    #[test]
     fn the_state_of_a_foreign_controller_is_filtered() {
         let catalog = r#"{"streams":[{"stream":{"name":"whole"},"sync_mode":"full_refresh"},
                                       {"stream":{"name":"grows"},"sync_mode":"incremental"}]}"#;

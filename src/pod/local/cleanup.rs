@@ -79,6 +79,23 @@ mod tests {
     }
 
     #[test]
+    fn links_in_a_task_directory_are_removed_and_not_followed() {
+        let (_state, store) = store();
+        let host = tempfile::tempdir().expect("a directory");
+        std::fs::write(host.path().join("file"), "x").expect("a file");
+        let lock = store.create_directory("t", |directory| {
+            std::fs::create_dir(directory.join("reports"))?;
+            std::os::unix::fs::symlink(host.path().join("file"), directory.join("reports/exit_code"))?;
+            std::os::unix::fs::symlink(host.path(), directory.join("reports/folder"))?;
+            std::os::unix::fs::symlink(host.path(), directory.join("secrets"))
+        });
+        drop(lock.expect("a task"));
+        remove_abandoned(&store).expect("a cleanup");
+        assert!(!store.directory("t").path().exists());
+        assert!(host.path().join("file").exists());
+    }
+
+    #[test]
     fn a_half_written_record_is_removed_unless_its_writer_lives() {
         let (_state, store) = store();
         let half = store.root().join("t.json.new");

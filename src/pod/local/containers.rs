@@ -1,7 +1,9 @@
 //! The two containers of a task as processes of this machine: what the manifest describes, with this machine's paths.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,7 +14,7 @@ use super::cgroup::Limits;
 use super::process::{self, MARK};
 use super::record::ConnectorSettings;
 use super::store::{CONFIG, HOME, PIPES, REPORTS, SECRETS, TMP, TaskDirectory, io_failure, private_file};
-use crate::contract::{CONFIG_DIR, PIPES_DIR, REPORTS_DIR, variable};
+use crate::contract::{CONFIG_DIR, MAX_REPORTS_MI, PIPES_DIR, REPORTS_DIR, variable};
 use crate::failure::{Class, Failure};
 use crate::pod::connector::Connector;
 use crate::pod::connector::container::{Mount, RunOptions};
@@ -21,7 +23,9 @@ use crate::pod::status::{Exit, SIDECAR, SOURCE};
 /// The sidecar's termination message.
 const TERMINATION_LOG: &str = "termination-log";
 /// Bytes at the end of a container's log that explain its failure.
-const LOG_TAIL: usize = 2000;
+const LOG_TAIL: u64 = 2000;
+/// How much the connector's container may write before, or instead of, using the pipes.
+const MAX_LOG_MI: u64 = 16;
 /// The user's variables that a connector gets: as few as in a container, and those that it needs for the network.
 const INHERITED: [&str; 22] = [
     "PATH",
@@ -157,11 +161,55 @@ pub fn exit(name: &str, status: &io::Result<ExitStatus>, is_oom_killed: bool, di
     };
     let termination_message = std::fs::read_to_string(directory.join(TERMINATION_LOG)).ok();
     let message = termination_message.filter(|_| name == SIDECAR).unwrap_or_else(|| {
-        let log = if code == 0 { Vec::new() } else { std::fs::read(log_path(name, directory)).unwrap_or_default() };
-        let text = String::from_utf8_lossy(&log);
-        text[text.ceil_char_boundary(text.len().saturating_sub(LOG_TAIL))..].trim().to_owned()
+        let log = if code == 0 { Vec::new() } else { tail(&log_path(name, directory)).unwrap_or_default() };
+        String::from_utf8_lossy(&log).trim_start_matches('\u{fffd}').trim().to_owned()
     });
     Exit { code, reason: reason.to_owned(), message }
+}
+
+/// Why the connector's container must end: it stores more than the cluster would allow. The `sh` of an image is as foreign
+/// as the rest of it, so this includes what it writes before it uses the pipes.
+pub fn exceeded_storage(directory: &TaskDirectory) -> Option<Failure> {
+    let log = std::fs::symlink_metadata(log_path(SOURCE, directory)).map_or(0, |metadata| metadata.len());
+    let exceeded = |what: &str, limit: u64| {
+        let text = format!("the connector's container wrote more than {limit} MiB to {what}");
+        Some(Failure::new(Class::Evicted, text).with_hint("run only connectors that you trust"))
+    };
+    if log > MAX_LOG_MI << 20 {
+        exceeded("its own output instead of the pipes", MAX_LOG_MI)
+    } else if exceeds(&directory.join(REPORTS), &mut (MAX_REPORTS_MI << 20)) {
+        exceeded(REPORTS_DIR, MAX_REPORTS_MI)
+    } else {
+        None
+    }
+}
+
+/// Whether the files in a folder take more than the remaining bytes. An entry counts as a block at least, so that many small
+/// ones end the search, too.
+fn exceeds(folder: &Path, remaining: &mut u64) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let Ok(metadata) = entry.metadata() else { continue };
+        let size = (metadata.blocks() * 512).max(4096);
+        if size > *remaining {
+            return true;
+        }
+        *remaining -= size;
+        if metadata.is_dir() && exceeds(&entry.path(), remaining) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The last bytes of a log.
+fn tail(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// What a container writes before, or instead of, using the pipes.
@@ -203,4 +251,30 @@ fn variables(container: &Container, directory: &TaskDirectory) -> Result<Vec<(St
         Ok(variable.value.as_deref().unwrap_or_default().replace("$$", "$"))
     };
     container.env.iter().flatten().map(|variable| Ok((variable.name.clone(), value(variable)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LOG_TAIL, exceeded_storage, tail};
+    use crate::pod::local::store::{REPORTS, TaskDirectory};
+
+    #[test]
+    fn reports_and_output_of_a_container_are_bounded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = TaskDirectory::at(folder.path());
+        let exceeded = || exceeded_storage(&directory).map(|failure| failure.text);
+        assert_eq!(exceeded(), None, "nothing yet");
+        let reports = folder.path().join(REPORTS);
+        std::fs::create_dir(&reports).expect("a folder");
+        std::os::unix::fs::symlink("/proc/self/root", reports.join("link")).expect("a link");
+        std::fs::write(reports.join("exit_code"), vec![0; 900 << 10]).expect("a file");
+        assert_eq!(exceeded(), None, "links are not followed");
+        let deep = (0..40).fold(reports.join("a"), |path, _| path.join("a"));
+        std::fs::create_dir_all(&deep).expect("folders");
+        assert!(exceeded().expect("many folders").ends_with("1 MiB to /reports"));
+        std::fs::remove_dir_all(reports.join("a")).expect("folders");
+        std::fs::File::create(folder.path().join("source.log")).and_then(|log| log.set_len(17 << 20)).expect("a file");
+        assert!(exceeded().expect("a long log").contains("16 MiB"));
+        assert_eq!(tail(&folder.path().join("source.log")).expect("a file").len() as u64, LOG_TAIL);
+    }
 }

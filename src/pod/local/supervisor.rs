@@ -297,6 +297,15 @@ impl Supervisor {
         if let Some(usage) = &mut self.usage {
             usage.sample_if_due();
         }
+        if self.source.is_some()
+            && self.record.failure.is_none()
+            && let Some(failure) = containers::exceeded_storage(&self.directory)
+        {
+            // As the kubelet evicts a Pod. The controller deletes the task.
+            self.record.failure = Some(failure);
+            self.save_record();
+            self.terminate();
+        }
     }
 
     /// Kills and removes everything of the task.
