@@ -117,7 +117,8 @@ variables! {
     INSTANCE_ID "ID" = "a UUID stored in ~/.syncctl/instance_id",
         "Name of this process in metrics and in the Lease; env://NAME takes it from another variable";
     HTTP_MAX_BODY_MI "MI" = "32", "Size limit of a request body";
-    HTTP_MAX_CONNECTIONS "COUNT" = "1024", "Limit of concurrent connections";
+    HTTP_MAX_CONNECTIONS "COUNT" = "1024",
+        "Limit of concurrent connections; three quarters of them for requests, of which one address has three quarters";
     START_SPREAD_SECONDS "SECONDS" = "59",
         "Longest delay of a scheduled read where more than four are due at once; 0 starts all of them at once";
     SYNC_TASK_LOG_SIZE "ROWS" = "3000",

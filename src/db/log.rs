@@ -19,6 +19,8 @@ use crate::task::{Task, to_millis};
 
 /// Characters of a message that are read: other programs may have written megabytes.
 const MAX_MESSAGE_LENGTH: i32 = 4000;
+/// The longest messages that are read together, in bytes.
+const MAX_READ_BYTES: i64 = 4 << 20;
 /// Rows that one transaction of the retention deletes.
 const BATCH: u32 = 5_000;
 /// Longer ages would exceed the server's calendar.
@@ -138,15 +140,22 @@ impl Db {
         self.run("look for a log line", |tx| tx.exists("SELECT 1 FROM task_log WHERE id = $1", &[(&id, Type::UUID)]))
     }
 
-    /// The last lines of a task in the order in which they were logged, each cut to [`MAX_MESSAGE_LENGTH`].
+    /// The last lines of a task in the order in which they were logged, each cut to [`MAX_MESSAGE_LENGTH`], as many as
+    /// [`MAX_READ_BYTES`] hold.
     pub fn last_logs(&self, task_id: &str, limit: u32) -> Result<Vec<LogLine>, DbError> {
         // The sum keeps the server from using the index on `timestamp`, through which it would read the lines of all
         // later tasks to find those of one that ended long ago.
-        let sql = "SELECT level, logger, left(message, $3), timestamp FROM
-               (SELECT * FROM task_log WHERE task_id = $1
-                ORDER BY timestamp + interval '0' DESC, id DESC LIMIT $2) AS last
-             ORDER BY timestamp, id";
-        let params = [text(&task_id), (&i64::from(limit) as _, Type::INT8), (&MAX_MESSAGE_LENGTH as _, Type::INT4)];
+        let sql = "SELECT level, logger, message, timestamp FROM
+               (SELECT *, sum(octet_length(message)) OVER (ORDER BY timestamp DESC, id DESC) AS bytes FROM
+                   (SELECT id, level, logger, left(message, $3) AS message, timestamp FROM task_log WHERE task_id = $1
+                    ORDER BY timestamp + interval '0' DESC, id DESC LIMIT $2) AS last) AS sized
+             WHERE bytes <= $4 ORDER BY timestamp, id";
+        let params = [
+            text(&task_id),
+            (&i64::from(limit) as _, Type::INT8),
+            (&MAX_MESSAGE_LENGTH as _, Type::INT4),
+            (&MAX_READ_BYTES as _, Type::INT8),
+        ];
         self.run("read log lines", |tx| {
             tx.rows(sql, &params, |row| {
                 Ok(LogLine {

@@ -25,6 +25,8 @@ use crate::task::{StreamReports, Task, TaskMetrics, TaskStatus, to_millis};
 
 /// The longest description in a list, in bytes: some hundred streams.
 const MAX_LISTED_DESCRIPTION: usize = 64 * 1024;
+/// The longest descriptions in a list together, in bytes: those of the newest tasks.
+const MAX_LISTED_DESCRIPTIONS: usize = 4 << 20;
 
 /// The most tasks of one statement.
 const BATCH: usize = 1000;
@@ -342,8 +344,16 @@ impl Db {
         let listed = format!("CASE WHEN octet_length(description) <= {MAX_LISTED_DESCRIPTION} THEN description END");
         self.run("read the tasks of a sync", |tx| {
             let sql = format!(
-                "SELECT {} FROM source_task WHERE sync_id = $1 ORDER BY started_at DESC, task_id DESC LIMIT $2",
-                columns(tx)?.replacen("description", &listed, 1)
+                "SELECT {} FROM
+                   (SELECT *, sum(octet_length({listed})) OVER (ORDER BY started_at DESC, task_id DESC) AS bytes FROM
+                      (SELECT * FROM source_task WHERE sync_id = $1 ORDER BY started_at DESC, task_id DESC LIMIT $2) AS last
+                   ) AS sized
+                 ORDER BY started_at DESC, task_id DESC",
+                columns(tx)?.replacen(
+                    "description",
+                    &format!("CASE WHEN bytes <= {MAX_LISTED_DESCRIPTIONS} THEN {listed} END AS description"),
+                    1
+                )
             );
             tx.rows(&sql, &[text(&sync_id), (&i64::from(limit), Type::INT8)], StoredTask::decode)
         })

@@ -18,12 +18,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tiny_http::{HTTPVersion, Header, Method, Server};
+use tiny_http::{HTTPVersion, Header, Method, Server, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 use super::auth::Caller;
 use super::service::{Request, Response, Service, Target};
+
+/// Bytes that are read from a response before its length is known.
+const RESPONSE_READ: usize = 8 << 10;
 
 /// The HTTP server behind the guard. Dropping it ends each thread after the request that it handles.
 pub struct HttpServer {
@@ -103,8 +106,15 @@ impl HttpServer {
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(&body).await?;
         drop(body);
-        let mut response = Vec::new();
-        stream.read_to_end(&mut response).await?;
+        let mut response = Vec::with_capacity(RESPONSE_READ);
+        while stream.read_buf(&mut response).await? > 0 {
+            // A vector that grows as it is read would take up to twice the size.
+            if response.len() <= RESPONSE_READ
+                && let Some(length) = total_length(&response)
+            {
+                response.reserve_exact(length.saturating_sub(response.len()) + 1);
+            }
+        }
         if response.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(response) }
     }
 }
@@ -140,6 +150,15 @@ fn private_socket(backlog: usize) -> io::Result<(UnixListener, OwnedFd)> {
     })
 }
 
+/// The bytes of a response as its head, which we wrote, declares them; `None` where the head is incomplete.
+fn total_length(response: &[u8]) -> Option<usize> {
+    const NAME: &[u8] = b"\r\nContent-Length: ";
+    let head = memchr::memmem::find(response, b"\r\n\r\n")? + 4;
+    let start = memchr::memmem::find(&response[..head], NAME)? + NAME.len();
+    let digits = response[start..head].split(|byte| *byte == b'\r').next()?;
+    head.checked_add(std::str::from_utf8(digits).ok()?.parse().ok()?)
+}
+
 /// Handles one request; there is always one response.
 fn answer(service: &dyn Service, library: &Library, mut request: tiny_http::Request, max_response: usize) {
     let (path, without_body) =
@@ -163,7 +182,8 @@ fn answer(service: &dyn Service, library: &Library, mut request: tiny_http::Requ
             Response::error(500, "internal error")
         }
     };
-    if let Err(error) = writer.write_all(&bytes(response, without_body)).and_then(|()| writer.flush()) {
+    let (head, body) = print(response, without_body);
+    if let Err(error) = writer.write_all(&head).and_then(|()| writer.write_all(&body)).and_then(|()| writer.flush()) {
         tracing::debug!(path, %error, "cannot send a response");
     }
 }
@@ -186,9 +206,17 @@ fn read(library: &Library, request: &mut tiny_http::Request) -> io::Result<Reque
 
 /// The bytes of a response that ends its connection.
 pub fn bytes(response: Response, without_body: bool) -> Vec<u8> {
+    let (mut head, body) = print(response, without_body);
+    head.extend_from_slice(&body);
+    head
+}
+
+/// The head and the body of a response that ends its connection. The body is not copied.
+fn print(response: Response, without_body: bool) -> (Vec<u8>, Vec<u8>) {
     let Response { status, content_type, headers, body } = response;
     let standard = [("Server".to_owned(), "syncctl".to_owned()), ("Content-Type".to_owned(), content_type)];
-    let mut response = tiny_http::Response::from_data(body).with_chunked_threshold(usize::MAX).with_status_code(status);
+    let mut response = tiny_http::Response::new(StatusCode(status), Vec::new(), io::empty(), Some(body.len()), None)
+        .with_chunked_threshold(usize::MAX);
     for (name, value) in standard.into_iter().chain(headers) {
         // A line break in a value would start another header.
         let is_clean = value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
@@ -197,11 +225,13 @@ pub fn bytes(response: Response, without_body: bool) -> Vec<u8> {
             _ => tracing::error!(name, "omitting an invalid header of a response"),
         }
     }
-    let mut bytes = Vec::new();
-    response.raw_print(&mut bytes, HTTPVersion(1, 1), &[], without_body, None).expect("writing to a Vec does not fail");
+    let mut head = Vec::new();
+    response.raw_print(&mut head, HTTPVersion(1, 1), &[], true, None).expect("writing to a Vec does not fail");
     // The library does not let us set this header.
-    if let Some(end) = memchr::memmem::find(&bytes, b"\r\n") {
-        bytes.splice(end + 2..end + 2, *b"Connection: close\r\n");
+    if let Some(end) = memchr::memmem::find(&head, b"\r\n") {
+        head.splice(end + 2..end + 2, *b"Connection: close\r\n");
     }
-    bytes
+    // Their responses have no body.
+    let is_empty = without_body || matches!(status, 100..=199 | 204 | 304);
+    (head, if is_empty { Vec::new() } else { body })
 }

@@ -48,8 +48,9 @@ const CONNECT_INTERVAL: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// How long busy requests may take at shutdown: within the default termination grace period of 30 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bodies of the maximum size in memory at a time. Preparing one for the cluster takes its size once more.
-const LARGE_BODIES: usize = 2;
+/// Bodies of the maximum size in memory at a time, of which one client has two at most. Preparing one for the cluster takes
+/// its size once more.
+const LARGE_BODIES: usize = 3;
 
 /// Serves until the process receives a signal.
 pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
@@ -78,7 +79,7 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     let limits = Limits {
         connections: serve.max_connections,
         body_bytes: serve.max_body,
-        total_body_bytes: serve.max_body.saturating_mul(LARGE_BODIES),
+        total_bytes: serve.max_body.saturating_mul(LARGE_BODIES),
         ..Limits::default()
     };
     let app = Arc::new(App::new(settings, serve, tokens, backend, &instance_id, shutdown.clone()));

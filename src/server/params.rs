@@ -27,6 +27,11 @@ const MAX_STARTED_BY_BYTES: usize = 16 * 1024;
 /// The largest `silenceSeconds`: a week, longer than the default timeout of a task.
 const MAX_SILENCE_SECONDS: u32 = 7 * 24 * 3600;
 
+/// Tasks of a list without `limit`.
+pub const DEFAULT_TASKS: u32 = 50;
+/// Log lines of a task without `logs`.
+pub const DEFAULT_LOG_LINES: u32 = 100;
+
 /// The problems of a request, one entry each.
 pub type Problems = Vec<String>;
 
@@ -316,14 +321,14 @@ pub fn cancel(pairs: &[(String, String)]) -> Result<Cancel, Problems> {
 /// `GET /tasks`: the sync, and the maximum number of tasks.
 pub fn tasks(pairs: &[(String, String)]) -> Result<(String, u32), Problems> {
     let mut query = Query::new(pairs);
-    let tasks = (query.id("syncId"), query.number("limit", 50, 1..=500));
+    let tasks = (query.id("syncId"), query.number("limit", DEFAULT_TASKS, 1..=500));
     query.finish().map(|()| tasks)
 }
 
 /// `GET /tasks/{taskId}`: the maximum number of log lines.
 pub fn task(pairs: &[(String, String)]) -> Result<u32, Problems> {
     let mut query = Query::new(pairs);
-    let lines = query.number("logs", 100, 0..=1000);
+    let lines = query.number("logs", DEFAULT_LOG_LINES, 0..=1000);
     query.finish().map(|()| lines)
 }
 

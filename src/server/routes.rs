@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::app::App;
 use super::auth::Caller;
-use super::service::{Admission, Exchange, Head, Pool, Request, Response, Service};
-use super::{cancel, handlers};
+use super::service::{Action, Admission, Exchange, Head, Pool, Request, Response, Service};
+use super::{cancel, handlers, params};
 
 /// One endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,19 +37,54 @@ pub enum Endpoint {
     OpenApi,
 }
 
-/// Method, path, endpoint.
-pub const ROUTES: [(&str, &str, Endpoint); 11] = [
-    ("GET", "/spec", Endpoint::Spec),
-    ("POST", "/check", Endpoint::Check),
-    ("POST", "/discover", Endpoint::Discover),
-    ("POST", "/read", Endpoint::Read),
-    ("GET", "/cancel", Endpoint::Cancel),
-    ("GET", "/tasks", Endpoint::Tasks),
-    ("GET", TASK_PATH, Endpoint::Task),
-    ("GET", "/health", Endpoint::Health),
-    ("GET", "/ready", Endpoint::Ready),
-    ("GET", "/metrics", Endpoint::Metrics),
-    ("GET", "/openapi.json", Endpoint::OpenApi),
+/// A row of the routing table.
+pub struct Route {
+    method: &'static str,
+    path: &'static str,
+    endpoint: Endpoint,
+    body: Body,
+    response: Size,
+}
+
+/// How much body an endpoint takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Body {
+    None,
+    /// JSON documents, up to SYNCCTL_HTTP_MAX_BODY_MI.
+    Documents,
+}
+
+/// How large a response may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    /// Some KiB.
+    Small,
+    /// A number of items that the query limits.
+    Items { parameter: &'static str, default: u32, bytes_each: usize },
+}
+
+/// A log line of 4000 characters, some of them escaped.
+const LOG_LINES: Size = Size::Items { parameter: "logs", default: params::DEFAULT_LOG_LINES, bytes_each: 8 << 10 };
+/// A task with the streams that a list shows.
+const TASKS: Size = Size::Items { parameter: "limit", default: params::DEFAULT_TASKS, bytes_each: 80 << 10 };
+
+const fn route(method: &'static str, path: &'static str, endpoint: Endpoint, body: Body, response: Size) -> Route {
+    Route { method, path, endpoint, body, response }
+}
+
+/// Every endpoint with what its requests and responses may take.
+static ROUTES: [Route; 11] = [
+    route("GET", "/spec", Endpoint::Spec, Body::None, Size::Small),
+    route("POST", "/check", Endpoint::Check, Body::Documents, Size::Small),
+    route("POST", "/discover", Endpoint::Discover, Body::Documents, Size::Small),
+    route("POST", "/read", Endpoint::Read, Body::Documents, Size::Small),
+    route("GET", "/cancel", Endpoint::Cancel, Body::None, Size::Small),
+    route("GET", "/tasks", Endpoint::Tasks, Body::None, TASKS),
+    route("GET", TASK_PATH, Endpoint::Task, Body::None, LOG_LINES),
+    route("GET", "/health", Endpoint::Health, Body::None, Size::Small),
+    route("GET", "/ready", Endpoint::Ready, Body::None, Size::Small),
+    route("GET", "/metrics", Endpoint::Metrics, Body::None, Size::Small),
+    route("GET", "/openapi.json", Endpoint::OpenApi, Body::None, Size::Small),
 ];
 
 /// The only path with a parameter.
@@ -57,14 +92,27 @@ const TASK_PATH: &str = "/tasks/{taskId}";
 const TASK_PREFIX: &str = "/tasks/";
 
 impl Endpoint {
-    /// Whether it requires no token: the kubelet has none for its probes.
-    fn is_open(self) -> bool {
-        matches!(self, Self::Health | Self::Ready)
+    /// The response of a probe. Probes require no token: the kubelet has none.
+    fn probe(self, app: &App) -> Option<Response> {
+        match self {
+            Self::Health => Some(Response::json(200, &json!({"status": "pass", "ok": true}))),
+            Self::Ready => Some(handlers::ready(app)),
+            _ => None,
+        }
     }
 
     /// Whether it needs neither the database nor the cluster.
     fn is_fast(self) -> bool {
-        matches!(self, Self::Health | Self::Ready | Self::Metrics | Self::OpenApi)
+        matches!(self, Self::Metrics | Self::OpenApi)
+    }
+}
+
+impl Size {
+    /// Bytes of the response to this query at most, roughly.
+    fn bytes(self, query: &[(String, String)]) -> usize {
+        let Self::Items { parameter, default, bytes_each } = self else { return 0 };
+        let given = query.iter().find(|(name, _)| name == parameter).and_then(|(_, value)| value.parse::<u32>().ok());
+        (given.unwrap_or(default) as usize).saturating_mul(bytes_each)
     }
 }
 
@@ -76,15 +124,15 @@ fn template(path: &str) -> &str {
     }
 }
 
-/// The endpoint; the error is the response 404 or 405.
-fn find(method: &str, path: &str) -> Result<Endpoint, Response> {
+/// The route; the error is the response 404 or 405.
+fn find(method: &str, path: &str) -> Result<&'static Route, Response> {
     let path = template(path);
-    if let Some((_, _, endpoint)) = ROUTES.iter().find(|(m, p, _)| *m == method && *p == path) {
-        return Ok(*endpoint);
+    if let Some(route) = ROUTES.iter().find(|route| route.method == method && route.path == path) {
+        return Ok(route);
     }
-    match ROUTES.iter().find(|(_, p, _)| *p == path) {
-        Some((allowed, ..)) => {
-            Err(Response::error(405, &format!("this path requires {allowed}")).with_header("Allow", allowed))
+    match ROUTES.iter().find(|route| route.path == path) {
+        Some(Route { method, .. }) => {
+            Err(Response::error(405, &format!("this path requires {method}")).with_header("Allow", method))
         }
         None => Err(Response::error(404, "no such path: see GET /openapi.json")),
     }
@@ -95,40 +143,48 @@ pub struct Routes(pub Arc<App>);
 
 impl Service for Routes {
     fn admit(&self, head: &Head) -> Result<Admission, Response> {
-        let endpoint = find(&head.method, &head.target.path);
+        let app = &self.0;
+        let route = find(&head.method, &head.target.path);
+        if let Some(response) = route.as_ref().ok().and_then(|route| route.endpoint.probe(app)) {
+            return Ok(Admission { body_bytes: 0, action: Action::Respond(response) });
+        }
         // Also for unknown paths: an unauthorized client learns nothing.
-        let caller = if endpoint.as_ref().is_ok_and(|endpoint| endpoint.is_open()) {
-            Caller::default()
-        } else {
-            self.0.tokens.identify(head.header("authorization")).ok_or_else(|| {
-                tracing::debug!(peer = %head.peer, "rejected a request without a valid token");
-                Response::unauthorized()
-            })?
+        let caller = app.tokens.identify(head.header("authorization")).ok_or_else(|| {
+            tracing::debug!(peer = %head.peer, "rejected a request without a valid token");
+            Response::unauthorized()
+        })?;
+        let Route { endpoint, body, response, .. } = route?;
+        let body_bytes = match body {
+            Body::None => 0,
+            Body::Documents => app.serve.max_body,
         };
-        let pool = if endpoint?.is_fast() { Pool::Fast } else { Pool::Blocking };
-        Ok(Admission { pool, caller })
+        let pool = if endpoint.is_fast() { Pool::Fast } else { Pool::Blocking };
+        let response_bytes = response.bytes(&head.target.query);
+        Ok(Admission { body_bytes, action: Action::Handle { pool, response_bytes, caller } })
     }
 
     fn handle(&self, request: Request) -> Response {
         let app = &self.0;
         let Request { method, target, body, .. } = request;
         let query = &target.query;
-        match find(&method, &target.path) {
-            Err(response) => response,
-            Ok(Endpoint::Health) => Response::json(200, &json!({"status": "pass", "ok": true})),
-            Ok(Endpoint::Ready) => handlers::ready(app),
-            Ok(Endpoint::Metrics) => {
+        let endpoint = match find(&method, &target.path) {
+            Ok(route) => route.endpoint,
+            Err(response) => return response,
+        };
+        match endpoint {
+            Endpoint::Health | Endpoint::Ready => endpoint.probe(app).unwrap_or_else(|| handlers::ready(app)),
+            Endpoint::Metrics => {
                 let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8".to_owned();
                 Response { status: 200, content_type, headers: Vec::new(), body: app.metrics.text().into_bytes() }
             }
-            Ok(Endpoint::OpenApi) => Response::json(200, handlers::openapi()),
-            Ok(Endpoint::Spec) => handlers::spec(app, query),
-            Ok(Endpoint::Check) => handlers::configured(app, crate::task::TaskKind::Check, query, body),
-            Ok(Endpoint::Discover) => handlers::configured(app, crate::task::TaskKind::Discover, query, body),
-            Ok(Endpoint::Read) => handlers::read(app, query, body),
-            Ok(Endpoint::Cancel) => cancel::cancel(app, query),
-            Ok(Endpoint::Tasks) => handlers::tasks(app, query),
-            Ok(Endpoint::Task) => handlers::task(app, target.segments.last().map_or("", String::as_str), query),
+            Endpoint::OpenApi => Response::json(200, handlers::openapi()),
+            Endpoint::Spec => handlers::spec(app, query),
+            Endpoint::Check => handlers::configured(app, crate::task::TaskKind::Check, query, body),
+            Endpoint::Discover => handlers::configured(app, crate::task::TaskKind::Discover, query, body),
+            Endpoint::Read => handlers::read(app, query, body),
+            Endpoint::Cancel => cancel::cancel(app, query),
+            Endpoint::Tasks => handlers::tasks(app, query),
+            Endpoint::Task => handlers::task(app, target.segments.last().map_or("", String::as_str), query),
         }
     }
 
@@ -136,7 +192,7 @@ impl Service for Routes {
         let Exchange { method, path, caller, status, duration } = *exchange;
         let path = path.map(template).unwrap_or_default();
         // Bounded labels.
-        let route = ROUTES.iter().find(|(_, p, _)| *p == path).map_or("other", |(_, p, _)| p);
+        let route = ROUTES.iter().find(|route| route.path == path).map_or("other", |route| route.path);
         let method = ["GET", "POST"].into_iter().find(|known| Some(*known) == method).unwrap_or("other");
         self.0.metrics.request(method, route, status, duration);
         if duration > SLOW {
@@ -167,7 +223,7 @@ mod tests {
             })
             .collect();
         let routes: BTreeSet<(String, String)> =
-            ROUTES.iter().map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned())).collect();
+            ROUTES.iter().map(|route| (route.method.to_owned(), route.path.to_owned())).collect();
         assert_eq!(described, routes);
     }
 
@@ -182,7 +238,11 @@ mod tests {
             ("case matters", "get", "/spec", Err(405)),
             ("unknown", "GET", "/Spec", Err(404)),
         ] {
-            assert_eq!(find(method, path).map_err(|response| response.status), expected, "{label}");
+            assert_eq!(
+                find(method, path).map(|route| route.endpoint).map_err(|response| response.status),
+                expected,
+                "{label}"
+            );
         }
     }
 }

@@ -13,7 +13,7 @@ use super::auth::Caller;
 
 /// The application behind the HTTP front.
 pub trait Service: Send + Sync + 'static {
-    /// Decides from the head alone whether to read the body and handle the request: authorization, route, method.
+    /// Decides from the head alone what happens with a request: authorization, route, method. The error is the response.
     /// Runs on the thread that serves all connections: must not block.
     fn admit(&self, head: &Head) -> Result<Admission, Response>;
 
@@ -24,19 +24,36 @@ pub trait Service: Send + Sync + 'static {
     fn completed(&self, exchange: &Exchange<'_>);
 }
 
-/// What [`Service::admit`] decides about a request.
+/// What the service allows a request whose head it has accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
-    /// The thread pool that handles it.
-    pub pool: Pool,
-    /// Who sends it.
-    pub caller: Caller,
+    /// Bytes of its body at most. More than [`Head`] declares is refused before any of it is read.
+    pub body_bytes: usize,
+    /// Who responds.
+    pub action: Action,
+}
+
+/// Who responds to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// The front itself, with this response: the request takes no place, no thread and no memory that others could
+    /// occupy.
+    Respond(Response),
+    /// A handler.
+    Handle {
+        /// Its threads.
+        pool: Pool,
+        /// Bytes of the response at most, as far as they can be known in advance; reserved until it is sent.
+        response_bytes: usize,
+        /// Who sends it.
+        caller: Caller,
+    },
 }
 
 /// The thread pool that handles a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pool {
-    /// For requests that need neither the database nor the cluster. Slow requests never occupy its threads.
+    /// For requests that need neither the database nor the cluster. Slow requests never occupy its threads and places.
     Fast,
     /// For requests that may block.
     Blocking,

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use postgres::types::Type;
 
 use super::support::{Schema, attempt, log_rows, time};
-use crate::db::{Db, DbError, Finding, LogLine, ResultKey, SpecKey};
+use crate::db::{Db, DbError, Finding, LogLine, LogRow, ResultKey, SpecKey};
 use crate::failure::{Class, Failure};
 use crate::task::{Task, TaskKind, to_millis};
 
@@ -263,6 +263,11 @@ fn last_logs_returns_lines_in_order() {
     assert_eq!(lines[0], first);
     assert_eq!(db.last_logs("task", 1000).expect("readable").len(), 290);
     assert_eq!(db.last_logs("unknown", 3).expect("readable"), []);
+    let long = "\u{1f600}".repeat(4000);
+    let long = log_rows(300).into_iter().map(|row| LogRow { task_id: "long".to_owned(), message: long.clone(), ..row });
+    db.insert_logs(&long.collect::<Vec<_>>()).expect("writable");
+    let lines = db.last_logs("long", 1000).expect("readable");
+    assert_eq!((lines.len(), lines[261].timestamp), (262, rows[299].timestamp), "the last 4 MiB");
 }
 
 #[test]

@@ -88,6 +88,14 @@ fn tasks_of_sync_are_listed_newest_first() {
     assert_eq!(ids(&db.tasks_of_sync("s", 3).expect("readable")), ["a", "d", "c"]);
     assert_eq!(db.tasks_of_sync("s", 100).expect("readable").len(), 4);
     assert_eq!(db.tasks_of_sync("unknown", 3).expect("readable"), []);
+    schema.sql(
+        r#"INSERT INTO source_task (sync_id, task_id, package, version, started_at, updated_at, status, description)
+           SELECT 'long', n, 'p', '1', now() - n * interval '1 s', now(), 'SUCCESS',
+                  '{"s": {"status": "SUCCESS", "error": "' || repeat('x', 60000) || '"}}' FROM generate_series(1, 100) n"#,
+    );
+    let tasks = db.tasks_of_sync("long", 500).expect("readable");
+    let listed = tasks.iter().take_while(|task| task.description.is_some()).count();
+    assert_eq!((tasks.len(), listed), (100, 69), "4 MiB of descriptions, those of the newest tasks");
 }
 
 #[test]

@@ -1,20 +1,14 @@
 //! Reads the body of an admitted request, bounded in size, in time, and together with all other bodies.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::head::{Framing, body_too_large};
 use super::limits::Limits;
+use super::memory::Memory;
+use super::pace::Pace;
 use crate::server::service::Response;
 
-/// What each body may take without the shared budget, so that small requests never wait for large ones.
-const FREE_BYTES: usize = 64 << 10;
-/// The unit in which the semaphore counts the budget.
-const UNIT: usize = 1 << 10;
 /// How much of the budget a chunked body takes at a time.
 const STEP: usize = 1 << 20;
 /// Bytes read at a time.
@@ -26,44 +20,36 @@ const FRAMING_BYTES_PER_BYTE: usize = 8;
 /// Bytes of a chunk size with its extensions, or of a trailer.
 const MAX_LINE_BYTES: usize = 1024;
 
-/// The shared budget of all bodies.
-pub fn budget(limits: &Limits) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(limits.total_body_bytes.max(limits.body_bytes).div_ceil(UNIT)))
-}
-
-/// A body. Dropping `share` returns its share of the budget.
-#[derive(Default)]
-pub struct Body {
-    pub bytes: Vec<u8>,
-    pub share: Option<OwnedSemaphorePermit>,
-}
-
 /// Reads one body.
 pub struct BodyReader<'a, S> {
     stream: &'a mut S,
     /// Read and not yet consumed from `position` on.
     buffer: Vec<u8>,
     position: usize,
-    received: usize,
-    started: Instant,
+    pace: Pace,
+    /// Bytes of the body at most.
+    max: usize,
     limits: &'a Limits,
-    budget: &'a Arc<Semaphore>,
+    memory: &'a mut Memory,
 }
 
 impl<'a, S: AsyncRead + Unpin> BodyReader<'a, S> {
     /// `buffer`: what was already read after the head.
-    pub fn new(stream: &'a mut S, buffer: Vec<u8>, limits: &'a Limits, budget: &'a Arc<Semaphore>) -> Self {
-        Self { stream, buffer, position: 0, received: 0, started: Instant::now(), limits, budget }
+    pub fn new(stream: &'a mut S, buffer: Vec<u8>, max: usize, limits: &'a Limits, memory: &'a mut Memory) -> Self {
+        Self { stream, buffer, position: 0, pace: Pace::start(), max, limits, memory }
     }
 
     /// Reads the body; the error is the response.
-    pub async fn read(mut self, framing: Framing) -> Result<Body, Response> {
-        let mut body = Body::default();
+    pub async fn read(mut self, framing: Framing) -> Result<Vec<u8>, Response> {
+        if !framing.fits(self.max) {
+            return Err(body_too_large(self.max));
+        }
+        let mut body = Vec::new();
         match framing {
             Framing::Length(length) => {
                 // All of it at once: bodies that hold a part each could wait for each other's rest.
-                self.take_share(&mut body, length).await?;
-                body.bytes.reserve_exact(length);
+                self.reserve(length).await?;
+                body.reserve_exact(length);
                 self.copy(&mut body, length).await?;
             }
             Framing::Chunked => self.chunks(&mut body).await?,
@@ -71,18 +57,19 @@ impl<'a, S: AsyncRead + Unpin> BodyReader<'a, S> {
         Ok(body)
     }
 
-    async fn chunks(&mut self, body: &mut Body) -> Result<(), Response> {
+    async fn chunks(&mut self, body: &mut Vec<u8>) -> Result<(), Response> {
         let mut framing = 0;
         loop {
             let size = chunk_size(self.line(&mut framing, body).await?)?;
             if size == 0 {
                 break;
             }
-            let total = body.bytes.len().saturating_add(size);
-            if total > self.limits.body_bytes {
-                return Err(body_too_large(self.limits));
+            let total = body.len().saturating_add(size);
+            if total > self.max {
+                return Err(body_too_large(self.max));
             }
-            self.take_share(body, if total > FREE_BYTES { total.next_multiple_of(STEP) } else { total }).await?;
+            let rounded = if Memory::is_free(total) { total } else { total.next_multiple_of(STEP).min(self.max) };
+            self.reserve(rounded).await?;
             self.copy(body, size).await?;
             if !self.line(&mut framing, body).await?.is_empty() {
                 return Err(malformed_chunks());
@@ -98,7 +85,7 @@ impl<'a, S: AsyncRead + Unpin> BodyReader<'a, S> {
     }
 
     /// The next line without CR LF. `framing` counts the bytes of all lines.
-    async fn line(&mut self, framing: &mut usize, body: &Body) -> Result<&[u8], Response> {
+    async fn line(&mut self, framing: &mut usize, body: &[u8]) -> Result<&[u8], Response> {
         let length = loop {
             let unread = &self.buffer[self.position..];
             let end = memchr::memmem::find(unread, b"\r\n");
@@ -112,7 +99,7 @@ impl<'a, S: AsyncRead + Unpin> BodyReader<'a, S> {
             }
         };
         *framing += length + 2;
-        if *framing > FRAMING_BYTES + body.bytes.len().saturating_mul(FRAMING_BYTES_PER_BYTE) {
+        if *framing > FRAMING_BYTES + body.len().saturating_mul(FRAMING_BYTES_PER_BYTE) {
             return Err(malformed_chunks());
         }
         let start = self.position;
@@ -121,11 +108,11 @@ impl<'a, S: AsyncRead + Unpin> BodyReader<'a, S> {
     }
 
     /// Appends the next `count` bytes to the body.
-    async fn copy(&mut self, body: &mut Body, mut count: usize) -> Result<(), Response> {
+    async fn copy(&mut self, body: &mut Vec<u8>, mut count: usize) -> Result<(), Response> {
         loop {
             let unread = &self.buffer[self.position..];
             let part = &unread[..count.min(unread.len())];
-            body.bytes.extend_from_slice(part);
+            body.extend_from_slice(part);
             self.position += part.len();
             count -= part.len();
             if count == 0 {
@@ -140,12 +127,10 @@ impl<'a, S: AsyncRead + Unpin> BodyReader<'a, S> {
         self.buffer.drain(..self.position);
         self.position = 0;
         self.buffer.reserve(READ);
-        let idle = Instant::now() + self.limits.body_idle_timeout;
-        let allowed = Duration::from_millis(self.received as u64 * 1000 / u64::from(self.limits.body_rate.max(1)));
-        let deadline = idle.min(self.started + self.limits.body_idle_timeout + allowed);
+        let deadline = self.pace.deadline(self.limits);
         match timeout_at(deadline, self.stream.read_buf(&mut self.buffer)).await {
             Ok(Ok(count @ 1..)) => {
-                self.received += count;
+                self.pace.count(count);
                 Ok(())
             }
             Ok(_) => Err(Response::error(400, "the connection ended before the body was complete")),
@@ -153,25 +138,12 @@ impl<'a, S: AsyncRead + Unpin> BodyReader<'a, S> {
         }
     }
 
-    /// Takes the share of a body of this many bytes.
-    async fn take_share(&mut self, body: &mut Body, bytes: usize) -> Result<(), Response> {
-        let held = body.share.as_ref().map_or(0, |share| share.num_permits() * UNIT);
-        let needed = bytes.min(self.limits.body_bytes).saturating_sub(FREE_BYTES);
-        if needed <= held {
-            return Ok(());
-        }
-        let units = u32::try_from((needed - held).div_ceil(UNIT)).unwrap_or(u32::MAX);
+    /// Reserves the memory of a body of this many bytes.
+    async fn reserve(&mut self, bytes: usize) -> Result<(), Response> {
         let before = Instant::now();
-        let acquired = timeout(self.limits.total_body_timeout, Arc::clone(self.budget).acquire_many_owned(units)).await;
-        let Ok(Ok(more)) = acquired else {
-            return Err(Response::busy("too many large bodies are being read: try again"));
-        };
+        self.memory.reserve(bytes, self.limits).await?;
         // The client does not send while we wait.
-        self.started += before.elapsed();
-        match &mut body.share {
-            Some(share) => share.merge(more),
-            None => body.share = Some(more),
-        }
+        self.pace.pause(before.elapsed());
         Ok(())
     }
 }
@@ -192,22 +164,25 @@ fn chunk_size(line: &[u8]) -> Result<usize, Response> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BodyReader, Limits, budget};
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::{BodyReader, Limits, Memory};
+    use crate::server::guard::memory::budget;
     use proptest::prelude::*;
 
     /// Reads a chunked body of which `received` bytes came with the head; returns it and what follows it, or the status
     /// of the response.
     fn read(bytes: &[u8], received: usize, limit: usize) -> Result<(Vec<u8>, Vec<u8>), u16> {
         let limits = Limits { body_bytes: limit, ..Limits::default() };
-        let budget = budget(&limits);
+        let mut memory = Memory::new(&budget(&limits), IpAddr::from(Ipv4Addr::LOCALHOST).into());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let (received, mut stream) = bytes.split_at(received.min(bytes.len()));
-            let mut body = super::Body::default();
-            let mut reader = BodyReader::new(&mut stream, received.to_vec(), &limits, &budget);
+            let mut body = Vec::new();
+            let mut reader = BodyReader::new(&mut stream, received.to_vec(), limit, &limits, &mut memory);
             reader.chunks(&mut body).await.map_err(|rejected| rejected.status)?;
             let rest = reader.buffer.split_off(reader.position);
-            Ok((body.bytes, [&rest, stream].concat()))
+            Ok((body, [&rest, stream].concat()))
         })
     }
 

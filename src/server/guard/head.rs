@@ -14,6 +14,16 @@ pub enum Framing {
     Chunked,
 }
 
+impl Framing {
+    /// Whether the body may have at most so many bytes. Chunks declare no length in advance, but are a body.
+    pub fn fits(self, max: usize) -> bool {
+        match self {
+            Self::Length(length) => length <= max,
+            Self::Chunked => max > 0,
+        }
+    }
+}
+
 /// A parsed head.
 pub struct Parsed {
     /// For the service.
@@ -114,7 +124,7 @@ fn framing(head: &Head, minor: u8, limits: &Limits) -> Result<(Framing, bool), R
         }
         (Some(digits), None) => match digits.parse() {
             Ok(length) if length <= limits.body_bytes => Framing::Length(length),
-            _ => return Err(body_too_large(limits)),
+            _ => return Err(body_too_large(limits.body_bytes)),
         },
     };
     let expects_continue = match head.header("expect") {
@@ -126,8 +136,13 @@ fn framing(head: &Head, minor: u8, limits: &Limits) -> Result<(Framing, bool), R
 }
 
 /// The response to a body over the limit.
-pub fn body_too_large(limits: &Limits) -> Response {
-    Response::error(413, &format!("the body is larger than {} bytes", limits.body_bytes))
+pub fn body_too_large(max: usize) -> Response {
+    let error = if max == 0 {
+        "this request must not have a body".to_owned()
+    } else {
+        format!("the body is larger than {max} bytes")
+    };
+    Response::error(413, &error)
 }
 
 fn target_too_long(limits: &Limits) -> Response {

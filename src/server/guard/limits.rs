@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Connections that are rejected at the same time; further ones are closed without a response.
-pub const REJECTIONS: usize = 256;
 /// Files other than connections: the database, the cluster, the standard streams.
 const OTHER_FILES: u64 = 256;
 /// Files per request that is being handled: both ends of its connection to the HTTP library, which duplicates its own.
@@ -14,7 +12,8 @@ const FILES_PER_REQUEST: u64 = 3;
 /// All limits of the HTTP front.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Open connections. An idle one costs about 2 KiB, one that sends its head at most [`Self::head_bytes`].
+    /// Open connections. One without an admitted request costs about 2 KiB, one that sends its head at most
+    /// [`Self::head_bytes`]. Three quarters may have an admitted request: see [`Self::places`].
     pub connections: usize,
     /// Bytes of the request line and all headers: four times what a browser sends.
     pub head_bytes: usize,
@@ -26,16 +25,16 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Bytes of a body: configurations and catalogs of large sources have 4 to 30 MB.
     pub body_bytes: usize,
-    /// How long a client may pause while it sends its body.
-    pub body_idle_timeout: Duration,
-    /// Minimal bytes per second of a body after the first [`Self::body_idle_timeout`].
-    pub body_rate: u32,
-    /// Bytes of all bodies together, except the first 64 KiB of each: large bodies never delay small ones. At least
-    /// [`Self::body_bytes`].
-    pub total_body_bytes: usize,
-    /// How long a request waits for its share of [`Self::total_body_bytes`].
-    pub total_body_timeout: Duration,
-    /// Threads of the blocking pool.
+    /// How long a client may pause while it sends its body or reads its response.
+    pub idle_timeout: Duration,
+    /// Minimal bytes per second of a body and of a response after the first [`Self::idle_timeout`].
+    pub min_rate: u32,
+    /// Bytes of all bodies and responses together, except the first 64 KiB of each: large ones never delay small ones.
+    /// At least twice [`Self::body_bytes`], so that one client never takes what the largest body of another one needs.
+    pub total_bytes: usize,
+    /// How long a request waits for its share of [`Self::total_bytes`].
+    pub total_bytes_timeout: Duration,
+    /// Threads of the blocking pool. Requests of one client occupy at most three quarters.
     pub blocking_threads: usize,
     /// Threads of the fast pool.
     pub fast_threads: usize,
@@ -47,8 +46,6 @@ pub struct Limits {
     pub handler_timeout: Duration,
     /// Bytes of the body of a response: it is in memory until the client has read it.
     pub response_bytes: usize,
-    /// How long a client may take to read its response.
-    pub write_timeout: Duration,
     /// How long to read and discard what a client still sends after its response: closing at once would reset the
     /// connection, and the client would lose the response.
     pub linger: Duration,
@@ -63,23 +60,38 @@ impl Default for Limits {
             headers: 64,
             head_timeout: Duration::from_secs(10),
             body_bytes: 32 << 20,
-            body_idle_timeout: Duration::from_secs(10),
-            body_rate: 64 << 10,
-            total_body_bytes: 4 * (32 << 20),
-            total_body_timeout: Duration::from_secs(5),
-            blocking_threads: 32,
+            idle_timeout: Duration::from_secs(10),
+            min_rate: 64 << 10,
+            total_bytes: 3 * (32 << 20),
+            total_bytes_timeout: Duration::from_secs(5),
+            blocking_threads: 42,
             fast_threads: 2,
             queue: 256,
             queue_timeout: Duration::from_secs(5),
             handler_timeout: Duration::from_mins(1),
             response_bytes: 8 << 20,
-            write_timeout: Duration::from_secs(30),
             linger: Duration::from_secs(2),
         }
     }
 }
 
+/// How many requests may be in progress, from their admission to the end of their response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    pub fast: usize,
+    pub blocking: usize,
+    /// All connections: always more than requests in progress.
+    pub connections: usize,
+}
+
 impl Limits {
+    /// The places of each pool. The other connections are left for clients that send a head, probes among them.
+    pub fn places(&self) -> Places {
+        let fast = (self.connections / 16).max(1);
+        let blocking = (self.connections - self.connections / 4).max(1);
+        Places { fast, blocking, connections: self.connections.max(fast + blocking + 1) }
+    }
+
     /// The threads of both pools.
     pub fn threads(&self) -> usize {
         self.fast_threads + self.blocking_threads
@@ -87,8 +99,8 @@ impl Limits {
 
     /// Raises the process's limit of open files as far as needed and permitted, else lowers the limit of connections.
     pub fn fit_open_files(&mut self) {
-        let reserved = FILES_PER_REQUEST * self.threads() as u64 + OTHER_FILES + REJECTIONS as u64;
-        let needed = self.connections as u64 + reserved;
+        let reserved = FILES_PER_REQUEST * self.threads() as u64 + OTHER_FILES;
+        let needed = self.places().connections as u64 + reserved;
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let Some(current) = current.filter(|current| *current < needed) else { return };
         let raised = maximum.map_or(needed, |maximum| needed.min(maximum)).max(current);

@@ -2,19 +2,24 @@
 //! are complete, within the limits and admitted. The library has no limits of its own.
 //!
 //! Guarantees:
-//! * At most [`Limits::connections`] connections are open. A new one evicts the one that has been idle longest, that
-//!   is, without a complete head; if all are busy, the new one is answered with 503.
-//! * Head and body are limited in bytes and in time, and all bodies together in bytes.
-//! * The service decides from the head, before the body is read.
+//! * At most [`Limits::connections`] connections are open, and always some of them are left for clients that send a head:
+//!   a new connection evicts an idle one, that is, one without an admitted request.
+//! * The service decides from the head, before any of the body is read. Until then a request costs its head and what the
+//!   decision costs. Probes are answered then, and take no place that others could occupy.
+//! * Head, body and response are limited in bytes and in time, and all bodies and responses together in bytes.
+//! * Of places, threads and bytes one client (an IP address) leaves a part for others.
 //! * A request is forwarded in canonical form, and each response ends its connection. Whatever follows the first request
 //!   on a connection is discarded.
 //!
 //! Asynchronous and on one thread: thousands of idle connections need no threads.
 
 mod body;
+mod budget;
 mod connection;
 mod head;
 mod limits;
+mod memory;
+mod pace;
 mod slots;
 
 use std::io;
@@ -32,6 +37,8 @@ use super::service::Service;
 
 /// Connections that the kernel queues until they are accepted; the kernel may lower this.
 const BACKLOG: i32 = 4096;
+/// Bytes of a response that the kernel holds for a client that does not read: more than a probe or an error has.
+const SEND_BUFFER: usize = 128 << 10;
 /// How long an evicted connection needs to close its file.
 const EVICTION_TIME: Duration = Duration::from_millis(1);
 /// How long to wait for a free file if no connection can be evicted.
@@ -64,7 +71,7 @@ async fn accept(shared: Arc<Shared>, listener: tokio::net::TcpListener) {
             tracing::warn!(%error, "cannot accept a connection");
         }
         if kind == AcceptError::OutOfResources {
-            let evicted = shared.slots.evict_oldest().is_some();
+            let evicted = shared.slots.evict_one().is_some();
             tokio::time::sleep(if evicted { EVICTION_TIME } else { RETRY_DELAY }).await;
         }
     }
@@ -111,6 +118,8 @@ impl Guard {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         rustix::net::listen(&listener, BACKLOG)?;
+        // Inherited by connections.
+        rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER)?;
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("guard").enable_all().build()?;
         let shared = Arc::new(Shared::new(limits, service, Box::new(on_failure))?);

@@ -1,10 +1,15 @@
 //! The open connections: a bounded number of slots, and which connection is evicted for a new one.
+//!
+//! A connection is idle until its request is admitted, and again once its response is sent.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::budget::Peer;
 
 /// A connection is not evicted earlier: the thread that accepts connections also reads their heads, and one that was
 /// just accepted may have sent its head already.
@@ -20,10 +25,32 @@ pub struct Slots {
 #[derive(Default)]
 struct Idle {
     next_id: u64,
-    /// Oldest first.
-    connections: BTreeMap<u64, IdleConnection>,
+    /// Of each peer, oldest first; never empty.
+    connections: HashMap<Peer, BTreeMap<u64, IdleConnection>>,
     /// No connection may become idle.
     closed: bool,
+}
+
+impl Idle {
+    /// The connection to evict: the oldest one of the peer that has most of them, so that many connections of one client
+    /// never evict that of another one.
+    fn first(&self) -> Option<(Peer, u64, Instant)> {
+        let oldest = self.connections.iter().filter_map(|(peer, of_peer)| {
+            let (id, connection) = of_peer.first_key_value()?;
+            Some((of_peer.len(), Reverse(*id), *peer, connection.since))
+        });
+        let (_, Reverse(id), peer, since) = oldest.max_by_key(|(count, id, ..)| (*count, *id))?;
+        Some((peer, id, since))
+    }
+
+    fn remove(&mut self, peer: Peer, id: u64) -> Option<OwnedSemaphorePermit> {
+        let of_peer = self.connections.get_mut(&peer)?;
+        let connection = of_peer.remove(&id);
+        if of_peer.is_empty() {
+            self.connections.remove(&peer);
+        }
+        connection.map(|connection| connection.permit)
+    }
 }
 
 struct IdleConnection {
@@ -36,6 +63,7 @@ struct IdleConnection {
 /// The slot of one connection; freed when dropped.
 pub struct Slot {
     slots: Arc<Slots>,
+    peer: Peer,
     id: u64,
     /// `None` while the connection is idle, and when it was evicted.
     permit: Option<OwnedSemaphorePermit>,
@@ -46,27 +74,35 @@ impl Slots {
         Arc::new(Self { count, free: Arc::new(Semaphore::new(count)), idle: Mutex::default() })
     }
 
-    /// A slot for a new connection. If none is free, takes that of the connection that has been idle longest; `None` if
-    /// all connections are busy.
-    pub async fn take(self: &Arc<Self>) -> Option<Slot> {
+    /// A slot for a new connection. If none is free, takes that of an idle one; waits if there is none.
+    pub async fn take(self: &Arc<Self>, peer: Peer) -> Slot {
         loop {
-            let permit = if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
-                permit
-            } else {
-                let since = self.idle().connections.first_key_value()?.1.since;
-                if since.elapsed() < MIN_IDLE_TIME {
+            let first = self.idle().first();
+            let permit = match (Arc::clone(&self.free).try_acquire_owned(), first) {
+                (Ok(permit), _) => permit,
+                (Err(_), Some((.., since))) if since.elapsed() < MIN_IDLE_TIME => {
                     tokio::time::sleep_until((since + MIN_IDLE_TIME).into()).await;
                     continue;
                 }
-                self.evict_oldest()?
+                (Err(_), Some((peer, id, _))) => match self.idle().remove(peer, id) {
+                    Some(permit) => permit,
+                    None => continue,
+                },
+                (Err(_), None) => {
+                    let permit = tokio::time::timeout(MIN_IDLE_TIME, Arc::clone(&self.free).acquire_owned()).await;
+                    let Ok(Ok(permit)) = permit else { continue };
+                    permit
+                }
             };
-            return Some(Slot { slots: Arc::clone(self), id: 0, permit: Some(permit) });
+            return Slot { slots: Arc::clone(self), peer, id: 0, permit: Some(permit) };
         }
     }
 
-    /// Evicts the connection that has been idle longest; `None` if all connections are busy.
-    pub fn evict_oldest(&self) -> Option<OwnedSemaphorePermit> {
-        self.idle().connections.pop_first().map(|(_, connection)| connection.permit)
+    /// Evicts an idle connection; `None` if all connections are busy.
+    pub fn evict_one(&self) -> Option<OwnedSemaphorePermit> {
+        let mut idle = self.idle();
+        let (peer, id, _) = idle.first()?;
+        idle.remove(peer, id)
     }
 
     /// Evicts all idle connections, and from now on each one that becomes idle.
@@ -101,30 +137,39 @@ impl Slot {
             idle.next_id += 1;
             self.id = idle.next_id;
             let connection = IdleConnection { since: Instant::now(), permit, _evict: evict };
-            idle.connections.insert(self.id, connection);
+            idle.connections.entry(self.peer).or_default().insert(self.id, connection);
         }
         evicted
     }
 
     /// Makes an idle connection busy; `false` if it was evicted.
     pub fn set_busy(&mut self) -> bool {
-        self.permit = self.slots.idle().connections.remove(&self.id).map(|connection| connection.permit);
+        self.permit = self.slots.idle().remove(self.peer, self.id);
         self.permit.is_some()
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.slots.idle().connections.remove(&self.id);
+        self.slots.idle().remove(self.peer, self.id);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Slots;
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::{Peer, Slots};
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+    }
+
+    fn peer(number: u8) -> Peer {
+        IpAddr::from(Ipv4Addr::new(10, 0, 0, number)).into()
     }
 
     #[test]
@@ -133,20 +178,39 @@ mod tests {
             let slots = Slots::new(3);
             let mut taken = Vec::new();
             for _ in 0..3 {
-                let mut slot = slots.take().await.expect("a free slot");
+                let mut slot = slots.take(peer(1)).await;
                 let evicted = slot.set_idle();
                 taken.push((slot, evicted));
             }
             assert!(taken[0].0.set_busy());
-            let mut fourth = slots.take().await.expect("the second one is evicted");
+            let mut fourth = slots.take(peer(1)).await;
             let (mut second, evicted) = taken.remove(1);
             assert!(evicted.await.is_err() && !second.set_busy());
             assert!(taken[1].0.set_busy(), "the third one is not evicted");
-            assert!(slots.take().await.is_none(), "all are busy");
+            assert!(timeout(Duration::from_millis(300), slots.take(peer(1))).await.is_err(), "all are busy");
             assert_eq!(slots.taken(), 3);
             drop(fourth.set_idle());
             drop(fourth);
-            assert!(slots.take().await.is_some(), "it has ended");
+            slots.take(peer(1)).await;
+        });
+    }
+
+    #[test]
+    fn many_connections_of_one_peer_never_evict_that_of_another() {
+        block_on(async {
+            let slots = Slots::new(4);
+            let mut other = slots.take(peer(1)).await;
+            let evicted = other.set_idle();
+            let mut taken = Vec::new();
+            for _ in 0..6 {
+                let mut slot = slots.take(peer(2)).await;
+                let evicted = slot.set_idle();
+                taken.push((slot, evicted));
+            }
+            let kept = taken.iter_mut().map(|(slot, _)| slot.set_busy()).collect::<Vec<_>>();
+            assert_eq!(kept, [false, false, false, true, true, true]);
+            assert!(other.set_busy());
+            drop(evicted);
         });
     }
 
@@ -154,7 +218,7 @@ mod tests {
     fn closing_evicts_all_idle_connections() {
         block_on(async {
             let slots = Slots::new(9);
-            let (mut idle, mut busy) = (slots.take().await.expect("a slot"), slots.take().await.expect("a slot"));
+            let (mut idle, mut busy) = (slots.take(peer(1)).await, slots.take(peer(2)).await);
             let evicted = idle.set_idle();
             slots.close();
             evicted.await.ok();

@@ -57,19 +57,54 @@ fn thousands_of_idle_connections_do_not_lock_out_others() {
 }
 
 #[test]
-fn new_connection_is_rejected_when_all_are_busy() {
+fn requests_are_rejected_when_all_places_are_taken_and_probes_are_not() {
     let world = World::new(Limits { connections: 4, ..small() });
-    let mut busy = busy_requests(&world, 4);
+    let mut busy = busy_requests(&world, 3);
     for _ in 0..10 {
-        let reply = world.get("/health");
-        reply.assert_error(503, "the fifth");
+        let reply = world.get("/echo");
+        reply.assert_error(503, "the fourth");
         assert_eq!(reply.headers["retry-after"], "1");
+        assert_eq!(world.get("/health").status, 200);
+        assert_eq!(world.get("/fast").status, 200);
     }
     world.service.release();
     for client in &mut busy {
         assert_eq!(client.reply().status, 200);
     }
-    wait_until("a free slot", || world.get("/health").status == 200);
+    wait_until("a free place", || world.get("/echo").status == 200);
+}
+
+#[test]
+fn one_client_leaves_places_threads_and_memory_for_others() {
+    let world = World::new(Limits { connections: 10, total_bytes_timeout: Duration::from_millis(200), ..small() });
+    let request = format!("{}{}", post("/wait", "Content-Length: 1048576\r\n"), "a".repeat(1 << 20));
+    let slow_body = post("/echo", "Content-Length: 1000\r\n");
+    // All places that one client may have: one request that is handled, and bodies that do not arrive.
+    let mut clients: Vec<Client> = (0..6).map(|_| world.connect_from(2)).collect();
+    clients[0].send(&request);
+    world.service.wait_for_waiting(1);
+    clients[1].send(&request);
+    clients[1].reply().assert_error(503, "the memory of one client");
+    for client in &mut clients[2..] {
+        client.send(&slow_body);
+    }
+    let mut more: Vec<Client> = (0..20).map(|_| world.connect_from(2)).collect();
+    for client in &mut more {
+        client.send(&slow_body);
+    }
+    let rejected = |client: &mut Client| {
+        client.stream.set_nonblocking(true).expect("a mode");
+        client.stream.peek(&mut [0]).is_ok()
+    };
+    wait_until("the places of one client to be taken", || {
+        more.iter_mut().filter_map(|c| rejected(c).then_some(())).count() >= 18
+    });
+    let mut other = world.connect_from(3);
+    other.send(&request);
+    world.service.wait_for_waiting(2);
+    world.service.release();
+    assert_eq!(other.reply().status, 200);
+    assert_eq!(clients[0].reply().status, 200);
 }
 
 #[test]
@@ -92,7 +127,7 @@ fn requests_queue_when_all_threads_are_busy_and_fast_ones_do_not() {
     for client in &mut rejected {
         client.reply().assert_error(503, "a full queue");
     }
-    assert_eq!(world.get("/health").status, 200);
+    assert_eq!(world.get("/fast").status, 200);
     world.service.release();
     assert!(busy.iter_mut().chain(&mut others).all(|client| client.reply().status == 200));
 }
@@ -120,13 +155,13 @@ fn request_that_waits_too_long_for_a_thread_is_rejected() {
 
 #[test]
 fn large_bodies_share_a_budget_and_small_ones_need_none() {
-    let world = World::new(Limits { total_body_timeout: Duration::from_millis(200), ..small() });
-    let mut large = world.connect();
+    let world = World::new(Limits { total_bytes_timeout: Duration::from_millis(200), ..small() });
+    let mut large = world.connect_from(2);
     large.send(post("/wait", "Content-Length: 1048576\r\n"));
     large.send(vec![b'a'; 1 << 20]);
     world.service.wait_for_waiting(1);
     for headers in ["Content-Length: 1048576\r\n", "Transfer-Encoding: chunked\r\n"] {
-        let mut other = world.connect();
+        let mut other = world.connect_from(2);
         other.send(post("/echo", headers));
         if headers.starts_with('T') {
             other.send("100000\r\n");
@@ -134,12 +169,17 @@ fn large_bodies_share_a_budget_and_small_ones_need_none() {
         other.send(vec![b'a'; 1 << 20]);
         other.reply().assert_error(503, headers);
     }
-    let small = format!("{}{}", post("/echo", "Content-Length: 60000\r\n"), "a".repeat(60_000));
-    assert_eq!(world.send(small).status, 200);
+    let send = |text: &str| {
+        let mut client = world.connect_from(2);
+        client.send(text);
+        client.reply().status
+    };
+    let request = format!("{}{}", post("/echo", "Content-Length: 60000\r\n"), "a".repeat(60_000));
+    assert_eq!(send(&request), 200);
     world.service.release();
     assert_eq!(large.reply().status, 200);
     let again = format!("{}{}", post("/echo", "Content-Length: 1048576\r\n"), "a".repeat(1 << 20));
-    wait_until("the budget to be returned", || world.send(&again).status == 200);
+    wait_until("the budget to be returned", || send(&again) == 200);
 }
 
 #[test]

@@ -112,6 +112,20 @@ fn invalid_token_is_rejected_before_the_body_is_sent() {
 }
 
 #[test]
+fn body_that_an_endpoint_does_not_take_is_rejected_before_it_is_sent() {
+    let world = World::new(small());
+    for path in ["/health", "/fast"] {
+        for headers in ["Content-Length: 1\r\n", "Content-Length: 1000000\r\n", "Transfer-Encoding: chunked\r\n"] {
+            for expect in ["", "Expect: 100-continue\r\n"] {
+                world.send(post(path, &format!("{headers}{expect}"))).assert_error(413, path);
+            }
+        }
+        assert_eq!(world.send(post(path, "Content-Length: 0\r\n")).status, 200, "{path}");
+    }
+    assert_eq!(world.service.handled.load(Ordering::SeqCst), 1, "without a body");
+}
+
+#[test]
 fn client_that_sends_its_body_anyway_reads_the_rejection() {
     let world = World::new(small());
     for length in [1000, 1 << 20] {

@@ -96,8 +96,12 @@ fn head_is_get_without_the_body() {
     assert_eq!(reply.headers["content-length"], body.len().to_string());
     let reply = world.send("HEAD /echo HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!((reply.status, reply.body), (401, vec![]), "an error has no body either");
+    let length = world.get("/fast").body.len();
+    let reply = world.send("HEAD /fast HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n");
+    assert_eq!((reply.status, reply.body), (200, vec![]));
+    assert_eq!(reply.headers["content-length"], length.to_string());
     let methods: Vec<_> = world.service.records.lock().expect("no panic").iter().map(|each| each.0.clone()).collect();
-    assert_eq!(methods, ["GET", "HEAD", "HEAD"].map(|method| Some(method.to_owned())));
+    assert_eq!(methods, ["GET", "HEAD", "HEAD", "GET", "HEAD"].map(|method| Some(method.to_owned())));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Clients that send or read slowly, and handlers that do not end.
 
+use std::io::Read;
 use std::time::Duration;
 
-use super::support::{Client, World, post, small, wait_until};
+use super::support::{Client, DEADLINE, World, post, small, wait_until};
 use crate::server::guard::Limits;
 
 /// Sends a piece every few milliseconds until the server responds.
@@ -29,7 +30,7 @@ fn slow_head_is_rejected() {
 
 #[test]
 fn body_that_stops_is_rejected() {
-    let world = World::new(Limits { body_idle_timeout: Duration::from_millis(300), ..small() });
+    let world = World::new(Limits { idle_timeout: Duration::from_millis(300), ..small() });
     for (label, headers, sent) in
         [("sized", "Content-Length: 100\r\n", "abc"), ("chunked", "Transfer-Encoding: chunked\r\n", "64\r\nabc")]
     {
@@ -40,7 +41,7 @@ fn body_that_stops_is_rejected() {
 
 #[test]
 fn slow_body_is_rejected() {
-    let limits = Limits { body_idle_timeout: Duration::from_millis(300), body_rate: 10_000, ..small() };
+    let limits = Limits { idle_timeout: Duration::from_millis(300), min_rate: 10_000, ..small() };
     let world = World::new(limits);
     for (label, headers, piece) in [
         ("sized", "Content-Length: 100000\r\n", &b"a"[..]),
@@ -55,7 +56,7 @@ fn slow_body_is_rejected() {
 
 #[test]
 fn body_at_the_minimal_rate_arrives() {
-    let limits = Limits { body_idle_timeout: Duration::from_secs(2), body_rate: 10_000, ..small() };
+    let limits = Limits { idle_timeout: Duration::from_secs(2), min_rate: 10_000, ..small() };
     let world = World::new(limits);
     let mut client = world.connect();
     client.send(post("/echo", "Content-Length: 60000\r\n"));
@@ -77,24 +78,67 @@ fn handler_timeout_is_an_error_and_the_thread_is_reused() {
     }
 }
 
+const LARGE: &str = "GET /large?bytes=50000000 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n";
+
+/// Responses of 50 MB, more than the buffers of the kernel hold.
+fn large_responses() -> Limits {
+    Limits { response_bytes: 50_000_000, blocking_threads: 1, ..small() }
+}
+
 #[test]
-fn client_that_does_not_read_is_disconnected() {
-    let limits = Limits { write_timeout: Duration::from_millis(300), connections: 1, blocking_threads: 1, ..small() };
-    let world = World::new(Limits { response_bytes: 64 << 20, ..limits });
-    let mut stalled = world.connect();
-    // More than the buffers of the kernel hold.
-    stalled.send("GET /large?bytes=50000000 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n");
-    wait_until("the response", || stalled.stream.peek(&mut [0]).is_ok_and(|read| read == 1));
-    world.get("/health").assert_error(503, "the stalled client has the only connection");
-    wait_until("its disconnection", || world.get("/health").status == 200);
+fn client_that_does_not_read_is_disconnected_and_its_memory_is_freed() {
+    let limits =
+        Limits { idle_timeout: Duration::from_millis(300), total_bytes_timeout: DEADLINE, ..large_responses() };
+    let world = World::new(limits);
+    for _ in 0..4 {
+        let mut stalled = world.connect_from(2);
+        stalled.send(LARGE);
+        wait_until("the response", || stalled.stream.peek(&mut [0]).is_ok_and(|read| read == 1));
+        wait_until("a reset", || stalled.stream.take_error().is_ok_and(|error| error.is_some()));
+    }
     world.assert_healthy();
 }
 
 #[test]
+fn client_that_reads_slowly_is_disconnected() {
+    let limits = Limits { idle_timeout: Duration::from_millis(300), min_rate: 50 << 20, ..large_responses() };
+    let world = World::new(limits);
+    let mut slow = world.connect();
+    slow.send(LARGE);
+    let mut buffer = [0; 10_000];
+    wait_until("a reset", || {
+        std::thread::sleep(Duration::from_millis(10));
+        slow.stream.read(&mut buffer).is_err()
+    });
+    world.assert_healthy();
+}
+
+#[test]
+fn unread_responses_count_as_memory() {
+    let total_bytes_timeout = Duration::from_millis(200);
+    let world = World::new(Limits { total_bytes: 250_000_000, total_bytes_timeout, ..large_responses() });
+    let mut stalled: Vec<Client> = (0..2).map(|_| world.connect_from(2)).collect();
+    for client in &mut stalled {
+        client.send(LARGE);
+        wait_until("the response", || client.stream.peek(&mut [0]).is_ok_and(|read| read == 1));
+    }
+    // While it is made it counts twice: with two others that is more than one client may have.
+    let mut third = world.connect_from(2);
+    third.send(LARGE);
+    third.reply().assert_error(503, "unread responses");
+    let mut other = world.connect_from(3);
+    other.send(LARGE);
+    assert_eq!(other.reply().body.len(), 50_000_000, "the memory of another client");
+    for client in &mut stalled {
+        assert_eq!(client.reply().body.len(), 50_000_000, "it may still read everything");
+    }
+}
+
+#[test]
 fn client_that_does_not_read_occupies_no_thread() {
-    let world = World::new(Limits { blocking_threads: 1, response_bytes: 64 << 20, ..small() });
+    let world = World::new(large_responses());
     let mut stalled = world.connect();
-    stalled.send("GET /large?bytes=50000000 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n");
+    stalled.send(LARGE);
     wait_until("the response", || stalled.stream.peek(&mut [0]).is_ok_and(|read| read == 1));
     world.assert_healthy();
     assert_eq!(stalled.reply().body.len(), 50_000_000, "it may still read everything");

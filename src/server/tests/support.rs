@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketType};
 use serde_json::{Value, json};
 
-use crate::server::auth::{Caller, Tokens};
+use crate::server::auth::Tokens;
 use crate::server::guard::{Guard, Limits};
-use crate::server::service::{Admission, Exchange, Head, Pool, Request, Response, Service};
+use crate::server::service::{Action, Admission, Exchange, Head, Pool, Request, Response, Service};
 
 /// A test that waits longer hangs.
 pub const DEADLINE: Duration = Duration::from_mins(2);
@@ -20,7 +21,7 @@ pub const DEADLINE: Duration = Duration::from_mins(2);
 /// A recorded response: method, path, status.
 pub type Record = (Option<String>, Option<String>, u16);
 
-/// Its paths: `/health` (fast pool), `/panic`, `/panic-in-admit`, `/wait` (until released), `/large`, `/header`, `/empty`;
+/// Its paths: `/health` (answered from its head), `/fast` (fast pool, without a body), `/panic`, `/panic-in-admit`, `/wait` (until released), `/large`, `/header`, `/empty`;
 /// the response to any other path describes the request. All but `/health` require the token `good`.
 pub struct TestService {
     tokens: Tokens,
@@ -35,18 +36,23 @@ impl Service for TestService {
     fn admit(&self, head: &Head) -> Result<Admission, Response> {
         assert!(head.peer.ip().is_loopback());
         match head.target.path.as_str() {
-            "/health" => return Ok(Admission { pool: Pool::Fast, caller: Caller::default() }),
+            "/health" => {
+                let response = Response::json(200, &json!({"status": "pass"}));
+                return Ok(Admission { body_bytes: 0, action: Action::Respond(response) });
+            }
             "/panic-in-admit" => panic!("requested by the test"),
             _ => {}
         }
         let caller = self.tokens.identify(head.header("authorization")).ok_or_else(Response::unauthorized)?;
-        Ok(Admission { pool: Pool::Blocking, caller })
+        let is_fast = head.target.path == "/fast";
+        let (pool, body_bytes) = if is_fast { (Pool::Fast, 0) } else { (Pool::Blocking, usize::MAX) };
+        let response_bytes = if head.target.path == "/large" { usize::MAX } else { 0 };
+        Ok(Admission { body_bytes, action: Action::Handle { pool, response_bytes, caller } })
     }
 
     fn handle(&self, request: Request) -> Response {
         self.handled.fetch_add(1, Ordering::SeqCst);
         match request.target.path.as_str() {
-            "/health" => Response::json(200, &json!({"status": "pass"})),
             "/panic" => panic!("requested by the test"),
             "/wait" => {
                 self.waiting.fetch_add(1, Ordering::SeqCst);
@@ -103,6 +109,7 @@ pub struct World {
     pub address: SocketAddr,
     pub listener: TcpListener,
     pub failed: Mutex<Receiver<std::io::Error>>,
+    connections: AtomicUsize,
 }
 
 impl World {
@@ -123,12 +130,22 @@ impl World {
         let guard = Guard::start(clone, limits, application, move |error| failures.send(error).unwrap_or_default());
         let guard = guard.expect("a server");
         let address = guard.address();
-        Self { guard, service, address, listener, failed: Mutex::new(failed) }
+        Self { guard, service, address, listener, failed: Mutex::new(failed), connections: AtomicUsize::new(0) }
     }
 
-    /// Opens a connection.
+    /// Opens a connection, each from another address of this machine.
     pub fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).expect("a connection");
+        let number = self.connections.fetch_add(1, Ordering::Relaxed);
+        self.connect_from(u8::try_from(number % 200).expect("it is smaller") + 50)
+    }
+
+    /// Opens a connection from 127.0.0.`number`.
+    pub fn connect_from(&self, number: u8) -> Client {
+        let own = SocketAddr::from((Ipv4Addr::new(127, 0, 0, number), 0));
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        rustix::net::bind(&socket, &own).expect("an address");
+        rustix::net::connect(&socket, &self.address).expect("a connection");
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
         stream.set_write_timeout(Some(DEADLINE)).expect("a timeout");
         Client { stream }
@@ -146,10 +163,11 @@ impl World {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"))
     }
 
-    /// Asserts that both pools answer.
+    /// Asserts that the guard and both pools respond.
     #[track_caller]
     pub fn assert_healthy(&self) {
         assert_eq!(self.get("/health").status, 200);
+        assert_eq!(self.get("/fast").status, 200);
         assert_eq!(self.get("/echo").status, 200);
     }
 }
@@ -255,5 +273,12 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Limits that need little memory and few threads.
 pub fn small() -> Limits {
-    Limits { blocking_threads: 4, fast_threads: 1, body_bytes: 1 << 20, total_body_bytes: 1 << 20, ..Limits::default() }
+    Limits {
+        blocking_threads: 4,
+        fast_threads: 1,
+        body_bytes: 1 << 20,
+        response_bytes: 512 << 10,
+        total_bytes: 2 << 20,
+        ..Limits::default()
+    }
 }
