@@ -151,7 +151,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__check)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -290,6 +290,18 @@ _syncctl() {
                     return 0
                     ;;
                 --sidecar-memory-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sidecar-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source-capabilities)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -539,7 +551,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__discover)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -678,6 +690,18 @@ _syncctl() {
                     return 0
                     ;;
                 --sidecar-memory-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sidecar-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source-capabilities)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -995,7 +1019,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__read)
-            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --cdc-deletion --debug --max-records --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --cdc-deletion --debug --max-records --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1169,6 +1193,18 @@ _syncctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --source-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sidecar-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source-capabilities)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --source-java-opts)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1209,7 +1245,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__serve)
-            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --token-secret --console-url --console-token --instance-id --http-max-body-mi --http-max-connections --start-spread-seconds --sync-task-log-size --sync-task-log-age --task-log-keep-days --log-format --syncs-enabled --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --token-secret --console-url --console-token --instance-id --http-max-body-mi --http-max-connections --start-spread-seconds --sync-task-log-size --sync-task-log-age --task-log-keep-days --log-format --syncs-enabled --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1384,6 +1420,18 @@ _syncctl() {
                     return 0
                     ;;
                 --sidecar-memory-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sidecar-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source-capabilities)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1585,7 +1633,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__spec)
-            opts="-o -q -v -h --package --version --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --bulker-url --bulker-auth-token --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1716,6 +1764,18 @@ _syncctl() {
                     return 0
                     ;;
                 --sidecar-memory-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sidecar-ephemeral-storage-limit-mi)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source-capabilities)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -71,6 +71,9 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-cpu-req
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-ephemeral-storage-limit-mi -d 'Limit of what the connector stores on its node; 0 means none [default: 20480]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-ephemeral-storage-limit-mi -d 'Limit of what the sidecar stores on its node; 0 means none [default: 1024]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-capabilities -d 'Linux capabilities that the connector\'s container keeps, separated by commas, for images that do not run without: CHOWN,SETGID,SETUID' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
@@ -118,6 +121,9 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-cpu-re
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-ephemeral-storage-limit-mi -d 'Limit of what the connector stores on its node; 0 means none [default: 20480]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-ephemeral-storage-limit-mi -d 'Limit of what the sidecar stores on its node; 0 means none [default: 1024]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-capabilities -d 'Linux capabilities that the connector\'s container keeps, separated by commas, for images that do not run without: CHOWN,SETGID,SETUID' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
@@ -165,6 +171,9 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-cpu
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-ephemeral-storage-limit-mi -d 'Limit of what the connector stores on its node; 0 means none [default: 20480]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-ephemeral-storage-limit-mi -d 'Limit of what the sidecar stores on its node; 0 means none [default: 1024]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-capabilities -d 'Linux capabilities that the connector\'s container keeps, separated by commas, for images that do not run without: CHOWN,SETGID,SETUID' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
@@ -220,6 +229,9 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-cpu-req
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-ephemeral-storage-limit-mi -d 'Limit of what the connector stores on its node; 0 means none [default: 20480]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-ephemeral-storage-limit-mi -d 'Limit of what the sidecar stores on its node; 0 means none [default: 1024]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-capabilities -d 'Linux capabilities that the connector\'s container keeps, separated by commas, for images that do not run without: CHOWN,SETGID,SETUID' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
@@ -280,6 +292,9 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-cpu-re
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-cpu-limit-millicores -d 'CPU limit of the sidecar; 0 means none [default: 500, with --local 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-memory-request-mi -d 'Memory reserved for the sidecar [default: 0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-memory-limit-mi -d 'Memory limit of the sidecar; 0 means none [default: 4096]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-ephemeral-storage-limit-mi -d 'Limit of what the connector stores on its node; 0 means none [default: 20480]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-ephemeral-storage-limit-mi -d 'Limit of what the sidecar stores on its node; 0 means none [default: 1024]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-capabilities -d 'Linux capabilities that the connector\'s container keeps, separated by commas, for images that do not run without: CHOWN,SETGID,SETUID' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l source-java-opts -d 'Options for connectors that run on a JVM [default: -Xmx7000m]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-level -d 'Least level of the program\'s own log: DEBUG, INFO, WARN or ERROR [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r

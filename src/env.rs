@@ -93,6 +93,11 @@ variables! {
     SIDECAR_CPU_LIMIT_MILLICORES "MILLICORES" = "500, with --local 0", "CPU limit of the sidecar; 0 means none";
     SIDECAR_MEMORY_REQUEST_MI "MI" = "0", "Memory reserved for the sidecar";
     SIDECAR_MEMORY_LIMIT_MI "MI" = "4096", "Memory limit of the sidecar; 0 means none";
+    SOURCE_EPHEMERAL_STORAGE_LIMIT_MI "MI" = "20480", "Limit of what the connector stores on its node; 0 means none";
+    SIDECAR_EPHEMERAL_STORAGE_LIMIT_MI "MI" = "1024", "Limit of what the sidecar stores on its node; 0 means none";
+    SOURCE_CAPABILITIES "LIST" = "",
+        "Linux capabilities that the connector's container keeps, separated by commas, for images that do not run without: \
+         CHOWN,SETGID,SETUID";
     SOURCE_JAVA_OPTS "OPTIONS" = "-Xmx7000m", "Options for connectors that run on a JVM";
     LOG_LEVEL "LEVEL" = "INFO", "Least level of the program's own log: DEBUG, INFO, WARN or ERROR";
     DB_LOG_LEVEL "LEVEL" = "INFO", "Least level in the table task_log";

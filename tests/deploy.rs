@@ -1,11 +1,13 @@
 //! The manifests of `deploy/`: a real API server accepts them unchanged, and they match the program.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::cluster::{SERVICE, Service, image_archive, image_config, sidecar_image};
+use crate::support::cluster::{self, SERVICE, Service, image_archive, image_config, sidecar_image};
 use crate::support::{Namespace, World, eventually, root};
 
 /// A deadline that only means "hangs".
@@ -13,6 +15,22 @@ const DEADLINE: Duration = Duration::from_mins(5);
 
 fn shipped(file: &str) -> String {
     std::fs::read_to_string(root().join("deploy").join(file)).expect("a file of deploy/")
+}
+
+/// The objects of a folder of `deploy/` or an overlay of it; `None` without kubectl.
+fn rendered(folder: &Path) -> Option<Vec<Value>> {
+    let rendered = Command::new("kubectl").arg("kustomize").arg(folder).output().ok()?;
+    assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+    Some(documents(&String::from_utf8(rendered.stdout).expect("text")))
+}
+
+fn documents(yaml: &str) -> Vec<Value> {
+    let documents = serde_yaml::Deserializer::from_str(yaml);
+    documents.map(|document| serde::Deserialize::deserialize(document).expect("YAML")).collect()
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
 /// The Pods of the service that are not being deleted and whose container has started: its settings and Secrets exist.
@@ -98,6 +116,57 @@ fn the_service_account_may_hold_a_lease_but_has_no_needless_permissions() {
     ] {
         assert!(!may(verb, kind), "{verb} {kind}");
     }
+}
+
+#[test]
+fn task_pods_reach_neither_link_local_addresses_nor_the_api_server() {
+    let Some(objects) = rendered(&root().join("deploy/egress")) else { return };
+    let policy = of_kind(&objects, "NetworkPolicy")[0];
+    let (label, value) = cluster::CREATOR.split_once('=').expect("a label");
+    assert_eq!(policy["spec"]["podSelector"]["matchLabels"], json!({label: value}), "{policy}");
+    assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
+    assert_eq!(policy["spec"]["ingress"].as_array().map_or(0, Vec::len), 0);
+    let rules = policy["spec"]["egress"].as_array().expect("rules");
+    let blocks = rules.iter().flat_map(|rule| rule["to"].as_array().cloned().unwrap_or_default());
+    let blocks: Vec<Value> = blocks.map(|peer| peer["ipBlock"].clone()).filter(|block| !block.is_null()).collect();
+    assert_eq!(
+        blocks,
+        [
+            json!({"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16", "10.96.0.1/32"]}),
+            json!({"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::254/128"]}),
+        ]
+    );
+    for rule in rules.iter().filter(|rule| rule["to"].is_null()) {
+        let ports = rule["ports"].as_array().expect("a rule for all addresses names its ports");
+        assert!(ports.iter().all(|port| port["port"] == 53), "{rule}");
+    }
+    // The path of the comment in kustomization.yaml.
+    assert!(policy["spec"]["egress"][2]["to"][0]["ipBlock"]["except"].is_array());
+}
+
+#[test]
+fn tasks_may_have_a_namespace_in_which_alone_the_service_has_rights() {
+    let Some(objects) = rendered(&root().join("deploy/task-namespace")) else { return };
+    assert_eq!(of_kind(&objects, "Namespace")[0]["metadata"]["name"], "syncctl-tasks");
+    let role = of_kind(&objects, "Role")[0];
+    assert_eq!(role["metadata"]["namespace"], "syncctl-tasks");
+    assert_eq!(role["rules"], documents(&shipped("rbac/role.yaml"))[0]["rules"], "the same rights in both places");
+    let binding = of_kind(&objects, "RoleBinding")[0];
+    assert_eq!(binding["subjects"], json!([{"kind": "ServiceAccount", "name": "syncctl", "namespace": "syncctl"}]));
+
+    let folder = tempfile::tempdir().expect("a folder");
+    cluster::copy(&root().join("deploy"), &folder.path().join("deploy"));
+    std::fs::write(folder.path().join("service.yaml"), shipped("task-namespace/service.yaml")).expect("a file");
+    let overlay = json!({"namespace": "syncctl", "bases": ["deploy"], "patchesStrategicMerge": ["service.yaml"]});
+    std::fs::write(folder.path().join("kustomization.yaml"), overlay.to_string()).expect("a file");
+    let objects = rendered(folder.path()).expect("kubectl");
+    assert!(of_kind(&objects, "Role").is_empty() && of_kind(&objects, "RoleBinding").is_empty());
+    let deployment = of_kind(&objects, "Deployment")[0];
+    assert_eq!(deployment["spec"]["template"]["spec"]["serviceAccountName"], "syncctl");
+    let variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().expect("variables");
+    let namespace: Vec<_> =
+        variables.iter().filter(|variable| variable["name"] == "SYNCCTL_KUBERNETES_NAMESPACE").collect();
+    assert_eq!(namespace, [&json!({"name": "SYNCCTL_KUBERNETES_NAMESPACE", "value": "syncctl-tasks"})]);
 }
 
 #[test]

@@ -319,6 +319,8 @@ fn a_pod_contains_no_credentials_and_no_permissions() {
     let url = sidecar["env"].as_array().and_then(|env| env.iter().find(|variable| variable["name"] == "DATABASE_URL"));
     let url = url.expect("DATABASE_URL");
     assert!(url["value"].is_null() && url["valueFrom"]["secretKeyRef"].is_object(), "{url}");
+    assert_eq!(source["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
+    assert_eq!(source["resources"]["limits"]["ephemeral-storage"], "20Gi");
     let security = &sidecar["securityContext"];
     assert_eq!(security["runAsNonRoot"], true);
     assert_eq!(security["readOnlyRootFilesystem"], true);

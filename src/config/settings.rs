@@ -73,6 +73,12 @@ pub struct SettingsArgs {
     sidecar_memory_request_mi: Option<String>,
     #[arg(long, env = env::SIDECAR_MEMORY_LIMIT_MI.name)]
     sidecar_memory_limit_mi: Option<String>,
+    #[arg(long, env = env::SOURCE_EPHEMERAL_STORAGE_LIMIT_MI.name)]
+    source_ephemeral_storage_limit_mi: Option<String>,
+    #[arg(long, env = env::SIDECAR_EPHEMERAL_STORAGE_LIMIT_MI.name)]
+    sidecar_ephemeral_storage_limit_mi: Option<String>,
+    #[arg(long, env = env::SOURCE_CAPABILITIES.name)]
+    source_capabilities: Option<String>,
     #[arg(long, env = env::SOURCE_JAVA_OPTS.name, allow_hyphen_values = true)]
     source_java_opts: Option<String>,
     #[arg(long, env = env::LOG_LEVEL.name)]
@@ -240,6 +246,8 @@ impl SettingsArgs {
                     cpu_limit: problems.number(self.source_cpu_limit_millicores, &env::SOURCE_CPU_LIMIT_MILLICORES),
                     memory_request: problems.number(self.source_memory_request_mi, &env::SOURCE_MEMORY_REQUEST_MI),
                     memory_limit: problems.number(self.source_memory_limit_mi, &env::SOURCE_MEMORY_LIMIT_MI),
+                    storage_limit: problems
+                        .number(self.source_ephemeral_storage_limit_mi, &env::SOURCE_EPHEMERAL_STORAGE_LIMIT_MI),
                 },
                 sidecar_resources: Resources {
                     cpu_request: problems
@@ -247,7 +255,10 @@ impl SettingsArgs {
                     cpu_limit: problems.number(self.sidecar_cpu_limit_millicores, &env::SIDECAR_CPU_LIMIT_MILLICORES),
                     memory_request: problems.number(self.sidecar_memory_request_mi, &env::SIDECAR_MEMORY_REQUEST_MI),
                     memory_limit: problems.number(self.sidecar_memory_limit_mi, &env::SIDECAR_MEMORY_LIMIT_MI),
+                    storage_limit: problems
+                        .number(self.sidecar_ephemeral_storage_limit_mi, &env::SIDECAR_EPHEMERAL_STORAGE_LIMIT_MI),
                 },
+                source_capabilities: capabilities(present(self.source_capabilities).as_deref().unwrap_or_default()),
                 java_opts: present(self.source_java_opts).unwrap_or_else(|| env::SOURCE_JAVA_OPTS.default.to_owned()),
                 log_level: problems.level(self.log_level, &env::LOG_LEVEL),
                 db_log_level: problems.level(self.db_log_level, &env::DB_LOG_LEVEL),
@@ -352,6 +363,12 @@ impl Problems {
             BTreeMap::new()
         })
     }
+}
+
+/// Names as Kubernetes has them, without `CAP_`.
+fn capabilities(list: &str) -> Vec<String> {
+    let names = list.split(',').map(|name| name.trim().to_ascii_uppercase());
+    names.map(|name| name.trim_start_matches("CAP_").to_owned()).filter(|name| !name.is_empty()).collect()
 }
 
 #[cfg(test)]

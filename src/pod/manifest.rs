@@ -71,6 +71,8 @@ pub struct Resources {
     pub memory_request: u32,
     /// Memory limit in MiB.
     pub memory_limit: u32,
+    /// Limit of files on the node in MiB: logs, the root file system and volumes that are not in memory.
+    pub storage_limit: u32,
 }
 
 /// The settings of all Pods.
@@ -100,6 +102,8 @@ pub struct PodSettings {
     pub source_resources: Resources,
     /// Resources of the sidecar.
     pub sidecar_resources: Resources,
+    /// The Linux capabilities that the connector keeps, without `CAP_`.
+    pub source_capabilities: Vec<String>,
     /// `JAVA_OPTS` of the connector.
     pub java_opts: String,
     /// The minimum level of the sidecar's own log.
@@ -236,6 +240,10 @@ impl Launch<'_> {
         }
         let mut command = ["sh", "-c", SOURCE_SCRIPT, "sh", PIPES_DIR, REPORTS_DIR].map(str::to_owned).to_vec();
         command.extend(self.connector_arguments());
+        let mut capabilities = json!({"drop": ["ALL"]});
+        if !self.settings.source_capabilities.is_empty() {
+            capabilities["add"] = json!(self.settings.source_capabilities);
+        }
         let mut environment = environment(&[
             ("USE_STREAM_CAPABLE_STATE", "true"),
             ("AUTO_DETECT_SCHEMA", "true"),
@@ -251,7 +259,7 @@ impl Launch<'_> {
             "command": command,
             "env": environment,
             "resources": resources(self.settings.source_resources),
-            "securityContext": {"allowPrivilegeEscalation": false},
+            "securityContext": {"allowPrivilegeEscalation": false, "capabilities": capabilities},
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": mounts,
         })
@@ -396,12 +404,12 @@ fn environment(variables: &[(&str, &str)]) -> Vec<Value> {
 }
 
 fn resources(resources: Resources) -> Value {
-    let Resources { cpu_request, cpu_limit, memory_request, memory_limit } = resources;
+    let Resources { cpu_request, cpu_limit, memory_request, memory_limit, storage_limit } = resources;
     // A limit below the default request wins: the API server rejects a Pod with a request above its limit.
     let at_most = |request: u32, limit: u32| if limit > 0 { request.min(limit) } else { request };
     let (cpu_request, memory_request) = (at_most(cpu_request, cpu_limit), at_most(memory_request, memory_limit));
     // With a limit, a missing request defaults to the limit: no request is written as 0.
-    let side = |cpu: Option<u32>, memory: Option<u32>| {
+    let side = |cpu: Option<u32>, memory: Option<u32>, storage: Option<u32>| {
         let mut map = serde_json::Map::new();
         if let Some(cpu) = cpu {
             map.insert("cpu".to_owned(), json!(format!("{cpu}m")));
@@ -409,12 +417,17 @@ fn resources(resources: Resources) -> Value {
         if let Some(memory) = memory {
             map.insert("memory".to_owned(), json!(format!("{memory}Mi")));
         }
+        if let Some(storage) = storage {
+            map.insert("ephemeral-storage".to_owned(), json!(format!("{storage}Mi")));
+        }
         Value::Object(map)
     };
     let limit = |limit: u32| Some(limit).filter(|limit| *limit > 0);
     let request = |request: u32, limit: u32| Some(request).filter(|request| *request > 0 || limit > 0);
-    let requests = side(request(cpu_request, cpu_limit), request(memory_request, memory_limit));
-    json!({"requests": requests, "limits": side(limit(cpu_limit), limit(memory_limit))})
+    // No connector has storage reserved.
+    let storage_request = request(0, storage_limit);
+    let requests = side(request(cpu_request, cpu_limit), request(memory_request, memory_limit), storage_request);
+    json!({"requests": requests, "limits": side(limit(cpu_limit), limit(memory_limit), limit(storage_limit))})
 }
 
 #[cfg(test)]
@@ -438,8 +451,21 @@ mod tests {
             grace_seconds: 60,
             init_timeout_seconds: 180,
             silence_seconds: 8000,
-            source_resources: Resources { cpu_request: 100, cpu_limit: 1000, memory_request: 256, memory_limit: 128 },
-            sidecar_resources: Resources { cpu_request: 0, cpu_limit: 500, memory_request: 0, memory_limit: 0 },
+            source_resources: Resources {
+                cpu_request: 100,
+                cpu_limit: 1000,
+                memory_request: 256,
+                memory_limit: 128,
+                storage_limit: 2048,
+            },
+            sidecar_resources: Resources {
+                cpu_request: 0,
+                cpu_limit: 500,
+                memory_request: 0,
+                memory_limit: 0,
+                storage_limit: 0,
+            },
+            source_capabilities: Vec::new(),
             java_opts: "-Xmx7000m".to_owned(),
             log_level: "INFO".to_owned(),
             db_log_level: "INFO".to_owned(),
@@ -522,6 +548,22 @@ mod tests {
             let limits = variables.filter(|variable| variable.name == "SYNCCTL_MAX_RECORDS");
             let limits: Vec<_> = limits.map(|variable| variable.value.as_deref()).collect();
             assert_eq!(limits, Vec::from_iter(records.map(|_| Some("10"))));
+        }
+    }
+
+    #[test]
+    fn the_source_keeps_the_capabilities_of_the_settings_alone() {
+        for (kept, expected) in
+            [(&[][..], None), (&["CHOWN", "SETUID"], Some(vec!["CHOWN".to_owned(), "SETUID".into()]))]
+        {
+            let source_capabilities = kept.iter().map(|name| (*name).to_owned()).collect();
+            let settings = PodSettings { source_capabilities, ..settings() };
+            let spec = objects(TaskKind::Spec, &Payload::default(), &settings).pod.spec.expect("a spec");
+            let source = spec.containers.into_iter().find(|container| container.name == "source").expect("a source");
+            let context = source.security_context.expect("a context");
+            let capabilities = context.capabilities.expect("capabilities");
+            assert_eq!((capabilities.drop, capabilities.add), (Some(vec!["ALL".to_owned()]), expected));
+            assert_eq!(context.allow_privilege_escalation, Some(false));
         }
     }
 

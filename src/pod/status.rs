@@ -225,7 +225,8 @@ fn whole_pod(pod: &Pod) -> Option<Failure> {
     match status.reason.as_deref()? {
         "DeadlineExceeded" => Some(Failure::new(Class::TimeExceeded, message)),
         "Evicted" => Some(Failure::new(Class::Evicted, message).with_hint(
-            "raise the memory and ephemeral storage that the node can give, or lower what the connector uses",
+            "raise the memory and storage that the node can give, or SYNCCTL_SOURCE_EPHEMERAL_STORAGE_LIMIT_MI if that is \
+             exceeded, or lower what the connector uses",
         )),
         reason => Some(Failure::new(Class::Evicted, format!("the node ended the pod: {reason}: {message}"))),
     }

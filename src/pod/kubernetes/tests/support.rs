@@ -162,8 +162,9 @@ pub(super) fn task(task_id: &str) -> Task {
 }
 
 pub(super) fn settings() -> PodSettings {
-    let resources = Resources { cpu_request: 0, cpu_limit: 0, memory_request: 0, memory_limit: 0 };
+    let resources = Resources { cpu_request: 0, cpu_limit: 0, memory_request: 0, memory_limit: 0, storage_limit: 0 };
     PodSettings {
+        source_capabilities: Vec::new(),
         sidecar_image: "syncctl:none".to_owned(),
         init_image: None,
         sidecar_database_url: Secret::from("postgresql://u@127.0.0.1:1/none"),
