@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 RELEASE := target/$(shell rustc -vV | sed -n 's/^host: //p')/release/syncctl
 
-.PHONY: help build install check test soak quickstart bench lint generate image cluster-up cluster-down clean
+.PHONY: help build install check test soak fuzz quickstart bench lint generate image cluster-up cluster-down clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,6 +29,9 @@ check: ## The short loop: lint, unit tests, and every test that needs no cluster
 soak: ## Recovery: outages of a minute, 200 kills, a million records; and 5000 random scenarios of rows
 	SYNCCTL_TEST_PROFILE=release SYNCCTL_TEST_OUTAGE_SECONDS=60 SYNCCTL_TEST_ROUNDS=200 SYNCCTL_TEST_CASES=5000 \
 		SYNCCTL_TEST_FAKER_RECORDS=1000000 tests/run -- kill:: outages:: crash:: faker:: model::
+
+fuzz: ## Fuzz each parser of foreign bytes for SYNCCTL_FUZZ_SECONDS (600); stops at a finding
+	fuzz/run
 
 quickstart: ## spec, check, discover and read of a real connector on this machine, with a database of its own
 	tests/quickstart

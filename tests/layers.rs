@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// The parts of `src` from the bottom up, each with the parts below that it may import. `*`: all of them.
-const LAYERS: [(&str, &[&str]); 22] = [
+const LAYERS: [(&str, &[&str]); 23] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
@@ -46,6 +46,8 @@ const LAYERS: [(&str, &[&str]); 22] = [
     ("server", &["config", "controller", "db", "failure", "pod", "secret", "task"]),
     ("cmd", &["*"]),
     ("main", &["cmd"]),
+    // Declares modules for the fuzz targets.
+    ("lib", &[]),
     // Not a part of its own: the root module only declares the others.
     ("", &[]),
 ];

@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use indexmap::IndexMap;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -200,11 +201,17 @@ pub fn as_text(document: &str) -> String {
     json!({ TEXT: document }).to_string()
 }
 
-/// The document that [`as_text`] has changed; other documents stay as they are.
+/// Whether a document has the form of [`as_text`] already. If a source sent it, it must be stored in that form to be restored.
+pub fn is_as_text(document: &str) -> bool {
+    matches!(original(document), Cow::Owned(_))
+}
+
+/// The document that [`as_text`] has changed; other documents stay as they are, also those of a source with such a field.
 fn original(document: &str) -> Cow<'_, str> {
     if document.contains(TEXT)
         && let Ok(fields) = serde_json::from_str::<IndexMap<&str, Cow<'_, str>>>(document)
         && let [(&TEXT, text)] = fields.iter().collect::<Vec<_>>()[..]
+        && serde_json::from_str::<IgnoredAny>(text).is_ok()
     {
         return Cow::Owned(text.clone().into_owned());
     }

@@ -36,10 +36,15 @@ impl<'a> Document<'a> {
         };
         let text = read
             .map_err(|error| Failure::new(Class::InvalidInput, format!("cannot read {what} from {path}: {error}")))?;
+        Ok(Self::of_file(path, text))
+    }
+
+    /// The content of a file.
+    pub fn of_file(path: &str, text: String) -> Self {
         let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
         let has_yaml_name = [".yaml", ".yml"].iter().any(|suffix| path.to_ascii_lowercase().ends_with(suffix));
         let is_yaml = has_yaml_name || !text.trim_start().starts_with(['{', '[']);
-        Ok(Self { origin: Origin::File(path.to_owned()), text: text.into(), is_yaml })
+        Self { origin: Origin::File(path.to_owned()), text: text.into(), is_yaml }
     }
 
     /// A field of a request body by its name and JSON text; the text is empty if the field is missing.

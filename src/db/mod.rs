@@ -33,7 +33,7 @@ mod schema;
 mod spec;
 mod state;
 mod stored_result;
-mod task;
+pub mod task;
 pub mod text;
 
 #[cfg(test)]

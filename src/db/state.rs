@@ -77,5 +77,9 @@ impl Db {
 
 /// The document, in a form that `jsonb` can hold.
 fn storable(document: &str) -> Cow<'_, str> {
-    if clean_json(document) == document { Cow::Borrowed(document) } else { Cow::Owned(state::as_text(document)) }
+    if clean_json(document) == document && !state::is_as_text(document) {
+        Cow::Borrowed(document)
+    } else {
+        Cow::Owned(state::as_text(document))
+    }
 }

@@ -3,7 +3,7 @@
 //! A row is inserted before the task starts. It is RUNNING until an outcome is stored: by the sidecar, which observed it,
 //! or by the controller, which concludes it where the sidecar left none.
 
-mod description;
+pub mod description;
 pub(super) mod record;
 mod stages;
 

@@ -13,7 +13,7 @@ pub(super) fn clean(text: &str) -> Cow<'_, str> {
 /// The JSON document without the escapes that `jsonb` refuses: `\u0000` and lone surrogates.
 ///
 /// In `\\u0000` the backslash is escaped, so that stays.
-pub(super) fn clean_json(json: &str) -> Cow<'_, str> {
+pub fn clean_json(json: &str) -> Cow<'_, str> {
     let json = clean(json);
     if !json.contains("\\u") {
         return json;

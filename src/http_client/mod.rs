@@ -3,7 +3,7 @@
 //! Knows neither. It follows no redirects, and every wait has a deadline.
 
 mod connection;
-mod response;
+pub mod response;
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;

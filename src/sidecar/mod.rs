@@ -3,16 +3,16 @@
 //! Its environment and files are those of the wire contract. Knows nothing of Kubernetes: it runs wherever the pipes and
 //! the documents are.
 
-mod crash;
-mod documents;
-mod lines;
+pub mod crash;
+pub mod documents;
+pub mod lines;
 mod log;
-mod progress;
+pub mod progress;
 mod read;
 mod result;
 mod saved_states;
 pub mod sink;
-mod source;
+pub mod source;
 mod stored_config;
 mod streams;
 #[cfg(test)]

@@ -131,7 +131,7 @@ fn read_metrics(reports: &SharedFolder) -> Option<TaskMetrics> {
 }
 
 /// Nanoseconds of CPU time and bytes of memory.
-fn parse_metrics(line: &str) -> Option<TaskMetrics> {
+pub fn parse_metrics(line: &str) -> Option<TaskMetrics> {
     let (nanoseconds, bytes) = line.strip_suffix('\n')?.split_once(' ')?;
     Some(TaskMetrics {
         cpu_seconds: Duration::from_nanos(nanoseconds.parse().ok()?).as_secs_f64(),

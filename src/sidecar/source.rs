@@ -1,6 +1,6 @@
 //! The connector as the sidecar sees it: messages on stdout, log lines on stderr, and an exit code.
 
-mod framing;
+pub mod framing;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};

@@ -153,12 +153,13 @@ impl Counts {
     /// Adds to the count of a name. Returns whether the name is new, and has a count of its own.
     pub fn add(&mut self, name: &str, count: u64) -> bool {
         if let Some(known) = self.0.get_mut(name) {
-            *known += count;
+            *known = known.saturating_add(count);
             return false;
         }
         let has_room = self.0.len() < Self::MAX_NAMES;
         let name = if has_room { name } else { Self::OTHERS };
-        *self.0.entry(name.to_owned()).or_default() += count;
+        let total = self.0.entry(name.to_owned()).or_default();
+        *total = total.saturating_add(count);
         has_room
     }
 
@@ -173,9 +174,9 @@ impl Counts {
         self.0.is_empty()
     }
 
-    /// The sum of all counts.
+    /// The sum of all counts. A row that another program has written may hold any numbers.
     pub fn sum(&self) -> u64 {
-        self.0.values().sum()
+        self.0.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// The names and their counts.
@@ -247,5 +248,8 @@ mod tests {
         }
         assert_eq!((counts.iter().count(), counts.iter().last(), counts.sum()), (31, Some(("others", 140)), 200));
         assert!(!counts.add("0", 1));
+        // Of a row that another program has written.
+        assert!(!counts.add("0", u64::MAX));
+        assert_eq!(counts.sum(), u64::MAX);
     }
 }

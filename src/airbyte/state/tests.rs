@@ -1,6 +1,6 @@
 //! States of all kinds, and what of them reaches a connector.
 
-use super::{Progress, State, as_text, for_connector, from_rows, global_streams, with_stored_global};
+use super::{Progress, State, as_text, for_connector, from_rows, global_streams, is_as_text, with_stored_global};
 use crate::airbyte::catalog::ConfiguredCatalog;
 use crate::airbyte::message::StreamName;
 
@@ -78,9 +78,15 @@ fn documents_that_jsonb_cannot_hold_are_restored() {
     assert_eq!(from_rows(&rows("_GLOBAL_STATE", &global), &catalog()), Ok(Some(expected)));
     assert_eq!(global_streams(&as_text(&global)), ["a"]);
     assert_eq!(from_rows(&rows("_LEGACY_STATE", state), &catalog()), Ok(Some(state.to_owned())));
-    let other = r#"{"_syncctl_text": "{}", "of": "a source"}"#;
-    let document = format!(r#"[{{"type":"LEGACY","data":{other}}}]"#);
-    assert_eq!(for_connector(&document, &catalog()), Ok(Some(document)));
+    // What a source or a caller sends may have that field: only a document as its text is one.
+    for other in [r#"{"_syncctl_text": "{}", "of": "a source"}"#, r#"{"_syncctl_text": "}]"}"#] {
+        let document = format!(r#"[{{"type":"LEGACY","data":{other}}}]"#);
+        assert_eq!(for_connector(&document, &catalog()), Ok(Some(document)));
+        assert!(!is_as_text(other), "{other}");
+    }
+    let of_source = as_text("{}");
+    assert!(is_as_text(&of_source));
+    assert_eq!(from_rows(&rows("_LEGACY_STATE", &of_source), &catalog()), Ok(Some(of_source)));
 }
 
 #[test]

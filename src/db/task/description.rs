@@ -56,7 +56,7 @@ pub(super) fn error(reports: &StreamReports) -> Option<String> {
 }
 
 /// Reads a description leniently: skips what is no report of a stream.
-pub(super) fn parse(description: &str) -> StreamReports {
+pub fn parse(description: &str) -> StreamReports {
     let Ok(Value::Object(streams)) = serde_json::from_str(description) else { return StreamReports::new() };
     let number = |report: &Value, key: &str| report.get(key).and_then(Value::as_u64).unwrap_or(0);
     streams
@@ -88,7 +88,7 @@ fn member<T: DeserializeOwned>(report: &Value, key: &str) -> Option<T> {
 /// description stays.
 ///
 /// After a failure a stream is PARTIAL if some of its records are committed, and else FAILED.
-pub(super) fn close(description: &str, outcome: TaskStatus, reason: Option<&str>) -> String {
+pub fn close(description: &str, outcome: TaskStatus, reason: Option<&str>) -> String {
     let Ok(Value::Object(mut streams)) = serde_json::from_str(description) else { return description.to_owned() };
     let outcome = match outcome {
         TaskStatus::Running => return description.to_owned(),

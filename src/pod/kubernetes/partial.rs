@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub(super) struct PartialPod(pub(super) Pod);
+pub struct PartialPod(pub Pod);
 
 #[derive(Deserialize)]
 struct Read {

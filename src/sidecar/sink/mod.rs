@@ -3,10 +3,10 @@
 //! A sink handles streams, rows and commits; it does not know states, statuses or the connector. To add a destination,
 //! write its module and list it in [`DESTINATIONS`]. `field_type` reads the JSON Schema of a field for all of them.
 
-mod bulker;
+pub mod bulker;
 mod discard;
-mod field_type;
-mod postgres;
+pub mod field_type;
+pub mod postgres;
 
 use std::fmt::Debug;
 use std::time::Duration;

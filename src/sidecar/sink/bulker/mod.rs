@@ -28,11 +28,11 @@
 //! * Each request has its own connection: on a reused one it would be unknown whether the server received the request.
 
 mod config;
-mod fields;
+pub mod fields;
 mod http;
 mod request;
-mod response;
-mod row;
+pub mod response;
+pub mod row;
 mod stream;
 #[cfg(test)]
 mod tests;
