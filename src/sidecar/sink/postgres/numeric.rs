@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use memchr::memchr;
+
 use super::number::{Decimal, Fit};
 
 /// Limits of `numeric`: digits before and after the decimal point.
@@ -12,10 +14,10 @@ const NUMERIC_GROUP: i64 = 4;
 /// Bytes before the digits of a `numeric` in its binary form.
 const NUMERIC_HEADER: usize = 8;
 const SMALL_POWERS: [u16; 4] = [1, 10, 100, 1000];
-/// Numbers with a decimal point and this many digits fit into 64 bits, also with the zeros that align them.
-const SHORT_DIGITS: usize = 16;
-/// Base-10000 digits of 64 bits.
-const SHORT_GROUPS: usize = 5;
+/// The most digits of a short number.
+const SHORT_DIGITS: usize = 32;
+/// Base-10000 digits of a short number, of which the first one and the last one may be incomplete.
+const SHORT_GROUPS: usize = SHORT_DIGITS / 4 + 2;
 /// The sign field of a negative `numeric`.
 const NUMERIC_NEGATIVE: i64 = 0x4000;
 
@@ -82,48 +84,51 @@ pub fn push(text: &str, limits: Option<(i64, i64)>, out: &mut Vec<u8>) -> Fit {
     fit
 }
 
-/// The same for the numbers that nearly all sources have: few digits, no exponent, within the limits.
+/// The same for numbers without an exponent that have few digits and are within the limits: nearly all.
 fn push_short(text: &[u8], limits: Option<(i64, i64)>, out: &mut Vec<u8>) -> bool {
-    let (negative, digits) = text.strip_prefix(b"-").map_or((false, text), |digits| (true, digits));
-    if digits.is_empty() || digits.len() > SHORT_DIGITS + 1 {
+    let (negative, number) = text.strip_prefix(b"-").map_or((false, text), |number| (true, number));
+    if number.is_empty() || number.len() > SHORT_DIGITS + 1 {
         return false;
     }
-    let (mut value, mut point) = (0_u64, None);
-    for (at, byte) in digits.iter().enumerate() {
-        match byte {
-            b'0'..=b'9' => value = value * 10 + u64::from(byte - b'0'),
-            b'.' if point.is_none() && at > 0 => point = Some(at),
-            _ => return false,
+    let (before, after) = memchr(b'.', number).map_or((number, &[][..]), |at| (&number[..at], &number[at + 1..]));
+    let is_within = |limit: i64, digits: &[u8]| usize::try_from(limit).is_ok_and(|limit| digits.len() <= limit);
+    if before.is_empty() || limits.is_some_and(|limits| !is_within(limits.0, before) || !is_within(limits.1, after)) {
+        return false;
+    }
+    let mut bytes = [0_u8; NUMERIC_HEADER + 2 * SHORT_GROUPS];
+    // Groups are aligned at the decimal point. All counts are small.
+    let (first, aligned) = before.split_at(before.len() % 4);
+    let whole = aligned.chunks_exact(4).map(|digits| (digits, 1));
+    let fraction = after.chunks(4).map(|digits| (digits, SMALL_POWERS[4 - digits.len()]));
+    let (mut start, mut end, mut count) = (0, 0, 0);
+    for (digits, power) in [(first, 1)].into_iter().filter(|(first, _)| !first.is_empty()).chain(whole).chain(fraction)
+    {
+        let mut group = 0_u16;
+        for digit in digits {
+            let value = digit.wrapping_sub(b'0');
+            if value > 9 {
+                return false;
+            }
+            group = group * 10 + u16::from(value);
+        }
+        bytes[NUMERIC_HEADER + 2 * count..NUMERIC_HEADER + 2 * count + 2]
+            .copy_from_slice(&(group * power).to_be_bytes());
+        count += 1;
+        if group != 0 {
+            end = count;
+        } else if end == 0 {
+            start = count;
         }
     }
-    let before = point.unwrap_or(digits.len());
-    let scale = point.map_or(0, |point| digits.len() - point - 1);
-    let is_within = |limit: i64, count: usize| usize::try_from(limit).is_ok_and(|limit| count <= limit);
-    if limits.is_some_and(|limits| !is_within(limits.0, before) || !is_within(limits.1, scale)) {
-        return false;
-    }
-    let fraction_groups = scale.div_ceil(4);
-    value *= u64::from(SMALL_POWERS[4 * fraction_groups - scale]);
-    // From the last group on. All counts are small.
-    let (mut bytes, mut start, mut zeros) = ([0_u8; NUMERIC_HEADER + 2 * SHORT_GROUPS], SHORT_GROUPS, 0);
-    while value != 0 && value % 10_000 == 0 {
-        (value, zeros) = (value / 10_000, zeros + 1);
-    }
-    while value != 0 {
-        start -= 1;
-        let group = (value % 10_000).to_be_bytes();
-        bytes[NUMERIC_HEADER + 2 * start..NUMERIC_HEADER + 2 * start + 2].copy_from_slice(&group[6..]);
-        value /= 10_000;
-    }
-    let groups = SHORT_GROUPS - start;
-    let weight = if groups == 0 { 0 } else { (groups + zeros).wrapping_sub(1 + fraction_groups) };
+    let groups = end.saturating_sub(start);
+    let weight = if groups == 0 { 0 } else { before.len().div_ceil(4).wrapping_sub(1 + start) };
     let sign = if negative && groups > 0 { NUMERIC_NEGATIVE } else { 0 };
     let header = &mut bytes[2 * start..];
     header[..2].copy_from_slice(&groups.to_be_bytes()[6..]);
     header[2..4].copy_from_slice(&weight.to_be_bytes()[6..]);
     header[4..6].copy_from_slice(&sign.to_be_bytes()[6..]);
-    header[6..8].copy_from_slice(&scale.to_be_bytes()[6..]);
-    out.extend_from_slice(header);
+    header[6..8].copy_from_slice(&after.len().to_be_bytes()[6..]);
+    out.extend_from_slice(&header[..NUMERIC_HEADER + 2 * groups]);
     true
 }
 

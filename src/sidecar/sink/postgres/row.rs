@@ -4,25 +4,22 @@
 //! order. Nothing is copied in between, and once the columns are known, nothing is allocated.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::ops::Range;
 
 use jiff::Timestamp;
-use serde::Deserializer as _;
-use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
-use serde_json::value::RawValue;
 
 use super::airbyte_columns;
 use super::changes::{Change, ChangeKind, ChangeReason, describe};
 use super::column::{Column, Widening};
 use super::copy::{self, Chunk, NULL};
-use super::fields::{FieldId, FieldTree, Mapping, ObjectId, ROOT, SEPARATOR};
+use super::fields::{FieldId, Mapping, ObjectId, ROOT, SEPARATOR};
 use super::inference;
 use super::json;
 use super::layout::Layout;
 use super::merge_key::RowTraits;
 use super::names;
 use super::number::Fit;
+use super::object_fields::ObjectFields;
 use super::time;
 use super::types::ColumnType;
 use super::value;
@@ -39,9 +36,6 @@ const LARGE_ROW: usize = 1 << 20;
 /// Why a row cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum RowError {
-    /// It is not JSON.
-    #[error("a row is not JSON: {0}")]
-    Invalid(#[from] serde_json::Error),
     /// It is not an object, and rows are merged.
     #[error("a row is not a JSON object, so it has no primary key")]
     NoObject,
@@ -130,14 +124,13 @@ impl Encoder {
         self.changes.clear();
         self.document.clear();
         if data.trim_start().starts_with('{') {
-            self.locate_values(data)?;
+            self.locate_values(data, 0, ROOT, 1);
         } else {
             // Without an object there are no fields: the row itself is the document.
-            let row: &RawValue = serde_json::from_str(data)?;
             if self.layout.has_key() {
                 return Err(RowError::NoObject);
             }
-            self.document.push_str(row.get());
+            self.document.push_str(data.trim());
             self.counts.misfits.add(NO_OBJECT, 1);
         }
         if self.layout.has_inferred {
@@ -204,25 +197,26 @@ impl Encoder {
         }
     }
 
-    fn locate_values(&mut self, data: &str) -> Result<(), serde_json::Error> {
-        let mut json = serde_json::Deserializer::from_str(data);
-        json.deserialize_map(ObjectVisitor { encoder: self, object: ROOT, depth: 1, base: data.as_ptr().addr() })?;
-        json.end()
+    /// Records where the values of an object are, which starts at `start`.
+    fn locate_values(&mut self, data: &str, start: usize, object: ObjectId, depth: usize) {
+        let mut after = None;
+        for (key, value) in ObjectFields::new(data, start) {
+            let field = self.layout.fields.lookup(object, after, &key);
+            self.locate_value(data, value, field, depth);
+            after = Some(field);
+        }
     }
 
-    /// Records where the value of a field is. `base` is the address of the row's text.
-    fn locate_value(&mut self, field: FieldId, depth: usize, base: usize, raw: &str) -> Result<(), serde_json::Error> {
-        let start = raw.as_ptr().addr() - base;
-        let range = start..start + raw.len();
+    fn locate_value(&mut self, data: &str, range: Range<usize>, field: FieldId, depth: usize) {
+        let raw = &data[range.clone()];
         let known = self.layout.fields.get(field);
         let mut mapping = known.mapping;
         if raw.starts_with('{') && !known.declared && depth < MAX_DEPTH && !self.layout.stores_documents(field) {
             let object = self.layout.fields.children(field);
-            let visitor = ObjectVisitor { encoder: self, object, depth: depth + 1, base };
-            return serde_json::Deserializer::from_str(raw).deserialize_map(visitor);
+            return self.locate_values(data, range.start, object, depth + 1);
         }
         if mapping == Mapping::Undecided {
-            let Some(kind) = ColumnType::of_value(raw) else { return Ok(()) };
+            let Some(kind) = ColumnType::of_value(raw) else { return };
             mapping = self.layout.assign_column(field, kind);
             self.values.resize(self.layout.columns.len(), 0..0);
         }
@@ -235,7 +229,6 @@ impl Encoder {
             }
             Mapping::Unmapped | Mapping::Undecided => {}
         }
-        Ok(())
     }
 
     /// Writes the row. Returns a column that cannot hold its value unless it becomes wider.
@@ -403,61 +396,5 @@ fn push_time(kind: ColumnType, instant: Timestamp, out: &mut Vec<u8>) {
         copy::push_bigint(time::micros_of(instant), out);
     } else {
         value::encode(kind, &format!("\"{instant}\""), out);
-    }
-}
-
-/// Visits the fields of one object.
-struct ObjectVisitor<'e> {
-    encoder: &'e mut Encoder,
-    object: ObjectId,
-    depth: usize,
-    /// The address of the row's text.
-    base: usize,
-}
-
-impl<'de> Visitor<'de> for ObjectVisitor<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self { encoder, object, depth, base } = self;
-        let mut after = None;
-        while let Some(field) = map.next_key_seed(KeySeed { fields: &mut encoder.layout.fields, object, after })? {
-            let raw: &'de RawValue = map.next_value()?;
-            encoder.locate_value(field, depth, base, raw.get()).map_err(A::Error::custom)?;
-            after = Some(field);
-        }
-        Ok(())
-    }
-}
-
-/// Looks a key up without copying it.
-struct KeySeed<'f> {
-    fields: &'f mut FieldTree,
-    object: ObjectId,
-    after: Option<FieldId>,
-}
-
-impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
-    type Value = FieldId;
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<FieldId, D::Error> {
-        // As bytes, because a key may hold a lone surrogate.
-        deserializer.deserialize_bytes(self)
-    }
-}
-
-impl Visitor<'_> for KeySeed<'_> {
-    type Value = FieldId;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_bytes<E: serde::de::Error>(self, key: &[u8]) -> Result<FieldId, E> {
-        Ok(self.fields.lookup(self.object, self.after, key))
     }
 }
