@@ -98,5 +98,6 @@ pub mod variable {
     pub const CDC_DELETION: &str = "SYNCCTL_CDC_DELETION";
     pub const MAX_RECORDS: &str = "SYNCCTL_MAX_RECORDS";
     pub const OWN_SCHEMA: &str = "SYNCCTL_OWN_SCHEMA";
+    pub const DESTINATION_HOSTS: &str = "SYNCCTL_DESTINATION_HOSTS";
     pub const CONTRACT: &str = "SYNCCTL_CONTRACT";
 }

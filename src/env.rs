@@ -72,6 +72,9 @@ variables! {
     BULKER_URL "URL" [secret true] = "", "Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise";
     BULKER_AUTH_TOKEN "TOKEN" [secret true] = "",
         "Token for that Bulker instance; set it in the environment, where other users cannot see it";
+    DESTINATION_HOSTS "HOSTS" = "any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets",
+        "Hosts that callers' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an \
+         optional :port, and directories of Unix sockets; separated by commas";
     KUBERNETES_CLIENT_CONFIG "CONFIG" [secret true] = "",
         "Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of \
          this Pod";

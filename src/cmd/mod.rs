@@ -165,6 +165,7 @@ fn run_task(args: TaskArgs, request: impl FnOnce(&Settings, Option<Duration>) ->
     let output = Output::new(format, quiet);
     let result = settings.resolve().and_then(|settings| settings.with_exec(exec)).and_then(|settings| {
         logging::start_command(&settings.pod.log_level, quiet, verbose);
+        settings.log_warnings();
         let (settings, _database) = controller::start_database(controller::use_own_image(settings)?)?;
         let request = request(&settings, timeout)?;
         one_shot::run(&settings, &output, request)

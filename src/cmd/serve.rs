@@ -34,6 +34,7 @@ pub(super) fn run(args: ServeArgs) -> u8 {
     }
     let result = resolve(serve, settings).and_then(|(settings, serve)| {
         logging::start_service(&settings.pod.log_level, verbose, serve.log_json);
+        settings.log_warnings();
         let (settings, _database) = controller::start_database(controller::use_own_image(settings)?)?;
         server::serve(settings, serve)
     });
@@ -43,7 +44,7 @@ pub(super) fn run(args: ServeArgs) -> u8 {
 /// Both kinds of settings, or the problems of both.
 fn resolve(serve: ServeSettingsArgs, settings: SettingsArgs) -> Result<(Settings, ServeSettings), Failure> {
     match (settings.resolve(), serve.resolve()) {
-        (Ok(settings), Ok(serve)) => Ok((settings, serve)),
+        (Ok(settings), Ok(serve)) => Ok((settings.for_service(), serve)),
         (Err(one), Err(other)) => Err(Failure::new(one.class, format!("{}\n{}", one.text, other.text))),
         (Err(failure), _) | (_, Err(failure)) => Err(failure),
     }

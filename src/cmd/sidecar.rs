@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::contract::{self, SidecarExit, variable};
 use crate::env;
 use crate::failure::{Class, Failure};
+use crate::host_rules::{HostRules, SERVICE_DEFAULT};
 use crate::secret::Secret;
 use crate::sidecar::{CommitLimits, Sidecar, SourceSettings};
 use crate::task::{self, CdcDeletion, Image, ReadOptions, Task, TaskKind};
@@ -127,6 +128,10 @@ pub struct SidecarArgs {
     /// Stop after this number of records
     #[arg(long, env = variable::MAX_RECORDS, default_value = "")]
     max_records: String,
+    /// Hosts that the destination may be at [default: any; of other controllers: any but link-local addresses, addresses of
+    /// cloud metadata, and Unix sockets]
+    #[arg(long, env = variable::DESTINATION_HOSTS, default_value = "")]
+    destination_hosts: String,
     /// Version of the contract that the controller implements
     #[arg(long, env = variable::CONTRACT, default_value = "")]
     contract: String,
@@ -249,11 +254,23 @@ impl SidecarArgs {
                 is_wrapped: contract.is_some(),
             },
             secrets: self.secrets_dir,
+            destination_hosts: destination_hosts(&self.destination_hosts, contract.is_some())?,
             db_log_level: self.db_log_level,
             commit: commit_limits(&self.commit_seconds, &self.commit_mi)?,
             contract,
         })
     }
+}
+
+/// The rules for the destination's host. A foreign controller takes destinations from its callers without any.
+fn destination_hosts(text: &str, is_ours: bool) -> Result<Option<Arc<HostRules>>, Failure> {
+    let text = match text.trim() {
+        "" if is_ours => return Ok(None),
+        "" => SERVICE_DEFAULT,
+        text => text,
+    };
+    let rules = text.parse().map_err(|error: String| invalid(variable::DESTINATION_HOSTS, text, &error))?;
+    Ok(Some(Arc::new(rules)))
 }
 
 /// The time since a moment; none if it is in the future of this clock.

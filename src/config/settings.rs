@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::directories::{Directories, DirectoryArgs};
@@ -9,6 +10,7 @@ use super::{Problems, describe, present};
 use crate::db::local_server::ServerDirectory;
 use crate::env;
 use crate::failure::{Class, Failure};
+use crate::host_rules::{HostRules, SERVICE_DEFAULT};
 use crate::pod::connector::Runtime;
 use crate::pod::kubernetes::client::{ClientSettings, Source};
 use crate::pod::local::LocalSettings;
@@ -34,6 +36,8 @@ pub struct SettingsArgs {
     bulker_url: Option<String>,
     #[arg(long, env = env::BULKER_AUTH_TOKEN.name)]
     bulker_auth_token: Option<String>,
+    #[arg(long, env = env::DESTINATION_HOSTS.name)]
+    destination_hosts: Option<String>,
     #[arg(long, env = env::KUBERNETES_CLIENT_CONFIG.name)]
     kubernetes_client_config: Option<String>,
     /// Kubeconfig file [default: what kubectl would use]
@@ -103,6 +107,8 @@ pub struct Settings {
     pub database_url: Secret,
     /// Default destination of rows.
     pub bulker: BulkerSettings,
+    /// The hosts that destinations of callers may be at; `None`: any.
+    pub destination_hosts: Option<Arc<HostRules>>,
     /// Where tasks run.
     pub engine: Engine,
     /// The embedded database, where it holds the results; its URL is known once it runs.
@@ -153,6 +159,26 @@ impl Settings {
     pub fn own_schema(&self) -> &str {
         // Pods use the same one.
         &self.pod.own_schema
+    }
+
+    /// The same settings for a service, which takes destinations from callers of other machines.
+    #[must_use]
+    pub fn for_service(mut self) -> Self {
+        let default = || SERVICE_DEFAULT.parse().ok().map(Arc::new);
+        // A foreign sidecar checks no hosts.
+        if self.pod.init_image.is_none() {
+            self.destination_hosts = self.destination_hosts.or_else(default);
+        }
+        self
+    }
+
+    /// Logs what is allowed and should not be.
+    pub fn log_warnings(&self) {
+        let is_plain = self.bulker.url.as_ref().is_some_and(|url| url.starts_with("http://"));
+        if is_plain && self.bulker.auth_token.is_some() {
+            let (url, token) = (env::BULKER_URL.name, env::BULKER_AUTH_TOKEN.name);
+            tracing::warn!("{url} is an http:// URL: {token} and all rows are sent in clear text; use https://");
+        }
     }
 
     /// The same settings for a connector that is a command of this machine.
@@ -221,6 +247,7 @@ impl SettingsArgs {
         let settings = Settings {
             database_url: Secret::from(database_url),
             bulker: problems.bulker(self.bulker_url, self.bulker_auth_token),
+            destination_hosts: problems.destination_hosts(self.destination_hosts, init_image.is_some()),
             engine,
             embedded,
             warehouse: None,
@@ -335,6 +362,19 @@ impl Problems {
             self.malformed.push(text.to_owned());
         }
         BulkerSettings { url, auth_token: token.map(Secret::from) }
+    }
+
+    fn destination_hosts(&mut self, hosts: Option<String>, is_foreign: bool) -> Option<Arc<HostRules>> {
+        let text = present(hosts)?;
+        if is_foreign {
+            let (hosts, image) = (env::DESTINATION_HOSTS.name, env::INIT_IMAGE.name);
+            self.malformed.push(format!("  {hosts} is set, but the sidecar that {image} selects does not check hosts"));
+        }
+        let rules = text.parse().map_err(|error| {
+            let expected = "hosts such as db.example.com, *.example.com:5432, 10.0.0.0/8";
+            self.malformed(&env::DESTINATION_HOSTS, format_args!("{text:?}: {error}"), expected);
+        });
+        rules.ok().map(Arc::new)
     }
 
     /// The name of a schema. The server would cut a longer one, and refuses the prefix of its own schemas.

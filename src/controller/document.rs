@@ -52,6 +52,11 @@ impl<'a> Document<'a> {
         Self { origin: Origin::Field(name), text: json.into(), is_yaml: false }
     }
 
+    /// Whether a user of this machine has given it, whose files it may name.
+    pub fn is_of_this_machine(&self) -> bool {
+        matches!(self.origin, Origin::File(_))
+    }
+
     /// The JSON text of a document that must be an object. `content` describes it in error messages.
     pub fn object(&self, content: &str) -> Result<String, Failure> {
         let formats = if matches!(self.origin, Origin::File(_)) { "JSON or YAML" } else { "JSON" };

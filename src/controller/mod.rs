@@ -3,6 +3,7 @@
 pub mod cleanup;
 pub mod console;
 pub mod delayed_starts;
+mod destination;
 pub mod document;
 mod failure_log;
 pub mod lifecycle;

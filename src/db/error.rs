@@ -57,6 +57,14 @@ pub enum DbError {
     },
 }
 
+/// The server asks for the password in clear text where somebody could read it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the server asks for the password in clear text, which is sent only where sslmode requires TLS (verify-full, verify-ca or \
+     require), through a Unix socket, or with sslmode=disable"
+)]
+pub(super) struct CleartextRefused;
+
 impl DbError {
     /// The class of failure.
     pub fn class(&self) -> Class {
@@ -93,13 +101,12 @@ pub(super) fn is_transient(error: &postgres::Error) -> bool {
 
 /// Whether a connection was lost or cannot be made at the moment, so that a later one may work.
 pub fn is_connection_lost(error: &postgres::Error) -> bool {
-    match error.code() {
-        Some(code) => is_connection_lost_code(code.code()),
-        // rustls wraps its errors in I/O errors; a certificate that is refused now will be refused later, too.
-        None => {
-            error.is_closed() || sources(error).any(<dyn std::error::Error>::is::<std::io::Error>) && !is_tls(error)
-        }
+    if let Some(code) = error.code() {
+        return is_connection_lost_code(code.code());
     }
+    // Errors of rustls and refusals of ours are within I/O errors; what is refused now will be refused later, too.
+    let is_io = sources(error).any(<dyn std::error::Error>::is::<std::io::Error>);
+    error.is_closed() || is_io && !is_tls(error) && cleartext_refused(error).is_none()
 }
 
 /// The SQLSTATEs with which a server ends or refuses a connection that may work later: class 08, operator intervention,
@@ -132,6 +139,11 @@ pub(super) fn is_tls(error: &postgres::Error) -> bool {
     sources(error).any(is_rustls)
 }
 
+/// The refusal of a password in clear text.
+fn cleartext_refused(error: &postgres::Error) -> Option<&CleartextRefused> {
+    sources(error).find_map(|source| source.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref())
+}
+
 fn is_rustls(error: &(dyn std::error::Error + 'static)) -> bool {
     error.is::<rustls::Error>()
         || error
@@ -150,6 +162,8 @@ fn sources(error: &postgres::Error) -> impl Iterator<Item = &(dyn std::error::Er
 pub(super) fn describe(error: &postgres::Error, user: Option<&str>, password: Option<&[u8]>) -> String {
     let text = if let Some(db) = error.as_db_error() {
         format!("{} (SQLSTATE {})", db.message(), db.code().code())
+    } else if let Some(refused) = cleartext_refused(error) {
+        refused.to_string()
     } else {
         sources(error).map(ToString::to_string).fold(error.to_string(), |text, source| {
             if text.contains(&source) { text } else { format!("{text}: {source}") }

@@ -42,7 +42,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use connect::{SslMode, Target};
+pub use connect::{SslMode, Target, read_pem_file};
 pub use error::{DbError, is_connection_lost, is_no_server_io};
 pub use log::{LogIds, LogLine, LogRow, OWN_LOGGER};
 pub use log_batches::store_log_batches;

@@ -2,8 +2,11 @@
 
 use super::own_tables;
 use super::schema;
-use super::{DbError, Target};
+use super::{Db, DbError, Target};
 use crate::secret::Secret;
+
+/// Where tables are without a search path.
+const DEFAULT_SCHEMA: &str = "public";
 
 /// A table of ours as a server shows it, whatever its address and schema.
 #[derive(Debug)]
@@ -67,5 +70,19 @@ impl ResultsDatabase {
         let is_own = |name: &str| own_tables::TABLES.iter().any(|own| own.name == name);
         schema == self.results_schema && (schema::is_contract_table(table) || table == own_tables::SOURCE_CONFIG)
             || schema == self.own_schema && is_own(table)
+    }
+}
+
+impl Db {
+    /// This database, as far as its own address tells: where destinations may not be under the names of its tables.
+    pub fn results_database(&self) -> ResultsDatabase {
+        let target = self.shared.target.clone();
+        let found = self.own_schema().map(|own| own.results_schema.clone());
+        let of_path = || target.search_path().and_then(schema::first_schema);
+        ResultsDatabase {
+            results_schema: found.or_else(of_path).unwrap_or_else(|| DEFAULT_SCHEMA.to_owned()),
+            own_schema: self.shared.own_schema_name.clone(),
+            target,
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! The socket never blocks: waiting is for both directions, and has a deadline.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::Endpoint;
 use super::response::{self, MAX_BODY};
+use crate::host_rules::{self, HostRules};
 
 /// How long to try each address of a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,9 +59,9 @@ pub fn tls_config() -> Result<Arc<ClientConfig>, rustls::Error> {
 }
 
 impl Connection {
-    /// Connects. With TLS the handshake takes place when bytes are sent.
-    pub fn open(endpoint: &Endpoint, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
-        let socket = connect(endpoint)?;
+    /// Connects to an address that the rules allow. With TLS the handshake takes place when bytes are sent.
+    pub fn open(endpoint: &Endpoint, tls: Option<&Arc<ClientConfig>>, rules: Option<&HostRules>) -> io::Result<Self> {
+        let socket = connect(endpoint, rules)?;
         socket.set_nodelay(true)?;
         sockopt::set_socket_keepalive(&socket, true)?;
         sockopt::set_tcp_keepidle(&socket, KEEPALIVE)?;
@@ -196,9 +197,9 @@ trait ReadWrite: Read + Write {}
 
 impl<T: Read + Write> ReadWrite for T {}
 
-fn connect(endpoint: &Endpoint) -> io::Result<TcpStream> {
+fn connect(endpoint: &Endpoint, rules: Option<&HostRules>) -> io::Result<TcpStream> {
     let mut last = io::Error::new(ErrorKind::NotFound, "the host has no address");
-    for address in (endpoint.host.as_str(), endpoint.port).to_socket_addrs()? {
+    for address in host_rules::resolve(rules, &endpoint.host, endpoint.port)? {
         match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
             Ok(socket) => return Ok(socket),
             Err(error) => last = error,

@@ -88,7 +88,8 @@ pub fn exchange(
     timeout: Duration,
 ) -> io::Result<Response> {
     let deadline = Instant::now() + timeout;
-    let mut connection = Connection::open(endpoint, tls)?;
+    // An operator has chosen the server.
+    let mut connection = Connection::open(endpoint, tls, None)?;
     connection.send(head.as_bytes(), timeout)?;
     loop {
         let response = parse_response(&connection.received, connection.ended);

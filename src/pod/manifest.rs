@@ -362,6 +362,9 @@ impl Launch<'_> {
         if let Some(records) = options.max_records {
             variables.extend(environment(&[(variable::MAX_RECORDS, &records.to_string())]));
         }
+        if let Some(hosts) = &self.payload.destination_hosts {
+            variables.extend(environment(&[(variable::DESTINATION_HOSTS, hosts)]));
+        }
         let secret = secret_name(&task.pod_name(), 0);
         let functions_env = self.payload.functions_env.as_ref().map(|_| FUNCTIONS_ENV_KEY);
         for key in [Some(variable::DATABASE_URL), functions_env].into_iter().flatten() {
@@ -496,6 +499,7 @@ mod tests {
     fn full_payload() -> Payload {
         let document = |name: &str| Some(format!(r#"{{"{name}":"hunter3"}}"#));
         Payload {
+            destination_hosts: None,
             config: document("config"),
             catalog: document("catalog"),
             state: document("state"),

@@ -32,6 +32,8 @@ pub struct Payload {
     pub state: Option<String>,
     /// The destination's credentials, for the sidecar alone.
     pub destination_config: Option<String>,
+    /// The rules for the hosts of a destination that a caller has chosen.
+    pub destination_hosts: Option<String>,
     /// `FUNCTIONS_ENV` of a foreign sidecar, which may contain credentials; for the sidecar alone.
     pub functions_env: Option<String>,
 }

@@ -38,6 +38,7 @@ pub use self::streams::{CommitLimits, merge_key, stream_specs};
 use crate::contract::{self, SidecarExit, variable};
 use crate::db::{Db, Options, SpecKey, Target};
 use crate::failure::{Class, Failure};
+use crate::host_rules::HostRules;
 use crate::retry::Backoff;
 use crate::secret::{Masker, Secret};
 use crate::task::{Task, TaskKind};
@@ -59,6 +60,8 @@ pub struct Sidecar {
     pub source: SourceSettings,
     /// The folder of the compressed documents.
     pub secrets: PathBuf,
+    /// The hosts that the destination may be at; `None`: any.
+    pub destination_hosts: Option<Arc<HostRules>>,
     /// The least level in `task_log`.
     pub db_log_level: String,
     /// When to commit rows without a state.
@@ -96,8 +99,14 @@ impl Sidecar {
             let stored_config = StoredConfig::restore(&db, &self.task, &mut documents, &log)?;
             let source = Source::start(Pipes::create(&self.source, &documents)?, &log, stop);
             exit = if self.task.kind == TaskKind::Read {
-                let read =
-                    Read { task: &self.task, limits: self.commit, stored_config: &stored_config, db: &db, log: &log };
+                let read = Read {
+                    task: &self.task,
+                    limits: self.commit,
+                    destination_hosts: self.destination_hosts.as_ref(),
+                    stored_config: &stored_config,
+                    db: &db,
+                    log: &log,
+                };
                 read.run(source, &documents)
             } else {
                 result::run(&self.task, source, Some(&stored_config), &db, &log)

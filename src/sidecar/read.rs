@@ -1,5 +1,6 @@
 //! read: sends rows to the sink, stores states and the outcome, and reports progress.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::documents::{CATALOG, DESTINATION, Documents, STATE};
@@ -16,6 +17,7 @@ use crate::airbyte::state::{GLOBAL_KEY, Progress, State};
 use crate::contract::SidecarExit;
 use crate::db::{Db, Writer};
 use crate::failure::{Class, Failure};
+use crate::host_rules::HostRules;
 use crate::task::{Estimate, StreamReports, StreamStatus, Task, TaskStatus};
 
 /// How often to report counts.
@@ -38,6 +40,8 @@ pub struct Read<'a> {
     pub task: &'a Task,
     /// When to commit rows without a state.
     pub limits: CommitLimits,
+    /// The hosts that the destination may be at; `None`: any.
+    pub destination_hosts: Option<&'a Arc<HostRules>>,
     /// The connector's configuration.
     pub stored_config: &'a StoredConfig<'a>,
     /// The database of results.
@@ -127,11 +131,18 @@ impl<'a> Session<'a> {
         catalog.validate().map_err(|why| Failure::new(Class::InvalidInput, format!("{CATALOG}: {why}")))?;
         let progress = Progress::of(documents.get(STATE));
         let destination: serde_json::Value = documents.parse(DESTINATION)?;
-        let destination = Destination::parse(&destination)?;
+        let mut destination = Destination::parse(&destination)?;
+        if let Some(rules) = read.destination_hosts {
+            destination = destination.restricted_to(Arc::clone(rules));
+        }
+        let specs: Vec<_> = stream_specs(&catalog, &task.options, &progress).collect();
+        let results = db.results_database();
+        let reserved = |text| Failure::new(Class::InvalidInput, text);
+        destination.check_tables(&results, specs.iter().cloned()).map_err(reserved)?;
         let selected = catalog.streams.len();
         read.log.write_progress(&format!("selected streams: {selected}; destination: {}", destination.address()));
         let mut sink = destination.connect(task).map_err(|error| Failure::new(Class::DestinationFailed, error.text))?;
-        sink.assign_tables(&stream_specs(&catalog, &task.options, &progress).collect::<Vec<_>>())?;
+        sink.assign_tables(&specs)?;
         let streams = Streams::new(&catalog, &task.options, &progress, limits, sink);
         let reporter = ProgressReporter::start(db.clone(), task.task_id.clone(), source.reports(), streams.reports());
         let now = Instant::now();

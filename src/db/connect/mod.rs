@@ -2,6 +2,9 @@
 //!
 //! Knows nothing of pools, tables or tasks: destinations use it, too.
 
+mod authentication;
+mod endpoint;
+mod negotiation;
 mod tls;
 mod url;
 
@@ -9,22 +12,25 @@ mod url;
 mod tests;
 
 use std::fmt;
-use std::net::IpAddr;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use postgres::config::{Host, SslNegotiation};
+use postgres::config::{LoadBalanceHosts, SslNegotiation};
 use postgres::error::SqlState;
 use postgres::{Client, Config, NoTls};
 use secrecy::ExposeSecret;
-use tokio_postgres_rustls::MakeRustlsConnect;
 
-pub use tls::SslMode;
+use authentication::Cleartext;
+use endpoint::{Endpoint, Place};
+use negotiation::Negotiator;
+use tls::Files;
+pub use tls::{SslMode, read_pem_file};
 use url::Parameters;
 
 use super::error::{self, DbError};
 use super::text::quote_literal;
+use crate::host_rules::{self, HostRules, Refused};
 use crate::secret::Secret;
 
 /// Limit of the TCP connection to one address, where the URL has no `connect_timeout`.
@@ -42,8 +48,14 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A database to connect to. Its settings are valid as far as that can be decided without a connection.
 #[derive(Clone)]
 pub struct Target {
+    /// Without hosts.
     config: Config,
-    tls: Option<MakeRustlsConnect>,
+    endpoints: Vec<Endpoint>,
+    negotiator: Negotiator,
+    /// Without TLS after an attempt with TLS has failed.
+    may_do_without_tls: bool,
+    /// The hosts that it may be at; `None`: any.
+    rules: Option<Arc<HostRules>>,
     /// Server settings of the user, `search_path` among them.
     settings: Vec<(String, String)>,
     /// Settings of ours, which a server that does not know them goes without.
@@ -54,42 +66,45 @@ impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Target")
             .field("address", &self.address())
-            .field("tls", &self.tls.is_some())
+            .field("tls", &self.negotiator.tls.is_some())
             .finish_non_exhaustive()
     }
 }
 
 impl Target {
-    /// Parses a URL (`postgresql://`, `postgres://`) or a `key=value` text. Errors name the `variable` that holds it.
+    /// Parses a URL (`postgresql://`, `postgres://`) or a `key=value` text of an operator, whose certificates may be in
+    /// files. Errors name the `variable` that holds it.
     pub fn parse(url: &Secret, variable: &str) -> Result<Self, DbError> {
-        Self::new(url::parse(url.expose_secret()), variable)
+        Self::new(url::parse(url.expose_secret()), Files::Read, variable)
     }
 
     /// Takes parameters by their names in a URL: `host`, `user`, `sslmode` and so on. Of two for one name the later one
-    /// counts.
+    /// counts. No file is read: certificates are PEM text, because a caller of another machine may have given them.
     pub fn from_parameters<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, DbError> {
-        Self::new(Parameters::of(parameters), "connection settings")
+        Self::new(Parameters::of(parameters), Files::Refuse, "connection settings")
     }
 
-    fn new(parameters: Result<Parameters, String>, variable: &str) -> Result<Self, DbError> {
+    fn new(parameters: Result<Parameters, String>, files: Files, variable: &str) -> Result<Self, DbError> {
         parameters
-            .and_then(Self::configure)
+            .and_then(|parameters| Self::configure(parameters, files))
             .map_err(|problem| DbError::InvalidSettings { variable: variable.to_owned(), problem })
     }
 
-    fn configure(parameters: Parameters) -> Result<Self, String> {
-        let mut config = parameters.config()?;
+    fn configure(parameters: Parameters, files: Files) -> Result<Self, String> {
+        let (mut config, endpoints) = parameters.config()?;
         // As with libpq, Unix sockets are never encrypted, whatever the mode.
-        let local =
-            config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) && !config.get_hosts().is_empty();
+        let local = endpoints.iter().all(Endpoint::is_socket);
         let ssl = if local { SslMode::Disable } else { parameters.ssl.unwrap_or(SslMode::Prefer) };
-        let direct = config.get_ssl_negotiation() == SslNegotiation::Direct;
-        let tls = tls::connector(ssl, &parameters.certificates, direct)?;
-        config.ssl_mode(match ssl {
-            SslMode::Disable => postgres::config::SslMode::Disable,
-            SslMode::Prefer => postgres::config::SslMode::Prefer,
-            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => postgres::config::SslMode::Require,
-        });
+        let is_direct = config.get_ssl_negotiation() == SslNegotiation::Direct;
+        if is_direct && ssl == SslMode::Prefer {
+            return Err("sslnegotiation=direct needs an sslmode that requires TLS".to_owned());
+        }
+        let negotiator = Negotiator {
+            tls: tls::connector(ssl, &parameters.certificates, files, is_direct)?,
+            is_required: ssl != SslMode::Prefer,
+            is_direct,
+            cleartext: Cleartext::of(parameters.ssl, parameters.certificates.server_ca.is_some()),
+        };
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
@@ -104,29 +119,36 @@ impl Target {
         }
         // By default notices ("schema exists, skipping") are logged.
         config.notice_callback(|_| {});
-        Ok(Self { config, tls, settings: parameters.settings, defaults: Vec::new() })
+        Ok(Self {
+            config,
+            endpoints,
+            negotiator,
+            may_do_without_tls: ssl == SslMode::Prefer,
+            rules: None,
+            settings: parameters.settings,
+            defaults: Vec::new(),
+        })
+    }
+
+    /// The same database, if these rules allow its hosts: each connection checks that.
+    #[must_use]
+    pub fn restricted_to(self, rules: Arc<HostRules>) -> Self {
+        Self { rules: Some(rules), ..self }
+    }
+
+    /// Why these rules refuse one of its hosts, as far as that can be found out soon and here.
+    pub fn check_hosts(&self, rules: &HostRules) -> Result<(), Refused> {
+        self.endpoints.iter().try_for_each(|endpoint| match endpoint.place() {
+            Place::Socket(directory) => rules.check_socket(directory),
+            Place::Network(host) => rules.check_soon(&host, endpoint.port),
+        })
     }
 
     /// `database "x" at host:port`, for messages.
     pub fn address(&self) -> String {
         let database =
             self.config.get_dbname().map_or("the default database".to_owned(), |name| format!("database {name:?}"));
-        let ports = self.config.get_ports();
-        let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-        let mut hosts: Vec<String> = self
-            .config
-            .get_hosts()
-            .iter()
-            .enumerate()
-            .map(|(index, host)| match host {
-                Host::Tcp(name) if name.contains(':') => format!("[{name}]:{}", port(index)),
-                Host::Tcp(name) => format!("{name}:{}", port(index)),
-                Host::Unix(path) => format!("{}:{}", path.display(), port(index)),
-            })
-            .collect();
-        if hosts.is_empty() {
-            hosts = self.config.get_hostaddrs().iter().map(|address| format!("{address}:{}", port(0))).collect();
-        }
+        let hosts: Vec<String> = self.endpoints.iter().map(Endpoint::to_string).collect();
         format!("{database} at {}", hosts.join(","))
     }
 
@@ -135,27 +157,9 @@ impl Target {
     pub fn is_same_database(&self, other: &Self) -> bool {
         let database =
             |target: &Self| target.config.get_dbname().or(target.config.get_user()).unwrap_or_default().to_owned();
-        let (ours, theirs) = (self.endpoints(), other.endpoints());
+        let spellings = |target: &Self| target.endpoints.iter().flat_map(Endpoint::spellings).collect::<Vec<_>>();
+        let (ours, theirs) = (spellings(self), spellings(other));
         database(self) == database(other) && ours.iter().any(|endpoint| theirs.contains(endpoint))
-    }
-
-    /// Hosts in one spelling, and their ports.
-    fn endpoints(&self) -> Vec<(String, u16)> {
-        const LOOPBACK: &str = "localhost";
-        let of_name = |name: &str| match name.parse::<IpAddr>() {
-            Ok(address) if address.is_loopback() => LOOPBACK.to_owned(),
-            Ok(address) => address.to_string(),
-            Err(_) => name.trim_end_matches('.').to_ascii_lowercase(),
-        };
-        let hosts = self.config.get_hosts().iter().map(|host| match host {
-            Host::Tcp(name) => of_name(name),
-            Host::Unix(path) => path.display().to_string().trim_end_matches('/').to_owned(),
-        });
-        let addresses = self.config.get_hostaddrs().iter().map(|address| of_name(&address.to_string()));
-        let ports = self.config.get_ports();
-        let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-        let with_ports = |(index, host)| (host, port(index));
-        hosts.enumerate().map(with_ports).chain(addresses.enumerate().map(with_ports)).collect()
     }
 
     /// The `search_path` of the URL, in SQL syntax.
@@ -192,35 +196,22 @@ impl Target {
             config.application_name(application_name);
         }
         let limit = self.connect_limit();
-        let tls = self.tls.clone();
         // The crate's own limit covers only the TCP connection, and not a server that accepts and then is silent. Such
         // a thread ends when the peer closes the connection.
         let (sender, receiver) = mpsc::sync_channel(1);
+        let target = self.clone();
         let run = move || {
-            let result = match tls {
-                Some(tls) => match config.connect(tls) {
-                    Err(error) if may_retry_without_tls(&config, &error) => {
-                        config.ssl_mode(postgres::config::SslMode::Disable).connect(NoTls)
-                    }
-                    result => result,
-                },
-                None => config.connect(NoTls),
-            };
+            let result = target.connect_to_any(&config);
             // Drops the connection if the caller no longer waits.
             let _ = sender.send(result);
         };
-        let transient = |reason: String| DbError::Unreachable {
-            address: self.address(),
-            reason,
-            transient: true,
-            no_server: false,
-        };
+        let transient = |reason: String| self.no_connection(&reason, true, false);
         thread::Builder::new()
             .name("db-connect".to_owned())
             .spawn(run)
             .map_err(|error| transient(format!("cannot start a thread: {error}")))?;
         match receiver.recv_timeout(limit) {
-            Ok(result) => result.map_err(|error| self.unreachable(&error)),
+            Ok(result) => result,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 Err(transient(format!("no answer within {} s", limit.as_secs_f32())))
             }
@@ -230,11 +221,60 @@ impl Target {
         }
     }
 
+    /// Connects to the first host that accepts; the error is that of the last one.
+    fn connect_to_any(&self, config: &Config) -> Result<Client, DbError> {
+        let mut endpoints: Vec<&Endpoint> = self.endpoints.iter().collect();
+        if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
+            endpoints.sort_by_cached_key(|_| uuid::Uuid::new_v4());
+        }
+        let mut result = None;
+        for endpoint in endpoints {
+            match self.connect_to(config, endpoint) {
+                Ok(client) => return Ok(client),
+                Err(error) => result = Some(error),
+            }
+        }
+        let no_host = || self.no_connection("it has no host", false, false);
+        Err(result.unwrap_or_else(no_host))
+    }
+
+    fn connect_to(&self, config: &Config, endpoint: &Endpoint) -> Result<Client, DbError> {
+        let mut config = config.clone();
+        config.port(endpoint.port);
+        let host = match endpoint.place() {
+            Place::Socket(directory) => {
+                let allowed = self.rules.as_ref().map_or(Ok(()), |rules| rules.check_socket(directory));
+                allowed.map_err(|refused| self.no_connection(&refused.to_string(), false, false))?;
+                config.host_path(directory).ssl_mode(postgres::config::SslMode::Disable);
+                config.ssl_negotiation(SslNegotiation::Postgres);
+                return config.connect(NoTls).map_err(|error| self.unreachable(&error));
+            }
+            Place::Network(host) => host,
+        };
+        let addresses = host_rules::resolve(self.rules.as_deref(), &host, endpoint.port).map_err(|error| {
+            let transient = !host_rules::is_refused(&error);
+            let reason = if transient { format!("error connecting to server: {error}") } else { error.to_string() };
+            self.no_connection(&reason, transient, error::is_no_server_io(&error))
+        })?;
+        // The addresses that were checked, and the name for the certificate.
+        for address in addresses {
+            config.host(&endpoint.name).hostaddr(address.ip());
+        }
+        // See `Negotiator`.
+        config.ssl_mode(postgres::config::SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+        let result = match config.connect(self.negotiator.clone()) {
+            Err(error) if self.may_do_without_tls && may_retry_without_tls(&error) => {
+                config.connect(Negotiator { tls: None, ..self.negotiator.clone() })
+            }
+            result => result,
+        };
+        result.map_err(|error| self.unreachable(&error))
+    }
+
     /// The limit of one attempt, which may try all hosts.
     fn connect_limit(&self) -> Duration {
-        let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len()).max(1);
         let one = self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
-        one.saturating_mul(ATTEMPT_FACTOR).saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX))
+        one.saturating_mul(ATTEMPT_FACTOR).saturating_mul(u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX))
     }
 
     /// The statement that applies the server settings, to the session or, if `local`, to the current transaction.
@@ -256,18 +296,16 @@ impl Target {
     }
 
     pub(super) fn unreachable(&self, error: &postgres::Error) -> DbError {
-        DbError::Unreachable {
-            address: self.address(),
-            reason: self.describe(error),
-            transient: error::is_transient(error),
-            no_server: error::is_no_server(error),
-        }
+        self.no_connection(&self.describe(error), error::is_transient(error), error::is_no_server(error))
+    }
+
+    fn no_connection(&self, reason: &str, transient: bool, no_server: bool) -> DbError {
+        DbError::Unreachable { address: self.address(), reason: reason.to_owned(), transient, no_server }
     }
 }
 
 /// Whether to connect without TLS, as libpq's `prefer` does: the handshake failed, or the server does not accept the user
 /// with TLS.
-fn may_retry_without_tls(config: &Config, error: &postgres::Error) -> bool {
-    config.get_ssl_mode() == postgres::config::SslMode::Prefer
-        && (error::is_tls(error) || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION))
+fn may_retry_without_tls(error: &postgres::Error) -> bool {
+    error::is_tls(error) || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
 }

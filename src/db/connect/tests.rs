@@ -113,6 +113,28 @@ fn errors_of_a_url_do_not_quote_secrets() {
 }
 
 #[test]
+fn only_a_regular_file_of_bounded_size_is_read() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let made = std::process::Command::new("mkfifo").arg(path("fifo")).status().expect("mkfifo");
+    assert!(made.success());
+    std::fs::write(path("large"), vec![b'-'; (1 << 20) + 1]).expect("a file");
+    std::fs::write(path("text"), "no certificate").expect("a file");
+    for (file, expected) in [
+        (path("fifo"), "not a regular file"),
+        ("/dev/zero".to_owned(), "not a regular file"),
+        (path(""), "not a regular file"),
+        (path("large"), "larger than 1 MiB"),
+        (path("text"), "not PEM text"),
+        (path("missing"), "No such file"),
+    ] {
+        let url = format!("postgres://u@h/d?sslmode=verify-ca&sslrootcert={file}");
+        let text = target(&url).expect_err(&file).to_string();
+        assert!(text.contains(&file) && text.contains(expected), "{file}: {text}");
+    }
+}
+
+#[test]
 fn debug_output_of_a_target_contains_no_secret() {
     let target = target("postgres://someone:hunter2@h/d").expect("a valid URL");
     let text = format!("{target:?}");
@@ -126,7 +148,7 @@ fn percent_encoding_and_quotes_are_decoded() {
         ("parameters", "postgres://h/d?user=a%26b&password=x%3Dy%2Bz+", "a&b", "x=y+z+"),
         ("pairs", r"host=h user='a b' password=x\'y", "a b", "x'y"),
     ] {
-        let config = url::parse(url).and_then(|parameters| parameters.config()).expect(label);
+        let (config, _) = url::parse(url).and_then(|parameters| parameters.config()).expect(label);
         assert_eq!(config.get_user(), Some(user), "{label}");
         assert_eq!(config.get_password(), Some(password.as_bytes()), "{label}");
     }
@@ -136,7 +158,7 @@ fn percent_encoding_and_quotes_are_decoded() {
 fn values_with_special_characters_reach_the_driver_unchanged() {
     let config = url::parse(r"host=h application_name='it\'s \\ here' password='\\\''")
         .and_then(|parameters| parameters.config());
-    let config = config.expect("valid pairs");
+    let (config, _) = config.expect("valid pairs");
     assert_eq!(config.get_application_name(), Some(r"it's \ here"));
     assert_eq!(config.get_password(), Some(br"\'".as_slice()));
 }
@@ -144,6 +166,6 @@ fn values_with_special_characters_reach_the_driver_unchanged() {
 #[test]
 fn tcp_user_timeout_is_in_milliseconds() {
     let config = url::parse("postgres://u@h/d?tcp_user_timeout=1500").and_then(|parameters| parameters.config());
-    let timeout = config.expect("a valid URL").get_tcp_user_timeout().copied();
+    let timeout = config.expect("a valid URL").0.get_tcp_user_timeout().copied();
     assert_eq!(timeout, Some(std::time::Duration::from_millis(1500)));
 }

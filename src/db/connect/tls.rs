@@ -2,7 +2,10 @@
 //!
 //! Each target has its own configuration: the database of results and a destination share nothing.
 
-use std::fs;
+use std::borrow::Cow;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -51,7 +54,7 @@ impl SslMode {
     }
 }
 
-/// Certificates as PEM text or as paths of files.
+/// Certificates as PEM text, or as paths of files, which only an operator may name.
 #[derive(Default)]
 pub(super) struct Certificates {
     /// Trusted roots, instead of those of the system.
@@ -60,19 +63,36 @@ pub(super) struct Certificates {
     pub(super) client_key: Option<String>,
 }
 
+/// What errors call them.
+const ROOT: &str = "root certificate";
+const CLIENT: &str = "client certificate";
+const KEY: &str = "client key";
+
+impl Certificates {
+    fn all(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let all = [(&self.server_ca, ROOT), (&self.client_cert, CLIENT), (&self.client_key, KEY)];
+        all.into_iter().filter_map(|(text, what)| Some((text.as_deref()?, what)))
+    }
+}
+
 /// The connector for a mode; `None` without TLS. Errors name the certificate that is invalid.
 pub(super) fn connector(
     mode: SslMode,
     certificates: &Certificates,
+    files: Files,
     direct: bool,
 ) -> Result<Option<MakeRustlsConnect>, String> {
+    if files == Files::Refuse {
+        // Also those that the mode does not use.
+        certificates.all().try_for_each(|(text, what)| files.pem(text, what).map(drop))?;
+    }
     let provider = Arc::new(ring::default_provider());
     let trust = match mode {
         SslMode::Disable => return Ok(None),
-        SslMode::Require if certificates.server_ca.is_some() => Trust::roots(certificates, false, &provider)?,
+        SslMode::Require if certificates.server_ca.is_some() => Trust::roots(certificates, files, false, &provider)?,
         SslMode::Prefer | SslMode::Require => Trust::Any,
-        SslMode::VerifyCa => Trust::roots(certificates, false, &provider)?,
-        SslMode::VerifyFull => Trust::roots(certificates, true, &provider)?,
+        SslMode::VerifyCa => Trust::roots(certificates, files, false, &provider)?,
+        SslMode::VerifyFull => Trust::roots(certificates, files, true, &provider)?,
     };
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -82,8 +102,8 @@ pub(super) fn connector(
     let mut config = match (&certificates.client_cert, &certificates.client_key) {
         (None, None) => builder.with_no_client_auth(),
         (Some(chain), Some(key)) => {
-            let chain = read_certificates(chain, "client certificate")?;
-            let key = read_key(key, &provider)?;
+            let chain = read_certificates(chain, files, CLIENT)?;
+            let key = read_key(key, files, &provider)?;
             let certified = CertifiedKey::new(chain, key);
             // Other errors are no proof: webpki cannot parse X.509 version 1, which openssl creates by default, and it
             // is the server that must accept it.
@@ -100,28 +120,67 @@ pub(super) fn connector(
     Ok(Some(MakeRustlsConnect::new(config)))
 }
 
-/// A longer text is not taken for a path and not quoted in an error.
-const MAX_PATH_LENGTH: usize = 200;
-
-fn read_pem(text: &str, what: &str) -> Result<Vec<u8>, String> {
-    if text.contains("-----BEGIN") {
-        return Ok(text.as_bytes().to_vec());
-    }
-    // A text that is no path may be a key without its header.
-    if text.contains('\n') || text.len() > MAX_PATH_LENGTH {
-        return Err(format!("the {what} is neither PEM text nor the path of a file"));
-    }
-    fs::read(text).map_err(|error| format!("cannot read the {what} {text:?}: {error}"))
+/// Who has given the certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Files {
+    /// An operator: a path names a file of this machine.
+    Read,
+    /// Anybody: a path is refused whatever is there, because the files of this machine may be those of somebody else.
+    Refuse,
 }
 
-fn read_key(text: &str, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, String> {
-    let key = PrivateKeyDer::from_pem_slice(&read_pem(text, "client key")?)
+impl Files {
+    /// The PEM text of a certificate or key.
+    fn pem<'a>(self, text: &'a str, what: &str) -> Result<Cow<'a, str>, String> {
+        match self {
+            _ if is_pem(text) => Ok(text.into()),
+            Self::Read => read_pem_file(text, what).map(Into::into),
+            Self::Refuse => {
+                Err(format!("the {what} must be PEM text (-----BEGIN …): the path of a file is not accepted here"))
+            }
+        }
+    }
+}
+
+/// A longer text is not taken for a path and not quoted in an error.
+const MAX_PATH_LENGTH: usize = 200;
+/// The largest file of certificates: the roots of a whole system are smaller.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Whether a text is PEM, and no path.
+fn is_pem(text: &str) -> bool {
+    text.contains("-----BEGIN")
+}
+
+/// Reads a file with PEM text whose path a user of this machine has given. Only a regular file of bounded size is read.
+pub fn read_pem_file(path: &str, what: &str) -> Result<String, String> {
+    // A text that is no path may be a key without its header.
+    if path.contains('\n') || path.len() > MAX_PATH_LENGTH {
+        return Err(format!("the {what} is neither PEM text nor the path of a file"));
+    }
+    let failed = |error: &dyn std::fmt::Display| format!("cannot read the {what} {path:?}: {error}");
+    // Without blocking: a FIFO would wait for its other end.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(|error| failed(&error))?;
+    if !file.metadata().map_err(|error| failed(&error))?.is_file() {
+        return Err(failed(&"not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(failed(&format_args!("larger than {} MiB", MAX_FILE_BYTES >> 20)));
+    }
+    String::from_utf8(bytes).ok().filter(|text| is_pem(text)).ok_or_else(|| failed(&"not PEM text"))
+}
+
+fn read_key(text: &str, files: Files, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, String> {
+    let key = PrivateKeyDer::from_pem_slice(files.pem(text, KEY)?.as_bytes())
         .map_err(|_| "the client key is not an unencrypted private key in PEM format".to_owned())?;
     provider.key_provider.load_private_key(key).map_err(|error| format!("the client key cannot be used: {error}"))
 }
 
-fn read_certificates(text: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates = CertificateDer::pem_slice_iter(&read_pem(text, what)?)
+fn read_certificates(text: &str, files: Files, what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = CertificateDer::pem_slice_iter(files.pem(text, what)?.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| format!("the {what} is not in PEM format"))?;
     if certificates.is_empty() { Err(format!("the {what} contains no certificate")) } else { Ok(certificates) }
@@ -143,10 +202,15 @@ enum Trust {
 }
 
 impl Trust {
-    fn roots(certificates: &Certificates, check_name: bool, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+    fn roots(
+        certificates: &Certificates,
+        files: Files,
+        check_name: bool,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
         let mut store = RootCertStore::empty();
         let given = match &certificates.server_ca {
-            Some(ca) => read_certificates(ca, "root certificate")?,
+            Some(ca) => read_certificates(ca, files, ROOT)?,
             None => Vec::new(),
         };
         if given.is_empty() {

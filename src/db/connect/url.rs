@@ -13,6 +13,7 @@ use percent_encoding::percent_decode_str;
 use postgres::Config;
 use postgres::config::Host;
 
+use super::endpoint::Endpoint;
 use super::tls::{Certificates, SslMode};
 use crate::db::text::quote_ident;
 
@@ -214,23 +215,29 @@ impl Parameters {
         }
     }
 
-    /// What `postgres::Config` makes of the parameters that it knows.
-    pub(super) fn config(&self) -> Result<Config, String> {
-        let escape = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
-        let pairs: Vec<String> = self.known.iter().map(|(key, value)| format!("{key}='{}'", escape(value))).collect();
-        // The reason names the option and never quotes the value.
-        let reason = |error: postgres::Error| error.source().map_or_else(|| error.to_string(), ToString::to_string);
-        let mut config: Config = pairs.join(" ").parse().map_err(reason)?;
+    /// What `postgres::Config` makes of the parameters that it knows, and the hosts, which it has no longer.
+    pub(super) fn config(&self) -> Result<(Config, Vec<Endpoint>), String> {
+        let endpoints = Endpoint::all(&self.parsed(|_| true)?)?;
+        if endpoints.is_empty() {
+            return Err(format!("names no host: {EXPECTED}"));
+        }
+        let mut config = self.parsed(|key| !["host", "hostaddr", "port"].contains(&key))?;
         if let Some(password) = &self.password {
             config.password(password);
         }
         if let Some(timeout) = self.tcp_user_timeout {
             config.tcp_user_timeout(timeout);
         }
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(format!("names no host: {EXPECTED}"));
-        }
-        Ok(config)
+        Ok((config, endpoints))
+    }
+
+    fn parsed(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Config, String> {
+        let escape = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
+        let wanted = self.known.iter().filter(|(key, _)| is_wanted(key));
+        let pairs: Vec<String> = wanted.map(|(key, value)| format!("{key}='{}'", escape(value))).collect();
+        // The reason names the option and never quotes the value.
+        let reason = |error: postgres::Error| error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        pairs.join(" ").parse().map_err(reason)
     }
 }
 

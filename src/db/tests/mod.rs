@@ -1,6 +1,7 @@
 //! Tests against a real PostgreSQL server, each in its own schema.
 
 mod attempts;
+mod cleartext;
 mod configs;
 mod connections;
 mod outages;

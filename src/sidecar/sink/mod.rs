@@ -9,6 +9,7 @@ pub mod field_type;
 pub mod postgres;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use crate::airbyte::message::{Record, StreamName};
 use crate::db::ResultsDatabase;
 use crate::failure::{Class, Failure};
+use crate::host_rules::{HostRules, Refused};
 use crate::retry::Backoff;
 use crate::task::{CdcDeletion, LoadCounts, Task};
 
@@ -29,10 +31,10 @@ const NO_SERVER_RETRY_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Values of `destinationType`, each with the parser of the other fields.
 const DESTINATIONS: &[(&str, ParseConfig)] =
-    &[("postgres", postgres::parse), ("bulker", bulker::parse), ("discard", discard::parse)];
+    &[(POSTGRES, postgres::parse), ("bulker", bulker::parse), ("discard", discard::parse)];
 
-/// The `destinationType` of the only destination that deletes rows which the source marks as deleted.
-const DELETING: &str = "postgres";
+/// The only destination that deletes rows which the source marks as deleted, and the only one with certificates.
+const POSTGRES: &str = "postgres";
 
 /// Validates a `destinationConfig` without connecting. Errors name the field, never its value.
 type ParseConfig = fn(&Value) -> Result<Box<dyn Connect>, Failure>;
@@ -41,6 +43,14 @@ type ParseConfig = fn(&Value) -> Result<Box<dyn Connect>, Failure>;
 trait Connect: Debug {
     /// Which destination it is, without credentials.
     fn address(&self) -> String;
+
+    /// Lets it connect only to hosts that these rules allow.
+    fn restrict(&mut self, _rules: Arc<HostRules>) {}
+
+    /// Why these rules refuse its host, as far as that can be found out soon and here.
+    fn check_hosts(&self, _rules: &HostRules) -> Result<(), Refused> {
+        Ok(())
+    }
 
     /// The first stream whose table is certainly one of ours in this database of results, and that table.
     fn reserved_table(
@@ -68,7 +78,7 @@ impl Destination {
     /// Whether the destination of a valid `destinationConfig` can delete rows that the source marks as deleted.
     pub fn deletes_rows(config: &str) -> bool {
         let config: Value = serde_json::from_str(config).unwrap_or_default();
-        config["destinationType"] == DELETING
+        config["destinationType"] == POSTGRES
     }
 
     /// Validates a `destinationConfig` without connecting.
@@ -86,13 +96,31 @@ impl Destination {
             let why = "is not loaded by syncctl itself, and there is no Bulker for it (SYNCCTL_BULKER_URL)";
             return Err(invalid(&format!("{kind:?} {why}")));
         };
-        if kind != DELETING && cdc_deletion(config)? == Some(CdcDeletion::Hard) {
+        if kind != POSTGRES && cdc_deletion(config)? == Some(CdcDeletion::Hard) {
             return Err(invalid_field(
                 "cdcDeletion",
                 "only destinations of the type postgres delete rows: leave it out",
             ));
         }
         parse(config).map(Self)
+    }
+
+    /// Replaces paths of certificates and keys by the content of these files, which are the user's own.
+    pub fn read_files(config: &mut Value) -> Result<(), Failure> {
+        if config["destinationType"] == POSTGRES { postgres::read_files(config) } else { Ok(()) }
+    }
+
+    /// The same destination, which connects only to hosts that these rules allow.
+    #[must_use]
+    pub fn restricted_to(mut self, rules: Arc<HostRules>) -> Self {
+        self.0.restrict(rules);
+        self
+    }
+
+    /// Why these rules refuse its host. A name that does not resolve here, or not soon, is left to
+    /// [`connect`](Self::connect).
+    pub fn check_hosts(&self, rules: &HostRules) -> Result<(), Refused> {
+        self.0.check_hosts(rules)
     }
 
     /// Which destination it is, without credentials: `database "x" at host:port`.

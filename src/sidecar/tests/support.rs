@@ -111,6 +111,7 @@ impl World {
             packed.write_all(document.as_bytes()).and_then(|()| packed.try_finish()).expect("room");
         }
         let sidecar = Sidecar {
+            destination_hosts: None,
             task,
             database_url: self.database_url(),
             own_schema: self.schema.clone(),

@@ -1,9 +1,12 @@
 //! Parses and validates a `destinationConfig` of the type `bulker`.
 
+use std::sync::Arc;
+
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
 use crate::failure::Failure;
+use crate::host_rules::HostRules;
 use crate::http_client::{Endpoint, EndpointError};
 use crate::secret::Secret;
 use crate::sidecar::sink::{invalid_field, optional_text, required_text};
@@ -17,6 +20,8 @@ pub struct Settings {
     pub token: Secret,
     /// The destination within Bulker; `None` means the sync's id.
     pub destination_id: Option<String>,
+    /// Where the instance may be; `None`: anywhere.
+    pub rules: Option<Arc<HostRules>>,
 }
 
 impl Settings {
@@ -32,7 +37,7 @@ impl Settings {
             ));
         }
         let destination_id = optional_text(config, "destinationId")?;
-        Ok(Self { endpoint, token: Secret::from(token), destination_id })
+        Ok(Self { endpoint, token: Secret::from(token), destination_id, rules: None })
     }
 
     /// The value of the `Authorization` header; secret.

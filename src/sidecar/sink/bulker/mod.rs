@@ -58,6 +58,7 @@ use super::{
 };
 use crate::airbyte::message::{Record, StreamName};
 use crate::failure::Failure;
+use crate::host_rules::{HostRules, Refused};
 use crate::http_client;
 use crate::task::Task;
 
@@ -83,6 +84,14 @@ pub(super) fn parse(config: &Value) -> Result<Box<dyn Connect>, Failure> {
 impl Connect for Settings {
     fn address(&self) -> String {
         format!("Bulker at {}", self.endpoint)
+    }
+
+    fn restrict(&mut self, rules: Arc<HostRules>) {
+        self.rules = Some(rules);
+    }
+
+    fn check_hosts(&self, rules: &HostRules) -> Result<(), Refused> {
+        rules.check_soon(&self.endpoint.host, self.endpoint.port)
     }
 
     fn connect(&self, task: &Task) -> Result<Box<dyn Sink>, SinkError> {
@@ -130,9 +139,9 @@ impl BulkerSink {
         let tls = settings.endpoint.secure.then(http_client::tls_config).transpose();
         let tls = tls.map_err(|error| SinkError::permanent(format!("cannot set up TLS: {error}")))?;
         let destination_id = settings.destination_id.clone().unwrap_or_else(|| sync_id.to_owned());
-        let endpoint = settings.endpoint.clone();
+        let (endpoint, rules) = (settings.endpoint.clone(), settings.rules.clone());
         Ok(Self {
-            server: Server { endpoint, destination_id, tls, limits, replay_bytes: 0, is_unavailable: false },
+            server: Server { endpoint, destination_id, tls, rules, limits, replay_bytes: 0, is_unavailable: false },
             authorization: settings.authorization(),
             task_id: task_id.to_owned(),
             sync_id: sync_id.to_owned(),

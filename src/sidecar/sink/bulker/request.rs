@@ -14,6 +14,7 @@ use super::http::{self, Chunk};
 use super::response::{self, Outcome, RequestError, Retry};
 use super::row::LINE_LIMIT;
 use crate::db::is_no_server_io;
+use crate::host_rules::{self, HostRules};
 use crate::http_client::{Connection, Endpoint, Response, Sent, parse_response};
 use crate::retry;
 use crate::sidecar::sink::BACKOFF;
@@ -50,6 +51,8 @@ pub struct Server {
     pub destination_id: String,
     /// `None` for plain connections.
     pub tls: Option<Arc<ClientConfig>>,
+    /// Where the server may be; `None`: anywhere.
+    pub rules: Option<Arc<HostRules>>,
     /// Time limits.
     pub limits: Limits,
     /// Size of all replay buffers.
@@ -63,7 +66,9 @@ impl Server {
     pub fn wait_until_reachable(&self, timeout: Duration, no_server: Duration) -> Result<(), RequestError> {
         let (mut retry, mut no_server) = (BACKOFF.within(timeout), BACKOFF.within(no_server));
         loop {
-            let Err(error) = Connection::open(&self.endpoint, self.tls.as_ref()) else { return Ok(()) };
+            let Err(error) = Connection::open(&self.endpoint, self.tls.as_ref(), self.rules.as_deref()) else {
+                return Ok(());
+            };
             let retry = if is_no_server_io(&error) { &mut no_server } else { &mut retry };
             let error = connection_error(CONNECTING, &error);
             if error.retry == Retry::Never || !retry.wait() {
@@ -84,6 +89,7 @@ fn connection_error(action: &str, error: &std::io::Error) -> RequestError {
     match error.kind() {
         // An invalid certificate.
         ErrorKind::InvalidData => RequestError::new(text, false),
+        _ if host_rules::is_refused(error) => RequestError::new(error.to_string(), false),
         ErrorKind::TimedOut if action != CONNECTING => RequestError::new(text, true),
         _ => RequestError::retryable(text, Retry::Possible),
     }
@@ -243,7 +249,7 @@ impl Request {
     /// Sends bytes, over a new connection after the head and the replay buffer.
     fn send_after_replay(&mut self, server: &Server, bytes: &[u8]) -> Result<(), RequestError> {
         if self.connection.is_none() {
-            let connection = Connection::open(&server.endpoint, server.tls.as_ref());
+            let connection = Connection::open(&server.endpoint, server.tls.as_ref(), server.rules.as_deref());
             self.connection = Some(connection.map_err(|error| connection_error(CONNECTING, &error))?);
             self.opened = Some(Instant::now());
             let head = Arc::clone(&self.head);

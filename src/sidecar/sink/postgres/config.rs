@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::db::{SslMode, Target};
+use crate::db::{SslMode, Target, read_pem_file};
 use crate::failure::{Class, Failure};
 use crate::sidecar::sink::{cdc_deletion, invalid_field, optional_text, required_text};
 use crate::task::CdcDeletion;
@@ -22,6 +22,36 @@ const SESSION_PARAMETERS: [(&str, &str); 6] = [
     ("lock_timeout", "10s"),
     ("client_encoding", "UTF8"),
 ];
+
+/// Parameters with certificates and keys, and the fields that are the same.
+const CERTIFICATES: [(&str, &str); 3] =
+    [("sslrootcert", "sslServerCA"), ("sslcert", "sslClientCert"), ("sslkey", "sslClientKey")];
+
+/// Replaces paths of certificates and keys by the content of these files, which are the user's own. Other values are left
+/// for [`Settings::parse`], which takes only PEM text.
+pub fn read_files(config: &mut Value) -> Result<(), Failure> {
+    for (parameter, field) in CERTIFICATES {
+        read_file(config, field, field)?;
+        if let Some(parameters) = config.get_mut("parameters") {
+            read_file(parameters, parameter, &format!("parameters.{parameter}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn read_file(fields: &mut Value, name: &str, shown: &str) -> Result<(), Failure> {
+    if let Some(Value::String(text)) = fields.get_mut(name)
+        && !(text.is_empty() || is_pem_or_system(text))
+    {
+        *text = read_pem_file(text, "file").map_err(|error| invalid_field(shown, &error))?;
+    }
+    Ok(())
+}
+
+/// Whether a text is PEM, or libpq's word for the certificates of the system.
+fn is_pem_or_system(text: &str) -> bool {
+    text == "system" || text.contains("-----BEGIN")
+}
 
 /// A validated configuration.
 #[derive(Debug, Clone)]
@@ -50,9 +80,12 @@ impl Settings {
             SslMode::parse(&mode).map_err(|why| invalid_field("sslMode", &why))?;
             all.push(("sslmode".to_owned(), mode));
         }
-        for (name, field) in [("sslrootcert", "sslServerCA"), ("sslcert", "sslClientCert"), ("sslkey", "sslClientKey")]
-        {
-            all.extend(optional_text(config, field)?.map(|value| (name.to_owned(), value)));
+        for (name, field) in CERTIFICATES {
+            let value = optional_text(config, field)?;
+            if value.as_ref().is_some_and(|value| !is_pem_or_system(value)) {
+                return Err(invalid_field(field, "expected PEM text (-----BEGIN …): a path is not accepted here"));
+            }
+            all.extend(value.map(|value| (name.to_owned(), value)));
         }
         all.extend(parameters(config)?);
         let target = Target::from_parameters(all.iter().map(|(name, value)| (name.as_str(), value.as_str())))
@@ -99,7 +132,7 @@ fn parameters(config: &Value) -> Result<Vec<(String, String)>, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::Settings;
+    use super::{Settings, read_files};
     use serde_json::{Value, json};
 
     fn with(field: &str, value: Value) -> Value {
@@ -136,6 +169,48 @@ mod tests {
         ] {
             assert!(Settings::parse(&with(field, value)).is_ok(), "{label}");
         }
+    }
+
+    /// A caller of another machine must not learn which files this one has, nor have them read.
+    #[test]
+    fn no_path_is_opened_and_a_refusal_is_the_same_whatever_is_there() {
+        let fields = ["sslServerCA", "sslClientCert", "sslClientKey"];
+        let parameters = ["sslrootcert", "sslcert", "sslkey"];
+        let paths =
+            ["/etc/passwd", "/no/such", "/dev/zero", "/proc/self/environ", "Cargo.toml", "file:///etc/passwd", "~"];
+        for mode in ["disable", "prefer", "require", "verify-full"] {
+            let refusal = |field: &str, value: Value| {
+                let mut config = with(field, value);
+                config["sslMode"] = json!(mode);
+                Settings::parse(&config).expect_err(field).text
+            };
+            for field in fields {
+                let all: Vec<String> = paths.iter().map(|path| refusal(field, json!(path))).collect();
+                assert!(all.iter().all(|text| *text == all[0] && text.contains(field)), "{mode}: {all:?}");
+            }
+            for name in parameters {
+                let all: Vec<String> = paths.iter().map(|path| refusal("parameters", json!({name: path}))).collect();
+                assert!(all.iter().all(|text| *text == all[0] && text.contains("PEM text")), "{mode}: {all:?}");
+            }
+            for name in ["passfile", "service", "servicefile", "sslcrl", "sslcrldir", "sslkeylogfile", "requirepeer"] {
+                let text = refusal("parameters", json!({name: "/etc/passwd"}));
+                assert!(text.contains(&format!("unknown option `{name}`")), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_user_of_this_machine_may_name_files() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let pem = "-----BEGIN CERTIFICATE-----\n";
+        std::fs::write(file.path(), pem).expect("a file");
+        let mut config = with("sslServerCA", json!(file.path()));
+        config["parameters"] = json!({"sslkey": file.path(), "sslrootcert": "system", "application_name": "/no/such"});
+        read_files(&mut config).expect("readable files");
+        assert_eq!((&config["sslServerCA"], &config["parameters"]["sslkey"]), (&json!(pem), &json!(pem)));
+        assert_eq!(config["parameters"]["sslrootcert"], "system");
+        let failure = read_files(&mut with("sslClientKey", json!("/no/such"))).expect_err("no file");
+        assert!(failure.text.contains("sslClientKey") && failure.text.contains("/no/such"), "{failure}");
     }
 
     #[test]

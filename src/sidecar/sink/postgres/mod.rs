@@ -72,6 +72,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::Settings;
+pub(super) use config::read_files;
 use resources::Resources;
 use serde_json::Value;
 use session::{Session, SessionConfig};
@@ -85,6 +86,7 @@ use super::{
 use crate::airbyte::message::{Record, StreamName};
 use crate::db::ResultsDatabase;
 use crate::failure::{Class, Failure};
+use crate::host_rules::{HostRules, Refused};
 use crate::task::{CdcDeletion, LoadCounts, Task};
 
 /// How long to retry while the server is unreachable: longer than a restart or a failover takes.
@@ -117,6 +119,14 @@ impl Connect for Settings {
             }
         }
         None
+    }
+
+    fn restrict(&mut self, rules: Arc<HostRules>) {
+        self.target = self.target.clone().restricted_to(rules);
+    }
+
+    fn check_hosts(&self, rules: &HostRules) -> Result<(), Refused> {
+        self.target.check_hosts(rules)
     }
 
     fn connect(&self, _task: &Task) -> Result<Box<dyn Sink>, SinkError> {

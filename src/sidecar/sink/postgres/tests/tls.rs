@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 
 use super::support::{TestSchema, keyed, write};
-use crate::sidecar::sink::postgres::{PostgresSink, Settings};
+use crate::sidecar::sink::postgres::{PostgresSink, Settings, read_files};
 use crate::sidecar::sink::{Sink, WriteMode};
 
 /// A file in the directory of the test server's root certificate.
@@ -33,6 +33,8 @@ fn load(db: &mut TestSchema, fields: &Value) -> Result<bool, String> {
     for (field, value) in fields.as_object().expect("fields") {
         config[field] = value.clone();
     }
+    // As the command line does.
+    read_files(&mut config).map_err(|failure| failure.to_string())?;
     let settings = Settings::parse(&config).map_err(|failure| failure.to_string())?;
     let mut sink = PostgresSink::connect(&settings, Duration::from_secs(20)).map_err(|error| {
         assert!(!error.transient, "{}: a retry cannot succeed", error.text);
@@ -88,7 +90,7 @@ fn untrusted_certificates_are_rejected_with_the_reason() {
             json!({"sslMode": "verify-full", "sslServerCA": text("ca.crt"), "host": "db.example", "parameters": local}),
             "db.example",
         ),
-        ("not a certificate", json!({"sslMode": "verify-ca", "sslServerCA": "nonsense\n"}), "root certificate"),
+        ("not a certificate", json!({"sslMode": "verify-ca", "sslServerCA": "nonsense\n"}), "sslServerCA"),
         ("missing file", json!({"sslMode": "verify-ca", "sslServerCA": "/no/such"}), "/no/such"),
         (
             "client certificate without a key",
