@@ -52,6 +52,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l context -d 'Context of the kubeconfig [default: the current context]' -r
@@ -102,6 +103,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image 
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l context -d 'Context of the kubeconfig [default: the current context]' -r
@@ -152,6 +154,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-ima
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l context -d 'Context of the kubeconfig [default: the current context]' -r
@@ -210,6 +213,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l context -d 'Context of the kubeconfig [default: the current context]' -r
@@ -273,6 +277,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image 
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubernetes-client-config -d 'Kubeconfig: a path, its YAML text, an http or https address (of `kubectl proxy`), or `local` for the service account of this Pod' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l kubeconfig -d 'Kubeconfig file [default: what kubectl would use]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l context -d 'Context of the kubeconfig [default: the current context]' -r
@@ -381,6 +386,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-secon
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l commit-mi -d 'How much row JSON may wait for a state, in MiB' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l cdc-deletion -d 'What becomes of rows that the source marks as deleted: soft or hard' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l max-records -d 'Stop after this number of records' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l destination-hosts -d 'Hosts that the destination may be at [default: any; of other controllers: any but link-local addresses, addresses of cloud metadata, and Unix sockets]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'Version of the contract that the controller implements' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -l mark -d 'Marks the process as one of the task' -r

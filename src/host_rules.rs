@@ -97,10 +97,13 @@ impl HostRules {
         Err(Refused::NotListed(shown()))
     }
 
-    /// Checks what can be checked within a short time before a task starts: a name that does not resolve here may do so
-    /// where the task runs, which checks again.
+    /// Checks what can be checked within a short time before a task starts. A name that no rule allows and that does not
+    /// resolve here may have an allowed address where the task runs, which checks again.
     pub fn check_soon(&self, name: &str, port: u16) -> Result<(), Refused> {
         const LIMIT: Duration = Duration::from_secs(2);
+        if !self.rules.iter().any(|rule| rule.allows_name(Some(name), port) || rule.is_for_addresses(port)) {
+            return Err(Refused::NotListed(format!("{name}:{port}")));
+        }
         let (rules, name) = (self.clone(), name.to_owned());
         let (sender, receiver) = mpsc::sync_channel(1);
         // A look-up cannot be cancelled; the resolver ends it.
@@ -245,6 +248,20 @@ mod tests {
         assert_eq!(rules("/run").check_socket(socket), Err(Refused::Socket));
         assert_eq!(rules("/run/postgresql/").check_socket(socket), Ok(()));
         assert_eq!(rules("/run/postgresql").check_socket(Path::new("/run/postgresql/../x")), Err(Refused::Socket));
+    }
+
+    #[test]
+    fn a_name_that_does_not_resolve_here_is_left_to_the_task_only_if_an_address_could_be_allowed() {
+        for (text, port, expected) in [
+            ("*", 1, true),
+            ("*.invalid", 1, true),
+            ("10.0.0.0/8", 1, true),
+            ("10.0.0.0/8:2", 1, false),
+            ("db.example.com", 1, false),
+            ("/run/postgresql", 1, false),
+        ] {
+            assert_eq!(rules(text).check_soon("no-such-host.invalid", port).is_ok(), expected, "{text} {port}");
+        }
     }
 
     #[test]

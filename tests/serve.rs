@@ -183,6 +183,25 @@ fn response_names_all_problems_of_a_request() {
             400,
             vec!["source_state", "set a prefix for table names"],
         ),
+        (
+            "a destination that listens on a socket of the service's machine",
+            service.http.post(
+                "/read?package=a/b&version=1&syncId=s&taskId=t",
+                &read_into(&json!({"host": "/run/postgresql"})),
+            ),
+            400,
+            vec!["invalid destinationConfig", "directory of a Unix socket", "SYNCCTL_DESTINATION_HOSTS"],
+        ),
+        (
+            "the metadata of a cloud",
+            service.http.post(
+                "/read?package=a/b&version=1&syncId=s&taskId=t",
+                &json!({"config": {}, "catalog": catalog(&["a"]), "destinationConfig":
+                    {"destinationType": "bulker", "url": "http://[::ffff:169.254.169.254]/latest", "authToken": "t"}}),
+            ),
+            400,
+            vec!["invalid destinationConfig", "link-local", "SYNCCTL_DESTINATION_HOSTS"],
+        ),
         ("no such path", service.http.get("/nothing"), 404, vec!["openapi.json"]),
         ("another method", service.http.get("/check"), 405, vec!["POST"]),
         ("no such task", service.http.get("/tasks/none"), 404, vec!["no such task"]),
@@ -418,4 +437,72 @@ fn responses_match_the_openapi_document() {
         "--grace-period=0",
         "--force",
     ]);
+}
+
+/// The body of a read into a Postgres with these fields besides the required ones.
+fn read_into(fields: &Value) -> Value {
+    let mut destination = json!({"destinationType": "postgres", "host": "db", "database": "d", "username": "u"});
+    destination.as_object_mut().expect("fields").extend(fields.as_object().cloned().unwrap_or_default());
+    json!({"config": {}, "catalog": catalog(&["a"]), "destinationConfig": destination})
+}
+
+/// A caller names values: a path would show which files the service has, or make it read one without an end.
+#[test]
+fn a_caller_names_no_files_of_the_service() {
+    let Some(world) = World::new() else { return };
+    let service = Service::start(&world);
+    let paths = ["/etc/passwd", "/no/such/file", "/dev/zero", "/dev/stdin", "/proc/self/environ", "Cargo.toml"];
+    let answer = |fields: &Value| {
+        let target = "/read?package=a/b&version=1&syncId=s&taskId=t";
+        let response = service.http.post(target, &read_into(fields));
+        assert_eq!(response.status, 400, "{fields}: {}", response.text());
+        response.text()
+    };
+    for field in ["sslServerCA", "sslClientCert", "sslClientKey"] {
+        let answers: Vec<String> =
+            paths.iter().map(|path| answer(&json!({"sslMode": "verify-full", field: path}))).collect();
+        assert!(answers.iter().all(|text| *text == answers[0] && text.contains(field)), "{answers:?}");
+    }
+    for parameter in ["sslrootcert", "sslcert", "sslkey", "passfile", "service", "servicefile"] {
+        let answers: Vec<String> = paths.iter().map(|path| answer(&json!({"parameters": {parameter: path}}))).collect();
+        assert!(answers.iter().all(|text| *text == answers[0]), "{answers:?}");
+    }
+    for host in ["/run/postgresql", "/no/such/directory", "db,/run/postgresql"] {
+        for fields in [json!({"host": host}), json!({"parameters": {"host": host}})] {
+            assert!(answer(&fields).contains("directory of a Unix socket"), "{fields}");
+        }
+    }
+    assert!(service.memory("VmHWM") < 512 << 20, "{} bytes", service.memory("VmHWM"));
+    world.place.assert_empty();
+}
+
+/// The list holds for the service and, at each connection, for the sidecar.
+#[test]
+fn destinations_are_where_the_operator_allows() {
+    let Some(world) = World::new() else { return };
+    let destination = world.destination_config();
+    let host = destination["host"].as_str().expect("a host").to_owned();
+    let hosts = format!("{host}:{}, *.example.com:5432", destination["port"]);
+    let service = Service::start_with(&world, |program| program.env("SYNCCTL_DESTINATION_HOSTS", &hosts));
+    let target = |task: &str| format!("/read?package=syncctl-test/instant&version=1&syncId={task}&taskId={task}");
+    let (refused, allowed) = (unique("refused-"), unique("allowed-"));
+    for fields in [
+        json!({"host": "192.0.2.7"}),
+        json!({"host": "db.example.com", "port": 22}),
+        json!({"host": "metadata.google.internal"}),
+        json!({"host": host, "port": 22}),
+        json!({"host": host, "parameters": {"host": "192.0.2.7"}}),
+        json!({"host": host, "parameters": {"hostaddr": "192.0.2.7"}}),
+        json!({"host": format!("{host},192.0.2.7")}),
+    ] {
+        let response = service.http.post(&target(&refused), &read_into(&fields));
+        assert_eq!(response.status, 400, "{fields}: {}", response.text());
+        assert!(response.text().contains("is not among the hosts"), "{fields}: {}", response.text());
+    }
+    let body = json!({"config": {}, "catalog": catalog(&["items"]), "destinationConfig": destination});
+    assert_eq!(service.http.post(&target(&allowed), &body).status, 200);
+    let row =
+        eventually("an outcome", DEADLINE, || world.schema.task(&allowed).filter(|(status, _)| status != "RUNNING"));
+    assert_eq!(row.0, "SUCCESS", "{row:?}");
+    assert_eq!(world.schema.task(&refused), None);
 }

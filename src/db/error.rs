@@ -57,7 +57,7 @@ pub enum DbError {
     },
 }
 
-/// The server asks for the password in clear text where somebody could read it.
+/// The server asks for the password in clear text where others could read it.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the server asks for the password in clear text, which is sent only where sslmode requires TLS (verify-full, verify-ca or \

@@ -74,7 +74,7 @@ impl ResultsDatabase {
 }
 
 impl Db {
-    /// This database, as far as its own address tells: where destinations may not be under the names of its tables.
+    /// This database, and which tables of it no stream may get, as far as its address shows.
     pub fn results_database(&self) -> ResultsDatabase {
         let target = self.shared.target.clone();
         let found = self.own_schema().map(|own| own.results_schema.clone());

@@ -27,6 +27,11 @@ impl Rule {
         matches!(self, Self::Socket(allowed) if allowed.components().eq(directory.components()))
     }
 
+    /// Whether it is about addresses, of whatever name.
+    pub(super) fn is_for_addresses(&self, port: u16) -> bool {
+        matches!(self, Self::Network { port: allowed, .. } if allowed.is_none_or(|allowed| allowed == port))
+    }
+
     /// Whether it is about addresses, and about this one. A special address needs a rule for special addresses.
     pub(super) fn allows_address(&self, address: IpAddr, port: u16) -> bool {
         let Self::Network { network, port: allowed } = self else { return false };

@@ -24,7 +24,7 @@ pub(super) enum Cleartext {
     Refuse,
     /// Encrypted, but to a server that is not verified; warns once for all connections of a target.
     Warn(Arc<AtomicBool>),
-    /// To a verified server, or without TLS because the user said so.
+    /// To a verified server, or without TLS as the user has set it.
     Allow,
 }
 

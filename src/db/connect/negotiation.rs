@@ -1,6 +1,6 @@
 //! The beginning of a connection: whether it is encrypted, and what the server may ask for before it accepts the client.
 //!
-//! The driver sends a server whatever it asks for. Told that TLS needs no negotiation, it hands over the plain socket
+//! The driver sends a server whatever it asks for. With direct negotiation it hands over the plain socket
 //! ([`TlsConnect::connect`]) and takes what it gets back for the encrypted one, so that everything the server sends passes
 //! a [`Guard`] first.
 

@@ -125,7 +125,7 @@ pub(super) fn connector(
 pub(super) enum Files {
     /// An operator: a path names a file of this machine.
     Read,
-    /// Anybody: a path is refused whatever is there, because the files of this machine may be those of somebody else.
+    /// Any caller: a path is refused whatever is there, because the files of this machine may be another user's.
     Refuse,
 }
 

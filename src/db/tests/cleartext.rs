@@ -1,4 +1,4 @@
-//! A server that asks for the password in clear text gets it only where nobody else can read it.
+//! A server that asks for the password in clear text gets it only where no one else can read it.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -89,7 +89,7 @@ fn tls() -> Arc<ServerConfig> {
 }
 
 #[test]
-fn the_password_is_sent_in_clear_text_only_where_nobody_else_reads_it() {
+fn the_password_is_sent_in_clear_text_only_where_no_one_else_reads_it() {
     let ca = format!("&sslrootcert={}", ca_file());
     for (label, parameters, has_tls, is_sent) in [
         ("the default, without TLS", "", false, false),
@@ -107,7 +107,7 @@ fn the_password_is_sent_in_clear_text_only_where_nobody_else_reads_it() {
         let (port, listener, server) = start(has_tls.then(tls));
         let url = format!("postgresql://ann:{PASSWORD}@127.0.0.1:{port}/d?hostaddr=127.0.0.1&{parameters}");
         let target = Target::parse(&url.into(), "URL").unwrap_or_else(|error| panic!("{label}: {error}"));
-        let error = target.connect("test").err().expect("the server lets nobody in");
+        let error = target.connect("test").err().expect("the server accepts no client");
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).expect("a listener");
         let sent = server.join().expect("a server");
         let found = sent.windows(PASSWORD.len()).any(|part| part == PASSWORD.as_bytes());
@@ -130,6 +130,6 @@ fn a_socket_of_this_machine_gets_the_password() {
     });
     let url = format!("host={} user=ann password={PASSWORD} dbname=d", folder.path().display());
     let target = Target::parse(&url.into(), "URL").expect("a URL");
-    target.connect("test").err().expect("the server lets nobody in");
+    target.connect("test").err().expect("the server accepts no client");
     assert_eq!(server.join().expect("a server"), format!("{PASSWORD}\0").into_bytes());
 }
