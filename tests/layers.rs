@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// The parts of `src` from the bottom up, each with the parts below that it may import. `*`: all of them.
-const LAYERS: [(&str, &[&str]); 23] = [
+const LAYERS: [(&str, &[&str]); 24] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
