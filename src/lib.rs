@@ -10,6 +10,8 @@ pub mod db;
 pub mod env;
 pub mod failure;
 pub mod http_client;
+pub mod logging;
+pub mod printable;
 pub mod process;
 pub mod retry;
 pub mod secret;

@@ -15,6 +15,7 @@ mod http_client;
 mod logging;
 mod output;
 mod pod;
+mod printable;
 mod process;
 mod retry;
 mod secret;
@@ -34,5 +35,5 @@ fn main() -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         unreachable!("no other provider is installed");
     }
-    ExitCode::from(cmd::Cli::from_process().run())
+    ExitCode::from(cmd::run_process())
 }

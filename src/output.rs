@@ -1,4 +1,6 @@
 //! stdout carries the result and nothing else; stderr carries progress and errors. A broken pipe is not an error.
+//!
+//! The only place that writes to them, besides the log: what reaches a terminal is printable text.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -7,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::failure::{Class, Failure};
+use crate::printable;
 
 /// The format of the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -40,13 +43,13 @@ impl Output {
     /// Prints a result that has a text form of its own; returns the exit code.
     pub fn result_with_text(&self, text: &str, document: &Value) -> u8 {
         match self.result_format() {
-            Format::Text => exit_code(print_line(text), 0),
+            Format::Text => exit_code(print_line(&printable::lines(text)), 0),
             format => exit_code(print(format, document), 0),
         }
     }
 
     fn result_format(&self) -> Format {
-        let default = if io::stdout().is_terminal() { Format::Text } else { Format::Json };
+        let default = if is_terminal() { Format::Text } else { Format::Json };
         self.format.unwrap_or(default)
     }
 
@@ -67,10 +70,8 @@ impl Output {
         if self.quiet {
             return;
         }
-        let mut stderr = io::stderr().lock();
         for line in lines {
-            // Nothing can be reported when stderr is closed.
-            writeln!(stderr, "{line}").ok();
+            print_error_line(&printable::line(line));
         }
     }
 
@@ -90,13 +91,34 @@ impl Output {
 
 /// Prints a failure and its hint on stderr; returns the exit code.
 pub fn explain(failure: &Failure) -> u8 {
-    // Nothing can be reported when stderr is closed.
-    let mut stderr = io::stderr().lock();
-    writeln!(stderr, "error: {failure}").ok();
+    print_error_line(&format!("error: {}", indented(&failure.to_string())));
     if let Some(hint) = failure.hint() {
-        writeln!(stderr, "hint: {hint}").ok();
+        print_error_line(&format!("hint: {}", indented(hint)));
     }
     failure.class.exit_code()
+}
+
+/// Prints why the arguments of a command line are not valid, or its help; returns the exit code.
+pub fn explain_usage(error: &clap::Error) -> u8 {
+    let text = error.render().to_string();
+    if text.chars().any(|c| c != '\n' && c.is_control()) || printable::lines(&text) != text {
+        // Arguments may come from elsewhere, too.
+        print_error_line(printable::lines(&text).trim_end());
+    } else {
+        // Nothing can be reported when the terminal is closed.
+        error.print().ok();
+    }
+    u8::try_from(error.exit_code()).unwrap_or(2)
+}
+
+/// Text of several lines of which only the first one begins at the margin, so that it forges no other line.
+fn indented(text: &str) -> String {
+    printable::lines(text).replace('\n', "\n  ")
+}
+
+fn print_error_line(text: &str) {
+    // Nothing can be reported when stderr is closed.
+    writeln!(io::stderr(), "{text}").ok();
 }
 
 fn exit_code(printed: io::Result<()>, code: u8) -> u8 {
@@ -107,12 +129,36 @@ fn exit_code(printed: io::Result<()>, code: u8) -> u8 {
 }
 
 fn print(format: Format, document: &Value) -> io::Result<()> {
-    let text = match format {
-        Format::Text => serde_json::to_string_pretty(document).map_err(io::Error::other)?,
-        Format::Json => document.to_string(),
-        Format::Yaml => serde_yaml::to_string(document).map_err(io::Error::other)?.trim_end().to_owned(),
-    };
-    print_line(&text)
+    print_line(&document_text(format, document)?)
+}
+
+/// A document in a format, with what is not printable escaped.
+fn document_text(format: Format, document: &Value) -> io::Result<String> {
+    let pretty = || serde_json::to_string_pretty(document).map(|text| printable::json(&text).into_owned());
+    Ok(match format {
+        Format::Text => pretty()?,
+        Format::Json => printable::json(&document.to_string()).into_owned(),
+        Format::Yaml => {
+            let text = serde_yaml::to_string(document).map_err(io::Error::other)?;
+            let text = text.trim_end();
+            // JSON is YAML, too, and has an escape for every character.
+            if printable::lines(text) == text { text.to_owned() } else { pretty()? }
+        }
+    })
+}
+
+/// Whether stdout is a terminal.
+pub fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Prints a file on stdout as it is.
+pub fn print_file(content: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(content).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
 }
 
 fn print_line(text: &str) -> io::Result<()> {
@@ -145,7 +191,7 @@ impl Progress {
             return;
         }
         self.notice = Some(text.to_owned());
-        self.bar.suspend(|| writeln!(io::stderr(), "{text}").ok());
+        self.bar.suspend(|| print_error_line(&printable::line(text)));
     }
 
     /// Shows the current status. Repeating the last one does nothing.
@@ -155,12 +201,12 @@ impl Progress {
         }
         text.clone_into(&mut self.status);
         if !self.bar.is_hidden() {
-            self.bar.set_message(text.to_owned());
+            self.bar.set_message(printable::line(text).into_owned());
         } else if !self.quiet {
             let subject = text.split([':', '[']).next().unwrap_or_default().trim_end();
             let is_new = |(last, at): &(String, Instant)| last != subject || at.elapsed() >= LINE_INTERVAL;
             if self.line.as_ref().is_none_or(is_new) {
-                writeln!(io::stderr(), "{text}").ok();
+                print_error_line(&printable::line(text));
                 self.line = Some((subject.to_owned(), Instant::now()));
             }
         }
@@ -176,5 +222,31 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{Format, document_text, indented};
+
+    #[test]
+    fn documents_are_printable_in_every_format() {
+        let document =
+            json!({"message": "\u{1b}]0;title\u{7}\u{9b}\u{7f}\u{202e}\u{2028}\u{85}é", "stream\u{200b}": 1});
+        for format in [Format::Text, Format::Json, Format::Yaml] {
+            let text = document_text(format, &document).expect("a text");
+            let is_shown = |c: char| c == '\n' || !c.is_control() && !"\u{202e}\u{2028}\u{200b}".contains(c);
+            assert!(text.chars().all(is_shown), "{text:?}");
+            assert_eq!(serde_yaml::from_str::<serde_json::Value>(&text).expect("a document"), document);
+        }
+        let plain = json!({"message": "a\nb"});
+        assert_eq!(document_text(Format::Yaml, &plain).expect("a text"), "message: |-\n  a\n  b");
+    }
+
+    #[test]
+    fn a_failure_forges_no_other_line() {
+        assert_eq!(indented("a\r\nerror: b\u{1b}[1A"), "a\n  error: b\\u001b[1A");
     }
 }

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// The parts of `src` from the bottom up, each with the parts below that it may import. `*`: all of them.
-const LAYERS: [(&str, &[&str]); 24] = [
+const LAYERS: [(&str, &[&str]); 25] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
     ("host_rules", &[]),
     ("http_client", &["host_rules"]),
-    ("logging", &[]),
+    ("printable", &[]),
+    ("logging", &["printable"]),
     ("process", &[]),
     ("retry", &[]),
     ("secret", &[]),
@@ -21,8 +22,8 @@ const LAYERS: [(&str, &[&str]); 24] = [
     ("captured_logs", &[]),
     ("env", &[]),
     ("task", &["env"]),
-    ("output", &["failure"]),
-    ("db", &["airbyte", "failure", "host_rules", "process", "retry", "secret", "task"]),
+    ("output", &["failure", "printable"]),
+    ("db", &["airbyte", "failure", "host_rules", "printable", "process", "retry", "secret", "task"]),
     ("pod", &["airbyte", "contract", "failure", "process", "retry", "secret", "shared_folder", "task"]),
     (
         "sidecar",
@@ -33,6 +34,7 @@ const LAYERS: [(&str, &[&str]); 24] = [
             "failure",
             "host_rules",
             "http_client",
+            "logging",
             "retry",
             "secret",
             "shared_folder",
@@ -59,7 +61,7 @@ const LAYERS: [(&str, &[&str]); 24] = [
             "task",
         ],
     ),
-    ("server", &["config", "controller", "db", "failure", "pod", "secret", "task"]),
+    ("server", &["config", "controller", "db", "failure", "pod", "printable", "secret", "task"]),
     ("cmd", &["*"]),
     ("main", &["cmd"]),
     // Declares modules for the fuzz targets.
@@ -180,6 +182,17 @@ fn layers_point_one_way() {
             let is_part = LAYERS.iter().any(|(name, _)| name == part);
             let is_allowed = part == own || allowed.contains(&"*") || allowed.contains(&part.as_str());
             assert!(!is_part || is_allowed, "{} imports {part}, which {own} must not", source.path.display());
+        }
+    }
+}
+
+/// What is not printable is escaped where text reaches a terminal or a log, and that is in one place each.
+#[test]
+fn one_file_writes_to_the_terminal_and_one_to_the_log() {
+    let writers = ["src/output.rs", "src/logging.rs"].map(|path| root().join(path));
+    for source in sources().iter().filter(|source| !writers.contains(&source.path)) {
+        for write in ["stdout()", "stderr()", "print!(", "println!(", "dbg!("] {
+            assert!(!source.code.contains(write), "{} uses {write}: use crate::output", source.path.display());
         }
     }
 }

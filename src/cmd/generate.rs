@@ -1,7 +1,7 @@
 //! `syncctl generate`: completions, man pages and the table of settings, generated from the same definitions as `--help`.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory, ValueEnum};
@@ -108,10 +108,7 @@ fn write(artifact: Artifact, into: Option<&Path>) -> io::Result<()> {
     if let Some(folder) = into {
         return files.iter().try_for_each(|(name, content)| std::fs::write(folder.join(name), content));
     }
-    match files.first().map_or(Ok(()), |(_, content)| io::stdout().write_all(content)) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written,
-    }
+    files.first().map_or(Ok(()), |(_, content)| output::print_file(content))
 }
 
 #[cfg(test)]

@@ -3,8 +3,6 @@
 //! The archive has the format of `docker save`: `manifest.json`, the image's configuration, one layer. Docker, containerd,
 //! Podman and kind load it.
 
-use std::io::{IsTerminal, Write};
-
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -33,8 +31,7 @@ pub(super) fn run(args: &ImageFileArgs) -> u8 {
 
 fn write(name: &str) -> Result<(), Failure> {
     name.parse::<crate::task::Image>().map_err(|error| Failure::new(Class::Usage, format!("--name: {error}")))?;
-    let mut stdout = std::io::stdout().lock();
-    if stdout.is_terminal() {
+    if output::is_terminal() {
         return Err(Failure::new(
             Class::Usage,
             "cannot write an image archive to a terminal: redirect stdout, e.g. syncctl image > syncctl.tar",
@@ -52,12 +49,7 @@ fn write(name: &str) -> Result<(), Failure> {
         );
     }
     let archive = archive(name, &program).map_err(|error| internal("cannot create the archive", &error))?;
-    match stdout.write_all(&archive).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(internal("cannot write the archive to stdout", &error))
-        }
-        _ => Ok(()),
-    }
+    output::print_file(&archive).map_err(|error| internal("cannot write the archive to stdout", &error))
 }
 
 fn archive(name: &str, program: &[u8]) -> std::io::Result<Vec<u8>> {

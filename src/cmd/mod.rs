@@ -129,20 +129,25 @@ fn duration(text: &str) -> Result<Duration, String> {
     if seconds.is_zero() { Err("expected a timeout of at least 1s".to_owned()) } else { Ok(seconds) }
 }
 
+/// Runs the command of this process; returns the exit code.
+pub fn run_process() -> u8 {
+    Cli::from_process().map_or_else(|error| output::explain_usage(&error), Cli::run)
+}
+
 impl Cli {
     /// Parses the arguments of this process. Without arguments the environment decides, for containers that are started
     /// with variables alone: `sidecar` by another controller, `serve` by a chart of one.
-    pub fn from_process() -> Self {
+    fn from_process() -> Result<Self, clap::Error> {
         let arguments: Vec<OsString> = std::env::args_os().collect();
         match arguments.as_slice() {
-            [program] if sidecar::is_configured_by_environment() => Self::parse_from([program, &"sidecar".into()]),
-            [program] if serve::is_configured_by_environment() => Self::parse_from([program, &"serve".into()]),
-            _ => Self::parse_from(arguments),
+            [program] if sidecar::is_configured_by_environment() => Self::try_parse_from([program, &"sidecar".into()]),
+            [program] if serve::is_configured_by_environment() => Self::try_parse_from([program, &"serve".into()]),
+            _ => Self::try_parse_from(arguments),
         }
     }
 
     /// Runs the command, which prints its result or failure; returns the exit code.
-    pub fn run(self) -> u8 {
+    fn run(self) -> u8 {
         match self.command {
             Command::Spec(args) => spec::run(args),
             Command::Check(args) => check::run(args),

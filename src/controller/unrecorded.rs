@@ -71,13 +71,9 @@ fn warn(pod: &PodRef, error: &dyn std::fmt::Display) {
 }
 
 fn last_lines(log: &str, masker: &Masker) -> String {
-    let shown = |line: &str| {
-        // Masked before it is truncated: half of a secret would not be recognized.
-        let line = masker.mask(line.trim_end());
-        let end = line.floor_char_boundary(LAST_LINE_BYTES);
-        // Without escape sequences for terminals.
-        line[..end].replace(|c: char| c.is_control() && c != '\t', "")
-    };
+    // Masked before they are cut, and together: half of a secret would not be recognized.
+    let log = masker.mask(log);
+    let shown = |line: &str| line[..line.floor_char_boundary(LAST_LINE_BYTES)].trim_end().to_owned();
     let lines: Vec<String> = log.lines().map(shown).filter(|line| !line.is_empty()).collect();
     lines.join("\n")
 }
@@ -86,17 +82,16 @@ fn last_lines(log: &str, masker: &Masker) -> String {
 mod tests {
     use super::last_lines;
     use crate::secret::Masker;
-    use serde_json::json;
 
     #[test]
     fn lines_of_a_log_are_masked_and_cut() {
         let masker = Masker::default();
-        masker.add_document(&json!({"password": "hunter2-hunter2"}));
+        masker.add_document("the configuration", r#"{"password": "hunter2-hunter2"}"#);
         let log = format!(
             "INFO : start\n\n\u{1b}[31mERRSTD : hunter2-hunter2 is wrong\r\n{}hunter2-hunter2\n",
             "é".repeat(249)
         );
-        let expected = format!("INFO : start\n[31mERRSTD : *** is wrong\n{}**", "é".repeat(249));
+        let expected = format!("INFO : start\n\u{1b}[31mERRSTD : *** is wrong\n{}**", "é".repeat(249));
         assert_eq!(last_lines(&log, &masker), expected);
     }
 }

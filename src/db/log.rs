@@ -13,7 +13,7 @@ use postgres::types::Type;
 use uuid::{Builder, Uuid};
 
 use super::pool::{Attempt, Transaction, text};
-use super::text::clean;
+use super::text::shown;
 use super::{Db, DbError};
 use crate::task::{Task, to_millis};
 
@@ -112,7 +112,7 @@ impl Db {
         if rows.is_empty() {
             return Ok(());
         }
-        let column = |get: fn(&LogRow) -> &str| rows.iter().map(|row| clean(get(row))).collect::<Vec<_>>();
+        let column = |get: fn(&LogRow) -> &str| rows.iter().map(|row| shown(get(row))).collect::<Vec<_>>();
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let times: Vec<Timestamp> = rows.iter().map(|row| to_millis(row.timestamp)).collect();
         let levels = column(|row| &row.level);

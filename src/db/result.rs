@@ -17,7 +17,7 @@ use super::own_tables::{ATTEMPT, OwnSchema};
 use super::pool::{Attempt, Transaction, text};
 use super::stored_result::{NewResult, Precedence, StoredResult};
 use super::task::{self, RequestMark, record};
-use super::text::{clean, clean_json};
+use super::text::{clean_json, shown};
 use super::{Db, DbError, catalog, check, spec};
 use crate::failure::StoredError;
 use crate::task::{Task, TaskKind};
@@ -68,8 +68,8 @@ impl Db {
     pub fn store_result(&self, task: &Task, finding: Finding<'_>) -> Result<bool, DbError> {
         let (succeeded, document, description) = match finding {
             Finding::Document(document) => (true, Some(clean_json(document)), None),
-            Finding::Check { succeeded, message } => (succeeded, None, message.map(clean)),
-            Finding::Failure(text) => (false, None, Some(clean(text))),
+            Finding::Check { succeeded, message } => (succeeded, None, message.map(shown)),
+            Finding::Failure(text) => (false, None, Some(shown(text))),
         };
         let is_failure = matches!(finding, Finding::Failure(_));
         let (document, description) = (document.as_deref(), description.as_deref());

@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::attempt;
 use super::own_tables::ATTEMPT;
 use super::pool::{Attempt, AttemptError, Transaction, text, time};
-use super::text::{clean, clean_json};
+use super::text::{clean_json, shown};
 use super::{Db, DbError, Writer};
 use crate::failure::{Class, Failure, StoredError};
 use crate::task::{StreamReports, Task, TaskMetrics, TaskStatus, to_millis};
@@ -279,7 +279,7 @@ impl Db {
         reports: Option<&StreamReports>,
         error: Option<&str>,
     ) -> Result<bool, DbError> {
-        let error = error.map(clean);
+        let error = error.map(shown);
         let error = error.as_deref();
         let written = reports.map(description::write);
         self.run("store the outcome of a task", |tx| {

@@ -1,9 +1,22 @@
-//! Text for Postgres: characters that it refuses are removed, identifiers and literals are quoted.
+//! Text for Postgres: what is not printable is escaped, characters that it refuses are removed from data, identifiers and
+//! literals are quoted.
 //!
 //! Postgres refuses U+0000 in any text, and in `jsonb` also its escape and lone surrogates.
 
 use std::borrow::Cow;
 use std::iter;
+
+use crate::printable;
+
+/// Text for people as rows hold it: printable, in lines.
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
+    printable::lines(text)
+}
+
+/// The same for the text of a JSON document.
+pub(super) fn shown_json(json: &str) -> Cow<'_, str> {
+    printable::json(json)
+}
 
 /// The text without U+0000.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {

@@ -4,31 +4,31 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use aho_corasick::AhoCorasick;
 use serde_json::Value;
 
-use super::documents::{secrets_of_config, secrets_of_document};
-use super::encodings::{Bytes, View, base64_cores, quoted_forms};
+use super::documents::{Secrets, secrets_of_config, secrets_of_document};
+use super::forms::{Form, forms_of, forms_of_pair};
+use super::lenient::parse;
+use super::matcher::{Matcher, cut_secret};
 
 /// Replaces a secret.
 const MASK: &str = "***";
 
-/// Shorter secrets are parts of many words and numbers, so they are masked only where nothing but themselves could be
-/// meant: as whole words.
-const MIN_SUBSTRING_CHARS: usize = 4;
-
-/// Limit of all patterns together, because text is compared with each of them. What exceeds it is left out, a value at a
-/// time.
-const MAX_PATTERN_BYTES: usize = 512 * 1024;
-/// Longer secrets are not searched for in base64, which takes eight times their length.
-const MAX_BASE64_BYTES: usize = 8 * 1024;
-/// The automaton finds the beginnings of patterns: small enough for the processor's cache, it is several times faster.
-const MAX_ANCHOR_BYTES: usize = 12;
-
-/// How deep encodings may be nested: JSON in JSON in a URL.
-const MAX_NESTING: usize = 3;
+/// Limit of all patterns of a configuration: a dozen secrets of any length, or tens of thousands of short ones. Beyond it
+/// text is not shown.
+const MAX_CONFIG_BYTES: usize = if cfg!(test) { 4 } else { 16 } * 1024 * 1024;
+/// Limit of all patterns of what only looks like a secret. What exceeds it is left out, a value at a time.
+const MAX_GUESSED_BYTES: usize = 512 * 1024;
+/// How much more of a text is searched than is shown of it.
+const SEARCHED_BEYOND: usize = 64 * 1024;
+/// The field that holds a configuration that a connector renews.
+const RENEWED_CONFIG: &str = "connectorConfig";
+/// Replaces a text with that field: nothing is known of its secrets yet.
+const RENEWED_CONFIG_HIDDEN: &str = "a message with a renewed configuration is not shown";
 
 /// Masks the secrets of documents in text, also where they are encoded. Clones share the secrets.
+///
+/// Where a document cannot be read, its secrets are unknown, and one sentence replaces every text.
 #[derive(Clone, Default)]
 pub struct Masker {
     shared: Arc<Shared>,
@@ -45,29 +45,33 @@ struct Shared {
 
 #[derive(Default)]
 struct Known {
+    /// The patterns of each kind of document.
+    groups: [Group; 3],
+    /// Of all groups.
     patterns: BTreeMap<String, Form>,
-    bytes: usize,
     /// `None` while there are no patterns.
     matcher: Option<Matcher>,
+    /// What replaces every text.
+    hidden: Option<String>,
 }
 
-struct Matcher {
-    anchors: AhoCorasick,
-    /// The patterns that begin with each anchor: their further bytes and their forms.
-    patterns: Vec<Vec<(Vec<u8>, Form)>>,
-    /// Escapes of other bytes are in no pattern.
-    bytes: Bytes,
+#[derive(Default)]
+struct Group {
+    patterns: BTreeMap<String, Form>,
+    bytes: usize,
+    /// Secrets of which only pieces are patterns.
+    long: Vec<String>,
 }
 
-/// How a pattern appears in text.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Form {
-    /// A part of a base64 text; the letters and digits around it belong to it.
-    Base64,
-    /// With neither letters nor digits around it.
-    Word,
-    /// Anywhere.
-    Substring,
+/// A kind of document.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A configuration that the caller gave.
+    Config,
+    /// A configuration that the connector renewed.
+    Renewed,
+    /// Any other document.
+    Other,
 }
 
 impl Masker {
@@ -77,47 +81,138 @@ impl Masker {
         Self { shared: Arc::new(Shared { schema, readable, known: RwLock::default() }) }
     }
 
-    /// Masks the secrets of a connector's configuration from now on.
-    pub fn add_config(&self, config: &Value) {
-        self.add(&secrets_of_config(config, self.shared.schema.as_ref(), &self.shared.readable));
+    /// Masks the secrets of a connector's configuration from now on. `name` is what errors call it.
+    pub fn add_config(&self, name: &str, config: &str) {
+        self.add_config_of_kind(name, config, Kind::Config);
+    }
+
+    /// Masks the secrets of a configuration that the connector renews from now on.
+    pub fn add_renewed_config(&self, name: &str, config: &str) {
+        self.add_config_of_kind(name, config, Kind::Renewed);
+    }
+
+    fn add_config_of_kind(&self, name: &str, config: &str, kind: Kind) {
+        let Shared { schema, readable, .. } = &*self.shared;
+        match parse(config) {
+            Some(config) => self.add(name, kind, &secrets_of_config(&config, schema.as_ref(), readable)),
+            None => self.hide(name, config),
+        }
     }
 
     /// Masks what looks like a secret in any other document.
-    pub fn add_document(&self, document: &Value) {
-        self.add(&secrets_of_document(document, &self.shared.readable));
+    pub fn add_document(&self, name: &str, document: &str) {
+        match parse(document) {
+            Some(document) => self.add(name, Kind::Other, &secrets_of_document(&document, &self.shared.readable)),
+            None => self.hide(name, document),
+        }
     }
 
-    fn add(&self, secrets: &BTreeSet<String>) {
-        let mut known = self.shared.known.write().unwrap_or_else(PoisonError::into_inner);
-        let mut secrets: Vec<_> = secrets.iter().filter(|secret| !secret.trim().is_empty()).collect();
-        // One that is too large leaves room for the others.
-        secrets.sort_by_key(|secret| secret.len());
-        for secret in secrets {
-            known.add(secret);
+    /// Hides every text from now on, unless the document is empty and so has no secrets.
+    fn hide(&self, name: &str, document: &str) {
+        if !document.trim().is_empty() {
+            self.known_mut(|known| known.hide(&format!("{name} cannot be read")));
         }
-        known.build();
+    }
+
+    fn known_mut(&self, change: impl FnOnce(&mut Known)) {
+        change(&mut self.shared.known.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn add(&self, name: &str, kind: Kind, secrets: &Secrets) {
+        self.known_mut(|known| {
+            if !known.add(kind, secrets) && kind != Kind::Other {
+                known.hide(&format!("{name} has too many"));
+            }
+            known.build();
+        });
+    }
+
+    /// The sentence that replaces every text, where a document cannot be read.
+    pub fn hidden(&self) -> Option<String> {
+        self.shared.known.read().unwrap_or_else(PoisonError::into_inner).hidden.clone()
     }
 
     /// The text without secrets. Does not allocate where there are none.
     pub fn mask<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if has_renewed_config(text) {
+            return Cow::Borrowed(RENEWED_CONFIG_HIDDEN);
+        }
         let known = self.shared.known.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(matcher) = &known.matcher else { return Cow::Borrowed(text) };
-        let mut found = Vec::new();
-        matcher.search(&View::new(text), 0, &mut found);
+        match &known.hidden {
+            Some(sentence) => Cow::Owned(sentence.clone()),
+            None => known.mask(text),
+        }
+    }
+
+    /// The same for a text of ours, which is shown where the connector's text is not.
+    pub fn mask_own<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        self.shared.known.read().unwrap_or_else(PoisonError::into_inner).mask(text)
+    }
+
+    /// The beginning of a text without secrets, and whether that is not all. Masked before it is cut: half of a secret would
+    /// not be recognized. A text that `was_cut` before may end in half of one.
+    pub fn mask_beginning(&self, text: &str, limit: usize, was_cut: bool) -> (String, bool) {
+        let searched = text.floor_char_boundary(limit.saturating_add(SEARCHED_BEYOND));
+        let is_cut = searched < text.len();
+        let mut shown = &text[..searched];
+        if is_cut || was_cut {
+            let known = self.shared.known.read().unwrap_or_else(PoisonError::into_inner);
+            shown = &shown[..cut_secret(&known.patterns, shown)];
+        }
+        let hides_end = shown.len() < searched;
+        let masked = if has_renewed_config(text) { RENEWED_CONFIG_HIDDEN.into() } else { self.mask(shown) };
+        let masked = if hides_end { masked + MASK } else { masked };
+        let end = masked.floor_char_boundary(limit);
+        (masked[..end].to_owned(), is_cut || end < masked.len())
+    }
+}
+
+/// Whether a text has a configuration that a connector renews, of which nothing is known.
+fn has_renewed_config(text: &str) -> bool {
+    memchr::memmem::find_iter(text.as_bytes(), RENEWED_CONFIG).any(|at| {
+        let rest = text[at + RENEWED_CONFIG.len()..].trim_start_matches(['\\', '"', '\'']);
+        rest.len() < text.len() - at - RENEWED_CONFIG.len() && rest.trim_start().starts_with(':')
+    })
+}
+
+impl Known {
+    fn hide(&mut self, why: &str) {
+        let text = || format!("text of the connector is not shown: its secrets are unknown, because {why}");
+        self.hidden.get_or_insert_with(text);
+    }
+
+    /// Returns false if there are too many.
+    fn add(&mut self, kind: Kind, secrets: &Secrets) -> bool {
+        let limit = if kind == Kind::Other { MAX_GUESSED_BYTES } else { MAX_CONFIG_BYTES };
+        let group = &mut self.groups[kind as usize];
+        let is_complete = group.add(secrets, limit);
+        if is_complete || kind != Kind::Renewed {
+            return is_complete;
+        }
+        // Earlier renewals are no longer valid.
+        *group = Group::default();
+        group.add(secrets, limit)
+    }
+
+    fn build(&mut self) {
+        self.patterns.clear();
+        for group in &self.groups {
+            for (pattern, form) in &group.patterns {
+                let known = self.patterns.entry(pattern.clone()).or_insert(*form);
+                *known = (*known).max(*form);
+            }
+        }
+        let long = self.groups.iter().flat_map(|group| group.long.iter().cloned()).collect();
+        self.matcher = Matcher::new(&self.patterns, long);
+    }
+
+    fn mask<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let found = self.matcher.as_ref().map(|matcher| matcher.find(text)).unwrap_or_default();
         if found.is_empty() {
             return Cow::Borrowed(text);
         }
-        found.sort_unstable();
         let (mut masked, mut at) = (String::with_capacity(text.len()), 0);
-        let mut hidden: Vec<(usize, usize)> = Vec::new();
         for (start, end) in found {
-            match hidden.last_mut() {
-                // Secrets that overlap are hidden as one: the rest of either would be a part of it.
-                Some(last) if start < last.1 => last.1 = last.1.max(end),
-                _ => hidden.push((start, end)),
-            }
-        }
-        for (start, end) in hidden {
             let (start, end) = (text.floor_char_boundary(start).max(at), text.ceil_char_boundary(end));
             masked.push_str(&text[at..start]);
             masked.push_str(MASK);
@@ -128,97 +223,36 @@ impl Masker {
     }
 }
 
-impl Known {
-    fn add(&mut self, secret: &str) {
-        let is_short = secret.trim().chars().count() < MIN_SUBSTRING_CHARS;
-        let form = if is_short { Form::Word } else { Form::Substring };
-        self.add_pattern(secret.to_owned(), form);
-        if is_short {
-            self.add_pattern(secret.trim().to_owned(), form);
-        }
-        // A PEM key is logged line by line, and then no line equals the whole.
-        for line in secret.lines().map(str::trim).filter(|line| line.chars().count() >= MIN_SUBSTRING_CHARS) {
-            self.add_pattern(line.to_owned(), form);
-        }
-        for quoted in quoted_forms(secret) {
-            self.add_pattern(quoted, form);
-        }
-        if secret.len() <= MAX_BASE64_BYTES {
-            let form = if is_short { Form::Word } else { Form::Base64 };
-            for core in base64_cores(secret.as_bytes()) {
-                self.add_pattern(core, form);
+impl Group {
+    /// Adds what is within the limit; returns whether that is all.
+    fn add(&mut self, secrets: &Secrets, limit: usize) -> bool {
+        let mut values: Vec<_> = secrets.values.iter().filter(|secret| !secret.trim().is_empty()).collect();
+        // A long one leaves room for the others.
+        values.sort_by_key(|secret| secret.len());
+        let mut is_complete = true;
+        let mut add = |group: &mut Self, pattern: String, form: Form| {
+            if let Some(known) = group.patterns.get_mut(&pattern) {
+                *known = form.max(*known);
+            } else if group.bytes + pattern.len() <= limit {
+                group.bytes += pattern.len();
+                group.patterns.insert(pattern, form);
+            } else {
+                is_complete = false;
             }
-        }
-    }
-
-    fn add_pattern(&mut self, pattern: String, form: Form) {
-        if let Some(known) = self.patterns.get_mut(&pattern) {
-            *known = form.max(*known);
-        } else if self.bytes + pattern.len() <= MAX_PATTERN_BYTES {
-            self.bytes += pattern.len();
-            self.patterns.insert(pattern, form);
-        }
-    }
-
-    fn build(&mut self) {
-        let mut patterns: BTreeMap<&[u8], Vec<(Vec<u8>, Form)>> = BTreeMap::new();
-        for (pattern, form) in &self.patterns {
-            let (anchor, rest) = pattern.as_bytes().split_at(pattern.len().min(MAX_ANCHOR_BYTES));
-            patterns.entry(anchor).or_default().push((rest.to_owned(), *form));
-        }
-        // Only sizes beyond what memory holds are refused.
-        let anchors = AhoCorasick::new(patterns.keys()).ok().filter(|_| !patterns.is_empty());
-        let bytes = if self.patterns.values().any(|form| *form == Form::Word) {
-            // An escape next to a word separates it from others, whatever it stands for.
-            Bytes::all()
-        } else {
-            Bytes::with_escapes(self.patterns.keys().flat_map(|pattern| pattern.bytes()))
         };
-        self.matcher = anchors.map(|anchors| Matcher { anchors, patterns: patterns.into_values().collect(), bytes });
-    }
-}
-
-impl Matcher {
-    /// Collects where patterns are in the original text.
-    fn search(&self, view: &View<'_>, depth: usize, found: &mut Vec<(usize, usize)>) {
-        let text = view.text();
-        let mut base64_end = 0;
-        for anchor in self.anchors.find_overlapping_iter(text) {
-            for (rest, form) in &self.patterns[anchor.pattern().as_usize()] {
-                if !text[anchor.end()..].starts_with(rest) {
-                    continue;
-                }
-                let (start, end) = (anchor.start(), anchor.end() + rest.len());
-                let (start, end) = match form {
-                    Form::Substring => (start, end),
-                    Form::Word if is_whole_word(text, start, end) => (start, end),
-                    // Many secrets in one base64 text are hidden with the first of them.
-                    Form::Base64 if start >= base64_end => base64_extent(text, start, end),
-                    Form::Word | Form::Base64 => continue,
-                };
-                if *form == Form::Base64 {
-                    base64_end = end;
-                }
-                found.push(view.original_range(start, end));
+        for pair in &secrets.pairs {
+            forms_of_pair(pair, &mut |pattern, form| add(self, pattern, form));
+        }
+        for secret in values {
+            let mut is_long = false;
+            forms_of(secret, &mut |pattern, form| {
+                is_long |= form == Form::Piece;
+                add(self, pattern, form);
+            });
+            if is_long && !self.long.contains(secret) {
+                self.long.push(secret.clone());
             }
         }
-        if depth < MAX_NESTING {
-            view.decoded(&self.bytes).iter().for_each(|view| self.search(view, depth + 1, found));
-        }
+        is_complete
     }
-}
-
-/// Whether no letter or digit is next to a part of a text.
-fn is_whole_word(text: &[u8], start: usize, end: usize) -> bool {
-    let before = String::from_utf8_lossy(&text[start.saturating_sub(4)..start]).chars().next_back();
-    let after = String::from_utf8_lossy(&text[end..text.len().min(end + 4)]).chars().next();
-    ![before, after].into_iter().flatten().any(char::is_alphanumeric)
-}
-
-/// A part of a base64 text with the rest of it: the first and the last character hold bits of the secret.
-fn base64_extent(text: &[u8], start: usize, end: usize) -> (usize, usize) {
-    let before = text[..start].iter().rev().take_while(|byte| byte.is_ascii_alphanumeric()).count();
-    let after = text[end..].iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
-    let padding = text[end + after..].iter().take(2).take_while(|byte| **byte == b'=').count();
-    (start - before, end + after + padding)
 }

@@ -70,7 +70,10 @@ pub fn is_words(value: &str) -> bool {
 /// Whether a value is a date or a time.
 pub fn is_date(value: &str) -> bool {
     let is_part = |c: char| c.is_ascii_digit() || "-:/. TZ+".contains(c);
-    value.starts_with(|c: char| c.is_ascii_digit()) && value.contains(['-', ':', '/']) && value.chars().all(is_part)
+    let mut numbers = value.split(['-', ':', '/', '.', ' ', 'T']).map(str::len);
+    // A year or a part of a date or time, and another part.
+    let begins_like_one = matches!(numbers.next(), Some(1 | 2 | 4)) && matches!(numbers.next(), Some(1 | 2));
+    begins_like_one && value.contains(['-', ':', '/']) && value.chars().all(is_part)
 }
 
 /// Whether a value is a token for certain: by its prefix, or because names are not like it.

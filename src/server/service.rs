@@ -9,6 +9,8 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
+use crate::printable;
+
 use super::auth::Caller;
 
 /// The application behind the HTTP front.
@@ -141,7 +143,7 @@ pub struct Response {
 impl Response {
     /// A JSON document.
     pub fn json(status: u16, document: &Value) -> Self {
-        let body = format!("{document}\n").into_bytes();
+        let body = format!("{}\n", printable::json(&document.to_string())).into_bytes();
         Self { status, content_type: "application/json".to_owned(), headers: Vec::new(), body }
     }
 

@@ -12,7 +12,7 @@ use crate::airbyte::catalog::{self, ConfiguredCatalog};
 use crate::airbyte::state;
 use crate::db::Db;
 use crate::failure::{Class, Failure};
-use crate::secret::Masker;
+use crate::secret::{self, Masker};
 use crate::shared_folder::SharedFolder;
 use crate::task::Task;
 
@@ -177,25 +177,17 @@ impl Documents {
     /// A masker for the secrets of the documents. The JSON Schema of the configuration names its secrets. The catalog has
     /// none.
     pub fn masker(&self, schema: Option<Value>) -> Masker {
-        let value = |name: &str| serde_json::from_str::<Value>(self.get(name)?).ok();
+        let value = |name: &str| secret::parse_value(self.get(name)?);
         let mut readable = stream_names(value(CATALOG).as_ref());
-        let mut destination = value(DESTINATION);
-        if let Some(fields) = destination.as_mut().and_then(Value::as_object_mut) {
-            for field in DESTINATION_IDENTITY {
-                readable.extend(fields.remove(field).and_then(|value| value.as_str().map(str::to_owned)));
-            }
-        }
+        let destination = value(DESTINATION);
+        let identity = DESTINATION_IDENTITY.iter().filter_map(|field| destination.as_ref()?.get(field)?.as_str());
+        // An address may hold a password.
+        readable.extend(identity.filter(|text| !text.contains('@')).map(str::to_owned));
         let masker = Masker::new(schema, readable);
-        // In this order, because large ones may exceed what a masker takes.
-        if let Some(destination) = destination {
-            masker.add_document(&destination);
+        for name in [DESTINATION, STATE] {
+            masker.add_document(name, self.get(name).unwrap_or_default());
         }
-        if let Some(config) = value(CONFIG) {
-            masker.add_config(&config);
-        }
-        if let Some(state) = value(STATE) {
-            masker.add_document(&state);
-        }
+        masker.add_config(CONFIG, self.get(CONFIG).unwrap_or_default());
         masker
     }
 }

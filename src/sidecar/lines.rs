@@ -18,8 +18,8 @@ const BUFFER: usize = 512 * 1024;
 const RETAINED: usize = 1024 * 1024;
 /// A line that has reached this length may become as long as any.
 const LONG_LINE: usize = 4 * 1024 * 1024;
-/// How much of a line that is too long is reported.
-const HEAD: usize = 256;
+/// How much of a line that is too long is kept: more than is shown of it, because it is masked before it is cut.
+const HEAD: usize = 16 * 1024;
 
 /// The result of reading.
 #[derive(Debug, PartialEq, Eq)]

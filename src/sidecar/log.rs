@@ -9,9 +9,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use serde_json::Value;
 
 use crate::db::{DbError, LogIds, LogRow, OWN_LOGGER, Writer, store_log_batches};
+use crate::failure::{Class, Failure};
 use crate::secret::Masker;
 use crate::task::Task;
 
@@ -93,6 +93,8 @@ struct Shared {
     dropped: AtomicU64,
     /// Messages that only the sidecar's own log has.
     unstored: AtomicU64,
+    /// Messages of which the secrets are unknown.
+    hidden: AtomicU64,
 }
 
 impl TaskLog {
@@ -117,13 +119,19 @@ impl TaskLog {
                 severe_rows: AtomicU64::new(0),
                 dropped: AtomicU64::new(0),
                 unstored: AtomicU64::new(0),
+                hidden: AtomicU64::new(0),
             }),
         }
     }
 
-    /// Masks the secrets of another configuration of the connector from now on.
-    pub fn mask_config(&self, config: &Value) {
-        self.shared.masker.add_config(config);
+    /// Masks the secrets of a configuration that the connector renewed from now on.
+    pub fn mask_renewed_config(&self, config: &str) {
+        self.shared.masker.add_renewed_config("the renewed configuration", config);
+    }
+
+    /// Masks what this log masks.
+    pub fn masker(&self) -> Masker {
+        self.shared.masker.clone()
     }
 
     /// The text without secrets, for the error of the task.
@@ -131,11 +139,32 @@ impl TaskLog {
         self.shared.masker.mask(text).into_owned()
     }
 
+    /// The same for the failure of the task.
+    pub fn mask_failure(&self, failure: &Failure) -> Failure {
+        mask_failure(&self.shared.masker, failure)
+    }
+
+    /// The beginning of a text without secrets. `was_cut`: it is itself only the beginning of one.
+    pub fn mask_beginning(&self, text: &str, limit: usize, was_cut: bool) -> String {
+        self.shared.masker.mask_beginning(text, limit, was_cut).0
+    }
+
+    /// Whether no text of the connector is stored, because its secrets are unknown.
+    pub fn is_hidden(&self) -> bool {
+        self.shared.masker.hidden().is_some()
+    }
+
     /// Logs a message. Never blocks.
     pub fn write(&self, level: Level, logger: &str, message: &str) {
         let shared = &self.shared;
         let stored = level >= shared.min_level;
         if !(stored || level.is_enabled()) || message.trim().is_empty() {
+            return;
+        }
+        if let Some(why) = shared.masker.hidden() {
+            if shared.hidden.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.queue(Level::Warn, shared.plain_row(Level::Warn, OWN_LOGGER, why));
+            }
             return;
         }
         if !stored {
@@ -177,11 +206,13 @@ impl TaskLog {
         }
     }
 
-    /// Logs why the task failed. For a terminated sidecar the controller does, which knows why.
+    /// Logs why the task failed: a text without secrets. For a terminated sidecar the controller does, which knows why.
     pub fn write_failure(&self, text: &str, by: Writer) {
         match by {
             Writer::TerminatedSidecar => self.write(Level::Info, OWN_LOGGER, "got TERM, ending the task"),
-            Writer::Sidecar | Writer::Controller => self.write(Level::Error, OWN_LOGGER, text),
+            Writer::Sidecar | Writer::Controller => {
+                self.queue(Level::Error, self.shared.plain_row(Level::Error, OWN_LOGGER, text.to_owned()));
+            }
         }
     }
 
@@ -189,11 +220,15 @@ impl TaskLog {
     pub fn finish(&self) {
         let shared = &self.shared;
         let deadline = Instant::now() + FINISH_TIMEOUT;
-        let dropped = shared.dropped.load(Ordering::Relaxed);
+        let (dropped, hidden) = (shared.dropped.load(Ordering::Relaxed), shared.hidden.load(Ordering::Relaxed));
         let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let (Some(queue), true) = (&queue, dropped > 0) {
-            let text = format!("{dropped} lines dropped: the log of a task is limited to {MAX_ROWS} rows");
-            let mut row = shared.row(Level::Warn, "syncctl", &text);
+        let texts = [
+            (dropped, format!("{dropped} lines dropped: the log of a task is limited to {MAX_ROWS} rows")),
+            (hidden, format!("{hidden} lines are not stored, because their secrets are unknown")),
+        ];
+        for (_, text) in texts.into_iter().filter(|(count, _)| *count > 0) {
+            let Some(queue) = &queue else { break };
+            let mut row = shared.plain_row(Level::Warn, OWN_LOGGER, text);
             while let Err(TrySendError::Full(rejected)) = queue.try_send(row) {
                 if Instant::now() >= deadline {
                     break;
@@ -210,19 +245,29 @@ impl TaskLog {
     }
 }
 
+/// The failure without secrets. What says only that the task was stopped has none.
+pub fn mask_failure(masker: &Masker, failure: &Failure) -> Failure {
+    let is_own = matches!(failure.class, Class::TimeExceeded | Class::Cancelled | Class::Silence | Class::Terminated);
+    let text = if is_own { masker.mask_own(&failure.text) } else { masker.mask(&failure.text) };
+    let shown = Failure::new(failure.class, text);
+    match failure.hint() {
+        Some(hint) if failure.class.hint() != Some(hint) => shown.with_hint(masker.mask(hint)),
+        _ => shown,
+    }
+}
+
 impl Shared {
     fn row(&self, level: Level, logger: &str, message: &str) -> LogRow {
-        // Masked before it is truncated: half of a secret would not be recognized.
-        self.plain_row(level, logger, self.masker.mask(message).into_owned())
+        let (mut shown, is_cut) = self.masker.mask_beginning(message, MAX_MESSAGE, false);
+        if is_cut {
+            // Writing to a String cannot fail.
+            let _ = write!(shown, "… ({} bytes)", message.len());
+        }
+        self.plain_row(level, logger, shown)
     }
 
-    fn plain_row(&self, level: Level, logger: &str, mut message: String) -> LogRow {
-        if message.len() > MAX_MESSAGE {
-            let length = message.len();
-            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
-            // Writing to a String cannot fail.
-            let _ = write!(message, "… ({length} bytes)");
-        }
+    /// The row of a text without secrets.
+    fn plain_row(&self, level: Level, logger: &str, message: String) -> LogRow {
         let (id, timestamp) = self.ids.lock().unwrap_or_else(PoisonError::into_inner).next(Timestamp::now());
         LogRow {
             id,

@@ -28,6 +28,7 @@ use std::time::Duration;
 use documents::{CONFIG, Documents};
 use log::TaskLog;
 use read::Read;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use source::{Pipes, Source, Stop, Stopped};
 use stored_config::StoredConfig;
@@ -39,8 +40,9 @@ use crate::contract::{self, SidecarExit, variable};
 use crate::db::{Db, Options, SpecKey, Target};
 use crate::failure::{Class, Failure};
 use crate::host_rules::HostRules;
+use crate::logging;
 use crate::retry::Backoff;
-use crate::secret::{Masker, Secret};
+use crate::secret::{self, Masker, Secret};
 use crate::task::{Task, TaskKind};
 
 /// How long the database may be unavailable during a task. Meanwhile the connector blocks on a full pipe.
@@ -78,7 +80,23 @@ impl Sidecar {
             let text = format!("the controller implements contract {version}, the sidecar {}", contract::VERSION);
             return Err(Failure::new(Class::VersionMismatch, text));
         }
-        let mut documents = Documents::read(&self.secrets, &self.source.config)?;
+        let documents = Documents::read(&self.secrets, &self.source.config)?;
+        let mut masker = documents.masker(None);
+        let database = Masker::default();
+        mask_database_url(&database, self.database_url.expose_secret());
+        mask_own_log(&masker, &database);
+        let exit = self.run_task(documents, terminated, &mut masker, &database);
+        exit.map_err(|failure| log::mask_failure(&database, &log::mask_failure(&masker, &failure)))
+    }
+
+    /// `masker` is replaced by a better one once the connector's specification is known.
+    fn run_task(
+        self,
+        mut documents: Documents,
+        terminated: Arc<AtomicBool>,
+        masker: &mut Masker,
+        database: &Masker,
+    ) -> Result<SidecarExit, Failure> {
         let on_term = if self.contract.is_some() { Stopped::Terminated } else { Stopped::Cancelled };
         let stop = Stop::new(terminated, on_term, self.task.timeout);
         let (exit, db, log);
@@ -86,10 +104,14 @@ impl Sidecar {
             // The pipes first: the connector starts while the sidecar connects.
             let pipes = Pipes::create(&self.source, &documents)?;
             (db, log) = self.connect(&documents)?;
+            *masker = log.masker();
+            mask_own_log(masker, database);
             exit = result::run(&self.task, Source::start(pipes, &log, stop), None, &db, &log);
         } else {
             // The database first: it may hold a renewed configuration for the connector.
             (db, log) = self.connect(&documents)?;
+            *masker = log.masker();
+            mask_own_log(masker, database);
             if self.task.kind == TaskKind::Read {
                 if self.contract.is_none() {
                     documents.filter_state(self.task.options.full_sync);
@@ -146,11 +168,21 @@ impl Sidecar {
 pub fn masker_of(db: &Db, task: &Task, secrets: &BTreeMap<String, Vec<u8>>) -> io::Result<Masker> {
     let masker = Documents::join(secrets)?.masker(stored_schema(db, task));
     if let Some(url) = secrets.get(variable::DATABASE_URL) {
-        let url = String::from_utf8_lossy(url);
-        let password = Url::parse(&url).ok().and_then(|url| url.password().map(str::to_owned));
-        masker.add_document(&json!({"url": url, "password": password}));
+        mask_database_url(&masker, &String::from_utf8_lossy(url));
     }
     Ok(masker)
+}
+
+/// Masks the secrets of the documents and of the database in this process's own log.
+fn mask_own_log(masker: &Masker, database: &Masker) {
+    let (masker, database) = (masker.clone(), database.clone());
+    logging::mask_with(Box::new(move |text| database.mask_own(&masker.mask_own(text)).into_owned()));
+}
+
+/// Masks the password of the database of results.
+fn mask_database_url(masker: &Masker, url: &str) {
+    let password = Url::parse(url).ok().and_then(|url| url.password().map(str::to_owned));
+    masker.add_document("the database URL", &json!({"url": url, "password": password}).to_string());
 }
 
 /// The JSON Schema of the connector's configuration, if its specification is stored.
@@ -159,7 +191,7 @@ fn stored_schema(db: &Db, task: &Task) -> Option<Value> {
         tracing::warn!(%error, "cannot read which fields the specification marks as secret");
         None
     });
-    let mut spec: Value = serde_json::from_str(&stored?.specs?).ok()?;
+    let mut spec = secret::parse_value(&stored?.specs?)?;
     spec.get_mut("connectionSpecification").map(Value::take)
 }
 

@@ -115,7 +115,7 @@ impl Read<'_> {
         failure: Option<Failure>,
     ) -> Result<(), Failure> {
         // Only the text is masked: a configuration may contain the name of a class.
-        let error = failure.map(|failure| Failure::new(failure.class, self.log.mask(&failure.text)).to_string());
+        let error = failure.map(|failure| self.log.mask_failure(&failure).to_string());
         if let Some(error) = &error {
             self.log.write_failure(error, by);
         }
@@ -254,8 +254,8 @@ impl<'a> Session<'a> {
                 self.drop_data(&text, &format!("a {} message cannot be used: {why}", log.mask(&kind)));
             }
             Message::Invalid { kind, why, .. } => {
-                let kind = log.mask(&kind);
-                self.streams.warn_of_task(format!("ignoring {} messages: {why}", shortened(&kind)));
+                let kind = log.mask_beginning(&kind, MAX_SHOWN, false);
+                self.streams.warn_of_task(format!("ignoring {kind} messages: {why}"));
             }
             _ => {}
         }
@@ -263,7 +263,8 @@ impl<'a> Session<'a> {
     }
 
     fn handle_too_long(&mut self, head: &str, length: u64) {
-        let text = format!("dropped a line of {length} bytes, which exceeds the limit; it begins with: {head}");
+        let shown = self.read.log.mask_beginning(head, MAX_SHOWN, true);
+        let text = format!("dropped a line of {length} bytes, which exceeds the limit; it begins with: {shown}");
         self.read.log.write(Level::Error, "syncctl", &text);
         if !head.contains(r#""LOG""#) {
             self.drop_data(head, &format!("a line of {length} bytes was dropped, and rows may be missing"));
@@ -273,9 +274,7 @@ impl<'a> Session<'a> {
     /// Handles a message without its end.
     fn handle_cut_off(&mut self, text: &str) {
         let log = self.read.log;
-        // Masked before it is truncated: half of a secret would not be recognized.
-        let masked = log.mask(text);
-        let head = shortened(&masked);
+        let head = log.mask_beginning(text, MAX_SHOWN, false);
         let is_type = |kind: &str| text.split_once(kind).is_some_and(|(before, _)| before.len() < 32);
         if is_type("\"STATE\"") || is_type("\"CONTROL\"") || (is_type("\"TRACE\"") && !text.contains("\"ERROR\"")) {
             log.write(Level::Warn, "syncctl", &format!("ignoring a message that is cut off: {head}"));
@@ -290,7 +289,7 @@ impl<'a> Session<'a> {
         let log = self.read.log;
         log.write(Level::Info, "source", text);
         let warning = "messages that log lines quote are not loaded";
-        self.streams.warn_of_task(format!("{warning}; the first one: {}", shortened(&log.mask(text))));
+        self.streams.warn_of_task(format!("{warning}; the first one: {}", log.mask_beginning(text, MAX_SHOWN, false)));
         self.streams.warn_named(text, warning);
     }
 
@@ -524,9 +523,4 @@ impl<'a> Session<'a> {
     fn failed_status(&self) -> TaskStatus {
         if self.streams.any_committed() { TaskStatus::Partial } else { TaskStatus::Failed }
     }
-}
-
-/// The beginning of a message, for the log.
-fn shortened(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_SHOWN)]
 }

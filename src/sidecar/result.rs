@@ -51,9 +51,7 @@ pub fn run(
                 log.write(Level::Warn, "syncctl", &format!("ignoring a {kind} message: {why}"));
             }
             Input::CutOff(text) => {
-                // Masked before it is truncated: half of a secret would not be recognized.
-                let text = log.mask(&text);
-                let head = &text[..text.floor_char_boundary(MAX_SHOWN)];
+                let head = log.mask_beginning(&text, MAX_SHOWN, false);
                 log.write(Level::Warn, "syncctl", &format!("ignoring a message that is cut off: {head}"));
             }
             Input::Quoted(text) => log.write(Level::Info, "source", &text),
@@ -63,6 +61,7 @@ pub fn run(
                 }
             }
             Input::TooLong(head, length) => {
+                let head = log.mask_beginning(&head, MAX_SHOWN, true);
                 let text = format!("dropped a line of {length} bytes that begins with: {head}");
                 log.write(Level::Warn, "syncctl", &text);
             }
@@ -127,7 +126,7 @@ fn store(task: &Task, db: &Db, log: &TaskLog, output: Output) -> Result<(), Fail
 }
 
 fn store_failure(task: &Task, db: &Db, log: &TaskLog, failure: &Failure, by: Writer) -> Result<(), Failure> {
-    let text = Failure::new(failure.class, log.mask(&failure.text)).to_string();
+    let text = log.mask_failure(failure).to_string();
     log.write_failure(&text, by);
     db.store_result(task, Finding::Failure(&text))?;
     Ok(())

@@ -436,9 +436,7 @@ impl Connector {
     }
 
     fn warn_of_mixed_line(&self, line: &str) {
-        // Masked before it is truncated: half of a secret would not be recognized.
-        let line = self.log.mask(line);
-        let line = &line[..line.floor_char_boundary(LAST_LINE_BYTES)];
+        let line = self.log.mask_beginning(line, LAST_LINE_BYTES, false);
         let text = format!("messages share their lines with other text; they are used; the first such line: {line}");
         self.log.write(Level::Warn, "syncctl", &text);
     }
@@ -482,14 +480,13 @@ impl Connector {
             .map(|lines| lines.lock().unwrap_or_else(PoisonError::into_inner).clone())
             .into_iter()
             .find(|lines| !lines.is_empty())?;
-        let shown = |line: String| {
-            // Masked before it is truncated: half of a secret would not be recognized.
-            let line = self.log.mask(&line);
-            let end = line.floor_char_boundary(LAST_LINE_BYTES);
-            // Without escape sequences for terminals.
-            line[..end].replace(|c: char| c.is_control() && c != '\t', "")
-        };
-        Some(lines.into_iter().map(shown).collect::<Vec<_>>().join("\n"))
+        if self.log.is_hidden() {
+            return None;
+        }
+        // Masked before they are cut, and together: half of a secret would not be recognized.
+        let lines = self.log.mask(&lines.into_iter().collect::<Vec<_>>().join("\n"));
+        let shown = |line: &str| line[..line.floor_char_boundary(LAST_LINE_BYTES)].to_owned();
+        Some(lines.lines().map(shown).collect::<Vec<_>>().join("\n"))
     }
 }
 
@@ -518,7 +515,10 @@ fn log_stderr(mut stderr: Lines, log: &TaskLog, activity: &Activity) {
     loop {
         let line = match stderr.next(TICK) {
             Ok(Line::Text(line)) => String::from_utf8_lossy(line).into_owned(),
-            Ok(Line::TooLong(head, length)) => format!("{}… ({length} bytes)", String::from_utf8_lossy(head)),
+            Ok(Line::TooLong(head, length)) => {
+                let head = log.mask_beginning(&String::from_utf8_lossy(head), LAST_LINE_BYTES, true);
+                format!("{head}… ({length} bytes)")
+            }
             Ok(Line::Idle) => continue,
             Ok(Line::Eof) | Err(_) => return,
         };

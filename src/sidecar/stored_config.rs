@@ -29,9 +29,7 @@ impl<'a> StoredConfig<'a> {
         if documents.get(CONFIG).is_some()
             && let Some(stored) = db.stored_config(package, &fingerprint)?
         {
-            if let Ok(config) = serde_json::from_str::<Value>(&stored.config) {
-                log.mask_config(&config);
-            }
+            log.mask_renewed_config(&stored.config);
             documents.change(CONFIG, stored.config);
             let text = format!("using the configuration that the connector renewed at {}", stored.timestamp);
             log.write(Level::Info, "syncctl", &text);
@@ -41,11 +39,11 @@ impl<'a> StoredConfig<'a> {
 
     /// Stores a configuration that the connector asks to persist.
     pub fn save(&self, config: &str, log: &TaskLog) -> Result<(), Failure> {
-        let Ok(value @ Value::Object(_)) = serde_json::from_str(config) else {
+        log.mask_renewed_config(config);
+        let Ok(Value::Object(_)) = serde_json::from_str(config) else {
             log.write(Level::Warn, "syncctl", "ignoring a renewed configuration that is not a JSON object");
             return Ok(());
         };
-        log.mask_config(&value);
         let saved = self.db.save_config(self.package, &self.fingerprint, config)?;
         let (level, text) = if saved {
             (

@@ -3,14 +3,14 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::db::text::clean;
+use crate::db::text::shown_json;
 use crate::failure::Failure;
 use crate::task::{StreamReport, StreamReports, StreamStatus, TaskStatus};
 
 /// The description for reports of streams.
 pub(super) fn write(reports: &StreamReports) -> String {
     // Names, numbers and statuses always serialize.
-    clean(&serde_json::to_string(reports).unwrap_or_default()).into_owned()
+    shown_json(&serde_json::to_string(reports).unwrap_or_default()).into_owned()
 }
 
 /// Gives the streams that a terminated sidecar has interrupted the outcome of their task: it reports them with the text of

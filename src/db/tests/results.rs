@@ -36,7 +36,7 @@ fn a_specification_survives_failures_and_older_attempts() {
     let stored = || spec(&db, &first);
     assert_eq!(db.spec(&SpecKey::of(&first)).expect("readable"), None);
     store(&db, &first, Finding::Failure("no\0 image"));
-    assert_eq!(stored(), (None, Some("no image".to_owned()), time(FIRST)));
+    assert_eq!(stored(), (None, Some(r"no\u0000 image".to_owned()), time(FIRST)));
     store(&db, &second, Finding::Document(r#"{"a": "x\u0000"}"#));
     let good = Some(r#"{"a": "x"}"#.to_owned());
     assert_eq!(stored(), (good.clone(), None, time(SECOND)));
@@ -239,7 +239,7 @@ fn insert_logs_keeps_order_and_stores_once() {
     db.insert_logs(&[]).expect("nothing to do");
     let stored = schema.admin.query("SELECT message FROM task_log ORDER BY timestamp, id", &[]).expect("readable");
     let stored: Vec<String> = stored.iter().map(|row| row.get(0)).collect();
-    assert_eq!(stored, (0..500).map(|number| format!("line {number}")).collect::<Vec<_>>());
+    assert_eq!(stored, (0..500).map(|number| format!(r"line {number}\u0000")).collect::<Vec<_>>());
 }
 
 #[test]
@@ -253,11 +253,11 @@ fn last_logs_returns_lines_in_order() {
     db.insert_logs(&rows).expect("writable");
     let lines = db.last_logs("task", 3).expect("readable");
     let messages: Vec<&str> = lines.iter().map(|line| line.message.as_str()).collect();
-    assert_eq!(messages, ["line 287", "line 288", "line 289"]);
+    assert_eq!(messages, [r"line 287\u0000", r"line 288\u0000", r"line 289\u0000"]);
     let first = LogLine {
         level: "INFO".to_owned(),
         logger: "source".to_owned(),
-        message: "line 287".to_owned(),
+        message: r"line 287\u0000".to_owned(),
         timestamp: rows[287].timestamp,
     };
     assert_eq!(lines[0], first);

@@ -131,7 +131,7 @@ fn finish_task_inserts_a_missing_row() {
     let error = Some("INIT_TIMEOUT: no\0 start");
     assert!(db.finish_task(&task("t"), Writer::Controller, TaskStatus::Failed, None, error).expect("writable"));
     let stored = db.task("t").expect("readable").expect("stored");
-    assert_eq!(stored.error.as_deref(), Some("INIT_TIMEOUT: no start"));
+    assert_eq!(stored.error.as_deref(), Some(r"INIT_TIMEOUT: no\u0000 start"));
     assert_eq!((stored.status, stored.started_at), (Some(TaskStatus::Failed), to_millis(task("t").started_at)));
 }
 

@@ -29,6 +29,8 @@ pub struct World {
     pub admin: Client,
     /// The connector's configuration.
     pub config: Value,
+    /// In place of `config`: what no `Value` holds.
+    pub config_text: Option<String>,
     /// The input state of a read.
     pub state: Option<String>,
     url: url::Url,
@@ -41,7 +43,14 @@ impl World {
         let mut admin = Client::connect(&text, NoTls).expect("a connection");
         let schema = format!("sidecar_{}", uuid::Uuid::new_v4().simple());
         admin.batch_execute(&format!("CREATE SCHEMA {schema}; SET search_path TO {schema}")).expect("a schema");
-        let world = Self { schema, admin, config: json!({}), state: None, url: url::Url::parse(&text).expect("a URL") };
+        let world = Self {
+            schema,
+            admin,
+            config: json!({}),
+            config_text: None,
+            state: None,
+            url: url::Url::parse(&text).expect("a URL"),
+        };
         world.db().ensure_schema().expect("tables");
         world
     }
@@ -89,8 +98,9 @@ impl World {
     ) -> StoredTask {
         let task = task(TaskKind::Read, options);
         let id = task.task_id.clone();
-        let documents = [("config", &self.config), ("catalog", catalog), ("destinationConfig", destination)];
+        let documents = [("catalog", catalog), ("destinationConfig", destination)];
         let mut documents: Vec<_> = documents.map(|(name, document)| (name, document.to_string())).into();
+        documents.push(("config", self.config_text()));
         documents.extend(self.state.clone().map(|state| ("state", state)));
         self.run(task, &documents, write);
         self.db().task(&id).expect("an answer").expect("a row")
@@ -98,7 +108,11 @@ impl World {
 
     /// Runs a check or discover, like [`read`](Self::read).
     pub fn find(&self, kind: TaskKind, write: impl FnOnce(&mut Connector) -> std::io::Result<()>) {
-        self.run(task(kind, ReadOptions::default()), &[("config", self.config.to_string())], write);
+        self.run(task(kind, ReadOptions::default()), &[("config", self.config_text())], write);
+    }
+
+    fn config_text(&self) -> String {
+        self.config_text.clone().unwrap_or_else(|| self.config.to_string())
     }
 
     fn run(&self, task: Task, files: &[(&str, String)], write: impl FnOnce(&mut Connector) -> std::io::Result<()>) {
