@@ -50,6 +50,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-databas
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l image-policy -d 'Connector images that may run, whoever asks: patterns such as airbyte/*:7.* or *@sha256:*, separated by commas, and the word require-digest [default: every image]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
@@ -101,6 +102,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-databa
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l image-policy -d 'Connector images that may run, whoever asks: patterns such as airbyte/*:7.* or *@sha256:*, separated by commas, and the word require-digest [default: every image]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
@@ -152,6 +154,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-dat
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l image-policy -d 'Connector images that may run, whoever asks: patterns such as airbyte/*:7.* or *@sha256:*, separated by commas, and the word require-digest [default: every image]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
@@ -211,6 +214,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-databas
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l image-policy -d 'Connector images that may run, whoever asks: patterns such as airbyte/*:7.* or *@sha256:*, separated by commas, and the word require-digest [default: every image]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
@@ -258,6 +262,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l port -d 'Older
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-host -d 'Address that `serve` listens on [default: 0.0.0.0]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l auth-tokens -d 'Tokens of callers, separated by commas: plain ones, or salt.hash as `syncctl token` makes them; set it in the environment [default: everyone may call]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l raw-auth-tokens -d 'More tokens, all of them plain' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l tokens-file -d 'YAML file of tokens with names and limits, as `syncctl token create` writes it; read again when it changes' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l token-secret -d 'Secret that tokens are hashed with; several during a rotation, separated by commas [default: the public one of Jitsu\'s sync-controller]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l console-url -d 'Console that `serve` asks to start the read once a discover with thenRun has ended' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l console-token -d 'Token for that console; set it in the environment' -r
@@ -275,6 +280,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-databa
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sidecar-image -d 'Image with the sidecar, such as the one that `syncctl image` writes [default: in a Pod, the image of this program]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l init-image -d 'Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l image-policy -d 'Connector images that may run, whoever asks: patterns such as airbyte/*:7.* or *@sha256:*, separated by commas, and the word require-digest [default: every image]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-url -d 'Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l bulker-auth-token -d 'Token for that Bulker instance; set it in the environment, where other users cannot see it' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l destination-hosts -d 'Hosts that callers\' destinations may be at: names, *.suffixes, addresses and networks (10.0.0.0/8), each with an optional :port, and directories of Unix sockets; separated by commas [default: any; with `serve` *, which is any but link-local addresses, cloud metadata and Unix sockets]' -r
@@ -313,12 +319,31 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local -d 'Run 
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -l name -d 'Name and tag of the image' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand image" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token -d 'Hash an existing token: - reads it from stdin, where other users cannot see it [default: a new token]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and not __fish_seen_subcommand_from create help" -l token -d 'Hash an existing token: - reads it from stdin, where other users cannot see it [default: a new token]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and not __fish_seen_subcommand_from create help" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand token" -l token-secret -d 'Secret that is hashed with the token; set it in the environment, where other users cannot see it' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand token" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and not __fish_seen_subcommand_from create help" -l token-secret -d 'Secret that is hashed with the token; set it in the environment, where other users cannot see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and not __fish_seen_subcommand_from create help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and not __fish_seen_subcommand_from create help" -f -a "create" -d 'Create a token with a name and limits, and its entry in the file of SYNCCTL_TOKENS_FILE'
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and not __fish_seen_subcommand_from create help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l name -d 'Name of the token in logs, metrics and `started_by`' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l expires -d 'When it expires, e.g. 2027-01-31T00:00:00Z [default: never]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l verb -d 'What it may do: spec, check, discover, read, cancel, tasks, logs or metrics; repeat it for several [default: all; with patterns all but metrics]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l sync -d 'Pattern for ids of syncs that it may use and see, e.g. \'team-a-*\'; repeat it for several [default: all]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l storage-key -d 'Pattern for storage keys that it may use [default: all]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l image -d 'Pattern for connector images that it may run, e.g. \'airbyte/*:7.*\' or \'*@sha256:*\' [default: all]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l max-tasks -d 'How many of its tasks may run at a time [default: any number]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l requests-per-minute -d 'How many requests it may send to one process of the service in a minute [default: any number]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l file -d 'File that gets the entry; created if missing' -r -F
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l token -d 'Hash an existing token: - reads it from stdin, where other users cannot see it [default: a new token]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -s o -l output -d 'Print the result (and a failure) in this form [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
+json\t'One line of JSON, for programs; failures are also printed as JSON'
+yaml\t'YAML; failures are also printed as YAML'"
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -l token-secret -d 'Secret that is hashed with the token; set it in the environment, where other users cannot see it' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from create" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from help" -f -a "create" -d 'Create a token with a name and limits, and its entry in the file of SYNCCTL_TOKENS_FILE'
+complete -c syncctl -n "__fish_syncctl_using_subcommand token; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop hold help" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop hold help" -f -a "psql" -d 'Open a shell in it: psql with these arguments'
 complete -c syncctl -n "__fish_syncctl_using_subcommand db; and not __fish_seen_subcommand_from psql url stop hold help" -f -a "url" -d 'Print its URL, for other programs'
@@ -403,6 +428,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_see
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "supervise" -d 'Supervise a task that runs on this machine'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "create" -d 'Create a token with a name and limits, and its entry in the file of SYNCCTL_TOKENS_FILE'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "psql" -d 'Open a shell in it: psql with these arguments'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "url" -d 'Print its URL, for other programs'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "stop" -d 'Stop it now, unless it is in use'

@@ -69,6 +69,9 @@ variables! {
     SIDECAR_IMAGE "IMAGE" = "in a Pod, the image of this program",
         "Image with the sidecar, such as the one that `syncctl image` writes";
     INIT_IMAGE "IMAGE" = "", "Image with a shell that prepares the files for a foreign sidecar such as jitsucom/sidecar";
+    IMAGE_POLICY "PATTERNS" = "every image",
+        "Connector images that may run, whoever asks: patterns such as airbyte/*:7.* or *@sha256:*, separated by commas, and the \
+         word require-digest";
     BULKER_URL "URL" [secret true] = "", "Bulker instance that takes the rows of reads without a destination, or with one of a type that is not loaded otherwise";
     BULKER_AUTH_TOKEN "TOKEN" [secret true] = "",
         "Token for that Bulker instance; set it in the environment, where other users cannot see it";
@@ -117,6 +120,8 @@ variables! {
         "Tokens of callers, separated by commas: plain ones, or salt.hash as `syncctl token` makes them; set it in the \
          environment";
     RAW_AUTH_TOKENS "TOKENS" [secret true] = "", "More tokens, all of them plain";
+    TOKENS_FILE "FILE" [secret true] = "",
+        "YAML file of tokens with names and limits, as `syncctl token create` writes it; read again when it changes";
     TOKEN_SECRET "SECRET" [secret true] = "the public one of Jitsu's sync-controller",
         "Secret that tokens are hashed with; several during a rotation, separated by commas";
     CONSOLE_URL "URL" [secret true] = "",

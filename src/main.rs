@@ -14,6 +14,7 @@ mod host_rules;
 mod http_client;
 mod logging;
 mod output;
+mod pattern;
 mod pod;
 mod printable;
 mod process;

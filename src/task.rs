@@ -110,25 +110,29 @@ pub struct Image {
 impl Image {
     /// What the Pod's `image` field takes.
     pub fn reference(&self) -> String {
-        let separator = if self.version.contains(':') { '@' } else { ':' };
+        let separator = if self.has_digest() { '@' } else { ':' };
         format!("{}{separator}{}", self.package, self.version)
+    }
+
+    /// Whether its version is a digest, which always names the same image.
+    pub fn has_digest(&self) -> bool {
+        self.version.contains(':')
     }
 
     /// Checks both parts against the grammar of image references, so that a typing error is reported before a Pod exists.
     pub fn new(package: &str, version: &str) -> Result<Self, String> {
-        let package_ok = !package.is_empty()
-            && package.len() <= 255
-            && package.split('/').enumerate().all(|(index, part)| {
-                !part.is_empty()
-                    && part.chars().all(|c| {
-                        c.is_ascii_lowercase()
-                            || c.is_ascii_digit()
-                            || "._-".contains(c)
-                            // A registry host may have capitals and a port.
-                            || (index == 0 && (c == ':' || c.is_ascii_uppercase()))
-                    })
-                    && part.starts_with(|c: char| c.is_ascii_alphanumeric())
-            });
+        let (registry, path) = package.split_once('/').unwrap_or(("", package));
+        // A registry may have capitals and a port; a colon elsewhere would begin a tag.
+        let (host, port) = registry.split_once(':').unwrap_or((registry, "0"));
+        let is_part = |part: &str, allows: fn(char) -> bool| {
+            part.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && part.chars().all(|c| allows(c) || "._-".contains(c))
+        };
+        let package_ok = package.len() <= 255
+            && (!package.contains('/') || is_part(host, |c| c.is_ascii_alphanumeric()))
+            && !port.is_empty()
+            && port.bytes().all(|byte| byte.is_ascii_digit())
+            && path.split('/').all(|part| is_part(part, |c| c.is_ascii_lowercase() || c.is_ascii_digit()));
         if !package_ok {
             return Err(format!(
                 "{package:?} is not the name of an image: expected something like airbyte/source-faker"
@@ -248,6 +252,8 @@ impl ReadOptions {
     }
 }
 
+/// The member of [`Task::started_by`] with the name of the caller's token, which no caller can set.
+pub const TOKEN: &str = "token";
 /// The annotation of [`Task::task_id`].
 pub const TASK_ID: &str = "TaskID";
 /// The annotation of [`Task::sync_id`].
@@ -436,6 +442,7 @@ mod tests {
 
     #[test]
     fn image_references_split_at_the_tag_and_not_at_the_port() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
         for (label, text, expected) in [
             ("tag", "airbyte/source-faker:7.2.1", Some(("airbyte/source-faker", "7.2.1"))),
             ("port and tag", "localhost:5000/source:1", Some(("localhost:5000/source", "1"))),
@@ -445,6 +452,13 @@ mod tests {
             ("capitals", "Airbyte/Source:1", None),
             ("space", "airbyte/source faker:1", None),
             ("shell", "airbyte/x;rm:1", None),
+            ("port and digest", &format!("localhost:5000/x@{digest}"), Some(("localhost:5000/x", digest.as_str()))),
+            ("tag and digest", &format!("evil:tag@{digest}"), None),
+            ("tag and digest behind a slash", &format!("airbyte/evil:tag@{digest}"), None),
+            ("two tags", "evil:1:1", None),
+            ("a port without a number", "evil:tag/x:1", None),
+            ("an empty port", "evil:/x:1", None),
+            ("no registry", "/x:1", None),
         ] {
             let parsed = text.parse::<Image>().ok();
             let parsed = parsed.as_ref().map(|image| (image.package.as_str(), image.version.as_str()));

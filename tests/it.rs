@@ -43,5 +43,6 @@ mod security;
 mod serve;
 mod support;
 mod task_log;
+mod tenants;
 mod token;
 mod types;

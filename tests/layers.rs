@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// The parts of `src` from the bottom up, each with the parts below that it may import. `*`: all of them.
-const LAYERS: [(&str, &[&str]); 25] = [
+const LAYERS: [(&str, &[&str]); 26] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
@@ -22,6 +22,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
     ("captured_logs", &[]),
     ("env", &[]),
     ("task", &["env"]),
+    ("pattern", &["task"]),
     ("output", &["failure", "printable"]),
     ("db", &["airbyte", "failure", "host_rules", "printable", "process", "retry", "secret", "task"]),
     ("pod", &["airbyte", "contract", "failure", "process", "retry", "secret", "shared_folder", "task"]),
@@ -41,7 +42,22 @@ const LAYERS: [(&str, &[&str]); 25] = [
             "task",
         ],
     ),
-    ("config", &["contract", "db", "env", "failure", "host_rules", "http_client", "pod", "secret", "sidecar", "task"]),
+    (
+        "config",
+        &[
+            "contract",
+            "db",
+            "env",
+            "failure",
+            "host_rules",
+            "http_client",
+            "pattern",
+            "pod",
+            "secret",
+            "sidecar",
+            "task",
+        ],
+    ),
     (
         "controller",
         &[
@@ -53,6 +69,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
             "host_rules",
             "http_client",
             "output",
+            "pattern",
             "pod",
             "process",
             "retry",
@@ -61,7 +78,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
             "task",
         ],
     ),
-    ("server", &["config", "controller", "db", "failure", "pod", "printable", "secret", "task"]),
+    ("server", &["config", "controller", "db", "failure", "pattern", "pod", "printable", "secret", "task"]),
     ("cmd", &["*"]),
     ("main", &["cmd"]),
     // Declares modules for the fuzz targets.

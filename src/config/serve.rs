@@ -1,6 +1,7 @@
 //! The settings of `serve`, in addition to those of all commands.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Problems, describe, present};
@@ -24,6 +25,8 @@ pub struct ServeSettingsArgs {
     auth_tokens: Option<String>,
     #[arg(long, env = env::RAW_AUTH_TOKENS.name)]
     raw_auth_tokens: Option<String>,
+    #[arg(long, env = env::TOKENS_FILE.name)]
+    tokens_file: Option<PathBuf>,
     #[arg(long, env = env::TOKEN_SECRET.name)]
     token_secret: Option<String>,
     #[arg(long, env = env::CONSOLE_URL.name)]
@@ -89,6 +92,8 @@ pub struct AuthSettings {
     pub tokens: Option<Secret>,
     /// `SYNCCTL_RAW_AUTH_TOKENS`.
     pub raw_tokens: Option<Secret>,
+    /// `SYNCCTL_TOKENS_FILE`.
+    pub file: Option<PathBuf>,
     /// `SYNCCTL_TOKEN_SECRET`.
     pub secrets: Option<Secret>,
 }
@@ -190,6 +195,7 @@ impl ServeSettingsArgs {
             auth: AuthSettings {
                 tokens: given(self.auth_tokens).map(Secret::from),
                 raw_tokens: given(self.raw_auth_tokens).map(Secret::from),
+                file: self.tokens_file.filter(|path| !path.as_os_str().is_empty()),
                 secrets: present(self.token_secret).map(Secret::from),
             },
             console,

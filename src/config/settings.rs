@@ -11,12 +11,13 @@ use crate::db::local_server::ServerDirectory;
 use crate::env;
 use crate::failure::{Class, Failure};
 use crate::host_rules::{HostRules, SERVICE_DEFAULT};
+use crate::pattern::ImagePolicy;
 use crate::pod::connector::Runtime;
 use crate::pod::kubernetes::client::{ClientSettings, Source};
 use crate::pod::local::LocalSettings;
 use crate::pod::manifest::{PodSettings, Resources};
 use crate::secret::Secret;
-use crate::task::LONGEST_TIMEOUT;
+use crate::task::{Image, LONGEST_TIMEOUT};
 
 /// Where tasks run, where the database is, and how Pods are made.
 #[derive(Debug, Clone, clap::Args)]
@@ -32,6 +33,8 @@ pub struct SettingsArgs {
     sidecar_image: Option<String>,
     #[arg(long, env = env::INIT_IMAGE.name)]
     init_image: Option<String>,
+    #[arg(long, env = env::IMAGE_POLICY.name)]
+    image_policy: Option<String>,
     #[arg(long, env = env::BULKER_URL.name)]
     bulker_url: Option<String>,
     #[arg(long, env = env::BULKER_AUTH_TOKEN.name)]
@@ -105,6 +108,8 @@ pub struct SettingsArgs {
 pub struct Settings {
     /// The database of results as this process reaches it.
     pub database_url: Secret,
+    /// Which connector images may run.
+    pub image_policy: ImagePolicy,
     /// Default destination of rows.
     pub bulker: BulkerSettings,
     /// The hosts that destinations of callers may be at; `None`: any.
@@ -159,6 +164,14 @@ impl Settings {
     pub fn own_schema(&self) -> &str {
         // Pods use the same one.
         &self.pod.own_schema
+    }
+
+    /// Checks that the image of a connector may run. A command of `--exec` takes the place of any image.
+    pub fn check_image(&self, image: &Image) -> Result<(), Failure> {
+        match &self.engine {
+            Engine::Local(LocalSettings { exec: Some(_), .. }) => Ok(()),
+            _ => self.image_policy.check(image).map_err(|text| Failure::new(Class::Usage, text)),
+        }
     }
 
     /// The same settings for a service, which takes destinations from callers of other machines.
@@ -246,6 +259,7 @@ impl SettingsArgs {
         };
         let settings = Settings {
             database_url: Secret::from(database_url),
+            image_policy: problems.image_policy(self.image_policy),
             bulker: problems.bulker(self.bulker_url, self.bulker_auth_token),
             destination_hosts: problems.destination_hosts(self.destination_hosts, init_image.is_some()),
             engine,
@@ -348,6 +362,14 @@ impl Problems {
             self.malformed(&env::TASK_TIMEOUT_HOURS, hours, "no more than a Pod's deadline can hold");
         }
         timeout
+    }
+
+    fn image_policy(&mut self, value: Option<String>) -> ImagePolicy {
+        let Some(text) = present(value) else { return ImagePolicy::default() };
+        text.parse().unwrap_or_else(|error: String| {
+            self.malformed.push(format!("  {}: {error}", env::IMAGE_POLICY.name));
+            ImagePolicy::default()
+        })
     }
 
     fn bulker(&mut self, url: Option<String>, token: Option<String>) -> BulkerSettings {

@@ -11,8 +11,10 @@ use uuid::Uuid;
 
 use super::outcome;
 use super::start_log::is_info_logged;
+use crate::config::Settings;
 use crate::db::{Db, LogRow};
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
+use crate::pattern::ImagePolicy;
 use crate::pod::{Backend, PodError, WaitingTask};
 use crate::task::{Task, TaskStatus};
 
@@ -31,6 +33,8 @@ pub struct DelayedStarts {
     db: Db,
     /// The least level in `task_log`.
     log_level: String,
+    /// It may have changed since a task was accepted.
+    image_policy: ImagePolicy,
     tasks: Mutex<BTreeMap<String, Delayed>>,
     is_stopped: AtomicBool,
 }
@@ -46,9 +50,9 @@ struct Delayed {
 
 impl DelayedStarts {
     /// No tasks.
-    pub fn new(backend: Backend, db: Db, log_level: &str) -> Self {
-        let log_level = log_level.to_owned();
-        Self { backend, db, log_level, tasks: Mutex::default(), is_stopped: AtomicBool::new(false) }
+    pub fn new(backend: Backend, db: Db, settings: &Settings) -> Self {
+        let (log_level, image_policy) = (settings.pod.db_log_level.clone(), settings.image_policy.clone());
+        Self { backend, db, log_level, image_policy, tasks: Mutex::default(), is_stopped: AtomicBool::new(false) }
     }
 
     /// Adds a task that was just prepared, and logs why it does not start.
@@ -122,6 +126,10 @@ impl DelayedStarts {
         let launcher = &self.backend.launcher;
         // Cancelled, or set to FAILED by the console.
         if !self.is_running(task)? {
+            return Ok(launcher.delete(pod, None)?);
+        }
+        if let Err(text) = self.image_policy.check(&task.image) {
+            outcome::record_failure(&self.db, task, &Failure::new(Class::Usage, text))?;
             return Ok(launcher.delete(pod, None)?);
         }
         match launcher.start_waiting(pod) {

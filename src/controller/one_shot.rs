@@ -46,6 +46,7 @@ const DELETION_RETRY: Duration = Duration::from_secs(1);
 
 /// Runs a task and removes everything that it created.
 pub fn run(settings: &Settings, output: &Output, request: Request) -> TaskResult {
+    settings.check_image(&request.task.image)?;
     let (events, inbox) = mpsc::channel();
     let cancellation = Cancellation::install({
         let events = events.clone();

@@ -141,13 +141,15 @@ impl Db {
     }
 
     /// The last lines of a task in the order in which they were logged, each cut to [`MAX_MESSAGE_LENGTH`], as many as
-    /// [`MAX_READ_BYTES`] hold.
-    pub fn last_logs(&self, task_id: &str, limit: u32) -> Result<Vec<LogLine>, DbError> {
+    /// [`MAX_READ_BYTES`] hold. With a sync, only those that were logged for it: tasks of different syncs may have the same
+    /// id.
+    pub fn last_logs(&self, task_id: &str, sync_id: Option<&str>, limit: u32) -> Result<Vec<LogLine>, DbError> {
         // The sum keeps the server from using the index on `timestamp`, through which it would read the lines of all
         // later tasks to find those of one that ended long ago.
         let sql = "SELECT level, logger, message, timestamp FROM
                (SELECT *, sum(octet_length(message)) OVER (ORDER BY timestamp DESC, id DESC) AS bytes FROM
-                   (SELECT id, level, logger, left(message, $3) AS message, timestamp FROM task_log WHERE task_id = $1
+                   (SELECT id, level, logger, left(message, $3) AS message, timestamp FROM task_log
+                    WHERE task_id = $1 AND ($5::text IS NULL OR sync_id = $5)
                     ORDER BY timestamp + interval '0' DESC, id DESC LIMIT $2) AS last) AS sized
              WHERE bytes <= $4 ORDER BY timestamp, id";
         let params = [
@@ -155,6 +157,7 @@ impl Db {
             (&i64::from(limit) as _, Type::INT8),
             (&MAX_MESSAGE_LENGTH as _, Type::INT4),
             (&MAX_READ_BYTES as _, Type::INT8),
+            text(&sync_id),
         ];
         self.run("read log lines", |tx| {
             tx.rows(sql, &params, |row| {

@@ -35,6 +35,7 @@ mod state;
 mod stored_result;
 pub mod task;
 pub mod text;
+mod token_tasks;
 
 #[cfg(test)]
 mod tests;
@@ -52,6 +53,7 @@ pub use retention::Retention;
 pub use spec::SpecKey;
 pub use stored_result::StoredResult;
 pub use task::{ConcurrencyPolicy, RequestMark, StartOutcome, StoredTask};
+pub use token_tasks::Place;
 
 use crate::failure::Class;
 use crate::task::Task;

@@ -100,7 +100,9 @@ impl Db {
         let old_tasks = "created_at < CURRENT_TIMESTAMP - make_interval(secs => $2)
             AND NOT EXISTS (SELECT FROM source_task AS row WHERE row.task_id = own.task_id)";
         let old_attempts = "started_at < CURRENT_TIMESTAMP - make_interval(secs => $2)
-            AND NOT (kind = 'spec' AND status IS NOT DISTINCT FROM 'SUCCESS')";
+            AND NOT (kind = 'spec' AND status IS NOT DISTINCT FROM 'SUCCESS')
+            AND NOT (kind = 'token' AND EXISTS (SELECT FROM source_task AS row
+              WHERE row.task_id = own.task_id AND row.status = 'RUNNING'))";
         let attempt_age = ATTEMPT_AGE.as_secs_f64();
         let mut deleted = 0;
         for (table, key, condition, age) in

@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::app::App;
+use super::auth::{Caller, Denial, Verb};
+use super::authorize::{self, TakenPlace};
 use super::params::{self, Problems};
 use super::service::Response;
 use crate::controller::outcome;
 use crate::controller::request::Request;
-use crate::db::{ConcurrencyPolicy, LogLine, RequestMark, StartOutcome, StoredTask, Writer};
+use crate::db::{ConcurrencyPolicy, Db, LogLine, RequestMark, StartOutcome, StoredTask, Writer};
 use crate::failure::{Class, Failure};
 use crate::pod::manifest::Launch;
 use crate::pod::{Ownership, PodError, WaitingTask};
@@ -27,6 +29,19 @@ pub(super) fn respond<T>(
         Ok(parameters) => handle(parameters).unwrap_or_else(|failure| failed(&failure)),
         Err(problems) => Response::json(400, &json!({"ok": false, "error": problems.join("; "), "problems": problems})),
     }
+}
+
+/// Handles the request of a task that its caller may start.
+fn respond_task(
+    app: &App,
+    caller: &Caller,
+    parameters: Result<Request, Problems>,
+    handle: impl FnOnce(&Request) -> Result<Response, Failure>,
+) -> Response {
+    respond(parameters, |request| match authorize::task(app, caller, request) {
+        Ok(request) => handle(&request),
+        Err(response) => Ok(response),
+    })
 }
 
 /// A successful response with these fields.
@@ -74,22 +89,22 @@ pub fn ready(app: &App) -> Response {
 }
 
 /// `GET /spec`.
-pub fn spec(app: &App, query: &[(String, String)]) -> Response {
-    respond(params::spec(query), |request| start(app, &request, ConcurrencyPolicy::Allow))
+pub fn spec(app: &App, caller: &Caller, query: &[(String, String)]) -> Response {
+    respond_task(app, caller, params::spec(query), |request| start(app, caller, request, ConcurrencyPolicy::Allow))
 }
 
 /// `POST /check`, `POST /discover`.
-pub fn configured(app: &App, kind: TaskKind, query: &[(String, String)], body: Vec<u8>) -> Response {
+pub fn configured(app: &App, caller: &Caller, kind: TaskKind, query: &[(String, String)], body: Vec<u8>) -> Response {
     // Only a task with a row needs the installation, and the installation needs the cluster.
     let installation = app.installation();
     let known = installation.as_deref().unwrap_or_default();
     let request = params::configured(kind, query, &body, &app.settings.database_url, known);
     // It may be large, and the request has copies of its documents.
     drop(body);
-    respond(request, |request| match request.task.then_run {
-        None => start(app, &request, ConcurrencyPolicy::Allow),
+    respond_task(app, caller, request, |request| match request.task.then_run {
+        None => start(app, caller, request, ConcurrencyPolicy::Allow),
         Some(_) if app.serve.console.is_none() => Err(without_console(app, &request.task)?),
-        Some(_) => installation.and_then(|_| start(app, &request, ConcurrencyPolicy::Forbid)),
+        Some(_) => installation.and_then(|_| start(app, caller, request, ConcurrencyPolicy::Forbid)),
     })
 }
 
@@ -97,39 +112,68 @@ pub fn configured(app: &App, kind: TaskKind, query: &[(String, String)], body: V
 fn without_console(app: &App, task: &Task) -> Result<Failure, Failure> {
     let text = "thenRun needs a console that starts the read: set SYNCCTL_CONSOLE_URL and SYNCCTL_CONSOLE_TOKEN";
     let failure = Failure::new(Class::Usage, text);
-    app.db()?.finish_task(task, Writer::Controller, TaskStatus::Failed, None, Some(&failure.to_string()))?;
+    let db = app.db()?;
+    // The id may be that of a task of another sync.
+    if db.task(&task.task_id)?.is_none_or(|row| row.sync_id == task.sync_id) {
+        db.finish_task(task, Writer::Controller, TaskStatus::Failed, None, Some(&failure.to_string()))?;
+    }
     Ok(failure)
 }
 
 /// `POST /read`.
-pub fn read(app: &App, query: &[(String, String)], body: Vec<u8>) -> Response {
+pub fn read(app: &App, caller: &Caller, query: &[(String, String)], body: Vec<u8>) -> Response {
     let installation = match app.installation() {
         Ok(installation) => installation,
         Err(failure) => return failed(&failure),
     };
     let request = params::read(query, &body, &app.settings, installation);
     drop(body);
-    respond(request, |request| start(app, &request, ConcurrencyPolicy::Forbid))
+    respond_task(app, caller, request, |request| start(app, caller, request, ConcurrencyPolicy::Forbid))
 }
 
-/// Records and launches a task. Responds as soon as its Pod is accepted.
-fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result<Response, Failure> {
+/// Records and launches a task, if its caller may have one more. Responds as soon as its Pod is accepted.
+fn start(app: &App, caller: &Caller, request: &Request, concurrency: ConcurrencyPolicy) -> Result<Response, Failure> {
+    let db = app.db()?;
+    let place = match TakenPlace::take(app, &db, caller, &request.task)? {
+        Ok(place) => place,
+        Err(response) => return Ok(response),
+    };
+    let started = record_and_launch(app, &db, caller, request, concurrency)?;
+    if let (Started::No(_), Some(place)) = (&started, place) {
+        place.give_back(&db, &request.task);
+    }
+    let (Started::Yes(response) | Started::No(response)) = started;
+    Ok(response)
+}
+
+/// Whether a request has started a task, and the response.
+enum Started {
+    Yes(Response),
+    No(Response),
+}
+
+fn record_and_launch(
+    app: &App,
+    db: &Db,
+    caller: &Caller,
+    request: &Request,
+    concurrency: ConcurrencyPolicy,
+) -> Result<Started, Failure> {
     let Request { task, payload, mark, .. } = request;
     let mark = mark.as_ref();
-    let db = app.db()?;
     // A discover is recorded once its Pod exists. Before that, another one with this taskId may be running: its result
     // would be older than the record, and lost.
     let is_discover = task.kind == TaskKind::Discover;
     // One with a row may be refused: it must not replace the record of the task that has its id.
     if task.then_run.is_none() {
-        outcome::record_attempt(&db, task, mark)?;
+        outcome::record_attempt(db, task, mark)?;
     }
     let mut started = if task.then_run.is_some() {
         db.start_task(task, mark, concurrency)?
     } else if is_discover {
         StartOutcome::Started
     } else {
-        outcome::record_start(&db, task, mark, concurrency)?
+        outcome::record_start(db, task, mark, concurrency)?
     };
     let is_second_stage = matches!(&started, StartOutcome::Exists(row) if is_second_stage(app, row, task)?);
     if is_second_stage {
@@ -145,11 +189,15 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
     match started {
         StartOutcome::Started => {}
         StartOutcome::Exists(row) if is_same_request(&row, mark) => {
-            return Ok(accepted(task, &row.status_text));
+            return Ok(Started::No(accepted(task, &row.status_text)));
         }
         StartOutcome::Exists(row) => {
-            let text = format!("another request has used this taskId: the task is {}", row.status_text);
-            return Ok(conflict(&text, &row.task_id));
+            let text = if authorize::sees(caller, &row) {
+                format!("another request has used this taskId: the task is {}", row.status_text)
+            } else {
+                "another request has used this taskId".to_owned()
+            };
+            return Ok(Started::No(conflict(&text, &row.task_id)));
         }
         StartOutcome::SyncBusy(running) if task.is_scheduled() => {
             if is_second_stage {
@@ -157,21 +205,24 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
                 db.close_first_stage(&task.task_id, TaskStatus::Skipped, &text)?;
             }
             // The caller repeats the run at its next time; an error would only alarm its users.
-            tracing::info!(task = task.task_id, running, "passed over a scheduled read: its sync is running");
-            return Ok(ok(json!({"started": false, "taskId": task.task_id, "runningTaskId": running})));
+            let token = caller.name();
+            tracing::info!(task = task.task_id, running, token, "passed over a scheduled read: its sync is running");
+            let fields = json!({"started": false, "taskId": task.task_id, "runningTaskId": running});
+            return Ok(Started::No(ok(fields)));
         }
         StartOutcome::SyncBusy(running) => {
-            return Ok(conflict("another task of this sync is running: cancel it or wait for its end", &running));
+            let text = "another task of this sync is running: cancel it or wait for its end";
+            return Ok(Started::No(conflict(text, &running)));
         }
     }
     if task.then_run.is_some() {
-        outcome::record_attempt(&db, task, mark)?;
+        outcome::record_attempt(db, task, mark)?;
     }
     let attempt = Uuid::new_v4().to_string();
     let launch = Launch { task, payload, settings: &app.settings.pod, attempt: &attempt, owner: None };
     if request.may_be_delayed {
-        match delay_start(app, &launch) {
-            Ok(true) => return Ok(accepted(task, TaskStatus::Running.as_str())),
+        match delay_start(app, caller, &launch) {
+            Ok(true) => return Ok(Started::Yes(accepted(task, TaskStatus::Running.as_str()))),
             Ok(false) => {}
             Err(error) => return launch_failed(app, task, error),
         }
@@ -180,20 +231,20 @@ fn start(app: &App, request: &Request, concurrency: ConcurrencyPolicy) -> Result
     if let Err(error) = app.backend.launcher.launch(&launch, Ownership::Later) {
         return launch_failed(app, task, error);
     }
-    app.metrics.task_started(task.kind);
-    tracing::info!(pod = task.pod_name(), kind = %task.kind, task = task.task_id, "started a task");
+    app.metrics.task_started(task.kind, caller.name());
+    tracing::info!(pod = task.pod_name(), kind = %task.kind, task = task.task_id, token = caller.name(), "started a task");
     if task.has_row() {
         delete_pod_if_ended(app, task)?;
     }
-    if is_discover && let Err(error) = outcome::record_start(&db, task, mark, concurrency) {
+    if is_discover && let Err(error) = outcome::record_start(db, task, mark, concurrency) {
         // Its result is recorded anyway.
         tracing::warn!(%error, task = task.task_id, "cannot record the start of a discover");
     }
-    Ok(accepted(task, TaskStatus::Running.as_str()))
+    Ok(Started::Yes(accepted(task, TaskStatus::Running.as_str())))
 }
 
 /// Stores a scheduled task that is to start later. False: it is to start now.
-fn delay_start(app: &App, launch: &Launch<'_>) -> Result<bool, PodError> {
+fn delay_start(app: &App, caller: &Caller, launch: &Launch<'_>) -> Result<bool, PodError> {
     let task = launch.task;
     let Some(delayed) = app.delayed() else { return Ok(false) };
     let delay = app.spread.delay(&task.sync_id, Instant::now());
@@ -202,9 +253,10 @@ fn delay_start(app: &App, launch: &Launch<'_>) -> Result<bool, PodError> {
         return Ok(false);
     }
     let waiting = WaitingTask { pod: task.pod_name(), task: task.clone(), start_at };
-    tracing::info!(pod = waiting.pod, task = task.task_id, ?delay, "a scheduled task starts later");
+    let token = caller.name();
+    tracing::info!(pod = waiting.pod, task = task.task_id, ?delay, token, "a scheduled task starts later");
     delayed.accept(waiting, delay);
-    app.metrics.task_started(task.kind);
+    app.metrics.task_started(task.kind, token);
     Ok(true)
 }
 
@@ -240,15 +292,15 @@ fn conflict(text: &str, task_id: &str) -> Response {
 }
 
 /// Closes the row of a task without a Pod.
-fn launch_failed(app: &App, task: &Task, error: PodError) -> Result<Response, Failure> {
+fn launch_failed(app: &App, task: &Task, error: PodError) -> Result<Started, Failure> {
     let exists = matches!(error, PodError::Exists { .. });
     let failure = Failure::from(error);
     if exists && task.kind == TaskKind::Discover {
-        return Ok(conflict("a discover with this taskId is running", &task.task_id));
+        return Ok(Started::No(conflict("a discover with this taskId is running", &task.task_id)));
     }
     if exists && task.kind == TaskKind::Read {
         // The name of a Pod is unique to its task: an earlier attempt created it, and its response came too late.
-        return Ok(accepted(task, TaskStatus::Running.as_str()));
+        return Ok(Started::Yes(accepted(task, TaskStatus::Running.as_str())));
     }
     let db = app.db_with_long_retry()?;
     let mut recorded = outcome::record_failure(db, task, &failure);
@@ -273,27 +325,46 @@ fn delete_pod_if_ended(app: &App, task: &Task) -> Result<(), Failure> {
 }
 
 /// `GET /tasks`.
-pub fn tasks(app: &App, query: &[(String, String)]) -> Response {
+pub fn tasks(app: &App, caller: &Caller, query: &[(String, String)]) -> Response {
     respond(params::tasks(query), |(sync_id, limit)| {
+        if let Err(denial) = caller.check_sync(&sync_id) {
+            return Ok(authorize::denied(caller, &denial));
+        }
         let tasks = app.db()?.tasks_of_sync(&sync_id, limit)?;
-        Ok(ok(json!({"tasks": tasks.iter().map(task_document).collect::<Vec<_>>()})))
+        let visible = tasks.iter().filter(|row| authorize::sees(caller, row));
+        Ok(ok(json!({"tasks": visible.map(task_document).collect::<Vec<_>>()})))
     })
 }
 
 /// `GET /tasks/{taskId}`.
-pub fn task(app: &App, task_id: &str, query: &[(String, String)]) -> Response {
+pub fn task(app: &App, caller: &Caller, task_id: &str, query: &[(String, String)]) -> Response {
     respond(params::task(query), |log_lines| {
+        let log_lines = match log_lines_for(caller, log_lines) {
+            Ok(lines) => lines,
+            Err(denial) => return Ok(authorize::denied(caller, &denial)),
+        };
         let db = app.db()?;
         // Postgres does not store NUL.
         let row = if task_id.contains('\0') { None } else { db.task(task_id)? };
-        let Some(row) = row else {
+        // One that the caller may not see is answered as one that does not exist.
+        let Some(row) = row.filter(|row| authorize::sees(caller, row)) else {
             let text = "no such task: only reads are tasks, the other results are in their tables";
             return Ok(Response::error(404, text));
         };
         let mut task = task_document(&row);
-        task["logs"] = db.last_logs(task_id, log_lines)?.iter().map(log_line_document).collect();
+        let of_sync = caller.is_limited().then_some(row.sync_id.as_str());
+        task["logs"] = db.last_logs(task_id, of_sync, log_lines)?.iter().map(log_line_document).collect();
         Ok(ok(json!({"task": task})))
     })
+}
+
+/// The number of log lines: by default none for a caller that may not read them.
+fn log_lines_for(caller: &Caller, given: Option<u32>) -> Result<u32, Denial> {
+    match (given, caller.check_verb(Verb::Logs)) {
+        (given, Ok(())) => Ok(given.unwrap_or(params::DEFAULT_LOG_LINES)),
+        (None | Some(0), Err(_)) => Ok(0),
+        (Some(_), Err(denial)) => Err(denial),
+    }
 }
 
 fn task_document(row: &StoredTask) -> Value {

@@ -1,6 +1,7 @@
 //! The metrics of `/metrics`: names, labels and units.
 //!
-//! Labels are bounded: kinds, classes of failure, phases, routes. Packages, syncs and tasks are not labels.
+//! Labels are bounded: kinds, classes of failure, phases, routes, names of configured tokens. Packages, syncs and tasks are
+//! not labels.
 
 use std::time::Duration;
 
@@ -44,6 +45,19 @@ struct RequestLabel {
     status: u16,
 }
 
+/// Names of tokens are those of the tokens file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenRequestLabel {
+    token: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenTaskLabel {
+    token: String,
+    kind: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabel {
     route: &'static str,
@@ -61,6 +75,8 @@ pub struct Metrics {
     outcome_delay: Histogram,
     requests: Family<RequestLabel, Counter>,
     request_duration: Family<RouteLabel, Histogram>,
+    token_requests: Family<TokenRequestLabel, Counter>,
+    token_tasks: Family<TokenTaskLabel, Counter>,
     leader: Gauge,
 }
 
@@ -88,6 +104,7 @@ impl Metrics {
         let outcome_delay = delay_histogram();
         let requests = Family::default();
         let request_duration = Family::new_with_constructor(delay_histogram as fn() -> Histogram);
+        let (token_requests, token_tasks) = (Family::default(), Family::default());
         let leader = Gauge::default();
         registry.register("tasks_started", "Tasks whose Pod this process created", started.clone());
         registry.register(
@@ -116,6 +133,8 @@ impl Metrics {
             Unit::Seconds,
             request_duration.clone(),
         );
+        registry.register("token_requests", "HTTP responses to callers with a named token", token_requests.clone());
+        registry.register("token_tasks_started", "Tasks that callers with a named token started", token_tasks.clone());
         registry.register("leader", "1 if this process is the leader", leader.clone());
         registry.register_collector(Box::new(ErrorCounts(Box::new(error_counts))));
         let metrics = Self {
@@ -129,6 +148,8 @@ impl Metrics {
             outcome_delay,
             requests,
             request_duration,
+            token_requests,
+            token_tasks,
             leader,
         };
         // Series that exist from the start can be used in rates and alerts.
@@ -139,9 +160,12 @@ impl Metrics {
         metrics
     }
 
-    /// Counts a task whose Pod was accepted.
-    pub fn task_started(&self, kind: TaskKind) {
+    /// Counts a task whose Pod was accepted, also for the token of its caller.
+    pub fn task_started(&self, kind: TaskKind, token: Option<&str>) {
         self.started.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+        if let Some(token) = token {
+            self.token_tasks.get_or_create(&TokenTaskLabel { token: token.to_owned(), kind: kind.as_str() }).inc();
+        }
     }
 
     /// Counts a task with its outcome: `SUCCESS` or the code of a failure class.
@@ -172,6 +196,11 @@ impl Metrics {
     pub fn request(&self, method: &'static str, route: &'static str, status: u16, duration: Duration) {
         self.requests.get_or_create(&RequestLabel { method, route, status }).inc();
         self.request_duration.get_or_create(&RouteLabel { route }).observe(duration.as_secs_f64());
+    }
+
+    /// Counts a response to a caller with a named token.
+    pub fn token_request(&self, token: &str, status: u16) {
+        self.token_requests.get_or_create(&TokenRequestLabel { token: token.to_owned(), status }).inc();
     }
 
     /// Sets whether this process is the leader.
@@ -221,7 +250,8 @@ mod tests {
     #[test]
     fn every_metric_has_the_instance_id_and_its_count() {
         let metrics = Metrics::new("a \"b\"", || (3, 4));
-        metrics.task_started(TaskKind::Check);
+        metrics.task_started(TaskKind::Check, Some("team-a"));
+        metrics.token_request("team-a", 403);
         let durations = Durations { run: Some(Duration::from_secs(3)), ..Durations::default() };
         metrics.task_finished(TaskKind::Check, "OOM_KILLED", durations);
         metrics.request("POST", "/check", 200, Duration::from_millis(3));
@@ -230,6 +260,8 @@ mod tests {
         let text = metrics.text();
         for line in [
             r#"syncctl_tasks_started_total{instance_id="a \"b\"",kind="check"} 1"#,
+            r#"syncctl_token_tasks_started_total{instance_id="a \"b\"",token="team-a",kind="check"} 1"#,
+            r#"syncctl_token_requests_total{instance_id="a \"b\"",token="team-a",status="403"} 1"#,
             r#"syncctl_tasks_finished_total{instance_id="a \"b\"",kind="check",outcome="OOM_KILLED"} 1"#,
             r#"syncctl_task_run_seconds_count{instance_id="a \"b\"",kind="check"} 1"#,
             r#"syncctl_pods{instance_id="a \"b\"",phase="running"} 2"#,

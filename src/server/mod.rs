@@ -1,11 +1,12 @@
 //! `syncctl serve`: the HTTP service.
 //!
-//! [`guard`] and [`http`] receive requests and know nothing of tasks. [`routes`] authorizes them, [`params`] parses them,
-//! [`handlers`] handle them with the functions that the command line uses, too. The
+//! [`guard`] and [`http`] receive requests and know nothing of tasks. [`routes`] finds their callers, [`params`] parses them,
+//! [`authorize`] checks what their callers may do, and [`handlers`] handle them with the functions that the command line uses, too. The
 //! [reconciler](crate::controller::reconciler) follows the tasks; [`app`] is the state that all share.
 
 mod app;
 pub mod auth;
+mod authorize;
 mod cancel;
 mod guard;
 mod handlers;
@@ -56,12 +57,16 @@ const LARGE_BODIES: usize = 3;
 pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     let auth = &serve.auth;
     let tokens = Tokens::parse(auth.tokens.as_ref(), auth.raw_tokens.as_ref(), auth.secrets.as_ref())?;
+    let tokens = match &auth.file {
+        Some(path) => tokens.with_file(path)?,
+        None => tokens,
+    };
     if tokens.is_open() {
         tracing::warn!("SYNCCTL_AUTH_TOKENS is not set: the service accepts requests without a token");
     }
     if tokens.has_public_secret() {
         tracing::warn!(
-            "SYNCCTL_TOKEN_SECRET is not set: the hashes in SYNCCTL_AUTH_TOKENS are compared with a public secret, so anyone \
+            "SYNCCTL_TOKEN_SECRET is not set: the hashes of tokens are compared with a public secret, so anyone \
              who reads them can test guesses of the tokens offline; set a secret and create new hashes with `syncctl token`"
         );
     }
@@ -119,7 +124,7 @@ fn cancel(app: &App, tasks: &[Task]) {
 /// Connects, and runs the reconciler until the service shuts down.
 fn run_reconciler(app: &Arc<App>, instance_id: &str, shutdowns: &Receiver<Shutdown>) -> Result<(), Failure> {
     let Some((db, installation)) = connect(app, shutdowns)? else { return Ok(()) };
-    let delayed = Arc::new(DelayedStarts::new(app.backend.clone(), db.clone(), &app.settings.pod.db_log_level));
+    let delayed = Arc::new(DelayedStarts::new(app.backend.clone(), db.clone(), &app.settings));
     let delayed_thread = DelayedStartsThread::start(&delayed);
     app.set_connected(db.clone(), installation.clone(), Arc::clone(&delayed));
     let config = reconciler::Config {

@@ -325,10 +325,10 @@ pub fn tasks(pairs: &[(String, String)]) -> Result<(String, u32), Problems> {
     query.finish().map(|()| tasks)
 }
 
-/// `GET /tasks/{taskId}`: the maximum number of log lines.
-pub fn task(pairs: &[(String, String)]) -> Result<u32, Problems> {
+/// `GET /tasks/{taskId}`: the maximum number of log lines, if it is given.
+pub fn task(pairs: &[(String, String)]) -> Result<Option<u32>, Problems> {
     let mut query = Query::new(pairs);
-    let lines = query.number("logs", DEFAULT_LOG_LINES, 0..=1000);
+    let lines = query.optional_number("logs", 0..=1000);
     query.finish().map(|()| lines)
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::app::App;
-use super::auth::Caller;
+use super::auth::{Caller, Unidentified, Verb};
 use super::service::{Action, Admission, Exchange, Head, Pool, Request, Response, Service};
-use super::{cancel, handlers, params};
+use super::{authorize, cancel, handlers, params};
+use crate::task::TaskKind;
 
 /// One endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +102,20 @@ impl Endpoint {
         }
     }
 
+    /// The verb that a caller needs; `None`: any token.
+    fn verb(self) -> Option<Verb> {
+        match self {
+            Self::Health | Self::Ready | Self::OpenApi => None,
+            Self::Spec => Some(Verb::Spec),
+            Self::Check => Some(Verb::Check),
+            Self::Discover => Some(Verb::Discover),
+            Self::Read => Some(Verb::Read),
+            Self::Cancel => Some(Verb::Cancel),
+            Self::Tasks | Self::Task => Some(Verb::Tasks),
+            Self::Metrics => Some(Verb::Metrics),
+        }
+    }
+
     /// Whether it needs neither the database nor the cluster.
     fn is_fast(self) -> bool {
         matches!(self, Self::Metrics | Self::OpenApi)
@@ -141,6 +156,29 @@ fn find(method: &str, path: &str) -> Result<&'static Route, Response> {
 /// The service behind the HTTP front.
 pub struct Routes(pub Arc<App>);
 
+impl Routes {
+    /// The caller, by its token and within its limit of requests.
+    fn identify(&self, head: &Head) -> Result<Caller, Response> {
+        let caller = self.0.tokens.identify(head.header("authorization")).map_err(|error| match error {
+            Unidentified::Unknown => {
+                tracing::debug!(peer = %head.peer, "rejected a request without a valid token");
+                Response::unauthorized()
+            }
+            Unidentified::Expired(token) => {
+                tracing::warn!(peer = %head.peer, token, "rejected a request with an expired token");
+                Response::unauthorized_because("the token has expired")
+            }
+        })?;
+        caller.count_request().map_err(|seconds| {
+            let token = caller.name().unwrap_or_default();
+            tracing::debug!(peer = %head.peer, token, "rejected a request beyond requestsPerMinute");
+            self.0.metrics.token_request(token, 429);
+            Response::too_many(&format!("token {token:?} has made its requestsPerMinute: wait {seconds} s"), seconds)
+        })?;
+        Ok(caller)
+    }
+}
+
 impl Service for Routes {
     fn admit(&self, head: &Head) -> Result<Admission, Response> {
         let app = &self.0;
@@ -149,11 +187,14 @@ impl Service for Routes {
             return Ok(Admission { body_bytes: 0, action: Action::Respond(response) });
         }
         // Also for unknown paths: an unauthorized client learns nothing.
-        let caller = app.tokens.identify(head.header("authorization")).ok_or_else(|| {
-            tracing::debug!(peer = %head.peer, "rejected a request without a valid token");
-            Response::unauthorized()
-        })?;
+        let caller = self.identify(head)?;
         let Route { endpoint, body, response, .. } = route?;
+        if let Some(verb) = endpoint.verb() {
+            caller.check_verb(verb).map_err(|denial| {
+                app.metrics.token_request(caller.name().unwrap_or_default(), 403);
+                authorize::denied(&caller, &denial)
+            })?;
+        }
         let body_bytes = match body {
             Body::None => 0,
             Body::Documents => app.serve.max_body,
@@ -165,7 +206,7 @@ impl Service for Routes {
 
     fn handle(&self, request: Request) -> Response {
         let app = &self.0;
-        let Request { method, target, body, .. } = request;
+        let Request { method, target, body, caller } = request;
         let query = &target.query;
         let endpoint = match find(&method, &target.path) {
             Ok(route) => route.endpoint,
@@ -178,13 +219,16 @@ impl Service for Routes {
                 Response { status: 200, content_type, headers: Vec::new(), body: app.metrics.text().into_bytes() }
             }
             Endpoint::OpenApi => Response::json(200, handlers::openapi()),
-            Endpoint::Spec => handlers::spec(app, query),
-            Endpoint::Check => handlers::configured(app, crate::task::TaskKind::Check, query, body),
-            Endpoint::Discover => handlers::configured(app, crate::task::TaskKind::Discover, query, body),
-            Endpoint::Read => handlers::read(app, query, body),
-            Endpoint::Cancel => cancel::cancel(app, query),
-            Endpoint::Tasks => handlers::tasks(app, query),
-            Endpoint::Task => handlers::task(app, target.segments.last().map_or("", String::as_str), query),
+            Endpoint::Spec => handlers::spec(app, &caller, query),
+            Endpoint::Check => handlers::configured(app, &caller, TaskKind::Check, query, body),
+            Endpoint::Discover => handlers::configured(app, &caller, TaskKind::Discover, query, body),
+            Endpoint::Read => handlers::read(app, &caller, query, body),
+            Endpoint::Cancel => cancel::cancel(app, &caller, query),
+            Endpoint::Tasks => handlers::tasks(app, &caller, query),
+            Endpoint::Task => {
+                let task_id = target.segments.last().map_or("", String::as_str);
+                handlers::task(app, &caller, task_id, query)
+            }
         }
     }
 
@@ -195,8 +239,11 @@ impl Service for Routes {
         let route = ROUTES.iter().find(|route| route.path == path).map_or("other", |route| route.path);
         let method = ["GET", "POST"].into_iter().find(|known| Some(*known) == method).unwrap_or("other");
         self.0.metrics.request(method, route, status, duration);
+        let token = caller.and_then(Caller::name);
+        if let Some(token) = token {
+            self.0.metrics.token_request(token, status);
+        }
         if duration > SLOW {
-            let token = caller.and_then(Caller::name);
             tracing::warn!(method, route, status, token, ?duration, "slow request");
         }
     }

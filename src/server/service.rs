@@ -154,8 +154,22 @@ impl Response {
 
     /// The response to a request without a valid token.
     pub fn unauthorized() -> Self {
-        Self::error(401, "a valid token is required: send the header Authorization: Bearer TOKEN")
-            .with_header("WWW-Authenticate", "Bearer realm=\"syncctl\"")
+        Self::unauthorized_because("a valid token is required: send the header Authorization: Bearer TOKEN")
+    }
+
+    /// The response to a request with a token that is not valid for this reason.
+    pub fn unauthorized_because(text: &str) -> Self {
+        Self::error(401, text).with_header("WWW-Authenticate", "Bearer realm=\"syncctl\"")
+    }
+
+    /// The response to a request that its caller may not make; the text names the rule.
+    pub fn forbidden(text: &str) -> Self {
+        Self::error(403, text)
+    }
+
+    /// The response to a request beyond a limit of its caller, which may be repeated after some seconds.
+    pub fn too_many(text: &str, seconds: u64) -> Self {
+        Self::error(429, text).with_header("Retry-After", &seconds.to_string())
     }
 
     /// An error of a request that the client may repeat after a second.

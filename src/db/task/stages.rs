@@ -3,6 +3,8 @@
 //! The row is RUNNING from the first stage on. The console may replace it in between, so that it no longer shows what
 //! has started it; the request of the first stage is in the own schema.
 
+use serde_json::Value;
+
 use super::{
     StartOutcome, StoredTask, existing, is_own_insert, lock_outcome, lock_sync, read_marked, record, row_deleted,
     update,
@@ -11,7 +13,7 @@ use crate::db::pool::{Attempt, Transaction, text, time};
 use crate::db::task::record::RequestMark;
 use crate::db::text::clean_json;
 use crate::db::{Db, DbError};
-use crate::task::{Task, TaskStatus, to_millis};
+use crate::task::{TOKEN, Task, TaskStatus, to_millis};
 
 impl StoredTask {
     /// Whether the read of a task may still come. Where nothing is known of its request, the console has replaced the row,
@@ -40,8 +42,8 @@ impl Db {
                 return Ok(StartOutcome::SyncBusy(running));
             }
             // Who started the discover has started the read, too.
-            let first = stored.started_by.as_deref().and_then(|text| serde_json::from_str(text).ok());
-            let started_by = first.or_else(|| task.started_by.clone());
+            let first: Option<Value> = stored.started_by.as_deref().and_then(|text| serde_json::from_str(text).ok());
+            let started_by = with_token(first, task.started_by.as_ref());
             let started_by = record::started_by(tx, &Task { started_by, ..task.clone() }, mark);
             let started_by = started_by.map(|value| clean_json(&value.to_string()).into_owned());
             tx.execute(
@@ -73,6 +75,17 @@ impl Db {
             Ok(true)
         })
     }
+}
+
+/// Who has started the discover; with the token of the read where the console has replaced the row, and with it the token.
+fn with_token(first: Option<Value>, second: Option<&Value>) -> Option<Value> {
+    let Some(mut started_by) = first else { return second.cloned() };
+    if let (Value::Object(fields), Some(token)) = (&mut started_by, second.and_then(|second| second.get(TOKEN)))
+        && !fields.contains_key(TOKEN)
+    {
+        fields.insert(TOKEN.to_owned(), token.clone());
+    }
+    Some(started_by)
 }
 
 fn other_running_task(tx: &mut Transaction<'_>, task: &Task) -> Attempt<Option<String>> {

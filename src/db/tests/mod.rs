@@ -14,3 +14,4 @@ mod stages;
 mod support;
 mod tasks;
 mod timeouts;
+mod token_tasks;

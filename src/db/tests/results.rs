@@ -251,7 +251,7 @@ fn last_logs_returns_lines_in_order() {
         row.task_id = "another".to_owned();
     }
     db.insert_logs(&rows).expect("writable");
-    let lines = db.last_logs("task", 3).expect("readable");
+    let lines = db.last_logs("task", None, 3).expect("readable");
     let messages: Vec<&str> = lines.iter().map(|line| line.message.as_str()).collect();
     assert_eq!(messages, [r"line 287\u0000", r"line 288\u0000", r"line 289\u0000"]);
     let first = LogLine {
@@ -261,12 +261,12 @@ fn last_logs_returns_lines_in_order() {
         timestamp: rows[287].timestamp,
     };
     assert_eq!(lines[0], first);
-    assert_eq!(db.last_logs("task", 1000).expect("readable").len(), 290);
-    assert_eq!(db.last_logs("unknown", 3).expect("readable"), []);
+    assert_eq!(db.last_logs("task", None, 1000).expect("readable").len(), 290);
+    assert_eq!(db.last_logs("unknown", None, 3).expect("readable"), []);
     let long = "\u{1f600}".repeat(4000);
     let long = log_rows(300).into_iter().map(|row| LogRow { task_id: "long".to_owned(), message: long.clone(), ..row });
     db.insert_logs(&long.collect::<Vec<_>>()).expect("writable");
-    let lines = db.last_logs("long", 1000).expect("readable");
+    let lines = db.last_logs("long", None, 1000).expect("readable");
     assert_eq!((lines.len(), lines[261].timestamp), (262, rows[299].timestamp), "the last 4 MiB");
 }
 

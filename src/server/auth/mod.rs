@@ -1,53 +1,58 @@
-//! Bearer tokens, compared by their digests in constant time.
+//! Who may call: bearer tokens, compared by their digests in constant time, and what each may do.
 //!
-//! Knows neither requests nor the environment. Errors name the position of an entry and never quote it.
+//! Tokens of SYNCCTL_AUTH_TOKENS have all rights and no name; those of SYNCCTL_TOKENS_FILE have a name and may have limits.
+//! Knows neither requests nor the environment. Errors name the place of an entry and never quote a token.
 
+mod add;
 mod caller;
+mod entries;
+mod file;
+mod hash;
+mod named;
+mod verb;
 
 use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
 
-use base64::Engine;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use jiff::Timestamp;
 use secrecy::ExposeSecret;
-use sha2::{Digest, Sha512};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::failure::{Class, Failure};
 use crate::secret::Secret;
 
-pub use caller::Caller;
+pub use add::add;
+pub use caller::{Caller, Denial};
+pub use entries::{Entry, append};
+pub use hash::{MAX_TOKEN_BYTES, check_token, default_secrets, hashed, parse_secrets};
+pub use verb::Verb;
+
+use file::TokensFile;
+use hash::{Hash, Hashed, digest};
 
 /// Plain tokens and `salt.hash` pairs.
 const AUTH_TOKENS: &str = "SYNCCTL_AUTH_TOKENS";
 /// Plain tokens with any characters.
 const RAW_AUTH_TOKENS: &str = "SYNCCTL_RAW_AUTH_TOKENS";
-/// Hashed together with a token.
-const TOKEN_SECRET: &str = "SYNCCTL_TOKEN_SECRET";
-/// Hashed together with a token where no secret is set. Jitsu's sync-controller publishes it in its source.
-const BUILT_IN_SECRET: &str = "dea42a58-acf4-45af-85bb-e77e94bd5025";
-/// Hashes of Jitsu's releases before 2024.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
-/// Longer tokens are not hashed: that would cost time.
-pub const MAX_TOKEN_BYTES: usize = 4096;
-
-type Hash = [u8; 64];
 
 /// The accepted tokens. Plain ones are stored as digests.
 pub struct Tokens {
     plain: Vec<Hash>,
     hashed: Vec<Hashed>,
+    /// Those with a name.
+    file: Option<Arc<TokensFile>>,
     secrets: Vec<Secret>,
     has_own_secret: bool,
-    open: bool,
 }
 
-struct Hashed {
-    salt: Secret,
-    hash: Hash,
+/// Why a request has no caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unidentified {
+    /// It has no token, or one that is not known.
+    Unknown,
+    /// Its token was valid; its name.
+    Expired(String),
 }
 
 impl Tokens {
@@ -63,9 +68,9 @@ impl Tokens {
         let mut tokens = Self {
             plain: Vec::new(),
             hashed: Vec::new(),
+            file: None,
             has_own_secret: !own_secrets.is_empty(),
             secrets: if own_secrets.is_empty() { default_secrets() } else { own_secrets },
-            open: auth_tokens.is_none() && raw_tokens.is_none(),
         };
         each_entry(auth_tokens, AUTH_TOKENS, &mut problems, |entry| tokens.add(entry));
         each_entry(raw_tokens, RAW_AUTH_TOKENS, &mut problems, |entry| tokens.add_raw(entry));
@@ -76,61 +81,71 @@ impl Tokens {
         }
     }
 
+    /// Adds the tokens of a file, which is read again whenever it changes.
+    pub fn with_file(self, path: &Path) -> Result<Self, Failure> {
+        let file = TokensFile::open(path)
+            .map_err(|error| Failure::new(Class::Usage, format!("SYNCCTL_TOKENS_FILE: {error}")))?;
+        Ok(Self { file: Some(file), ..self })
+    }
+
     /// Whether requests need no token.
     pub fn is_open(&self) -> bool {
-        self.open
+        // Each list that is set has an entry.
+        self.plain.is_empty() && self.hashed.is_empty() && self.file.is_none()
     }
 
     /// Whether there are hashes, and anybody knows the secret that they were made with: a token can be guessed offline.
     pub fn has_public_secret(&self) -> bool {
-        !self.hashed.is_empty() && !self.has_own_secret
+        let has_hashes = !self.hashed.is_empty() || self.file.as_ref().is_some_and(|file| !file.tokens().is_empty());
+        has_hashes && !self.has_own_secret
     }
 
-    /// Who sends a request with this value of the `Authorization` header; `None` without a valid token.
-    pub fn identify(&self, authorization: Option<&str>) -> Option<Caller> {
-        self.accept(authorization).then(Caller::default)
+    /// Who sends a request with this value of the `Authorization` header.
+    pub fn identify(&self, authorization: Option<&str>) -> Result<Caller, Unidentified> {
+        self.identify_at(authorization, Timestamp::now())
     }
 
-    /// Whether the value of the `Authorization` header is accepted.
-    pub fn accept(&self, authorization: Option<&str>) -> bool {
-        if self.open {
-            return true;
+    fn identify_at(&self, authorization: Option<&str>, now: Timestamp) -> Result<Caller, Unidentified> {
+        if self.is_open() {
+            return Ok(Caller::default());
         }
-        let Some((scheme, token)) = authorization.and_then(|value| value.trim().split_once(' ')) else { return false };
+        let (scheme, token) =
+            authorization.and_then(|value| value.trim().split_once(' ')).ok_or(Unidentified::Unknown)?;
         let token = token.trim();
         if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.len() > MAX_TOKEN_BYTES {
-            return false;
+            return Err(Unidentified::Unknown);
         }
         // Compares all tokens: the time does not depend on which one matches.
-        let mut found = Choice::from(0);
-        let digest = hash(&[token]);
+        let mut is_unnamed = Choice::from(0);
+        let plain = digest(&[token]);
         for known in &self.plain {
-            found |= digest.ct_eq(known);
+            is_unnamed |= plain.ct_eq(known);
         }
         for known in &self.hashed {
-            for secret in &self.secrets {
-                found |= hash(&[token, known.salt.expose_secret(), secret.expose_secret()]).ct_eq(&known.hash);
+            is_unnamed |= known.is_of(token, &self.secrets);
+        }
+        let mut named = None;
+        for known in self.file.iter().flat_map(|file| file.tokens().to_vec()) {
+            if bool::from(known.hash.is_of(token, &self.secrets)) {
+                named.get_or_insert(known);
             }
         }
-        found.into()
+        match named {
+            _ if is_unnamed.into() => Ok(Caller::default()),
+            None => Err(Unidentified::Unknown),
+            Some(token) if token.is_expired(now) => Err(Unidentified::Expired(token.name.clone())),
+            Some(token) => Ok(Caller::from(token)),
+        }
     }
 
     fn add(&mut self, entry: &str) -> Result<(), &'static str> {
-        // A plain token contains no dot, and a hash neither, so the last dot ends the salt.
-        let Some((salt, digits)) = entry.rsplit_once('.') else {
+        // A plain token contains no dot.
+        if entry.contains('.') {
+            self.hashed.push(Hashed::parse(entry)?);
+        } else {
             check_token(entry)?;
-            self.plain.push(hash(&[entry]));
-            return Ok(());
-        };
-        if salt.is_empty() {
-            return Err("the salt before the dot is empty");
+            self.plain.push(digest(&[entry]));
         }
-        if !salt.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("the salt contains a character other than visible ASCII");
-        }
-        let hash =
-            parse_hash(digits).ok_or("the hash after the dot is neither 128 hex digits nor 64 bytes in base64")?;
-        self.hashed.push(Hashed { salt: salt.into(), hash });
         Ok(())
     }
 
@@ -141,54 +156,9 @@ impl Tokens {
         if entry.len() > MAX_TOKEN_BYTES {
             return Err("the token is longer than 4096 characters");
         }
-        self.plain.push(hash(&[entry]));
+        self.plain.push(digest(&[entry]));
         Ok(())
     }
-}
-
-/// Checks that a token contains only the documented characters. The error does not quote it.
-pub fn check_token(token: &str) -> Result<(), &'static str> {
-    if token.is_empty() {
-        return Err("the token is empty");
-    }
-    if token.len() > MAX_TOKEN_BYTES {
-        return Err("the token is longer than 4096 characters");
-    }
-    if !token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
-        return Err("the token contains a character other than letters, digits, underscore and dash");
-    }
-    Ok(())
-}
-
-/// The list of secrets; empty if none is set.
-pub fn parse_secrets(secrets: Option<&Secret>, problems: &mut Vec<String>) -> Vec<Secret> {
-    let Some(text) = secrets.map(ExposeSecret::expose_secret).filter(|text| !text.is_empty()) else {
-        return Vec::new();
-    };
-    let secrets: Vec<Secret> =
-        text.split(',').map(str::trim).filter(|each| !each.is_empty()).map(Secret::from).collect();
-    if secrets.is_empty() {
-        problems.push(format!("  {TOKEN_SECRET} is set but contains no secret: set one or unset it"));
-    }
-    secrets
-}
-
-/// The secrets where none is set: the built-in one first, then the empty one of earlier releases.
-pub fn default_secrets() -> Vec<Secret> {
-    [BUILT_IN_SECRET, ""].map(Secret::from).to_vec()
-}
-
-fn parse_hash(text: &str) -> Option<Hash> {
-    let mut hash = [0; 64];
-    if hex::decode_to_slice(text, &mut hash).is_ok() {
-        return Some(hash);
-    }
-    BASE64.decode(text).ok()?.try_into().ok()
-}
-
-/// The `salt.hash` of a token.
-pub fn hashed(token: &str, salt: &str, secret: &Secret) -> String {
-    format!("{salt}.{}", hex::encode(hash(&[token, salt, secret.expose_secret()])))
 }
 
 fn each_entry(
@@ -216,14 +186,6 @@ fn each_entry(
     }
 }
 
-fn hash(parts: &[&str]) -> Hash {
-    let mut hasher = Sha512::new();
-    for part in parts {
-        hasher.update(part.as_bytes());
-    }
-    hasher.finalize().into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::{MAX_TOKEN_BYTES, Tokens, hashed};
@@ -241,7 +203,7 @@ mod tests {
     }
 
     fn accepts(tokens: &Tokens, token: &str) -> bool {
-        tokens.accept(Some(&format!("Bearer {token}")))
+        tokens.identify(Some(&format!("Bearer {token}"))).is_ok()
     }
 
     #[test]
@@ -307,14 +269,14 @@ mod tests {
     fn header_must_be_one_bearer_token() {
         let tokens = tokens(Some("abc"), None, None).expect("tokens");
         for fine in ["Bearer abc", "bearer abc", "BEARER abc", "Bearer   abc", "Bearer abc "] {
-            assert!(tokens.accept(Some(fine)), "{fine:?}");
+            assert!(tokens.identify(Some(fine)).is_ok(), "{fine:?}");
         }
         for bad in
             ["", "abc", "Bearer", "Bearer ", "Basic abc", "Bearerabc", "Bearer abc def", "Bearer ab c", "Bearer,abc"]
         {
-            assert!(!tokens.accept(Some(bad)), "{bad:?}");
+            assert!(tokens.identify(Some(bad)).is_err(), "{bad:?}");
         }
-        assert!(!tokens.accept(None));
+        assert!(tokens.identify(None).is_err());
     }
 
     #[test]
@@ -328,7 +290,7 @@ mod tests {
     #[test]
     fn service_is_open_only_without_any_list() {
         let open = tokens(None, None, Some("secret")).expect("tokens");
-        assert!(open.is_open() && open.accept(None) && open.accept(Some("Bearer whatever")));
+        assert!(open.is_open() && open.identify(None).is_ok() && open.identify(Some("Bearer whatever")).is_ok());
         for (label, auth, raw) in [
             ("empty", Some(""), None),
             ("blank", Some("  "), None),

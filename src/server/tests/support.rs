@@ -43,7 +43,7 @@ impl Service for TestService {
             "/panic-in-admit" => panic!("requested by the test"),
             _ => {}
         }
-        let caller = self.tokens.identify(head.header("authorization")).ok_or_else(Response::unauthorized)?;
+        let caller = self.tokens.identify(head.header("authorization")).map_err(|_| Response::unauthorized())?;
         let is_fast = head.target.path == "/fast";
         let (pool, body_bytes) = if is_fast { (Pool::Fast, 0) } else { (Pool::Blocking, usize::MAX) };
         let response_bytes = if head.target.path == "/large" { usize::MAX } else { 0 };

@@ -1,5 +1,7 @@
 //! `syncctl token`: creates a token for the HTTP service, and its salted hash.
 
+mod create;
+
 use std::io::Read;
 
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -22,7 +24,22 @@ const SALT_BYTES: usize = 16;
 /// for the service. If it lists several secrets, the first one is used. Without one, the public secret of Jitsu's
 /// sync-controller is used, and a warning reports it.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct TokenArgs {
+    #[command(subcommand)]
+    command: Option<TokenCommand>,
+    #[command(flatten)]
+    source: TokenSource,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum TokenCommand {
+    Create(Box<create::CreateArgs>),
+}
+
+/// Where a token comes from, and how it is hashed and printed.
+#[derive(Debug, clap::Args)]
+struct TokenSource {
     /// Hash an existing token: - reads it from stdin, where other users cannot see it [default: a new token]
     #[arg(long, value_name = "-", allow_hyphen_values = true)]
     token: Option<String>,
@@ -35,16 +52,13 @@ pub struct TokenArgs {
 }
 
 pub(super) fn run(args: TokenArgs) -> u8 {
-    let TokenArgs { token, output: format, token_secret } = args;
-    let output = Output::new(format, false);
-    match create(token.as_deref(), token_secret.map(Secret::from).as_ref()) {
+    if let Some(TokenCommand::Create(args)) = args.command {
+        return create::run(*args);
+    }
+    let output = Output::new(args.source.output, false);
+    match args.source.create() {
         Ok(Created { token, hashed, has_public_secret }) => {
-            if has_public_secret {
-                output.progress().notice(
-                    "warning: SYNCCTL_TOKEN_SECRET is not set: the token is hashed with the public secret of Jitsu's \
-                     sync-controller, so anyone who reads the hash can test guesses of the token offline",
-                );
-            }
+            warn_of_public_secret(&output, has_public_secret);
             let text = format!(
                 "Token, for the client's header \"Authorization: Bearer TOKEN\":\n  {token}\n\
                  Its salted hash, for the service's SYNCCTL_AUTH_TOKENS:\n  {hashed}"
@@ -52,6 +66,21 @@ pub(super) fn run(args: TokenArgs) -> u8 {
             output.result_with_text(&text, &json!({"token": token, "hashed": hashed}))
         }
         Err(failure) => output.failure(&failure),
+    }
+}
+
+impl TokenSource {
+    fn create(self) -> Result<Created, Failure> {
+        create(self.token.as_deref(), self.token_secret.map(Secret::from).as_ref())
+    }
+}
+
+fn warn_of_public_secret(output: &Output, has_public_secret: bool) {
+    if has_public_secret {
+        output.progress().notice(
+            "warning: SYNCCTL_TOKEN_SECRET is not set: the token is hashed with the public secret of Jitsu's \
+             sync-controller, so anyone who reads the hash can test guesses of the token offline",
+        );
     }
 }
 
@@ -128,7 +157,7 @@ mod tests {
         let accepts = |secret: &str| {
             let tokens =
                 auth::Tokens::parse(Some(&hashed.as_str().into()), None, Some(&secret.into())).expect("tokens");
-            tokens.accept(Some(&format!("Bearer {token}")))
+            tokens.identify(Some(&format!("Bearer {token}"))).is_ok()
         };
         assert!(accepts("new"), "the first secret is used");
         assert!(accepts("older, new"));
