@@ -247,7 +247,7 @@ fn url_serves_other_programs_while_they_are_connected() {
     // Longer than the interval of the holder's checks: no command uses it now.
     std::thread::sleep(Duration::from_millis(600));
     let output = psql("SHOW search_path").output().expect("psql");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "syncctl, public", "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "syncctl, data, public", "{output:?}");
     // A client may be another syncctl that uses it as its database of results.
     let spec = Program::new(&["spec", "airbyte/source-faker:1", "-o", "json"])
         .env("SYNCCTL_DATABASE_URL", &url)
@@ -558,7 +558,7 @@ fn read_without_a_database_loads_next_to_its_results() {
     let done = database.read("a", false).run();
     assert_eq!(done.code(0).json()["status"], "SUCCESS", "{done}");
     database.wait_until_stopped();
-    let query = "SELECT (SELECT count(*) FROM syncctl.a), (SELECT status FROM syncctl.source_task), (SELECT id FROM a)";
+    let query = "SELECT (SELECT count(*) FROM data.a), (SELECT status FROM syncctl.source_task), (SELECT id FROM a)";
     assert_eq!(database.query(query), "1|SUCCESS|1");
     for own in ["source_state", "source.state"] {
         let taken = database.read(own, false).run();
@@ -566,6 +566,58 @@ fn read_without_a_database_loads_next_to_its_results() {
     }
     database.read("source_state", false).with(&["--table-name-prefix", "my_"]).run().code(0);
     database.wait_until_stopped();
+}
+
+#[test]
+fn rows_have_a_schema_and_a_role_of_their_own() {
+    let Some(database) = Database::new() else { return };
+    // As earlier versions have left them, and as a user creates them.
+    database.query(
+        "CREATE TABLE syncctl.a (id bigint); INSERT INTO syncctl.a VALUES (7); CREATE VIEW seen AS SELECT * FROM a;
+         CREATE TABLE syncctl.taken AS SELECT 1 AS n; CREATE TABLE data.taken AS SELECT 2 AS n;
+         CREATE SCHEMA mine; CREATE TABLE mine.a (id bigint, note text)",
+    );
+    let moved = "tables of rows have been moved from schema syncctl to data: a";
+    let done = database.read("a", false).run();
+    assert!(done.code(0).stderr.contains(moved), "{done}");
+    assert!(done.stderr.contains("table taken stays in schema syncctl"), "{done}");
+    let done = database.read("a", false).run();
+    assert!(!done.code(0).stderr.contains(moved), "{done}");
+    database.read("a", false).with(&["--target-namespace", "mine"]).run().code(0);
+    database.read("a", false).with(&["--target-namespace", "new"]).run().code(0);
+    // Unqualified names, as before.
+    let counts = "SELECT (SELECT count(*) FROM a), (SELECT count(*) FROM seen), (SELECT n FROM taken),
+                         (SELECT count(*) FROM mine.a), (SELECT count(*) FROM new.a), (SELECT count(*) FROM source_task)";
+    assert_eq!(database.query(counts), "3|3|1|1|1|4");
+    for schema in ["syncctl", "syncctl_internal"] {
+        let refused = database.read("a", false).with(&["--target-namespace", schema]).run();
+        assert!(refused.code(2).stderr.contains("another schema"), "{refused}");
+    }
+    let running = database.running_read();
+    let users = "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name = 'syncctl-sidecar'";
+    assert_eq!(database.query(users), "loader");
+    running.signal(Signal::INT);
+    running.wait().code(130);
+    for attack in [
+        "SELECT * FROM syncctl.source_state",
+        "INSERT INTO syncctl.task_log SELECT",
+        "DROP TABLE syncctl.source_task",
+        "CREATE TABLE syncctl.x ()",
+        "SELECT * FROM syncctl_internal.task",
+        "SET ROLE syncctl",
+        "ALTER ROLE loader SUPERUSER",
+        "CREATE ROLE other SUPERUSER",
+        "CREATE DATABASE other",
+        "COPY (SELECT 1) TO PROGRAM 'cat'",
+        "SELECT pg_read_file('/etc/hostname')",
+        "SELECT lo_import('/etc/hostname')",
+    ] {
+        let done = database.syncctl(&["db", "psql", "-U", "loader", "-XAtqc", attack]).run();
+        assert!(
+            done.code(1).stderr.contains("permission denied") || done.stderr.contains("must be"),
+            "{attack}: {done}"
+        );
+    }
 }
 
 #[test]

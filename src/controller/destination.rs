@@ -155,10 +155,14 @@ pub(super) fn check_tables(
 ) -> Result<(), String> {
     // Other destinations, and an invalid URL, are reported elsewhere.
     let destination = serde_json::from_str(destination).ok().and_then(|config| Destination::parse(&config).ok());
-    let default_schema = if settings.embedded.is_some() { local_server::SCHEMA } else { "public" };
+    let is_embedded = settings.embedded.is_some();
+    let default_schema = if is_embedded { local_server::SCHEMA } else { "public" };
     let (url, variable) = (&settings.pod.sidecar_database_url, "SYNCCTL_SIDECAR_DATABASE_URL");
     let results = ResultsDatabase::new(url, variable, default_schema, settings.own_schema());
-    let (Some(destination), Ok(results)) = (destination, results) else { return Ok(()) };
+    let (Some(destination), Ok(mut results)) = (destination, results) else { return Ok(()) };
+    if is_embedded {
+        results.reserve_around(local_server::DATA_SCHEMA);
+    }
     destination.check_tables(&results, stream_specs(catalog, options, &Progress::default()))
 }
 

@@ -22,7 +22,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::config::{Engine, OwnImage, Settings};
-use crate::db::local_server::{DATABASE, LocalServer, OWN_SCHEMA, PORT, SCHEMA, USER};
+use crate::db::local_server::{self, DATA_SCHEMA, DATABASE, LOADER, LocalServer, OWN_SCHEMA, PORT};
 use crate::failure::{Class, Failure};
 use crate::pod::Backend;
 use crate::pod::kubernetes::{Cluster, OwnContainer, own_container};
@@ -67,7 +67,8 @@ pub fn use_own_image(mut settings: Settings) -> Result<Settings, Failure> {
 pub fn start_database(mut settings: Settings) -> Result<(Settings, Option<LocalServer>), Failure> {
     let Some(directory) = &settings.embedded else { return Ok((settings, None)) };
     let database = LocalServer::start(directory)?;
-    settings.database_url = Secret::from(database.url());
+    prepare_rows(&settings)?;
+    settings.database_url = Secret::from(database.results_url());
     settings.pod.sidecar_database_url = settings.database_url.clone();
     OWN_SCHEMA.clone_into(&mut settings.pod.own_schema);
     let warehouse = json!({
@@ -75,9 +76,9 @@ pub fn start_database(mut settings: Settings) -> Result<(Settings, Option<LocalS
         "host": database.socket_directory(),
         "port": PORT,
         "database": DATABASE,
-        "username": USER,
+        "username": LOADER,
         "password": "",
-        "defaultSchema": SCHEMA,
+        "defaultSchema": DATA_SCHEMA,
         "sslMode": "disable",
         // A first look shows the rows that the source has, as Airbyte's destinations do. Destinations with a configuration
         // of their own behave as the existing implementation, which keeps deleted rows.
@@ -85,6 +86,15 @@ pub fn start_database(mut settings: Settings) -> Result<(Settings, Option<LocalS
     });
     settings.warehouse = Some(warehouse.to_string());
     Ok((settings, Some(database)))
+}
+
+/// Prepares the embedded database, if the settings select it, for rows: the user may have created tables since it started.
+pub fn prepare_rows(settings: &Settings) -> Result<(), Failure> {
+    let Some(directory) = &settings.embedded else { return Ok(()) };
+    for line in local_server::hand_over_rows(directory)? {
+        tracing::warn!("{line}");
+    }
+    Ok(())
 }
 
 /// The exit code of a program that a user interrupted.

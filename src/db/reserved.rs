@@ -46,6 +46,8 @@ pub struct ResultsDatabase {
     target: Target,
     results_schema: String,
     own_schema: String,
+    /// The schema of rows in a database that has both; there the schemas of syncctl have no other tables.
+    rows_schema: Option<String>,
 }
 
 impl ResultsDatabase {
@@ -56,8 +58,15 @@ impl ResultsDatabase {
         Ok(Self {
             results_schema: results_schema.unwrap_or_else(|| default_schema.to_owned()),
             own_schema: own_schema.to_owned(),
+            rows_schema: None,
             target,
         })
+    }
+
+    /// Reserves both schemas of syncctl as a whole, and in this schema of rows the names of results, which would hide each
+    /// other for a user whose search path has both.
+    pub fn reserve_around(&mut self, rows_schema: &str) {
+        self.rows_schema = Some(rows_schema.to_owned());
     }
 
     /// Whether the address is certainly one of this database. Another spelling may lead to it as well.
@@ -67,9 +76,12 @@ impl ResultsDatabase {
 
     /// Whether a table is one of ours.
     pub fn has_reserved(&self, schema: &str, table: &str) -> bool {
-        let is_own = |name: &str| own_tables::TABLES.iter().any(|own| own.name == name);
-        schema == self.results_schema && (schema::is_contract_table(table) || table == own_tables::SOURCE_CONFIG)
-            || schema == self.own_schema && is_own(table)
+        let is_own = own_tables::TABLES.iter().any(|own| own.name == table);
+        let is_result = schema::is_contract_table(table) || table == own_tables::SOURCE_CONFIG;
+        let is_whole = self.rows_schema.is_some();
+        schema == self.results_schema && (is_result || is_whole)
+            || schema == self.own_schema && (is_own || is_whole)
+            || self.rows_schema.as_deref() == Some(schema) && is_result
     }
 }
 
@@ -82,6 +94,7 @@ impl Db {
         ResultsDatabase {
             results_schema: found.or_else(of_path).unwrap_or_else(|| DEFAULT_SCHEMA.to_owned()),
             own_schema: self.shared.own_schema_name.clone(),
+            rows_schema: None,
             target,
         }
     }

@@ -12,6 +12,7 @@ use super::auth::{Caller, Denial, Verb};
 use super::authorize::{self, TakenPlace};
 use super::params::{self, Problems};
 use super::service::Response;
+use crate::controller;
 use crate::controller::outcome;
 use crate::controller::request::Request;
 use crate::db::{ConcurrencyPolicy, Db, LogLine, RequestMark, StartOutcome, StoredTask, Writer};
@@ -128,7 +129,10 @@ pub fn read(app: &App, caller: &Caller, query: &[(String, String)], body: Vec<u8
     };
     let request = params::read(query, &body, &app.settings, installation);
     drop(body);
-    respond_task(app, caller, request, |request| start(app, caller, request, ConcurrencyPolicy::Forbid))
+    respond_task(app, caller, request, |request| {
+        controller::prepare_rows(&app.settings)?;
+        start(app, caller, request, ConcurrencyPolicy::Forbid)
+    })
 }
 
 /// Records and launches a task, if its caller may have one more. Responds as soon as its Pod is accepted.

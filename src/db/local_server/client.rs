@@ -6,17 +6,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use postgres::Client;
 
 use super::directory::{PORT, ServerDirectory};
+use super::names::{DATABASE, SCHEMA, USER};
+use super::rows;
 use crate::db::{DbError, Target};
 use crate::failure::Failure;
-
-/// The user, who owns everything in the server.
-pub const USER: &str = "syncctl";
-/// The database.
-pub const DATABASE: &str = "syncctl";
-/// The schema that unqualified names refer to.
-pub const SCHEMA: &str = "syncctl";
-/// The schema for tables that are neither results nor rows of reads, which the other one holds.
-pub const OWN_SCHEMA: &str = "syncctl_internal";
 
 /// What needs no encoding in the host of a URL.
 const HOST: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -30,7 +23,7 @@ fn connect(directory: &ServerDirectory, database: &str) -> Result<Client, DbErro
     Target::parse(&url(directory, database).into(), "the URL of the embedded database")?.connect("syncctl db")
 }
 
-/// Creates the database and its schema where they are missing.
+/// Creates the database, its schemas and the role for rows where they are missing.
 pub(super) fn prepare(directory: &ServerDirectory) -> Result<(), Failure> {
     let failure = |error: &dyn Display| directory.failure(format!("cannot prepare the embedded database: {error}"));
     let database = connect(directory, DATABASE).or_else(|_| {
@@ -38,8 +31,17 @@ pub(super) fn prepare(directory: &ServerDirectory) -> Result<(), Failure> {
         connect(directory, "postgres")?.batch_execute(&format!("CREATE DATABASE {DATABASE}")).ok();
         connect(directory, DATABASE)
     });
-    let schema = format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA}");
-    database.map_err(|error| failure(&error))?.batch_execute(&schema).map_err(|error| failure(&error))
+    let statements = format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA}; {}", rows::setup());
+    database.map_err(|error| failure(&error))?.batch_execute(&statements).map_err(|error| failure(&error))
+}
+
+/// See [`rows::hand_over`].
+pub(super) fn hand_over_rows(directory: &ServerDirectory) -> Result<Vec<String>, Failure> {
+    let failure = |error: &dyn Display| {
+        directory.failure(format!("cannot prepare the schema of rows in the embedded database: {error}"))
+    };
+    let mut client = connect(directory, DATABASE).map_err(|error| failure(&error))?;
+    rows::hand_over(&mut client).map_err(|error| failure(&error))
 }
 
 /// Whether clients are connected, which may be other programs that hold no lock: psql with the URL. False if the server

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::account::Account;
-use super::client::{SCHEMA, USER};
 use super::directory::{PORT, ServerDirectory};
 use super::errors::{reason, storage_failure, unavailable};
 use super::installation;
+use super::names::{DATA_SCHEMA, SCHEMA, USER};
 use crate::failure::Failure;
 
 /// Settings that are the same for every server, and win over its files.
@@ -100,7 +100,8 @@ impl Launcher<'_> {
         let mut command = self.command("postgres");
         command.arg("-D").arg(self.directory.data()).args(["-p", &PORT.to_string()]);
         command.args(SETTINGS.split_whitespace());
-        command.arg(format!("--search_path={SCHEMA}, public"));
+        // The results first: no row of a source hides them.
+        command.arg(format!("--search_path={SCHEMA}, {DATA_SCHEMA}, public"));
         // The setting is a list of quoted names.
         let socket_directory = self.directory.socket_directory().display().to_string().replace('"', "\"\"");
         command.arg(format!("--unix_socket_directories=\"{socket_directory}\""));

@@ -21,6 +21,8 @@ mod errors;
 mod holder;
 mod installation;
 mod launch;
+mod names;
+mod rows;
 mod server;
 
 use std::fs::File;
@@ -33,9 +35,9 @@ use directory::HOLDER_LOCK;
 
 use crate::failure::Failure;
 
-pub use client::{DATABASE, OWN_SCHEMA, SCHEMA, USER};
 pub use directory::{PORT, ProgramSearch, ServerDirectory};
 pub use holder::hold;
+pub use names::{DATA_SCHEMA, DATABASE, LOADER, OWN_SCHEMA, SCHEMA, USER};
 
 /// One user of the server, which runs at least as long as this value lives.
 #[derive(Debug)]
@@ -86,6 +88,11 @@ impl LocalServer {
         client::url(&self.directory, DATABASE)
     }
 
+    /// The same for results alone, whatever tables of rows there are.
+    pub fn results_url(&self) -> String {
+        format!("{}?search_path={SCHEMA}", self.url())
+    }
+
     /// The directory of the socket, which clients accept as the host.
     pub fn socket_directory(&self) -> PathBuf {
         self.directory.socket_directory()
@@ -122,6 +129,12 @@ impl Drop for LocalServer {
             holder::spawn(&self.directory, lock, &programs).ok();
         }
     }
+}
+
+/// Prepares the running server for a read: the role of rows owns what it may load into, and tables of rows that an earlier
+/// version has loaded next to the results are moved. Returns lines for the user.
+pub fn hand_over_rows(directory: &ServerDirectory) -> Result<Vec<String>, Failure> {
+    client::hand_over_rows(directory)
 }
 
 /// Stops the server unless it is in use.
