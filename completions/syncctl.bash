@@ -34,6 +34,9 @@ _syncctl() {
             syncctl,image)
                 cmd="syncctl__subcmd__image"
                 ;;
+            syncctl,isolate)
+                cmd="syncctl__subcmd__isolate"
+                ;;
             syncctl,read)
                 cmd="syncctl__subcmd__read"
                 ;;
@@ -100,6 +103,9 @@ _syncctl() {
             syncctl__subcmd__help,image)
                 cmd="syncctl__subcmd__help__subcmd__image"
                 ;;
+            syncctl__subcmd__help,isolate)
+                cmd="syncctl__subcmd__help__subcmd__isolate"
+                ;;
             syncctl__subcmd__help,read)
                 cmd="syncctl__subcmd__help__subcmd__read"
                 ;;
@@ -152,7 +158,7 @@ _syncctl() {
 
     case "${cmd}" in
         syncctl)
-            opts="-h -V --help --version spec check discover read serve image token db generate sidecar supervise help"
+            opts="-h -V --help --version spec check discover read serve image token db generate sidecar supervise isolate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -166,7 +172,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__check)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -345,6 +351,10 @@ _syncctl() {
                     return 0
                     ;;
                 --local-runtime)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --container-read-only)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -574,7 +584,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__discover)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -756,6 +766,10 @@ _syncctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --container-read-only)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --state-dir)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -794,7 +808,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__help)
-            opts="spec check discover read serve image token db generate sidecar supervise help"
+            opts="spec check discover read serve image token db generate sidecar supervise isolate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -947,6 +961,20 @@ _syncctl() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        syncctl__subcmd__help__subcmd__isolate)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         syncctl__subcmd__help__subcmd__read)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -1063,8 +1091,30 @@ _syncctl() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        syncctl__subcmd__isolate)
+            opts="-h --sandbox --init --mark --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --sandbox)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --mark)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         syncctl__subcmd__read)
-            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --cdc-deletion --debug --max-records --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --cdc-deletion --debug --max-records --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1278,6 +1328,10 @@ _syncctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --container-read-only)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --state-dir)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1298,7 +1352,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__serve)
-            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --tokens-file --token-secret --console-url --console-token --instance-id --http-max-body-mi --http-max-connections --start-spread-seconds --sync-task-log-size --sync-task-log-age --task-log-keep-days --log-format --syncs-enabled --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-v -h --verbose --http-port --port --http-host --auth-tokens --raw-auth-tokens --tokens-file --token-secret --console-url --console-token --instance-id --http-max-body-mi --http-max-connections --start-spread-seconds --sync-task-log-size --sync-task-log-age --task-log-keep-days --allow-unisolated --log-format --syncs-enabled --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1365,6 +1419,10 @@ _syncctl() {
                     return 0
                     ;;
                 --task-log-keep-days)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --allow-unisolated)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1517,6 +1575,10 @@ _syncctl() {
                     return 0
                     ;;
                 --local-runtime)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --container-read-only)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1702,7 +1764,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__spec)
-            opts="-o -q -v -h --package --version --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1873,6 +1935,10 @@ _syncctl() {
                     return 0
                     ;;
                 --local-runtime)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --container-read-only)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

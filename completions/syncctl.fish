@@ -37,6 +37,7 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "db" -d 'Use the emb
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "generate" -d 'Write shell completions, man pages or the table of settings'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "supervise" -d 'Supervise a task that runs on this machine'
+complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "isolate" -d 'Run a program isolated from this machine'
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l version -d 'Version of --package' -r
@@ -81,6 +82,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l log-level -d 'L
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l container-read-only -d 'Whether images that --local runs can write to /tmp, /var/tmp, /run, /root and /home alone; false for one that needs more [default: true]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
@@ -133,6 +135,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l log-level -d '
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l container-read-only -d 'Whether images that --local runs can write to /tmp, /var/tmp, /run, /root and /home alone; false for one that needs more [default: true]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
@@ -185,6 +188,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l log-level -
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l container-read-only -d 'Whether images that --local runs can write to /tmp, /var/tmp, /run, /root and /home alone; false for one that needs more [default: true]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
@@ -245,6 +249,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l log-level -d 'L
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l container-read-only -d 'Whether images that --local runs can write to /tmp, /var/tmp, /run, /root and /home alone; false for one that needs more [default: true]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
@@ -273,6 +278,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l start-spread-s
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-size -d 'Rows of source_task that are kept of each sync; older ones are deleted once they exceed the age as well [default: 3000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-age -d 'How long all rows of source_task are kept; older ones are deleted where a sync has more than the number above [default: 60]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l task-log-keep-days -d 'How long lines of task_log are kept; 0 is without limit, the default is 60 where syncctl has created the table, else 0' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l allow-unisolated -d 'Whether `serve --local` runs Python packages with all of its own rights where it cannot isolate them [default: false]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-format -d 'Format of the service\'s own log: text or json [default: text]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l syncs-enabled -d '`false` or `0` ends `serve` at once: how a deployment is switched off without removing it [default: true]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
@@ -311,6 +317,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l log-level -d '
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l db-log-level -d 'Least level in the table task_log [default: INFO]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l engine -d 'Where tasks run: kubernetes or local [default: kubernetes]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l local-runtime -d 'Where connectors come from with --local: auto, docker, podman or python (the package of the same name) [default: auto]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l container-read-only -d 'Whether images that --local runs can write to /tmp, /var/tmp, /run, /root and /home alone; false for one that needs more [default: true]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l state-dir -d 'Folder of what this machine must keep: the embedded database and the tasks that run with --local [default: $XDG_STATE_HOME/syncctl, else ~/.local/state/syncctl; for root /var/lib/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l cache-dir -d 'Folder of what can be fetched again: the connectors that --local installs [default: $XDG_CACHE_HOME/syncctl, else ~/.cache/syncctl; for root /var/cache/syncctl]' -r -F
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l postgres-bin -d 'Folder of the programs postgres and initdb; no other folder is searched then [default: PATH, then where packages install them]' -r -F
@@ -416,18 +423,23 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -l mark -d 'Marks the process as one of the task' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -s h -l help -d 'Print help'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "spec" -d 'Print a connector\'s specification'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "check" -d 'Test a connector\'s configuration'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "discover" -d 'List the streams that a configuration gives access to'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "serve" -d 'Serve the same tasks over HTTP'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "image" -d 'Write this program as a container image to stdout'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "token" -d 'Create a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "generate" -d 'Write shell completions, man pages or the table of settings'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "supervise" -d 'Supervise a task that runs on this machine'
-complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c syncctl -n "__fish_syncctl_using_subcommand isolate" -l sandbox -d 'What the program can access (JSON)' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand isolate" -l mark -d 'Marks the process as one of the task' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand isolate" -l init -d 'Runs as the first process of the PID namespace'
+complete -c syncctl -n "__fish_syncctl_using_subcommand isolate" -s h -l help -d 'Print help'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "spec" -d 'Print a connector\'s specification'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "check" -d 'Test a connector\'s configuration'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "discover" -d 'List the streams that a configuration gives access to'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "read" -d 'Read rows from a connector and load them into the destination'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "serve" -d 'Serve the same tasks over HTTP'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "image" -d 'Write this program as a container image to stdout'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "token" -d 'Create a token for `syncctl serve`, and its salted hash for SYNCCTL_AUTH_TOKENS'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "db" -d 'Use the embedded database: a private PostgreSQL server in the state directory'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "generate" -d 'Write shell completions, man pages or the table of settings'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "sidecar" -d 'Capture a connector\'s output; runs next to the connector'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "supervise" -d 'Supervise a task that runs on this machine'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "isolate" -d 'Run a program isolated from this machine'
+complete -c syncctl -n "__fish_syncctl_using_subcommand help; and not __fish_seen_subcommand_from spec check discover read serve image token db generate sidecar supervise isolate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "create" -d 'Create a token with a name and limits, and its entry in the file of SYNCCTL_TOKENS_FILE'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "psql" -d 'Open a shell in it: psql with these arguments'
 complete -c syncctl -n "__fish_syncctl_using_subcommand help; and __fish_seen_subcommand_from db" -f -a "url" -d 'Print its URL, for other programs'

@@ -61,6 +61,8 @@ variables! {
     ENGINE "ENGINE" = "kubernetes", "Where tasks run: kubernetes or local";
     LOCAL_RUNTIME "RUNTIME" = "auto",
         "Where connectors come from with --local: auto, docker, podman or python (the package of the same name)";
+    CONTAINER_READ_ONLY "BOOL" = "true",
+        "Whether images that --local runs can write to /tmp, /var/tmp, /run, /root and /home alone; false for one that needs more";
     DATABASE_URL "URL" [secret true] = "with --local, an embedded database: see `syncctl db`",
         "Postgres database of results, logs and states; set it in the environment, where other users cannot see it";
     SIDECAR_DATABASE_URL "URL" [secret true] = "the database URL", "The same database as Pods reach it";
@@ -140,6 +142,8 @@ variables! {
         "How long all rows of source_task are kept; older ones are deleted where a sync has more than the number above";
     TASK_LOG_KEEP_DAYS "DAYS" = "",
         "How long lines of task_log are kept; 0 is without limit, the default is 60 where syncctl has created the table, else 0";
+    ALLOW_UNISOLATED "BOOL" = "false",
+        "Whether `serve --local` runs Python packages with all of its own rights where it cannot isolate them";
     LOG_FORMAT "FORMAT" = "text", "Format of the service's own log: text or json";
     SYNCS_ENABLED "BOOL" = "true",
         "`false` or `0` ends `serve` at once: how a deployment is switched off without removing it";

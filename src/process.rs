@@ -1,10 +1,12 @@
 //! The processes of this machine, as `/proc` shows them. Without `/proc` nothing is known of them.
 
 use std::fmt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::str::FromStr;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process};
+use rustix::process::{DumpableBehavior, Pid, test_kill_process};
 
 /// `/proc/PID/stat` of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +25,19 @@ pub struct Stat {
     pub started: u64,
     /// Resident memory in pages.
     pub pages: u64,
+}
+
+/// A command that runs this program, even if its file was replaced by a newer version.
+pub fn this_program() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("syncctl");
+    command
+}
+
+/// Makes memory, variables and open files of this process inaccessible to other processes of its user, and lets it leave no
+/// core. All processes of this program call it: each has secrets, or is started by one that has.
+pub fn hide() {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
 }
 
 /// Reads the stat of a process; `None` if it does not exist or is hidden.

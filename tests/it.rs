@@ -29,6 +29,7 @@ mod foreign_controller;
 mod foreign_sidecar;
 mod hostile;
 mod hostile_connector;
+mod isolation;
 mod kill;
 mod layers;
 mod lifecycle;

@@ -5,6 +5,7 @@ mod db;
 mod discover;
 mod generate;
 mod image;
+mod isolate;
 mod read;
 mod serve;
 mod sidecar;
@@ -24,7 +25,7 @@ use crate::controller::{self, one_shot};
 use crate::failure::{Class, Failure};
 use crate::logging;
 use crate::output::{self, Format, Output};
-use crate::process::ProcessId;
+use crate::process::{self, ProcessId};
 use crate::task::{self, Image, Task, TaskKind};
 
 /// Run Airbyte source connectors as tasks in Kubernetes Pods, or with --local on this machine
@@ -54,6 +55,8 @@ enum Command {
     Sidecar(Box<sidecar::SidecarArgs>),
     #[command(hide = true)]
     Supervise(supervise::SuperviseArgs),
+    #[command(hide = true)]
+    Isolate(isolate::IsolateArgs),
 }
 
 /// The arguments of all commands that run a task.
@@ -148,6 +151,10 @@ impl Cli {
 
     /// Runs the command, which prints its result or failure; returns the exit code.
     fn run(self) -> u8 {
+        // A launcher writes the map of its user namespace first, which only a dumpable process can.
+        if !matches!(self.command, Command::Isolate(_)) {
+            process::hide();
+        }
         match self.command {
             Command::Spec(args) => spec::run(args),
             Command::Check(args) => check::run(args),
@@ -160,6 +167,7 @@ impl Cli {
             Command::Generate(args) => generate::run(&args),
             Command::Sidecar(args) => sidecar::run(*args),
             Command::Supervise(args) => supervise::run(&args),
+            Command::Isolate(args) => isolate::run(args),
         }
     }
 }

@@ -35,6 +35,7 @@ pub(super) fn run(args: ServeArgs) -> u8 {
     let result = resolve(serve, settings).and_then(|(settings, serve)| {
         logging::start_service(&settings.pod.log_level, verbose, serve.log_json);
         settings.log_warnings();
+        let settings = controller::examine_isolation(settings, serve.allow_unisolated)?;
         let (settings, _database) = controller::start_database(controller::use_own_image(settings)?)?;
         server::serve(settings, serve)
     });

@@ -152,10 +152,6 @@ pub(super) fn run(args: SidecarArgs) -> u8 {
     } else {
         crate::logging::start(&args.log_level, 0, false);
     }
-    if args.mark.is_some() {
-        // The connector runs as the same user: it must not be able to read this process.
-        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).ok();
-    }
     let (terminated, termination_log) = (Arc::new(AtomicBool::new(false)), args.termination_log.clone());
     let result = handle_signals(&terminated).and_then(|()| args.sidecar()).and_then(|sidecar| sidecar.run(terminated));
     match result {

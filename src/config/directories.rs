@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::describe;
+use super::{describe, ownership};
 use crate::db::local_server::{ProgramSearch, ServerDirectory};
 use crate::env::{self, Variable};
 use crate::failure::{Class, Failure};
@@ -57,9 +57,12 @@ impl ProcessEnvironment {
 }
 
 impl DirectoryArgs {
-    /// Applies the defaults.
+    /// Applies the defaults, and refuses directories that other users can change.
     pub fn resolve(self) -> Result<Directories, Failure> {
-        self.resolve_in(ProcessEnvironment::current())
+        let directories = self.resolve_in(ProcessEnvironment::current())?;
+        ownership::check(&directories.state, &env::STATE_DIR)?;
+        ownership::check(&directories.cache, &env::CACHE_DIR)?;
+        Ok(directories)
     }
 
     fn resolve_in(self, environment: ProcessEnvironment) -> Result<Directories, Failure> {

@@ -6,6 +6,7 @@
 //! sidecar's own contract and what a local task and the embedded database pass on unread.
 
 mod directories;
+mod ownership;
 mod serve;
 mod settings;
 
@@ -39,6 +40,10 @@ struct Problems {
     /// Which default a number has.
     is_local: bool,
 }
+
+/// The values of a switch that is on by default, as the existing implementation reads them.
+const SWITCH: [(&str, bool); 6] =
+    [("true", true), ("false", false), ("1", true), ("0", false), ("t", true), ("f", false)];
 
 impl Problems {
     fn required(&mut self, value: Option<String>, variable: &Variable, flag: &str, example: &str) -> String {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Problems, describe, present};
+use super::{Problems, SWITCH, describe, present};
 use crate::db::Retention;
 use crate::env;
 use crate::failure::Failure;
@@ -47,6 +47,8 @@ pub struct ServeSettingsArgs {
     sync_task_log_age: Option<String>,
     #[arg(long, env = env::TASK_LOG_KEEP_DAYS.name)]
     task_log_keep_days: Option<String>,
+    #[arg(long, env = env::ALLOW_UNISOLATED.name, num_args = 0..=1, default_missing_value = "true")]
+    allow_unisolated: Option<String>,
     #[arg(long, env = env::LOG_FORMAT.name)]
     log_format: Option<String>,
     #[arg(long, env = env::SYNCS_ENABLED.name)]
@@ -72,6 +74,8 @@ pub struct ServeSettings {
     pub max_connections: usize,
     /// The retention of the tables.
     pub retention: Retention,
+    /// Whether connectors on this machine may run with all rights of the service.
+    pub allow_unisolated: bool,
     /// JSON instead of text as the format of the own log.
     pub log_json: bool,
 }
@@ -126,10 +130,6 @@ impl Problems {
     }
 }
 
-/// The values of a switch, as the existing implementation reads them.
-const SWITCH: [(&str, bool); 6] =
-    [("true", true), ("false", false), ("1", true), ("0", false), ("t", true), ("f", false)];
-
 impl Problems {
     fn console(&mut self, url: Option<String>, token: Option<String>) -> Option<ConsoleSettings> {
         let (url, token) = (present(url)?, present(token)?);
@@ -183,6 +183,9 @@ impl ServeSettingsArgs {
         let log_days = problems.optional_number(self.task_log_keep_days, &env::TASK_LOG_KEEP_DAYS);
         let log_json = problems.choice(self.log_format, &env::LOG_FORMAT, &[("text", false), ("json", true)]);
         problems.choice(self.syncs_enabled, &env::SYNCS_ENABLED, &SWITCH);
+        let [yes, no, others @ ..] = SWITCH;
+        let off_by_default = [&[no, yes], &others[..]].concat();
+        let allow_unisolated = problems.choice(self.allow_unisolated, &env::ALLOW_UNISOLATED, &off_by_default);
         let spread_seconds = problems.number(self.start_spread_seconds, &env::START_SPREAD_SECONDS);
         if spread_seconds > LONGEST_SPREAD {
             problems.malformed(&env::START_SPREAD_SECONDS, spread_seconds, "at most 3600");
@@ -208,6 +211,7 @@ impl ServeSettingsArgs {
                 task_age: Duration::from_secs(u64::from(task_days) * DAY),
                 log_age: log_days.map(|days| Duration::from_secs(u64::from(days) * DAY)),
             },
+            allow_unisolated,
             log_json,
         })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::directories::{Directories, DirectoryArgs};
-use super::{Problems, describe, present};
+use super::{Problems, SWITCH, describe, present};
 use crate::db::local_server::ServerDirectory;
 use crate::env;
 use crate::failure::{Class, Failure};
@@ -99,6 +99,8 @@ pub struct SettingsArgs {
     engine: Option<String>,
     #[arg(long, env = env::LOCAL_RUNTIME.name)]
     local_runtime: Option<String>,
+    #[arg(long, env = env::CONTAINER_READ_ONLY.name)]
+    container_read_only: Option<String>,
     #[command(flatten)]
     directories: DirectoryArgs,
 }
@@ -222,6 +224,7 @@ impl SettingsArgs {
             ("python", Runtime::Python),
         ];
         let runtime = problems.choice(self.local_runtime, &env::LOCAL_RUNTIME, &runtimes);
+        let are_images_read_only = problems.choice(self.container_read_only, &env::CONTAINER_READ_ONLY, &SWITCH);
         let directories = is_local.then(|| self.directories.resolve()).transpose()?;
         // A local task uses the embedded database by default, and this program as its sidecar.
         let mut required = |value, variable, flag, example| {
@@ -252,9 +255,14 @@ impl SettingsArgs {
         let client = ClientSettings { source, context: present(self.context), namespace: present(self.namespace) };
         let embedded = directories.as_ref().filter(|_| database_url.is_empty()).map(Directories::database);
         let engine = match directories {
-            Some(Directories { state, cache, .. }) => {
-                Engine::Local(LocalSettings { state, cache, exec: None, runtime })
-            }
+            Some(Directories { state, cache, .. }) => Engine::Local(LocalSettings {
+                state,
+                cache,
+                exec: None,
+                runtime,
+                are_images_read_only,
+                isolation: None,
+            }),
             None => Engine::Kubernetes(client),
         };
         let settings = Settings {

@@ -25,6 +25,7 @@ use crate::config::{Engine, OwnImage, Settings};
 use crate::db::local_server::{self, DATA_SCHEMA, DATABASE, LOADER, LocalServer, OWN_SCHEMA, PORT};
 use crate::failure::{Class, Failure};
 use crate::pod::Backend;
+use crate::pod::isolation::Isolation;
 use crate::pod::kubernetes::{Cluster, OwnContainer, own_container};
 use crate::pod::local::LocalBackend;
 use crate::secret::Secret;
@@ -35,6 +36,28 @@ pub fn open_backend(settings: &Settings) -> Result<Backend, Failure> {
         Engine::Kubernetes(client) => Cluster::connect(client)?.into(),
         Engine::Local(local) => LocalBackend::open(local.clone())?.into(),
     })
+}
+
+/// Finds out whether a service can isolate what it runs on this machine. An error where it cannot and must.
+pub fn examine_isolation(mut settings: Settings, allow_unisolated: bool) -> Result<Settings, Failure> {
+    let Engine::Local(local) = &mut settings.engine else { return Ok(settings) };
+    if !local.may_run_packages() {
+        return Ok(settings);
+    }
+    match local.isolation.insert(Isolation::probe()) {
+        isolation @ Isolation::Available { .. } => tracing::info!(%isolation, "connectors are isolated"),
+        Isolation::Unavailable(reason) if allow_unisolated => tracing::warn!(
+            reason,
+            "connectors that are Python packages are not isolated: they can do whatever this service can, and read its tokens"
+        ),
+        Isolation::Unavailable(reason) => {
+            let text = format!("connectors that are Python packages cannot be isolated from this service: {reason}");
+            let hint = "run the service as root or where user namespaces are allowed, run images alone with \
+                        SYNCCTL_LOCAL_RUNTIME=docker or podman, or trust every connector: --allow-unisolated";
+            return Err(Failure::new(Class::Usage, text).with_hint(hint));
+        }
+    }
+    Ok(settings)
 }
 
 /// Completes settings without an image of the sidecar that can run: it is the one of this program's own Pod.

@@ -6,6 +6,7 @@
 
 pub mod connector;
 mod image_errors;
+pub mod isolation;
 pub mod kubernetes;
 pub mod local;
 pub mod manifest;

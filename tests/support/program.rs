@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ pub struct Program {
     environment: BTreeMap<String, String>,
     stdin: String,
     folder: Option<PathBuf>,
+    /// Another user, and a copy of the program that this one can execute.
+    user: Option<(u32, PathBuf)>,
 }
 
 /// A process that has ended.
@@ -47,7 +50,7 @@ impl Program {
             .into_iter()
             .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
             .collect();
-        Self { arguments, environment, stdin: String::new(), folder: None }
+        Self { arguments, environment, stdin: String::new(), folder: None, user: None }
     }
 
     /// Adds arguments.
@@ -74,9 +77,19 @@ impl Program {
         self
     }
 
+    /// Runs a copy of the program as another user.
+    pub fn user(mut self, id: u32, program: &Path) -> Self {
+        self.user = Some((id, program.to_owned()));
+        self
+    }
+
     /// Starts it.
     pub fn start(&self) -> Running {
         let mut command = Command::new(env!("CARGO_BIN_EXE_syncctl"));
+        if let Some((user, program)) = &self.user {
+            command = Command::new(program);
+            command.uid(*user).gid(*user);
+        }
         command.args(&self.arguments).env_clear().envs(&self.environment);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(folder) = &self.folder {

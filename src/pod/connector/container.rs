@@ -13,6 +13,13 @@ use crate::pod::manifest::{CREATOR_LABEL, OWNER};
 /// The time limit of a short command on a busy machine.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The number of processes and threads of a container.
+const MAX_PROCESSES: u32 = 4096;
+/// Where a container with a read-only file system writes temporary files …
+const TEMPORARY_DIRECTORIES: [&str; 3] = ["/tmp", "/var/tmp", "/run"];
+/// … and what belongs into the home of its user, which only the image knows.
+const HOME_DIRECTORIES: [&str; 2] = ["/root", "/home"];
+
 /// The kind of a container engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EngineKind {
@@ -55,7 +62,8 @@ impl ContainerEngine {
         on_line: &mut dyn FnMut(&str),
     ) -> std::io::Result<Output> {
         let (variables, working_directory) = (self.environment.as_slice(), Path::new("/"));
-        let process = ProcessEnvironment { variables, working_directory, lock: None, timeout, is_cancelled };
+        let process =
+            ProcessEnvironment { variables, working_directory, lock: None, timeout, is_cancelled, sandbox: None };
         subprocess::run(&self.path, arguments, process, on_line)
     }
 
@@ -136,6 +144,8 @@ pub struct RunOptions<'a> {
     pub memory_mi: u32,
     /// Seconds between TERM and KILL.
     pub grace_seconds: u32,
+    /// Whether the container can write to its temporary directories and homes alone.
+    pub is_read_only: bool,
     /// The program and its arguments, in place of the image's entrypoint and command.
     pub command: &'a [String],
 }
@@ -143,7 +153,18 @@ pub struct RunOptions<'a> {
 impl RunOptions<'_> {
     /// The arguments of `docker` or `podman`. The container stays after its end, so that its state can be read.
     pub fn arguments(&self) -> Vec<String> {
-        let Self { name, image, mounts, environment, owner, cpu_millicores, memory_mi, grace_seconds, command } = *self;
+        let Self {
+            name,
+            image,
+            mounts,
+            environment,
+            owner,
+            cpu_millicores,
+            memory_mi,
+            grace_seconds,
+            is_read_only,
+            command,
+        } = *self;
         let mut arguments: Vec<String> = ["run", "--name", name, "--pull", "never"].map(str::to_owned).to_vec();
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
         add("--label", format!("{}={}", CREATOR_LABEL.0, CREATOR_LABEL.1));
@@ -154,6 +175,19 @@ impl RunOptions<'_> {
         add("--log-driver", "none".to_owned());
         // SELinux would deny access to the directories, which keep their labels.
         add("--security-opt", "label=disable".to_owned());
+        // A connector needs no right of root, even where its image runs as root.
+        add("--cap-drop", "ALL".to_owned());
+        add("--security-opt", "no-new-privileges".to_owned());
+        add("--pids-limit", MAX_PROCESSES.to_string());
+        if is_read_only {
+            for directory in TEMPORARY_DIRECTORIES {
+                add("--tmpfs", format!("{directory}:rw,mode=1777"));
+            }
+            for directory in HOME_DIRECTORIES {
+                // A volume without a name starts with what the image has there, and is removed with the container.
+                add("--volume", directory.to_owned());
+            }
+        }
         add("--stop-timeout", grace_seconds.to_string());
         if cpu_millicores > 0 {
             add("--cpus", format!("{}.{:03}", cpu_millicores / 1000, cpu_millicores % 1000));
@@ -169,6 +203,10 @@ impl RunOptions<'_> {
         for mount in mounts {
             add("--mount", mount.argument());
         }
+        if is_read_only {
+            arguments.push("--read-only".to_owned());
+        }
+        let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
         if let Some(program) = command.first() {
             add("--entrypoint", program.clone());
         }
@@ -229,21 +267,24 @@ mod tests {
             cpu_millicores: 1050,
             memory_mi: 512,
             grace_seconds: 60,
+            is_read_only: true,
             command: &command,
         };
         let expected = [
             "run --name source-x-read-1 --pull never",
             "--label jitsu.com/creator=bulker-sync-controller --label syncctl/owner=boot_pid:[1]_2_3",
-            "--log-driver none --security-opt label=disable --stop-timeout 60 --cpus 1.050 --memory 512m --memory-swap 512m",
+            "--log-driver none --security-opt label=disable --cap-drop ALL --security-opt no-new-privileges --pids-limit 4096",
+            "--tmpfs /tmp:rw,mode=1777 --tmpfs /var/tmp:rw,mode=1777 --tmpfs /run:rw,mode=1777 --volume /root --volume /home",
+            "--stop-timeout 60 --cpus 1.050 --memory 512m --memory-swap 512m",
             "--env LOG_LEVEL=debug --mount type=bind,source=/run/me/pipes,target=/pipes",
             "--mount type=bind,\"source=/odd,_\"\"folder\"\":1\",target=/config,readonly",
-            "--entrypoint sh airbyte/source-x:1 -c echo_\"$@\" sh /pipes read",
+            "--read-only --entrypoint sh airbyte/source-x:1 -c echo_\"$@\" sh /pipes read",
         ];
         let actual: Vec<String> = run.arguments().iter().map(|argument| argument.replace(' ', "_")).collect();
         assert_eq!(actual.join(" "), expected.join(" "));
 
-        let free = RunOptions { owner: None, cpu_millicores: 0, memory_mi: 0, ..run }.arguments();
-        for option in ["--cpus", "--memory", "--memory-swap", "--network"] {
+        let free = RunOptions { owner: None, cpu_millicores: 0, memory_mi: 0, is_read_only: false, ..run }.arguments();
+        for option in ["--read-only", "--tmpfs", "--volume", "--cpus", "--memory", "--memory-swap", "--network"] {
             assert!(!free.contains(&option.to_owned()), "{option}");
         }
     }

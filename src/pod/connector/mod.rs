@@ -12,7 +12,7 @@ mod subprocess;
 mod tests;
 
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,7 @@ use image::ImageError;
 use subprocess::ProcessEnvironment;
 
 use crate::failure::{Class, Failure};
+use crate::pod::isolation::{Isolator, View};
 use crate::task::Image;
 
 /// Where a connector may come from.
@@ -52,6 +53,8 @@ pub struct ConnectorRequest<'a> {
     pub environment: &'a [(String, String)],
     /// The caller's working directory, absolute; subprocesses run in it.
     pub working_directory: &'a Path,
+    /// Isolates installations, which run code of the package; `None` where that is not possible.
+    pub isolator: Option<&'a Isolator>,
 }
 
 /// How to run a connector.
@@ -63,6 +66,8 @@ pub enum Connector {
         entrypoint: String,
         /// Variables that it needs besides the caller's.
         environment: Vec<(String, String)>,
+        /// What it needs of this machine, as foreign code; `None` for the user's own.
+        package: Option<InstalledPackage>,
     },
     /// In a container.
     Container {
@@ -71,6 +76,25 @@ pub enum Connector {
         /// The image's name in that engine.
         image: String,
     },
+}
+
+/// The files of a connector that is a Python package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstalledPackage {
+    /// Its environment.
+    pub environment: PathBuf,
+    /// The directories of the interpreter's installation.
+    pub interpreter: Vec<PathBuf>,
+}
+
+impl InstalledPackage {
+    /// Shows it to a program, read-only.
+    pub fn show(&self, view: &mut View) {
+        for directory in &self.interpreter {
+            view.interpreter(directory);
+        }
+        view.read_only(&self.environment);
+    }
 }
 
 /// A connector that can be run.
@@ -82,6 +106,9 @@ pub struct ResolvedConnector {
     pub summary: String,
 }
 
+/// Variables with paths of files that a connector or an installer needs: certificates and libraries.
+pub const FILE_VARIABLES: [&str; 7] =
+    ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "JAVA_HOME", "LD_LIBRARY_PATH", "NIX_LD"];
 /// The time limit of a program that reports about itself. An engine that takes longer counts as not running.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -104,6 +131,7 @@ pub fn resolve(
         lock: None,
         timeout: QUERY_TIMEOUT,
         is_cancelled: &is_cancelled,
+        sandbox: None,
     };
     python::remove_incomplete(request.cache);
     let resolved = match request.exec {
@@ -136,7 +164,8 @@ fn resolve_runtime(
             Err(error) => errors.push(error),
         }
     }
-    python::resolve(image, cache, process, on_progress).map_err(|failure| combine(image, errors, failure))
+    python::resolve(image, cache, process, request.isolator, on_progress)
+        .map_err(|failure| combine(image, errors, failure))
 }
 
 /// One failure for all attempts, in their order. An engine that is not installed matters only if nothing else failed.
@@ -169,7 +198,7 @@ fn resolve_command(command: &str, process: ProcessEnvironment<'_>) -> Result<Res
         })?;
     }
     Ok(ResolvedConnector {
-        connector: Connector::Host { entrypoint: command.to_owned(), environment: Vec::new() },
+        connector: Connector::Host { entrypoint: command.to_owned(), environment: Vec::new(), package: None },
         summary: format!("connector: the command {command}"),
     })
 }

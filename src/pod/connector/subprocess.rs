@@ -6,16 +6,17 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid};
 
+use crate::pod::isolation::Sandbox;
 use crate::process;
 
 /// The interval between calls of `is_cancelled`.
@@ -51,6 +52,8 @@ pub struct ProcessEnvironment<'a> {
     pub timeout: Duration,
     /// The program is ended once this returns true.
     pub is_cancelled: &'a dyn Fn() -> bool,
+    /// Isolates the program, which is foreign code or runs some.
+    pub sandbox: Option<&'a Sandbox>,
 }
 
 impl<'a> ProcessEnvironment<'a> {
@@ -103,10 +106,18 @@ pub fn run<A: AsRef<OsStr>>(
     environment: ProcessEnvironment<'_>,
     on_line: &mut dyn FnMut(&str),
 ) -> std::io::Result<Output> {
-    let ProcessEnvironment { variables, working_directory, lock, timeout, is_cancelled } = environment;
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", GUARD_SCRIPT, "sh"]).arg(program).args(arguments);
-    command.env_clear().envs(variables.iter().map(|(name, value)| (name, value))).current_dir(working_directory);
+    let ProcessEnvironment { variables, working_directory, lock, timeout, is_cancelled, sandbox } = environment;
+    let variables = variables.iter().map(|(name, value)| (name, value));
+    let mut command = if let Some(sandbox) = sandbox {
+        // Its launcher is the watchdog.
+        let sandbox = Sandbox { follows_stdin: true, holds_lock: true, ..sandbox.clone() };
+        sandbox.command(None, Some(program), arguments, variables)
+    } else {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", GUARD_SCRIPT, "sh"]).arg(program).args(arguments).env_clear().envs(variables);
+        command
+    };
+    command.current_dir(working_directory);
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
     command.stderr(match lock {
         Some(lock) => Stdio::from(lock.try_clone()?),
@@ -114,9 +125,14 @@ pub fn run<A: AsRef<OsStr>>(
     });
     let mut child = command.spawn()?;
     // The watchdog kills the group when this is dropped.
-    let _watchdog = child.stdin.take();
+    let mut watchdog = child.stdin.take();
+    if sandbox.is_some()
+        && let Some(start) = &mut watchdog
+    {
+        start.write_all(b"\n").ok();
+    }
     let output = read_lines(child.stdout.take().expect("stdout is piped"));
-    let mut group = ProcessGroup { child, has_ended: false };
+    let mut group = ProcessGroup { child, watchdog, has_ended: false };
     let deadline = Instant::now() + timeout;
     let mut lines = VecDeque::new();
     let mut add = |line: String| {
@@ -181,6 +197,8 @@ fn read_lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
 /// Ends its processes when it is dropped, even in a panic.
 struct ProcessGroup {
     child: Child,
+    /// Ends the group when it is closed.
+    watchdog: Option<ChildStdin>,
     has_ended: bool,
 }
 
@@ -194,10 +212,10 @@ impl ProcessGroup {
         if matches!(self.child.try_wait(), Ok(None)) {
             // It may end between the two calls.
             kill_process_group(group, Signal::TERM).ok();
-            let deadline = Instant::now() + TERM_GRACE;
-            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            self.wait(TERM_GRACE);
+            // The launcher of a sandbox returns only after all that runs in it.
+            self.watchdog = None;
+            self.wait(KILL_TIMEOUT);
         }
         kill_process_group(group, Signal::KILL).ok();
         self.child.wait().ok();
@@ -206,6 +224,16 @@ impl ProcessGroup {
         while test_kill_process_group(group).is_ok() && has_running_process(group) && Instant::now() < deadline {
             while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}
             std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl ProcessGroup {
+    /// Waits for the leader to end, for some time.
+    fn wait(&mut self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

@@ -16,9 +16,11 @@ use super::record::ConnectorSettings;
 use super::store::{CONFIG, HOME, PIPES, REPORTS, SECRETS, TMP, TaskDirectory, io_failure, private_file};
 use crate::contract::{CONFIG_DIR, MAX_REPORTS_MI, PIPES_DIR, REPORTS_DIR, variable};
 use crate::failure::{Class, Failure};
-use crate::pod::connector::Connector;
 use crate::pod::connector::container::{Mount, RunOptions};
+use crate::pod::connector::{Connector, FILE_VARIABLES, InstalledPackage};
+use crate::pod::isolation::Isolator;
 use crate::pod::status::{Exit, SIDECAR, SOURCE};
+use crate::process::this_program;
 
 /// The sidecar's termination message.
 const TERMINATION_LOG: &str = "termination-log";
@@ -26,6 +28,9 @@ const TERMINATION_LOG: &str = "termination-log";
 const LOG_TAIL: u64 = 2000;
 /// How much the connector's container may write before, or instead of, using the pipes.
 const MAX_LOG_MI: u64 = 16;
+/// The home directory that an isolated connector sees, and its directory of temporary files.
+const ISOLATED_HOME: &str = "/home/connector";
+const ISOLATED_TMP: &str = "/tmp";
 /// The user's variables that a connector gets: as few as in a container, and those that it needs for the network.
 const INHERITED: [&str; 22] = [
     "PATH",
@@ -69,9 +74,9 @@ pub fn start_sidecar(pod: &Pod, directory: &TaskDirectory) -> Result<Child, Fail
             *path = directory.on_host(path);
         }
     }
-    let mut command = process::this_program();
+    let mut command = this_program();
     command.arg("sidecar").arg("--mark").arg(process::mark(directory.path())).env_clear().envs(environment);
-    start(command, SIDECAR, directory)
+    start(command, Stdio::null(), SIDECAR, directory)
 }
 
 /// Starts the script that runs the connector.
@@ -80,13 +85,24 @@ pub fn start_source(
     directory: &TaskDirectory,
     connector: &Connector,
     settings: &ConnectorSettings,
+    isolator: Option<&Isolator>,
 ) -> Result<Child, Failure> {
     let container = container(pod, SOURCE)?;
     let arguments = container.command.clone().unwrap_or_default();
     let own_variables = variables(container, directory)?;
     let home = directory.join(HOME);
     let command = match connector {
-        Connector::Host { entrypoint, environment } => {
+        Connector::Host { entrypoint, environment, package } => {
+            let own = own_variables.into_iter().chain(environment.iter().cloned());
+            // The supervisor samples the usage.
+            let fixed = [("SYNCCTL_USAGE", "external"), ("AIRBYTE_ENTRYPOINT", entrypoint)];
+            let fixed = fixed.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            if let (Some(isolator), Some(package)) = (isolator, package) {
+                let variables = inherited().filter(|(name, _)| name != MARK).chain(fixed).chain(own);
+                let command = isolated(directory, &arguments, package, isolator, variables.collect());
+                let command = command.map_err(|error| io_failure("prepare", directory.path(), &error))?;
+                return start(command, Stdio::piped(), SOURCE, directory);
+            }
             let mut arguments = arguments.iter();
             let mut command = Command::new(arguments.next().map_or("sh", String::as_str));
             // Some arguments are paths in the Pod's volumes.
@@ -99,9 +115,7 @@ pub fn start_source(
                 Some(_) => command.envs(process::environment()).current_dir(&settings.working_directory),
                 None => command.envs(inherited()).current_dir(&home),
             };
-            // The supervisor samples the usage.
-            command.env("SYNCCTL_USAGE", "external").env("AIRBYTE_ENTRYPOINT", entrypoint);
-            command.envs(own_variables).envs(environment.iter().map(|(name, value)| (name, value)));
+            command.envs(fixed).envs(own);
             command.env("HOME", &home).env("TMPDIR", directory.join(TMP));
             command
         }
@@ -125,6 +139,7 @@ pub fn start_source(
                 cpu_millicores: u32::try_from(limits.cpu_millicores).unwrap_or(u32::MAX),
                 memory_mi: u32::try_from(limits.memory_bytes >> 20).unwrap_or(u32::MAX),
                 grace_seconds: u32::try_from(grace).unwrap_or_default(),
+                is_read_only: settings.are_images_read_only,
                 command: &arguments,
             };
             let mut command = Command::new(&engine.path);
@@ -135,7 +150,40 @@ pub fn start_source(
             command
         }
     };
-    start(command, SOURCE, directory)
+    start(command, Stdio::null(), SOURCE, directory)
+}
+
+/// A command that runs the connector with the paths of a Pod's volumes, and sees nothing else of this machine than programs,
+/// libraries and its package.
+fn isolated(
+    directory: &TaskDirectory,
+    arguments: &[String],
+    package: &InstalledPackage,
+    isolator: &Isolator,
+    mut variables: BTreeMap<String, String>,
+) -> io::Result<Command> {
+    let mut view = isolator.view(Path::new(ISOLATED_HOME));
+    package.show(&mut view);
+    let files = variables.iter().filter(|(name, _)| FILE_VARIABLES.contains(&name.as_str()));
+    view.named_files(files.map(|(_, value)| value.as_str()));
+    for (name, target, is_writable) in [
+        (PIPES, PIPES_DIR, false),
+        (CONFIG, CONFIG_DIR, false),
+        (REPORTS, REPORTS_DIR, true),
+        (HOME, ISOLATED_HOME, true),
+        (TMP, ISOLATED_TMP, true),
+    ] {
+        view.mount(&directory.join(name), target, is_writable);
+    }
+    for own in [HOME, TMP] {
+        isolator.give(&directory.join(own))?;
+    }
+    for (name, path) in [("HOME", ISOLATED_HOME), ("TMPDIR", ISOLATED_TMP)] {
+        variables.insert(name.to_owned(), path.to_owned());
+    }
+    let (program, arguments) = arguments.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    let sandbox = view.into_sandbox_that_follows_stdin();
+    Ok(sandbox.command(Some(&process::mark(directory.path())), Some(Path::new(program)), arguments, variables))
 }
 
 /// The resource limits of a container.
@@ -217,12 +265,12 @@ fn log_path(name: &str, directory: &TaskDirectory) -> PathBuf {
     directory.join(&format!("{name}.log"))
 }
 
-fn start(mut command: Command, name: &str, directory: &TaskDirectory) -> Result<Child, Failure> {
+fn start(mut command: Command, stdin: Stdio, name: &str, directory: &TaskDirectory) -> Result<Child, Failure> {
     let path = log_path(name, directory);
     let logs = private_file(&path).and_then(|log| Ok((log.try_clone()?, log)));
     let (stdout, stderr) = logs.map_err(|error| io_failure("write", &path, &error))?;
     // A process group for each container: signals to one do not reach the other.
-    command.process_group(0).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+    command.process_group(0).stdin(stdin).stdout(stdout).stderr(stderr);
     let program = command.get_program().to_owned();
     command.spawn().map_err(|error| io_failure(&format!("start the {name} with"), Path::new(&program), &error))
 }

@@ -21,7 +21,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -37,6 +37,8 @@ use super::{
 use crate::contract;
 use crate::failure::Failure;
 use crate::pod::connector::Runtime;
+use crate::pod::isolation::Isolation;
+use crate::process::this_program;
 use crate::shared_folder::SharedFolder;
 use crate::task::Task;
 use record::{ConnectorSettings, TaskRecord};
@@ -55,6 +57,17 @@ pub struct LocalSettings {
     pub exec: Option<String>,
     /// Where to look for connectors.
     pub runtime: Runtime,
+    /// Whether images run with a read-only file system.
+    pub are_images_read_only: bool,
+    /// Whether connectors that are Python packages can be isolated; `None`: not known yet.
+    pub isolation: Option<Isolation>,
+}
+
+impl LocalSettings {
+    /// Whether a task may run foreign code as a process of this machine.
+    pub fn may_run_packages(&self) -> bool {
+        self.exec.is_none() && matches!(self.runtime, Runtime::Auto | Runtime::Python)
+    }
 }
 
 /// Tasks as processes of this machine.
@@ -62,6 +75,8 @@ pub struct LocalBackend {
     store: TaskStore,
     waiting: WaitingStore,
     settings: LocalSettings,
+    /// Whether connectors can be isolated. A probe finds out while the command prepares its task.
+    isolation: Arc<OnceLock<Isolation>>,
     /// The stdin of each supervisor by the name of its task; closing it ends the task.
     supervisors: Arc<Mutex<HashMap<String, ChildStdin>>>,
 }
@@ -79,7 +94,13 @@ impl LocalBackend {
         let store = TaskStore::new(&settings.state);
         store.create().map_err(|error| io_failure("create", store.root(), &error))?;
         cleanup::remove_abandoned(&store)?;
-        Ok(Self { store, waiting: WaitingStore::new(&settings.state), settings, supervisors: Arc::default() })
+        let waiting = WaitingStore::new(&settings.state);
+        let isolation = Arc::new(settings.isolation.clone().map(OnceLock::from).unwrap_or_default());
+        if settings.may_run_packages() {
+            let isolation = Arc::clone(&isolation);
+            std::thread::spawn(move || _ = isolation.get_or_init(Isolation::probe));
+        }
+        Ok(Self { store, waiting, settings, isolation, supervisors: Arc::default() })
     }
 
     /// Creates the record and the directory of a task and starts its supervisor.
@@ -95,7 +116,7 @@ impl LocalBackend {
         let started = self.store.write(name, &record).and_then(|()| {
             let log = directory.join("supervisor.log");
             let stderr = private_file(&log).map_err(|error| io_failure("write", &log, &error))?;
-            let mut command = process::this_program();
+            let mut command = this_program();
             command.arg("supervise").arg("--mark").arg(process::mark(directory.path())).arg(directory.path());
             // Connectors must get neither settings nor secrets of this program.
             for (variable, _) in std::env::vars_os() {
@@ -153,9 +174,18 @@ impl LocalBackend {
             exec: self.settings.exec.clone(),
             runtime: self.settings.runtime,
             cache: self.settings.cache.clone(),
+            are_images_read_only: self.settings.are_images_read_only,
+            isolation: self.isolation(),
             working_directory: std::env::current_dir().unwrap_or_else(|_| directory.join(HOME)),
         };
         private_file(&directory.join(ConnectorSettings::FILE))?.write_all(&serde_json::to_vec(&settings)?)
+    }
+
+    fn isolation(&self) -> Isolation {
+        if !self.settings.may_run_packages() {
+            return Isolation::Unavailable("the connector is no package".to_owned());
+        }
+        self.isolation.get_or_init(Isolation::probe).clone()
     }
 
     fn supervisors(&self) -> MutexGuard<'_, HashMap<String, ChildStdin>> {

@@ -5,9 +5,7 @@
 //! each of them inherits.
 
 use std::collections::HashMap;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -27,13 +25,6 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const KILL_POLL: Duration = Duration::from_millis(5);
 /// Between two samples of the resource usage: early once, for short tasks, then as often as the sidecar reads.
 const SAMPLE_DELAYS: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
-
-/// A command that runs this program, even if its file was replaced by a newer version.
-pub fn this_program() -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("syncctl");
-    command
-}
 
 /// The variables of this process.
 pub fn environment() -> Vec<(String, String)> {

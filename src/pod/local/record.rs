@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::{Class, Failure};
 use crate::pod::TaskPod;
 use crate::pod::connector::{ContainerEngine, Runtime};
+use crate::pod::isolation::Isolation;
 use crate::pod::status::{Ended, Exit, Observation, Phase, SIDECAR, SOURCE};
 
 /// The state of a task. One process writes it at a time: the one that launches the task, then the supervisor.
@@ -41,6 +42,10 @@ pub struct ConnectorSettings {
     pub cache: PathBuf,
     /// The working directory of the command.
     pub working_directory: PathBuf,
+    /// Whether images run with a read-only file system.
+    pub are_images_read_only: bool,
+    /// Whether a connector that is a Python package can be isolated.
+    pub isolation: Isolation,
 }
 
 impl ConnectorSettings {

@@ -56,7 +56,8 @@ impl TaskStore {
     /// Creates the directory.
     pub fn create(&self) -> io::Result<()> {
         // Not the parents: the server of the embedded database, another user, must be able to pass through them.
-        self.root.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        let create = |path| std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+        self.root.parent().map_or(Ok(()), create)?;
         private_directory(&self.root)
     }
 

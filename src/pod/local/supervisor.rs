@@ -4,8 +4,8 @@
 //! everything that the task leaves behind. It ends the task at once when the process that launched it has died: that one
 //! holds the other end of the supervisor's stdin. Everything that happens arrives as an [`Event`] in one channel.
 
-use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{DumpableBehavior, Signal};
+use rustix::process::Signal;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::cgroup::{ControlGroup, Limits};
@@ -25,6 +25,7 @@ use super::{cleanup, containers};
 use crate::contract::READY_FILE;
 use crate::failure::{Class, Failure};
 use crate::pod::connector::{self, Connector, ConnectorRequest, ResolvedConnector};
+use crate::pod::isolation::{Isolation, Isolator};
 use crate::pod::status::{Exit, SIDECAR, SOURCE};
 use crate::task::Task;
 
@@ -52,7 +53,6 @@ enum Event {
 pub fn supervise(path: &Path) -> Result<(), Failure> {
     // Adopts the orphans among its descendants.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).ok();
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
     let directory = TaskDirectory::at(path);
     let store = TaskStore::new(path.parent().and_then(Path::parent).unwrap_or(Path::new("/")));
     let file = directory.join(ConnectorSettings::FILE);
@@ -61,10 +61,15 @@ pub fn supervise(path: &Path) -> Result<(), Failure> {
     let record = store.read(directory.name())?;
     let record = record.ok_or_else(|| Failure::new(Class::Internal, "the task has no record"))?;
     let (events, inbox) = mpsc::channel();
+    let (isolator, not_isolated) = match isolator(&settings, path) {
+        Ok(isolator) => (isolator.map(Arc::new), None),
+        Err(failure) => (None, Some(failure)),
+    };
     let mut supervisor = Supervisor {
         store,
         directory,
         settings,
+        isolator,
         record,
         events,
         is_cancelled: Arc::default(),
@@ -75,15 +80,33 @@ pub fn supervise(path: &Path) -> Result<(), Failure> {
         are_secrets_removed: false,
     };
     supervisor.start_listeners();
-    supervisor.start_resolving();
+    match not_isolated {
+        None => supervisor.start_resolving(),
+        Some(failure) => _ = supervisor.events.send(Event::Resolved(Err(failure))),
+    }
     supervisor.run(&inbox);
     Ok(())
+}
+
+/// What isolates foreign code of this task; `None` where there is none, or where that is not possible.
+fn isolator(settings: &ConnectorSettings, directory: &Path) -> Result<Option<Isolator>, Failure> {
+    if settings.exec.is_some() || matches!(settings.isolation, Isolation::Unavailable(_)) {
+        return Ok(None);
+    }
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let state = directory.parent().and_then(Path::parent).unwrap_or(directory);
+    let isolator = Isolator::new(&[state, &settings.cache, &home]);
+    isolator
+        .map(Some)
+        .map_err(|reason| Failure::new(Class::StartError, format!("cannot isolate the connector: {reason}")))
 }
 
 struct Supervisor {
     store: TaskStore,
     directory: TaskDirectory,
     settings: ConnectorSettings,
+    /// Isolates the connector and its installation; `None` where that is not possible or not wanted.
+    isolator: Option<Arc<Isolator>>,
     record: TaskRecord,
     events: Sender<Event>,
     /// Cancels the resolution of the connector.
@@ -174,6 +197,7 @@ impl Supervisor {
     fn start_resolving(&mut self) {
         let (events, is_cancelled, settings) =
             (self.events.clone(), Arc::clone(&self.is_cancelled), self.settings.clone());
+        let isolator = self.isolator.clone();
         let task = Task::from_annotations(&self.record.pod.metadata.annotations.clone().unwrap_or_default());
         self.resolving = Some(std::thread::spawn(move || {
             let environment = process::environment();
@@ -185,6 +209,7 @@ impl Supervisor {
                     cache: &settings.cache,
                     environment: &environment,
                     working_directory: &settings.working_directory,
+                    isolator: isolator.as_deref(),
                 };
                 let mut on_progress = |text: &str| drop(events.send(Event::Progress(text.to_owned())));
                 connector::resolve(&request, &mut on_progress, &|| is_cancelled.load(Ordering::SeqCst))
@@ -195,7 +220,7 @@ impl Supervisor {
 
     /// The sidecar first: the connector waits for its pipes.
     fn start_containers(&mut self, resolved: &ResolvedConnector) -> Result<(), Failure> {
-        self.record.notice = Some(resolved.summary.clone());
+        self.record.notice = Some(self.notice(resolved));
         if let Connector::Container { engine, .. } = &resolved.connector {
             // Before the container exists: a later cleanup must know of it.
             self.record.container = Some(engine.clone());
@@ -203,12 +228,25 @@ impl Supervisor {
         }
         let sidecar = containers::start_sidecar(&self.record.pod, &self.directory)?;
         self.sidecar = Some(self.watch_container(SIDECAR, sidecar)?);
-        let source = containers::start_source(&self.record.pod, &self.directory, &resolved.connector, &self.settings)?;
+        let (pod, settings, isolator) = (&self.record.pod, &self.settings, self.isolator.as_deref());
+        let source = containers::start_source(pod, &self.directory, &resolved.connector, settings, isolator)?;
         self.source = Some(self.watch_container(SOURCE, source)?);
         self.record.set_started(SIDECAR);
         self.record.set_started(SOURCE);
         self.save_record();
         Ok(())
+    }
+
+    /// What was chosen, and what that lacks.
+    fn notice(&self, resolved: &ResolvedConnector) -> String {
+        let is_package = matches!(&resolved.connector, Connector::Host { package: Some(_), .. });
+        match &self.settings.isolation {
+            Isolation::Unavailable(reason) if is_package => format!(
+                "{}\nwarning: the connector is not isolated, it runs with all rights of this user: {reason}",
+                resolved.summary
+            ),
+            _ => resolved.summary.clone(),
+        }
     }
 
     /// Limits a container and waits for its end on its own thread. Returns its process.
@@ -219,6 +257,10 @@ impl Supervisor {
         let limits = if engine.is_none() { containers::limits(&self.record.pod, name) } else { Limits::default() };
         let group = ControlGroup::create(self.directory.name(), name, limits);
         group.add(pid, limits);
+        if let Some(stdin) = &mut child.stdin {
+            // An isolated connector starts now, within its limits.
+            stdin.write_all(b"\n").ok();
+        }
         let usage = (name == SOURCE && engine.is_none()).then(|| UsageSampler::new(pid, &self.directory.join(REPORTS)));
         if usage.is_some() {
             self.usage.clone_from(&usage);

@@ -4,9 +4,9 @@
 //! `connectors/NAME@VERSION.lock` is locked by the process that installs it. An environment contains its own path, so it
 //! is made in place; one without a manifest is incomplete, and removed once its lock is free. Knows nothing of pip.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +34,13 @@ pub struct Manifest {
     pub python: String,
     /// What starts the connector.
     pub start: EntryPoint,
+    /// The interpreter that it was installed with. Older environments lack it.
+    #[serde(default)]
+    pub interpreter: Option<PathBuf>,
+    /// Whether nothing of the installation can change the environment now. Older ones may have files that other users
+    /// cannot read.
+    #[serde(default)]
+    pub is_sealed: bool,
 }
 
 /// All installed connectors.
@@ -56,7 +63,7 @@ impl EnvironmentCache {
         is_cancelled: &dyn Fn() -> bool,
         on_wait: &mut dyn FnMut(Option<u32>),
     ) -> std::io::Result<Option<Lock>> {
-        std::fs::create_dir_all(&self.directory)?;
+        DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)?;
         let path = self.directory.join(format!("{}.lock", key(package)));
         loop {
             if let Some(lock) = Lock::try_acquire(&path)? {
@@ -75,8 +82,12 @@ impl EnvironmentCache {
         Environment { directory: self.directory.join(format!("{}-cp3{}", key(package), python.minor())) }
     }
 
-    /// A complete environment of a package whose interpreter still works.
-    pub fn find(&self, package: &Package, process: ProcessEnvironment<'_>) -> Option<(Environment, Manifest)> {
+    /// A complete environment of a package, with its interpreter, which still works.
+    pub fn find(
+        &self,
+        package: &Package,
+        process: ProcessEnvironment<'_>,
+    ) -> Option<(Environment, Manifest, Interpreter)> {
         let prefix = format!("{}-", key(package));
         let mut names = self.names();
         names.retain(|name| name.starts_with(&prefix));
@@ -84,7 +95,8 @@ impl EnvironmentCache {
         names.into_iter().find_map(|name| {
             let environment = Environment { directory: self.directory.join(name) };
             let manifest = environment.manifest().filter(|manifest| manifest.requirement == package.requirement())?;
-            environment.is_usable(&manifest, process).then_some((environment, manifest))
+            let interpreter = self.interpreter(&environment, &manifest, process)?;
+            Some((environment, manifest, interpreter))
         })
     }
 
@@ -103,6 +115,29 @@ impl EnvironmentCache {
                 environment.remove().ok();
             }
         }
+    }
+
+    /// The interpreter of an environment if it runs and has the version of the installation: an upgrade of the system may
+    /// have removed or replaced it. The environment's own program is not run: it is a file of the package's.
+    fn interpreter(
+        &self,
+        environment: &Environment,
+        manifest: &Manifest,
+        process: ProcessEnvironment<'_>,
+    ) -> Option<Interpreter> {
+        let script_exists = match &manifest.start {
+            EntryPoint::Script(name) => environment.script(name).is_file(),
+            EntryPoint::Run(_) | EntryPoint::Module(_) => true,
+        };
+        let of_link = || environment.python().canonicalize().ok();
+        let path = manifest.interpreter.clone().or_else(of_link)?;
+        let cache = self.directory.canonicalize().ok()?;
+        let is_outside = path.canonicalize().is_ok_and(|path| !path.starts_with(&cache));
+        let minor = |version: &str| version.rsplit_once('.').map(|(minor, _)| minor.to_owned());
+        if !script_exists || !is_outside || !environment.python().exists() {
+            return None;
+        }
+        Interpreter::detect(&path, process).filter(|python| minor(&python.version) == minor(&manifest.python))
     }
 
     fn names(&self) -> Vec<String> {
@@ -134,6 +169,18 @@ impl Environment {
         self.directory.join("bin").join(name)
     }
 
+    /// What starts the connector, after its interpreter.
+    pub fn arguments(&self, start: &EntryPoint) -> Vec<String> {
+        // `-I` ignores the Python settings of the user's shell; `-u`, as in the images, flushes each message.
+        let options = ["-I", "-u", "-X", "utf8"].map(str::to_owned);
+        let start = match start {
+            EntryPoint::Script(name) => vec![self.script(name).to_string_lossy().into_owned()],
+            EntryPoint::Run(module) => vec!["-c".to_owned(), format!("from {module} import run; run()")],
+            EntryPoint::Module(module) => vec!["-m".to_owned(), module.clone()],
+        };
+        options.into_iter().chain(start).collect()
+    }
+
     /// The directory for temporary files of the installation, which is removed with the environment.
     pub fn scratch(&self) -> PathBuf {
         self.directory.join("scratch")
@@ -146,7 +193,9 @@ impl Environment {
     /// Declares the environment complete.
     pub fn write_manifest(&self, manifest: &Manifest) -> std::io::Result<()> {
         let temporary = self.directory.join(format!("{MANIFEST}.new"));
-        let mut file = File::create(&temporary)?;
+        // The package's code was able to put a link there.
+        std::fs::remove_file(&temporary).or_else(ignore_absent)?;
+        let mut file = File::create_new(&temporary)?;
         file.write_all(&serde_json::to_vec(manifest)?)?;
         file.sync_all()?;
         std::fs::rename(temporary, self.directory.join(MANIFEST))
@@ -154,8 +203,6 @@ impl Environment {
 
     /// Removes the directory, if there is one.
     pub fn remove(&self) -> std::io::Result<()> {
-        let ignore_absent =
-            |error: std::io::Error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) };
         std::fs::remove_file(self.directory.join(MANIFEST)).or_else(ignore_absent)?;
         std::fs::remove_dir_all(&self.directory).or_else(ignore_absent)
     }
@@ -165,19 +212,10 @@ impl Environment {
         let disk = self.directory.parent().and_then(|directory| rustix::fs::statvfs(directory).ok());
         disk.is_some_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < MIN_FREE_BYTES)
     }
+}
 
-    /// Whether its interpreter runs and has the version of the installation: an upgrade of the system may have removed or
-    /// replaced it.
-    fn is_usable(&self, manifest: &Manifest, process: ProcessEnvironment<'_>) -> bool {
-        let script_exists = match &manifest.start {
-            EntryPoint::Script(name) => self.script(name).is_file(),
-            EntryPoint::Run(_) | EntryPoint::Module(_) => true,
-        };
-        let minor = |version: &str| version.rsplit_once('.').map(|(minor, _)| minor.to_owned());
-        script_exists
-            && Interpreter::detect(&self.python(), process)
-                .is_some_and(|python| minor(&python.version) == minor(&manifest.python))
-    }
+fn ignore_absent(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// A lock between processes, which the kernel releases when all holders have ended. The file exists while it is held, and

@@ -9,9 +9,9 @@ use super::super::subprocess::{self, ProcessEnvironment};
 const PREFERRED: [u8; 3] = [11, 10, 12];
 /// `importlib.metadata` exists from here on.
 const OLDEST: u8 = 8;
-/// Prints version and path, without site packages and user settings.
+/// Prints version, directory and path, without site packages and user settings.
 const DESCRIBE: [&str; 4] =
-    ["-I", "-S", "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.executable)"];
+    ["-I", "-S", "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3], sys.base_prefix); print(sys.executable)"];
 
 /// An interpreter that works.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,14 +20,17 @@ pub struct Interpreter {
     pub path: PathBuf,
     /// `3.11.7`
     pub version: String,
+    /// The directory of its installation, e.g. `/usr`.
+    pub prefix: PathBuf,
 }
 
 impl Interpreter {
     /// Runs a program to learn its version; a name in `PATH` may be a version manager's shim without an interpreter.
     pub fn detect(path: &Path, process: ProcessEnvironment<'_>) -> Option<Self> {
         let output = subprocess::query(path, &DESCRIBE, process)?;
-        let [.., version, executable] = output.lines.as_slice() else { return None };
-        let python = Self { path: PathBuf::from(executable), version: version.clone() };
+        let [.., description, executable] = output.lines.as_slice() else { return None };
+        let (version, prefix) = description.split_once(' ')?;
+        let python = Self { path: executable.into(), version: version.to_owned(), prefix: prefix.into() };
         (version.starts_with("3.") && python.minor() >= OLDEST).then_some(python)
     }
 
@@ -37,6 +40,12 @@ impl Interpreter {
         let of_uv = move || uv.map(|uv| paths_of_uv(uv, process)).unwrap_or_default();
         let paths = paths_in_path(process).into_iter().chain(std::iter::once_with(of_uv).flatten());
         paths.filter(|path| subprocess::is_executable(path)).filter_map(move |path| Self::detect(&path, process))
+    }
+
+    /// The directories of its installation, by both of its names: uv links the one of a minor version to that of a patch.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let of_path = self.path.parent().and_then(Path::parent).map(Path::to_owned);
+        [Some(self.prefix.clone()), of_path.filter(|path| *path != self.prefix)].into_iter().flatten().collect()
     }
 
     /// `11` of `3.11.7`

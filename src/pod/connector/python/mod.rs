@@ -13,11 +13,12 @@ use std::path::Path;
 use cache::{Environment, EnvironmentCache, Lock, Manifest};
 use installer::{InstallError, Installer};
 use interpreter::Interpreter;
-use package::{EntryPoint, Package};
+use package::Package;
 
 use super::subprocess::ProcessEnvironment;
-use super::{Connector, ResolvedConnector};
+use super::{Connector, InstalledPackage, ResolvedConnector};
 use crate::failure::{Class, Failure};
+use crate::pod::isolation::Isolator;
 use crate::task::Image;
 
 /// The command that installs Python with its `venv` module, by the `ID` or `ID_LIKE` of `/etc/os-release`.
@@ -39,23 +40,25 @@ pub fn resolve(
     image: &Image,
     cache: &Path,
     process: ProcessEnvironment<'_>,
+    isolator: Option<&Isolator>,
     on_progress: &mut dyn FnMut(&str),
 ) -> Result<ResolvedConnector, Failure> {
     let package = Package::of(image)
         .map_err(|why| Failure::new(Class::ImageNotFound, why).with_hint("name the connector by its version"))?;
-    Resolver { package, cache: EnvironmentCache::new(cache), process }.resolve(on_progress)
+    Resolver { package, cache: EnvironmentCache::new(cache), process, isolator }.resolve(on_progress)
 }
 
 struct Resolver<'a> {
     package: Package,
     cache: EnvironmentCache,
     process: ProcessEnvironment<'a>,
+    isolator: Option<&'a Isolator>,
 }
 
 impl Resolver<'_> {
     fn resolve(&self, on_progress: &mut dyn FnMut(&str)) -> Result<ResolvedConnector, Failure> {
-        if let Some((environment, manifest)) = self.cache.find(&self.package, self.process) {
-            return self.resolved(&environment, &manifest, "cached in");
+        if let Some(resolved) = self.cached() {
+            return resolved;
         }
         quote(&self.cache.directory)?;
         let mut reported = None;
@@ -71,15 +74,30 @@ impl Resolver<'_> {
             .map_err(|error| self.failure(error.into(), &[]))?
             .ok_or_else(|| Failure::new(Class::Cancelled, "cancelled while waiting for another installation"))?;
         // The previous holder of the lock may have installed it.
-        if let Some((environment, manifest)) = self.cache.find(&self.package, self.process) {
-            return self.resolved(&environment, &manifest, "cached in");
+        if let Some(resolved) = self.cached() {
+            return resolved;
         }
         self.install(&lock, on_progress)
     }
 
+    fn cached(&self) -> Option<Result<ResolvedConnector, Failure>> {
+        let (environment, manifest, python) = self.cache.find(&self.package, self.process)?;
+        if let Some(isolator) = self.isolator.filter(|_| !manifest.is_sealed) {
+            // Of an older version: the user of this task may be unable to read it.
+            let manifest = Manifest { is_sealed: true, ..manifest.clone() };
+            let sealed =
+                isolator.take_back(&environment.directory).and_then(|()| environment.write_manifest(&manifest));
+            if let Err(error) = sealed {
+                tracing::debug!(%error, "another task seals the environment");
+            }
+        }
+        Some(self.resolved(&environment, &manifest, &python, "cached in"))
+    }
+
     /// Installs with the first interpreter that succeeds.
     fn install(&self, lock: &Lock, on_progress: &mut dyn FnMut(&str)) -> Result<ResolvedConnector, Failure> {
-        let installer = Installer::new(ProcessEnvironment { lock: Some(&lock.file), ..self.process });
+        let process = ProcessEnvironment { lock: Some(&lock.file), ..self.process };
+        let installer = Installer::new(process, self.isolator);
         let requirement = self.package.requirement();
         let mut tried: Vec<Interpreter> = Vec::new();
         let mut first_error = None;
@@ -95,9 +113,12 @@ impl Resolver<'_> {
             on_progress(&format!("Installing {requirement} with Python {}", python.version));
             let environment = self.cache.environment(&self.package, &python);
             let result = installer.install(&self.package, &python, &environment);
+            if let Ok(manifest) = result {
+                return self.resolved(&environment, &manifest, &python, "installed in");
+            }
             tried.push(python);
             match result {
-                Ok(manifest) => return self.resolved(&environment, &manifest, "installed in"),
+                Ok(_) => {}
                 Err(error @ InstallError::Failed(_)) => drop(first_error.get_or_insert(error)),
                 Err(error) => return Err(self.failure(error, &tried)),
             }
@@ -120,20 +141,22 @@ impl Resolver<'_> {
         &self,
         environment: &Environment,
         manifest: &Manifest,
+        python: &Interpreter,
         origin: &str,
     ) -> Result<ResolvedConnector, Failure> {
-        let python = quote(&environment.python())?;
-        let start = match &manifest.start {
-            EntryPoint::Script(name) => quote(&environment.script(name))?,
-            EntryPoint::Run(module) => format!("-c 'from {module} import run; run()'"),
-            EntryPoint::Module(module) => format!("-m {module}"),
-        };
-        // `-I` ignores the Python settings of the user's shell; `-u`, as in the images, flushes each message.
-        let entrypoint = format!("{python} -I -u -X utf8 {start}");
+        let package =
+            InstalledPackage { environment: environment.directory.clone(), interpreter: python.directories() };
+        let program = std::iter::once(quote(&environment.python()));
+        let words = environment.arguments(&manifest.start).into_iter().map(|word| quote(Path::new(&word)));
+        let entrypoint = program.chain(words).collect::<Result<Vec<_>, _>>()?.join(" ");
         let directory = abbreviate_home(&environment.directory, self.process.variable("HOME"));
         let Manifest { requirement, python, .. } = manifest;
         Ok(ResolvedConnector {
-            connector: Connector::Host { entrypoint, environment: vec![("LANG".to_owned(), "C.UTF-8".to_owned())] },
+            connector: Connector::Host {
+                entrypoint,
+                environment: vec![("LANG".to_owned(), "C.UTF-8".to_owned())],
+                package: Some(package),
+            },
             summary: format!("connector: {requirement} from PyPI, {origin} {directory} (Python {python})"),
         })
     }

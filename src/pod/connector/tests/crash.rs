@@ -26,6 +26,7 @@ fn victim() {
         cache: &directory.join("cache"),
         environment: &environment,
         working_directory: &directory,
+        isolator: None,
     };
     resolve(&request, &mut |_| (), &|| false).expect("a connector");
 }

@@ -46,6 +46,7 @@ fn image(
         cache: directory,
         environment,
         working_directory: directory,
+        isolator: None,
     };
     let resolved = resolve(&request, &mut |_| (), &|| false)?;
     assert!(
@@ -87,6 +88,7 @@ fn an_image_runs_in_podman_with_its_mounts_and_is_removed_by_name() {
         cpu_millicores: 500,
         memory_mi: 64,
         grace_seconds: 5,
+        is_read_only: true,
         command: &command,
     };
     let status = start(&engine, &run, directory.path()).wait().expect("it ends");
@@ -127,6 +129,7 @@ fn a_container_that_exceeds_its_memory_limit_is_recognized() {
         cpu_millicores: 0,
         memory_mi: 32,
         grace_seconds: 5,
+        is_read_only: true,
         command: &command,
     };
     let status = start(&engine, &run, directory.path()).wait().expect("it ends");

@@ -86,8 +86,15 @@ fn failures_of_pip_are_classified_and_show_its_last_lines() {
     let image = Image::new("t/source-x", "2").expect("an image");
     let (cache, working_directory) = (&machine.path("cache"), &machine.path("home"));
     let environment = &machine.environment;
-    let request =
-        ConnectorRequest { image: &image, exec: None, runtime: Runtime::Python, cache, environment, working_directory };
+    let request = ConnectorRequest {
+        image: &image,
+        exec: None,
+        runtime: Runtime::Python,
+        cache,
+        environment,
+        working_directory,
+        isolator: None,
+    };
     let failure = resolve(&request, &mut |_| (), &|| false).expect_err("no version 2");
     let expected = "IMAGE_NOT_FOUND: connector t/source-x:2 not found: PyPI has no version 2 of t-source-x (newest: 1)";
     assert_eq!(failure.to_string(), expected);
@@ -146,12 +153,12 @@ fn an_unreachable_index_is_reported_without_its_password() {
 #[test]
 fn another_python_is_tried_when_the_first_one_fails() {
     let first = r#"case "$*" in
-        "-I -S -c "*) echo 3.11.0; echo "$0" ;;
+        "-I -S -c "*) echo 3.11.0 /usr; echo "$0" ;;
         "-I -c import venv"*) ;;
         "-I -m venv "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
         *) echo "ERROR: requires a different Python"; exit 1 ;;
         esac"#;
-    let second = r#""-I -S -c "*) echo 3.10.9; echo "$0"; exit ;;"#;
+    let second = r#""-I -S -c "*) echo 3.10.9 /usr; echo "$0"; exit ;;"#;
     let machine = Machine::new().program("python3.11", first).python_that(second).good("t-source-x");
     let resolved = machine.resolve("t/source-x").expect("a connector");
     assert!(resolved.summary.ends_with("(Python 3.10.9)"), "{}", resolved.summary);
@@ -230,14 +237,21 @@ fn a_command_is_taken_as_it_is_if_its_program_exists() {
     let resolve = |command| {
         let exec = Some(command);
         let environment = &machine.environment;
-        let request =
-            ConnectorRequest { image: &image, exec, runtime: Runtime::Docker, cache, environment, working_directory };
+        let request = ConnectorRequest {
+            image: &image,
+            exec,
+            runtime: Runtime::Docker,
+            cache,
+            environment,
+            working_directory,
+            isolator: None,
+        };
         resolve(&request, &mut |_| (), &|| false)
     };
     for command in ["tool --flag 'a b'", "../bin/tool", "A=1 nothing", "cd /x && nothing", "\"$HOME/x\"", "exec tool"] {
         let resolved = resolve(command).unwrap_or_else(|failure| panic!("{command}: {failure}"));
         assert_eq!(resolved.summary, format!("connector: the command {command}"));
-        let connector = Connector::Host { entrypoint: command.to_owned(), environment: vec![] };
+        let connector = Connector::Host { entrypoint: command.to_owned(), environment: vec![], package: None };
         assert_eq!(resolved.connector, connector, "{command}");
     }
     for (command, class, part) in [
@@ -324,6 +338,7 @@ fn a_real_connector_is_installed_and_answers() {
         cache: &machine.path("cache"),
         environment: &environment,
         working_directory: &machine.path("home"),
+        isolator: None,
     };
     for _ in 0..2 {
         let resolved = resolve(&request, &mut |text| println!("{text}"), &|| false).expect("a connector");

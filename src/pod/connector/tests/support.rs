@@ -137,6 +137,7 @@ impl Machine {
             cache: &self.path("cache"),
             environment: &self.environment,
             working_directory: &self.path("home"),
+            isolator: None,
         };
         resolve(&request, on_progress, is_cancelled)
     }
@@ -190,7 +191,7 @@ impl Machine {
 
 /// Runs a connector as `source.sh` does.
 pub fn output(resolved: &ResolvedConnector, arguments: &[&str]) -> String {
-    let Connector::Host { entrypoint, environment } = &resolved.connector else { panic!("{resolved:?}") };
+    let Connector::Host { entrypoint, environment, .. } = &resolved.connector else { panic!("{resolved:?}") };
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "eval \"$AIRBYTE_ENTRYPOINT \\\"\\$@\\\"\"", "sh"]).args(arguments);
     command.env("AIRBYTE_ENTRYPOINT", entrypoint).envs(environment.iter().map(|(name, value)| (name, value)));
