@@ -12,6 +12,7 @@ pub mod failure;
 pub mod host_rules;
 pub mod http_client;
 pub mod logging;
+pub mod pattern;
 pub mod printable;
 pub mod process;
 pub mod retry;

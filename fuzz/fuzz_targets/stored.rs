@@ -3,8 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
 use syncctl::db::task::description;
 use syncctl::failure::{Failure, StoredError};
+use syncctl::printable;
 use syncctl::sidecar::{crash, progress};
 use syncctl::task::TaskStatus;
 
@@ -25,6 +27,10 @@ fuzz_target!(|text: &str| {
     let document = serde_json::to_string(&reports).expect("JSON");
     assert_eq!(description::parse(&document), reports);
     description::close(text, TaskStatus::Failed, Some("the reason"));
+    assert!(printable::line(text).chars().all(|c| c == '\t' || !c.is_control()));
+    if let Ok(value) = serde_json::from_str::<Value>(text) {
+        assert_eq!(serde_json::from_str::<Value>(&printable::json(text)).ok(), Some(value));
+    }
     progress::parse_metrics(text);
     crash::is_report(text);
 });

@@ -19,8 +19,8 @@ fuzz_target!(|text: &str| {
     {
         assert_eq!(time::timestamptz(&at.to_string()), Some((micros, Fit::Exact)), "{at}");
     }
-    // The strict form, read by another parser.
-    if time::is_instant(text) {
+    // The strict form, read by another parser, which ends a day earlier.
+    if time::is_instant(text) && !text.starts_with("9999-12-3") {
         let at: Timestamp = text.parse().expect("an instant");
         let (micros, fit) = time::timestamptz(text).expect("an instant");
         let difference = time::micros_of(at) - micros;

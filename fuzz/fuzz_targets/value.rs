@@ -2,13 +2,16 @@
 
 #![no_main]
 
+use indexmap::IndexMap;
 use libfuzzer_sys::fuzz_target;
 use serde::de::IgnoredAny;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use syncctl::sidecar::sink::bulker::fields::Names;
 use syncctl::sidecar::sink::bulker::row::Encoder;
 use syncctl::sidecar::sink::postgres::json;
 use syncctl::sidecar::sink::postgres::number::Fit;
+use syncctl::sidecar::sink::postgres::object_fields::ObjectFields;
 use syncctl::sidecar::sink::postgres::types::ColumnType;
 use syncctl::sidecar::sink::postgres::value::encode;
 
@@ -45,6 +48,14 @@ fuzz_target!(|text: &str| {
         let mut compact = Vec::new();
         json::push_compact(raw.as_bytes(), &mut compact);
         assert_same(raw, str::from_utf8(&compact).expect("UTF-8"));
+    }
+    if let Ok(fields) = serde_json::from_str::<IndexMap<String, &RawValue>>(raw) {
+        let mut found: IndexMap<String, &str> = IndexMap::new();
+        for (key, range) in ObjectFields::new(raw, 0) {
+            found.insert(String::from_utf8(key.into_owned()).expect("UTF-8"), &raw[range]);
+        }
+        let fields: IndexMap<String, &str> = fields.into_iter().map(|(key, value)| (key, value.get())).collect();
+        assert_eq!(found, fields);
     }
     if let Some(document) = json::embedded_document(raw) {
         assert!(serde_json::from_str::<IgnoredAny>(&document).is_ok());

@@ -5,7 +5,7 @@
 
 mod add;
 mod caller;
-mod entries;
+pub mod entries;
 mod file;
 mod hash;
 mod named;

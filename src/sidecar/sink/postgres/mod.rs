@@ -46,7 +46,7 @@ mod merge_key;
 pub(super) mod names;
 pub mod number;
 pub mod numeric;
-mod object_fields;
+pub mod object_fields;
 mod ownership;
 mod prepare;
 mod reformat;
