@@ -143,15 +143,16 @@ impl<'de, const MAX: u32> Deserialize<'de> for Number<MAX> {
 
 /// Parses the file. The error names line and field and quotes no hash.
 pub fn parse(text: &str) -> Result<Vec<NamedToken>, String> {
-    if text.trim().is_empty() {
-        return Err("line 1: the file is empty: expected a list of tokens".to_owned());
-    }
-    let entries: Vec<Fields> = serde_yaml::from_str(text).map_err(|error| {
+    let is_blank = text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+    let parsed: Result<Option<Vec<Fields>>, _> = if is_blank { Ok(None) } else { serde_yaml::from_str(text) };
+    let entries = parsed.map_err(|error| {
         let line = error.location().map_or(1, |location| location.line());
         let message = error.to_string();
         let message = without_values(message.split(" at line ").next().unwrap_or_default());
         format!("line {line}: {}", message.trim_start_matches('.'))
     })?;
+    // A file that was cut off must not look like one without tokens.
+    let entries = entries.ok_or("line 1: the file is empty: expected a list of tokens, or [] for none")?;
     if entries.len() > MAX_TOKENS {
         return Err(format!("line 1: the list has {} tokens: expected at most {MAX_TOKENS}", entries.len()));
     }
@@ -314,8 +315,8 @@ mod tests {
             ("no number", "  maxTasks: ~\n", "[0].maxTasks: invalid type: unit value"),
             ("no time", "  expires: ~\n", "line 3: [0].expires: expected a time"),
             ("a text for a list", "  images: hunter2\n", "line 3: [0].images: invalid type: a string, expected a list"),
-            ("a blank pattern", "  syncIds: [' ']\n", "line 3: [0].syncIds: a pattern is blank"),
-            ("an invalid image", "  images: ['a b']\n", "line 3: [0].images: \"a b\" is not a pattern for images"),
+            ("a blank pattern", "  syncIds: [' ']\n", "line 3: [0].syncIds[0]: a pattern is blank"),
+            ("an invalid image", "  images: ['a b']\n", "line 3: [0].images[0]: \"a b\" is not a pattern for images"),
             ("a date", "  expires: 2030-01-01\n", "line 3: [0].expires: expected a time"),
             ("no tasks", "  maxTasks: 0\n", "line 3: [0].maxTasks: expected a whole number from 1 to"),
             ("negative", "  maxTasks: -1\n", "[0].maxTasks: invalid"),
@@ -358,7 +359,9 @@ mod tests {
             assert!(error.starts_with(expected), "{error}");
         }
         assert!(parse("[]").expect("no token at all").is_empty());
-        assert!(parse("# all revoked\n").is_err(), "a file that was cut off looks the same");
+        for empty in ["# all revoked\n", "~", "---\n"] {
+            assert!(parse(empty).is_err(), "{empty}");
+        }
     }
 
     #[test]
