@@ -56,6 +56,7 @@ fn full_refreshes_send_one_request_that_replaces_the_table() {
         let options = ["--table-name-prefix", "Pre_", "--to-same-case", "--add-meta"];
         let done = read(&world, &bulker, INSTANT, &json!({}), &catalog).with(&options).run();
         assert_eq!(done.code(0).hides(TOKEN).json()["status"], "SUCCESS", "{done}");
+        assert_eq!(done.stderr.matches("SYNCCTL_BULKER_URL is an http:// URL").count(), 1, "{done}");
         assert_eq!(bulker.ids("pre_items"), Some(ids_up_to(1000)));
     }
     let calls = bulker.calls();

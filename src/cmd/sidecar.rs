@@ -320,3 +320,17 @@ fn flag(text: &str, default: bool) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::destination_hosts;
+
+    #[test]
+    fn a_foreign_controller_has_the_rules_of_a_service() {
+        let text =
+            |text: &str, is_ours: bool| destination_hosts(text, is_ours).expect("rules").map(|rules| rules.to_string());
+        assert_eq!((text("", true), text(" ", false).as_deref()), (None, Some("*")));
+        assert_eq!(text("db, 10.0.0.0/8", false).as_deref(), Some("db, 10.0.0.0/8"));
+        assert!(destination_hosts("http://db", true).is_err(), "a malformed list does not allow everything");
+    }
+}

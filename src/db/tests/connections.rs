@@ -1,6 +1,7 @@
 //! TLS modes, unreachable servers, and errors without secrets.
 
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::support::{Schema, base_url, ca_file, setting, target, url_with};
@@ -66,6 +67,21 @@ fn only_verify_full_checks_the_host_name() {
     assert_eq!(connect("require"), Ok(()));
     let error = connect("verify-full").expect_err("the name does not match");
     assert!(error.to_string().contains("db.example"), "{error}");
+}
+
+/// The address is checked and connected to, and the certificate is that of the name.
+#[test]
+fn rules_for_addresses_leave_the_check_of_the_name_to_tls() {
+    let url = url_with(&format!("sslmode=verify-full&sslrootcert={}&host=localhost", ca_file()));
+    let connect = |rules: &str| {
+        let rules = Arc::new(rules.parse().expect("rules"));
+        target(&url).restricted_to(rules).connect("test").map(|_| ())
+    };
+    for rules in ["127.0.0.0/8, ::1", "localhost", "*"] {
+        assert_eq!(connect(rules), Ok(()), "{rules}");
+    }
+    let error = connect("10.0.0.0/8, db.example").expect_err("not listed");
+    assert!(!error.is_transient() && error.to_string().contains("localhost"), "{error}");
 }
 
 #[test]

@@ -328,7 +328,14 @@ pub trait Sink: Send {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
+    use std::sync::Arc;
+
     use super::Destination;
+    use crate::host_rules::HostRules;
+    use crate::sidecar::tests::support::task;
+    use crate::task::{ReadOptions, TaskKind};
     use serde_json::json;
 
     #[test]
@@ -339,6 +346,43 @@ mod tests {
             assert!(failure.text.ends_with("known types are postgres, bulker, discard"), "{failure}");
         }
         assert!(Destination::parse(&json!({"destinationType": "discard"})).is_ok());
+    }
+
+    /// The sidecar checks each address when it connects: a name may lead elsewhere than when the task was accepted.
+    #[test]
+    fn no_connection_is_made_to_a_host_that_the_rules_refuse() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("a listener");
+        let port = listener.local_addr().expect("an address").port();
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join(format!(".s.PGSQL.{port}"));
+        let socket = UnixListener::bind(&path).expect("a socket");
+        socket.set_nonblocking(true).expect("a listener");
+        let task = task(TaskKind::Read, ReadOptions::default());
+        for host in
+            ["127.0.0.1", "localhost", "127.1", "2130706433", "::ffff:127.0.0.1", &folder.path().display().to_string()]
+        {
+            // A URL has no directory as its host.
+            let of_url = match host {
+                host if host.starts_with('/') => "127.0.0.1".to_owned(),
+                host if host.contains(':') => format!("[{host}]"),
+                host => host.to_owned(),
+            };
+            for config in [
+                json!({"destinationType": "postgres", "host": host, "port": port, "database": "d", "username": "u"}),
+                json!({"destinationType": "postgres", "host": "db.example.com", "port": port, "database": "d", "username": "u",
+                       "parameters": {"host": host}}),
+                json!({"destinationType": "bulker", "url": format!("http://{of_url}:{port}"), "authToken": "t"}),
+            ] {
+                for rules in ["*.example.com", "db.example.com, 10.0.0.0/8", "127.0.0.1:1", "/run/postgresql"] {
+                    let rules: HostRules = rules.parse().expect("rules");
+                    let destination = Destination::parse(&config).expect("a destination");
+                    let error = destination.restricted_to(Arc::new(rules)).connect(&task).err().expect("no connection");
+                    assert!(!error.transient && error.text.contains("SYNCCTL_DESTINATION_HOSTS"), "{config}: {error}");
+                }
+            }
+        }
+        assert!(listener.accept().is_err() && socket.accept().is_err(), "a connection was made");
     }
 
     #[test]

@@ -8,4 +8,4 @@ mod outcomes;
 mod record_limit;
 mod renewed_configs;
 mod states;
-mod support;
+pub(super) mod support;

@@ -159,7 +159,7 @@ impl Drop for World {
     }
 }
 
-fn task(kind: TaskKind, options: ReadOptions) -> Task {
+pub fn task(kind: TaskKind, options: ReadOptions) -> Task {
     Task {
         kind,
         image: Image { package: "test".to_owned(), version: "1".to_owned() },
