@@ -274,6 +274,10 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l console-token 
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l instance-id -d 'Name of this process in metrics and in the Lease; env://NAME takes it from another variable [default: a UUID stored in ~/.syncctl/instance_id]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-body-mi -d 'Size limit of a request body [default: 32]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-max-connections -d 'Limit of concurrent connections; three quarters of them for requests, of which one address has three quarters [default: 1024]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l http-idle-seconds -d 'How long a caller may take for the head of a request, and pause while it sends a body or reads a response; less than 64 KiB a second on average counts as a pause [default: 10]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l tls-cert -d 'Certificate chain that `serve` presents, in PEM format; read again when it changes' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l tls-key -d 'Private key of that certificate, in PEM format' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l tls-client-ca -d 'Root certificates, in PEM format: callers must present a certificate that one of them has signed, in addition to a token; probes need none' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l start-spread-seconds -d 'Longest delay of a scheduled read where more than four are due at once; 0 starts all of them at once [default: 59]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-size -d 'Rows of source_task that are kept of each sync; older ones are deleted once they exceed the age as well [default: 3000]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand serve" -l sync-task-log-age -d 'How long all rows of source_task are kept; older ones are deleted where a sync has more than the number above [default: 60]' -r

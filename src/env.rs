@@ -134,6 +134,14 @@ variables! {
     HTTP_MAX_BODY_MI "MI" = "32", "Size limit of a request body";
     HTTP_MAX_CONNECTIONS "COUNT" = "1024",
         "Limit of concurrent connections; three quarters of them for requests, of which one address has three quarters";
+    HTTP_IDLE_SECONDS "SECONDS" = "10",
+        "How long a caller may take for the head of a request, and pause while it sends a body or reads a response; less than \
+         64 KiB a second on average counts as a pause";
+    TLS_CERT "FILE" = "", "Certificate chain that `serve` presents, in PEM format; read again when it changes";
+    TLS_KEY "FILE" [secret true] = "", "Private key of that certificate, in PEM format";
+    TLS_CLIENT_CA "FILE" = "",
+        "Root certificates, in PEM format: callers must present a certificate that one of them has signed, in addition to a \
+         token; probes need none";
     START_SPREAD_SECONDS "SECONDS" = "59",
         "Longest delay of a scheduled read where more than four are due at once; 0 starts all of them at once";
     SYNC_TASK_LOG_SIZE "ROWS" = "3000",

@@ -21,7 +21,7 @@ const MAX_CONNECTIONS: usize = 1024;
 /// The largest body.
 const BODY_LIMIT: usize = 32 << 20;
 
-/// Requests `/health` all the time.
+/// Requests `/health` all the time, as the kubelet does: from another address than the attackers.
 struct Prober {
     stop: Arc<AtomicBool>,
     responses: Arc<AtomicUsize>,
@@ -32,15 +32,12 @@ impl Prober {
     fn start(service: &Service) -> Self {
         let (stop, responses): (Arc<AtomicBool>, Arc<AtomicUsize>) = (Arc::default(), Arc::default());
         let thread = std::thread::spawn({
-            let (stop, responses, http) = (Arc::clone(&stop), Arc::clone(&responses), service.http.token(None));
+            let (stop, responses, http) =
+                (Arc::clone(&stop), Arc::clone(&responses), service.http.token(None).with_source(9));
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    // Under attack a request may be rejected; a later one is not.
-                    eventually("200 from /health", DEADLINE, || {
-                        let response = http.get("/health");
-                        assert!([200, 503].contains(&response.status), "{}", response.text());
-                        (response.status == 200).then_some(())
-                    });
+                    let response = http.get("/health");
+                    assert_eq!(response.status, 200, "{}", response.text());
                     responses.fetch_add(1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(50));
                 }
@@ -68,8 +65,15 @@ impl Drop for Prober {
 
 /// Runs an attack: others are served meanwhile and afterwards, the memory is bounded, and no Pod is created.
 fn under_attack(attack: impl FnOnce(&World, &Service)) {
+    under_attack_with(&[], attack);
+}
+
+/// The same with other settings.
+fn under_attack_with(settings: &[(&str, &str)], attack: impl FnOnce(&World, &Service)) {
     let Some(world) = World::in_cluster() else { return };
-    let mut service = Service::start(&world);
+    let mut service = Service::start_with(&world, |program| {
+        settings.iter().fold(program, |program, (name, value)| program.env(name, value))
+    });
     let pid = service.pid();
     let prober = Prober::start(&service);
     attack(&world, &service);
@@ -139,6 +143,207 @@ fn expect_408(label: &str, stream: &mut TcpStream) {
     let response = Response::parse(&read_to_close(stream, Instant::now() + DEADLINE));
     let response = response.unwrap_or_else(|error| panic!("{label}: {error}"));
     assert_eq!(response.status, 408, "{label}: {response:?}");
+}
+
+/// An endpoint as the OpenAPI document describes it.
+struct Endpoint {
+    method: String,
+    target: String,
+    is_open: bool,
+    takes_body: bool,
+    /// The documented statuses.
+    statuses: Vec<u16>,
+}
+
+/// All endpoints. A unit test compares the document with the routing table.
+fn endpoints(service: &Service, task_id: &str) -> Vec<Endpoint> {
+    let document = service.http.get("/openapi.json").json();
+    let mut endpoints = Vec::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in item.as_object().expect("operations") {
+            let codes = operation["responses"].as_object().expect("responses").keys();
+            endpoints.push(Endpoint {
+                method: method.to_uppercase(),
+                target: path.replace("{taskId}", task_id),
+                is_open: operation["security"].as_array().is_some_and(Vec::is_empty),
+                takes_body: operation.get("requestBody").is_some(),
+                statuses: codes.map(|code| code.parse().expect("a status")).collect(),
+            });
+        }
+    }
+    assert!(endpoints.len() > 9 && endpoints.iter().any(|each| each.takes_body), "{document}");
+    endpoints
+}
+
+/// What a client sends after its head, and what it declares there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    NoBody,
+    Body,
+    SlowBody,
+    SlowChunks,
+    LargeBody,
+    TooLargeBody,
+    /// A complete request without its body, whose response is never read.
+    SlowReader,
+}
+
+impl Shape {
+    const ALL: [Self; 7] = [
+        Self::NoBody,
+        Self::Body,
+        Self::SlowBody,
+        Self::SlowChunks,
+        Self::LargeBody,
+        Self::TooLargeBody,
+        Self::SlowReader,
+    ];
+
+    fn headers(self) -> String {
+        match self {
+            Self::NoBody | Self::SlowReader => String::new(),
+            Self::Body => "Content-Length: 2\r\n".to_owned(),
+            Self::SlowBody => "Content-Length: 1000\r\n".to_owned(),
+            Self::SlowChunks => "Transfer-Encoding: chunked\r\n".to_owned(),
+            Self::LargeBody => format!("Content-Length: {BODY_LIMIT}\r\n"),
+            Self::TooLargeBody => format!("Content-Length: {}\r\n", BODY_LIMIT + 1),
+        }
+    }
+
+    /// What is sent of the body.
+    fn body(self) -> &'static [u8] {
+        match self {
+            Self::NoBody | Self::SlowReader => b"",
+            Self::SlowChunks => b"3e8\r\n{\"config\"",
+            _ => b"{}",
+        }
+    }
+}
+
+impl Endpoint {
+    /// The status of a request without any parameters.
+    fn expected(&self, shape: Shape, has_token: bool) -> &'static [u16] {
+        let has_body = ![Shape::NoBody, Shape::SlowReader].contains(&shape);
+        match shape {
+            Shape::TooLargeBody => &[413],
+            _ if !self.is_open && !has_token => &[401],
+            _ if has_body && !self.takes_body => &[413],
+            Shape::SlowBody | Shape::SlowChunks | Shape::LargeBody => &[408],
+            _ => &[200, 400],
+        }
+    }
+}
+
+#[test]
+fn every_endpoint_survives_every_kind_of_request_with_and_without_a_token() {
+    under_attack_with(&[("SYNCCTL_HTTP_IDLE_SECONDS", "2")], |world, service| {
+        let task_id = task_with_long_log(world);
+        let mut connections = Vec::new();
+        for endpoint in endpoints(service, &task_id) {
+            for shape in Shape::ALL {
+                for token in [None, service.http.token.as_deref()] {
+                    let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
+                    let head = format!(
+                        "{} {} HTTP/1.1\r\nHost: x\r\n{}{}\r\n",
+                        endpoint.method,
+                        endpoint.target,
+                        authorization.unwrap_or_default(),
+                        shape.headers()
+                    );
+                    let label =
+                        format!("{} {} {shape:?}, token: {}", endpoint.method, endpoint.target, token.is_some());
+                    let expected = endpoint.expected(shape, token.is_some());
+                    assert!(
+                        expected.iter().any(|status| endpoint.statuses.contains(status)),
+                        "{label}: not documented"
+                    );
+                    let mut stream = service.http.connect().unwrap_or_else(|error| panic!("{label}: {error}"));
+                    stream.write_all(&[head.as_bytes(), shape.body()].concat()).expect("an open connection");
+                    connections.push((label, shape, expected, stream));
+                }
+            }
+        }
+        println!("{} requests", connections.len());
+        let other = service.http.with_source(8);
+        assert_eq!(other.get("/tasks?syncId=none").status, 200, "another client is served meanwhile");
+        for (label, shape, expected, stream) in &mut connections {
+            if *shape == Shape::SlowReader {
+                eventually("a response that is not read", DEADLINE, || is_readable(stream).then_some(()));
+                continue;
+            }
+            let response = Response::parse(&read_to_close(stream, Instant::now() + DEADLINE));
+            let response = response.unwrap_or_else(|error| panic!("{label}: {error}"));
+            assert!(expected.contains(&response.status), "{label}: not {expected:?} but {response:?}");
+        }
+    });
+}
+
+/// The id of a task with 1000 log lines, as long as those that a response shows.
+fn task_with_long_log(world: &World) -> String {
+    let task_id = unique("hostile-");
+    world.schema.execute(&format!(
+        "INSERT INTO source_task (sync_id, task_id, package, version, started_at, updated_at, status)
+             VALUES ('hostile', '{task_id}', 'p', '1', now(), now(), 'SUCCESS');
+         INSERT INTO task_log (id, level, logger, message, sync_id, task_id, timestamp)
+             SELECT gen_random_uuid(), 'INFO', 'source', repeat('\"', 4000), 'hostile', '{task_id}', now()
+             FROM generate_series(1, 1000)"
+    ));
+    task_id
+}
+
+#[test]
+fn sixty_unread_responses_are_bounded_in_memory() {
+    under_attack_with(&[("SYNCCTL_HTTP_IDLE_SECONDS", "2")], |world, service| {
+        let task_id = task_with_long_log(world);
+        let target = format!("/tasks/{task_id}?logs=1000");
+        let before = service.memory("VmRSS");
+        let request = service.http.bytes("GET", &target, &[], &[]);
+        let mut connections: Vec<TcpStream> = (0..60).map(|_| service.http.connect().expect("a connection")).collect();
+        for stream in &mut connections {
+            stream.write_all(&request).expect("an open connection");
+        }
+        // Of another client.
+        let response = service.http.with_source(8).get(&target);
+        assert_eq!(response.status, 200);
+        assert!(response.body.len() > 7 << 20, "{} bytes", response.body.len());
+        for stream in &connections {
+            eventually("a response", DEADLINE, || is_readable(stream).then_some(()));
+        }
+        println!("{} MiB before, {} MiB after", before >> 20, service.memory("VmRSS") >> 20);
+        let is_cut_off = |stream: &TcpStream| stream.take_error().is_ok_and(|error| error.is_some());
+        let cut_off = || connections.iter().any(is_cut_off).then_some(());
+        eventually("a slow reader to be disconnected", DEADLINE, cut_off);
+    });
+}
+
+#[test]
+fn bodies_that_do_not_arrive_do_not_starve_others() {
+    allow_open_files(6000);
+    under_attack(|_, service| {
+        let http = &service.http;
+        let probe = |length: usize| format!("GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        for length in [1, BODY_LIMIT] {
+            expect(http, "a probe with a body", probe(length).as_bytes(), &[413]);
+        }
+        // With a token: more bodies than there are places, and as many large ones as there is memory.
+        let slow = check(http, "Content-Length: 100\r\n", b"{");
+        let large = check(http, &format!("Content-Length: {BODY_LIMIT}\r\n"), b"{");
+        let mut connections = Vec::new();
+        for number in 0..2 * MAX_CONNECTIONS {
+            let mut stream = http.connect().expect("a connection");
+            // The service may have rejected it.
+            stream.write_all(if number < 8 { &large } else { &slow }).ok();
+            connections.push(stream);
+        }
+        let other = http.with_source(8);
+        let body = [b"{".repeat(BODY_LIMIT - 1).as_slice(), b"}"].concat();
+        for round in 0..3 {
+            assert_eq!(other.get("/tasks?syncId=none").status, 200, "{round}");
+            let request = check(&other, &format!("Content-Length: {}\r\n", body.len()), &body);
+            expect(&other, "a large body of another client", &request, &[400]);
+            assert_eq!(other.get("/metrics").status, 200, "{round}");
+        }
+    });
 }
 
 #[test]

@@ -45,5 +45,6 @@ mod serve;
 mod support;
 mod task_log;
 mod tenants;
+mod tls;
 mod token;
 mod types;

@@ -88,11 +88,12 @@ const LAYERS: [(&str, &[&str]); 26] = [
 ];
 
 /// Libraries that only these places may use.
-const LIBRARIES: [(&str, &[&str]); 8] = [
+const LIBRARIES: [(&str, &[&str]); 9] = [
     ("clap", &["src/cmd", "src/config", "src/main.rs", "src/output.rs"]),
     ("kube", &["src/pod/kubernetes"]),
     ("k8s_openapi", &["src/pod"]),
     ("tokio", &["src/db/connect", "src/pod/kubernetes", "src/server/guard", "src/server/http.rs"]),
+    ("tokio_rustls", &["src/server/guard"]),
     ("tiny_http", &["src/server/http.rs"]),
     ("r2d2", &["src/db"]),
     ("postgres", &["src/db", "src/sidecar/sink"]),

@@ -11,7 +11,7 @@ mod serve;
 mod settings;
 
 pub use directories::DirectoryArgs;
-pub use serve::{ConsoleSettings, ServeSettings, ServeSettingsArgs};
+pub use serve::{ConsoleSettings, ServeSettings, ServeSettingsArgs, TlsFiles};
 pub use settings::{BulkerSettings, Engine, OwnImage, Settings, SettingsArgs};
 
 use std::fmt::Display;

@@ -39,6 +39,14 @@ pub struct ServeSettingsArgs {
     http_max_body_mi: Option<String>,
     #[arg(long, env = env::HTTP_MAX_CONNECTIONS.name)]
     http_max_connections: Option<String>,
+    #[arg(long, env = env::HTTP_IDLE_SECONDS.name)]
+    http_idle_seconds: Option<String>,
+    #[arg(long, env = env::TLS_CERT.name)]
+    tls_cert: Option<String>,
+    #[arg(long, env = env::TLS_KEY.name)]
+    tls_key: Option<String>,
+    #[arg(long, env = env::TLS_CLIENT_CA.name)]
+    tls_client_ca: Option<String>,
     #[arg(long, env = env::START_SPREAD_SECONDS.name)]
     start_spread_seconds: Option<String>,
     #[arg(long, env = env::SYNC_TASK_LOG_SIZE.name)]
@@ -72,12 +80,27 @@ pub struct ServeSettings {
     pub start_spread: Duration,
     /// Limit of concurrent connections.
     pub max_connections: usize,
+    /// How long a client may pause.
+    pub idle_timeout: Duration,
+    /// `None`: plain HTTP.
+    pub tls: Option<TlsFiles>,
     /// The retention of the tables.
     pub retention: Retention,
     /// Whether connectors on this machine may run with all rights of the service.
     pub allow_unisolated: bool,
     /// JSON instead of text as the format of the own log.
     pub log_json: bool,
+}
+
+/// The files of TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// `SYNCCTL_TLS_CERT`.
+    pub certificate: PathBuf,
+    /// `SYNCCTL_TLS_KEY`.
+    pub key: PathBuf,
+    /// `SYNCCTL_TLS_CLIENT_CA`.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// The console.
@@ -150,6 +173,34 @@ impl Problems {
     }
 }
 
+impl Problems {
+    fn tls(&mut self, [certificate, key, client_ca]: [Option<String>; 3]) -> Option<TlsFiles> {
+        let variables = [&env::TLS_CERT, &env::TLS_KEY, &env::TLS_CLIENT_CA];
+        let paths = [certificate, key, client_ca].map(present);
+        for (variable, path) in variables.iter().zip(&paths) {
+            // Not shown: it may be the key itself.
+            if path.as_ref().is_some_and(|path| path.contains("-----BEGIN") || path.contains('\n')) {
+                self.malformed.push(format!("  {} is no path: expected the path of a file", variable.name));
+                return None;
+            }
+        }
+        let [certificate, key, client_ca] = paths.map(|path| path.map(PathBuf::from));
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_ca }),
+            (None, None) if client_ca.is_none() => None,
+            (certificate, key) => {
+                for (variable, path) in [(&env::TLS_CERT, certificate), (&env::TLS_KEY, key)] {
+                    if path.is_none() {
+                        let why = "TLS needs a certificate and its key";
+                        self.malformed.push(format!("  {} is not set: {why}", variable.name));
+                    }
+                }
+                None
+            }
+        }
+    }
+}
+
 impl ServeSettingsArgs {
     /// Whether the service is switched off. Then nothing else needs to be set.
     pub fn is_disabled(&self) -> bool {
@@ -191,6 +242,8 @@ impl ServeSettingsArgs {
             problems.malformed(&env::START_SPREAD_SECONDS, spread_seconds, "at most 3600");
         }
         let instance_id = problems.instance_id(self.instance_id);
+        let idle_timeout = problems.seconds(self.http_idle_seconds, &env::HTTP_IDLE_SECONDS);
+        let tls = problems.tls([self.tls_cert, self.tls_key, self.tls_client_ca]);
         let console = problems.console(self.console_url, self.console_token);
         problems.into_result()?;
         Ok(ServeSettings {
@@ -206,6 +259,8 @@ impl ServeSettingsArgs {
             max_body: max_body as usize * MIB,
             start_spread: Duration::from_secs(u64::from(spread_seconds)),
             max_connections: max_connections as usize,
+            idle_timeout,
+            tls,
             retention: Retention {
                 task_rows: u64::from(task_rows),
                 task_age: Duration::from_secs(u64::from(task_days) * DAY),
@@ -241,6 +296,26 @@ mod tests {
         ] {
             let problem = console(url, token).1.expect(expected);
             assert!(problem.contains(expected) && !problem.contains("hunter2"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn tls_needs_a_certificate_and_its_key() {
+        for (files, expected) in [
+            ([None, None, None], ""),
+            ([Some("c"), Some("k"), None], ""),
+            ([Some("c"), Some("k"), Some("a")], ""),
+            ([Some("c"), None, None], "SYNCCTL_TLS_KEY is not set"),
+            ([None, Some("k"), None], "SYNCCTL_TLS_CERT is not set"),
+            ([None, None, Some("a")], "SYNCCTL_TLS_CERT is not set"),
+            ([Some("c"), Some("-----BEGIN PRIVATE KEY-----\nhunter2"), None], "SYNCCTL_TLS_KEY is no path"),
+        ] {
+            let mut problems = Problems::default();
+            let found = problems.tls(files.map(|path| path.map(str::to_owned)));
+            let problem = problems.into_result().map_err(|failure| failure.text).err().unwrap_or_default();
+            assert_eq!(found.is_some(), expected.is_empty() && files[0].is_some());
+            assert!(problem.contains(expected) && problem.is_empty() == expected.is_empty(), "{problem}");
+            assert!(!problem.contains("hunter2"), "{problem}");
         }
     }
 

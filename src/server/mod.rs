@@ -18,6 +18,7 @@ mod service;
 mod spread;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use app::{App, Shutdown};
 use auth::Tokens;
 use guard::{Guard, Limits};
 use routes::Routes;
+use tls::Tls;
 
 use crate::config::{ServeSettings, Settings};
 use crate::controller::console::Console;
@@ -70,6 +72,7 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
              who reads them can test guesses of the tokens offline; set a secret and create new hashes with `syncctl token`"
         );
     }
+    let tls = serve.tls.clone().map(Tls::load).transpose()?;
     let instance_id = serve.instance_id.clone().unwrap_or_else(app::stored_instance_id);
     let listener = TcpListener::bind(serve.address).map_err(|error| {
         Failure::new(Class::Usage, format!("cannot listen on {}: {error}", serve.address))
@@ -83,13 +86,15 @@ pub fn serve(settings: Settings, serve: ServeSettings) -> Result<(), Failure> {
     let backend = open_backend(&settings)?;
     let limits = Limits {
         connections: serve.max_connections,
+        head_timeout: serve.idle_timeout,
+        idle_timeout: serve.idle_timeout,
         body_bytes: serve.max_body,
         total_bytes: serve.max_body.saturating_mul(LARGE_BODIES),
         ..Limits::default()
     };
     let app = Arc::new(App::new(settings, serve, tokens, backend, &instance_id, shutdown.clone()));
     let on_failure = move |error: std::io::Error| drop(shutdown.send(Shutdown::Failed(error.to_string())));
-    let guard = Guard::start(listener, limits, Arc::new(Routes(Arc::clone(&app))), on_failure)
+    let guard = Guard::start(listener, tls, limits, Arc::new(Routes(Arc::clone(&app))), on_failure)
         .map_err(|error| Failure::new(Class::Internal, format!("cannot start the HTTP server: {error}")))?;
     tracing::info!(address = %guard.address(), instance_id, version = env!("CARGO_PKG_VERSION"), "listening");
     let result = run_reconciler(&app, &instance_id, &shutdowns);

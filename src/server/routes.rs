@@ -186,6 +186,9 @@ impl Service for Routes {
         if let Some(response) = route.as_ref().ok().and_then(|route| route.endpoint.probe(app)) {
             return Ok(Admission { body_bytes: 0, action: Action::Respond(response) });
         }
+        if app.serve.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) && !head.has_certificate {
+            return Err(Response::error(403, "a client certificate is required"));
+        }
         // Also for unknown paths: an unauthorized client learns nothing.
         let caller = self.identify(head)?;
         let Route { endpoint, body, response, .. } = route?;

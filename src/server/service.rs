@@ -105,6 +105,8 @@ pub struct Head {
     pub headers: Vec<(String, String)>,
     /// The address of the client.
     pub peer: SocketAddr,
+    /// Whether the client has presented a certificate that TLS has verified.
+    pub has_certificate: bool,
 }
 
 impl Head {

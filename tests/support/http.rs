@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketType};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -93,12 +94,14 @@ pub struct Http {
     pub token: Option<String>,
     /// For a whole request.
     pub limit: Duration,
+    /// The address of the client: one of this machine.
+    pub source: Option<Ipv4Addr>,
 }
 
 impl Http {
     /// Without a token.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, token: None, limit: DEADLINE }
+        Self { address, token: None, limit: DEADLINE, source: None }
     }
 
     /// With this token, or none.
@@ -111,9 +114,21 @@ impl Http {
         Self { limit, ..self.clone() }
     }
 
+    /// From 127.0.0.`number`.
+    pub fn with_source(&self, number: u8) -> Self {
+        Self { source: Some(Ipv4Addr::new(127, 0, 0, number)), ..self.clone() }
+    }
+
     /// A new connection.
     pub fn connect(&self) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect_timeout(&self.address, self.limit)?;
+        let stream = if let Some(source) = self.source {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            rustix::net::bind(&socket, &SocketAddr::from((source, 0)))?;
+            rustix::net::connect(&socket, &self.address)?;
+            TcpStream::from(socket)
+        } else {
+            TcpStream::connect_timeout(&self.address, self.limit)?
+        };
         stream.set_read_timeout(Some(self.limit))?;
         stream.set_write_timeout(Some(self.limit))?;
         Ok(stream)

@@ -21,9 +21,11 @@ use super::limits::Limits;
 use super::memory::{self, Memory};
 use super::pace::Pace;
 use super::slots::{Slot, Slots};
+use super::stream::Stream;
 use crate::server::auth::Caller;
 use crate::server::http::{self, HttpServer};
 use crate::server::service::{Action, Exchange, Pool, Response, Service};
+use crate::server::tls::Tls;
 
 /// Bytes of a head read at a time: most are smaller.
 const HEAD_READ: usize = 2 << 10;
@@ -39,6 +41,8 @@ type OnFailure = Box<dyn FnOnce(io::Error) + Send>;
 pub struct Shared {
     pub limits: Limits,
     pub slots: Arc<Slots>,
+    /// `None`: plain HTTP.
+    pub tls: Option<Arc<Tls>>,
     /// Ends accepting.
     pub stop: Notify,
     pub stopping: AtomicBool,
@@ -75,7 +79,12 @@ impl Queue {
 }
 
 impl Shared {
-    pub fn new(limits: Limits, service: Arc<dyn Service>, on_failure: OnFailure) -> io::Result<Self> {
+    pub fn new(
+        limits: Limits,
+        tls: Option<Arc<Tls>>,
+        service: Arc<dyn Service>,
+        on_failure: OnFailure,
+    ) -> io::Result<Self> {
         let places = limits.places();
         Ok(Self {
             http: HttpServer::start(&service, limits.threads(), limits.response_bytes)?,
@@ -83,6 +92,7 @@ impl Shared {
             fast: Queue::new(places.fast, limits.fast_threads, limits.queue),
             blocking: Queue::new(places.blocking, limits.blocking_threads, limits.queue),
             slots: Slots::new(places.connections),
+            tls,
             stop: Notify::new(),
             stopping: AtomicBool::new(false),
             on_failure: Mutex::new(Some(on_failure)),
@@ -161,19 +171,27 @@ pub async fn spawn(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     let shared = Arc::clone(shared);
     let mut slot = shared.slots.take(peer.ip().into()).await;
     // Before the task runs for the first time: many new connections must not look busy.
-    let evicted = slot.set_idle();
-    let connection = Connection {
-        shared,
-        stream,
-        peer,
-        slot,
-        buffer: Vec::new(),
-        started: None,
-        method: None,
-        path: None,
-        caller: None,
-    };
-    tokio::spawn(connection.serve(evicted));
+    let mut evicted = slot.set_idle();
+    tokio::spawn(async move {
+        let deadline = Instant::now() + shared.limits.head_timeout;
+        let stream = if let Some(tls) = &shared.tls {
+            let secured = tokio::select! {
+                biased;
+                _ = &mut evicted => return,
+                secured = timeout_at(deadline, Stream::secure(stream, tls.config())) => secured,
+            };
+            match secured {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%peer, %error, "a TLS handshake failed"),
+                Err(_) => return,
+            }
+        } else {
+            Stream::Plain(stream)
+        };
+        let (buffer, started, method, path, caller) = Default::default();
+        let connection = Connection { shared, stream, peer, slot, deadline, buffer, started, method, path, caller };
+        connection.serve(evicted).await;
+    });
 }
 
 /// Why a request does not reach the HTTP server.
@@ -206,9 +224,11 @@ struct Admitted {
 /// A connection, and what is known of its request.
 struct Connection {
     shared: Arc<Shared>,
-    stream: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     slot: Slot,
+    /// When its head must be complete.
+    deadline: Instant,
     buffer: Vec<u8>,
     /// When the first byte arrived.
     started: Option<Instant>,
@@ -255,7 +275,7 @@ impl Connection {
                 let send = self.send(http::bytes(Response::busy(why), false));
                 timeout(Duration::from_secs(1), send).await.ok();
                 // Closing with unread bytes would reset the connection.
-                self.stream.try_read(&mut [0; HEAD_READ]).ok();
+                self.stream.socket().try_read(&mut [0; HEAD_READ]).ok();
             }
             Err(Stop::Disconnected) => {}
         }
@@ -264,7 +284,14 @@ impl Connection {
     /// Reads the head and decides what happens with the request.
     async fn admit(&mut self) -> Result<Admitted, Stop> {
         let shared = Arc::clone(&self.shared);
-        let request = match timeout(shared.limits.head_timeout, self.read_head()).await {
+        if shared.tls.is_some() && matches!(self.stream, Stream::Plain(_)) {
+            return Err(Response::error(
+                400,
+                "this port requires TLS: send the request to https:// instead of http://",
+            )
+            .into());
+        }
+        let request = match timeout_at(self.deadline, self.read_head()).await {
             Ok(parsed) => parsed?,
             // The client would read a response as the one to its next request.
             Err(_) if self.buffer.is_empty() => return Err(Stop::Disconnected),
@@ -298,18 +325,15 @@ impl Connection {
 
     async fn read_head(&mut self) -> Result<Parsed, Stop> {
         loop {
-            // An idle connection needs no buffer.
-            self.stream.readable().await.map_err(|_| Stop::Disconnected)?;
-            self.buffer.reserve(HEAD_READ);
-            match self.stream.try_read_buf(&mut self.buffer) {
+            match self.stream.read_some(&mut self.buffer, HEAD_READ).await {
                 Ok(0) if self.buffer.is_empty() => return Err(Stop::Disconnected),
                 Ok(0) => return Err(Response::error(400, "the connection ended before the head was complete").into()),
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(_) => return Err(Stop::Disconnected),
             }
             self.started.get_or_insert_with(Instant::now);
-            if let Some(parsed) = head::parse(&self.buffer, self.peer, &self.shared.limits)? {
+            if let Some(mut parsed) = head::parse(&self.buffer, self.peer, &self.shared.limits)? {
+                parsed.head.has_certificate = self.stream.has_certificate();
                 return Ok(parsed);
             }
         }
@@ -321,7 +345,10 @@ impl Connection {
         let (shared, peer) = (Arc::clone(&self.shared), self.peer.ip().into());
         let limits = &shared.limits;
         if request.expects_continue && self.buffer.is_empty() {
-            let write = self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+            let write = async {
+                self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+                self.stream.flush().await
+            };
             let written = timeout(limits.idle_timeout, write).await;
             written.ok().and_then(Result::ok).ok_or(Stop::Disconnected)?;
         }
@@ -358,7 +385,7 @@ impl Connection {
                 Err(_) => {
                     tracing::debug!(peer = %self.peer, "disconnecting a client that reads its response too slowly");
                     // Otherwise the kernel keeps what it has not sent yet.
-                    set_socket_linger(&self.stream, Some(Duration::ZERO)).ok();
+                    set_socket_linger(self.stream.socket(), Some(Duration::ZERO)).ok();
                     return false;
                 }
             }
@@ -378,7 +405,7 @@ impl Connection {
 }
 
 /// Reads and discards bytes until the client closes, at most for `time` and about `max` bytes.
-async fn discard(stream: &mut TcpStream, time: Duration, max: usize) {
+async fn discard(stream: &mut Stream, time: Duration, max: usize) {
     let drain = async {
         let (mut buffer, mut discarded) = (vec![0; DISCARD_READ], 0);
         while let Ok(count @ 1..) = stream.read(&mut buffer).await {

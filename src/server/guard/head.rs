@@ -98,7 +98,8 @@ pub fn parse(bytes: &[u8], peer: SocketAddr, limits: &Limits) -> Result<Option<P
         headers.push((header.name.to_ascii_lowercase(), value));
     }
     let (method, raw_target) = (method.to_owned(), raw_target.to_owned());
-    let head = Head { method: if method == "HEAD" { "GET".to_owned() } else { method.clone() }, target, headers, peer };
+    let head_method = if method == "HEAD" { "GET".to_owned() } else { method.clone() };
+    let head = Head { method: head_method, target, headers, peer, has_certificate: false };
     let (framing, expects_continue) = framing(&head, minor, limits)?;
     Ok(Some(Parsed { head, method, raw_target, framing, expects_continue, length }))
 }

@@ -11,6 +11,8 @@
 //! * A request is forwarded in canonical form, and each response ends its connection. Whatever follows the first request
 //!   on a connection is discarded.
 //!
+//! With TLS the handshake is a part of the head: it shares its deadline, and the connection may be evicted meanwhile.
+//!
 //! Asynchronous and on one thread: thousands of idle connections need no threads.
 
 mod body;
@@ -21,6 +23,7 @@ mod limits;
 mod memory;
 mod pace;
 mod slots;
+mod stream;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -34,6 +37,7 @@ use tokio::runtime::Runtime;
 use self::connection::Shared;
 pub use self::limits::Limits;
 use super::service::Service;
+use super::tls::Tls;
 
 /// Connections that the kernel queues until they are accepted; the kernel may lower this.
 const BACKLOG: i32 = 4096;
@@ -43,6 +47,8 @@ const SEND_BUFFER: usize = 128 << 10;
 const EVICTION_TIME: Duration = Duration::from_millis(1);
 /// How long to wait for a free file if no connection can be evicted.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
+/// How often the files of TLS are read.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 /// How often to log the same error.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -77,6 +83,15 @@ async fn accept(shared: Arc<Shared>, listener: tokio::net::TcpListener) {
     }
 }
 
+/// Reads the files of TLS again and again.
+async fn reload(tls: Arc<Tls>) {
+    loop {
+        tokio::time::sleep(RELOAD_INTERVAL).await;
+        let tls = Arc::clone(&tls);
+        tokio::task::spawn_blocking(move || tls.reload()).await.ok();
+    }
+}
+
 /// What an error of accept(2) means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AcceptError {
@@ -106,10 +121,11 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Serves `listener`. Calls `on_failure`, once and on a thread that it must not block, when no request can be served
+    /// Serves `listener`, with TLS if given. Calls `on_failure`, once and on a thread that it must not block, when no request can be served
     /// any more: the process should end.
     pub fn start(
         listener: TcpListener,
+        tls: Option<Arc<Tls>>,
         mut limits: Limits,
         service: Arc<dyn Service>,
         on_failure: impl FnOnce(io::Error) + Send + 'static,
@@ -122,11 +138,14 @@ impl Guard {
         rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER)?;
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("guard").enable_all().build()?;
-        let shared = Arc::new(Shared::new(limits, service, Box::new(on_failure))?);
+        let shared = Arc::new(Shared::new(limits, tls, service, Box::new(on_failure))?);
         let listener = {
             let _context = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
+        if let Some(tls) = &shared.tls {
+            runtime.spawn(reload(Arc::clone(tls)));
+        }
         runtime.spawn(accept(Arc::clone(&shared), listener));
         Ok(Self { shared, address, runtime: Mutex::new(Some(runtime)) })
     }

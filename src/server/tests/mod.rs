@@ -5,3 +5,4 @@ mod rejections;
 mod requests;
 mod slowness;
 mod support;
+mod tls;

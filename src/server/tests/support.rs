@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::server::auth::Tokens;
 use crate::server::guard::{Guard, Limits};
 use crate::server::service::{Action, Admission, Exchange, Head, Pool, Request, Response, Service};
+use crate::server::tls::Tls;
 
 /// A test that waits longer hangs.
 pub const DEADLINE: Duration = Duration::from_mins(2);
@@ -22,7 +23,7 @@ pub const DEADLINE: Duration = Duration::from_mins(2);
 pub type Record = (Option<String>, Option<String>, u16);
 
 /// Its paths: `/health` (answered from its head), `/fast` (fast pool, without a body), `/panic`, `/panic-in-admit`, `/wait` (until released), `/large`, `/header`, `/empty`;
-/// the response to any other path describes the request. All but `/health` require the token `good`.
+/// `/certified` (with a client certificate); the response to any other path describes the request. All but `/health` require the token `good`.
 pub struct TestService {
     tokens: Tokens,
     pub handled: AtomicUsize,
@@ -41,6 +42,7 @@ impl Service for TestService {
                 return Ok(Admission { body_bytes: 0, action: Action::Respond(response) });
             }
             "/panic-in-admit" => panic!("requested by the test"),
+            "/certified" if !head.has_certificate => return Err(Response::error(403, "no certificate")),
             _ => {}
         }
         let caller = self.tokens.identify(head.header("authorization")).map_err(|_| Response::unauthorized())?;
@@ -114,6 +116,10 @@ pub struct World {
 
 impl World {
     pub fn new(limits: Limits) -> Self {
+        Self::with_tls(limits, None)
+    }
+
+    pub fn with_tls(limits: Limits, tls: Option<Arc<Tls>>) -> Self {
         let tokens = Tokens::parse(Some(&"good".into()), None, None).expect("tokens");
         let service = Arc::new(TestService {
             tokens,
@@ -127,7 +133,8 @@ impl World {
         let (failures, failed) = mpsc::channel();
         let clone = listener.try_clone().expect("a socket");
         let application = Arc::clone(&service) as Arc<dyn Service>;
-        let guard = Guard::start(clone, limits, application, move |error| failures.send(error).unwrap_or_default());
+        let guard =
+            Guard::start(clone, tls, limits, application, move |error| failures.send(error).unwrap_or_default());
         let guard = guard.expect("a server");
         let address = guard.address();
         Self { guard, service, address, listener, failed: Mutex::new(failed), connections: AtomicUsize::new(0) }
@@ -223,7 +230,7 @@ pub struct Reply {
 
 impl Reply {
     #[track_caller]
-    fn parse(bytes: &[u8]) -> Self {
+    pub fn parse(bytes: &[u8]) -> Self {
         let shown = || bytes.escape_ascii().to_string();
         let end = memchr::memmem::find(bytes, b"\r\n\r\n").unwrap_or_else(|| panic!("no head: {}", shown()));
         let head = std::str::from_utf8(&bytes[..end]).expect("text");
