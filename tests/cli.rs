@@ -68,6 +68,15 @@ fn usage_errors_hide_the_values_of_variables() {
     assert!(matches!(done.code, Some(2 | 3)), "{done}");
 }
 
+#[test]
+fn usage_errors_are_printable() {
+    for hostile in ["--\u{1b}[2J\u{202e}", "--output=\u{1b}]0;title\u{7}", "a/b:\u{9b}1m"] {
+        let done = Program::new(&["check", hostile, "--config", "/nonexistent\u{1b}[2J"]).run();
+        let is_shown = |c: char| c == '\n' || !c.is_control() && c != '\u{202e}';
+        assert!(!done.stderr.is_empty() && done.stderr.chars().all(is_shown), "{:?}", done.stderr);
+    }
+}
+
 /// `tests/golden` holds the `--help` of each command, so that a review shows changes.
 #[test]
 fn help_matches_the_golden_files() {

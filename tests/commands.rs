@@ -121,6 +121,25 @@ fn a_connector_message_that_begins_like_a_class_is_a_failure_of_the_connector() 
 }
 
 #[test]
+fn text_of_a_connector_does_not_control_the_terminal() {
+    let Some(world) = World::new() else { return };
+    let script = r#"
+        printf 'stderr \033]0;title\007 \377\n' >&2
+        echo '{"type":"CONNECTION_STATUS","connectionStatus":{"status":"FAILED","message":"a\u001b]0;title\u0007\u009b2J\u202eb\u0000\nerror: forged"}}'
+    "#;
+    let config = world.json("config.json", &script::config(script));
+    for format in ["json", "yaml", "text"] {
+        let check = world.syncctl(&["check", script::SCRIPT, "--config", &config, "-vv", "-o", format]).run();
+        check.code(1);
+        for text in [&check.stdout, &check.stderr] {
+            assert!(!text.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'), "{format}: {text:?}");
+        }
+        let line = "error: CONNECTOR_FAILED: a\\u001b]0;title\\u0007\\u009b2J\\u202eb\\u0000\n  error: forged\n";
+        assert!(check.stderr.contains(line), "{check}");
+    }
+}
+
+#[test]
 fn the_default_storage_key_depends_on_the_configuration() {
     let Some(world) = World::new() else { return };
     let check = |password: &str| {

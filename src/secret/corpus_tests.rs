@@ -226,6 +226,8 @@ fn longest_common(one: &str, other: &str) -> usize {
     longest
 }
 
+const MONGO: &str = "a-shard-00-00.cluster-c9a1b2c3d4e5.eu-west-1.mongodb.example.com:27017,b-shard.example.com:27017";
+
 #[test]
 fn ordinary_text_stays_readable() {
     let masker = Masker::new(None, ["orders_v2x9k3".to_owned()]);
@@ -236,6 +238,7 @@ fn ordinary_text_stays_readable() {
         "tunnel_method": {"tunnel_method": "NO_TUNNEL"}, "credentials": {"auth_type": "Service", "api_key": SECRETS},
         "batch_size": 10_000, "timezone": "Europe/Berlin", "empty": "", "none": null, "flag": "false", "list": [1, 2, 3],
         "page_token": "", "pin": 7, "note": "a few words",
+        "connection_string": format!("mongodb+srv://reader:s3cr3t-in-url@{MONGO}/shop?retryWrites=true&w=majority&authSource=admin"),
     });
     masker.add_config("config.json", &config.to_string());
     masker.add_document("state.json", &json!([{"stream": {"stream_descriptor": {"name": "orders_v2x9k3"}, "stream_state": {"updated_at": "2024-05-01T10:00:00Z", "cursor": "17"}}}]).to_string());
@@ -251,6 +254,7 @@ fn ordinary_text_stays_readable() {
         "request 1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed took 123 ms; sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
         "C:\\temp\\new\\table.csv: 5 \u{20ac}, na\u{ef}ve caf\u{e9}, \u{65e5}\u{672c}\u{8a9e}, 'quoted' \"text\" <b>bold</b> &amp; &lt;",
         "password, secret, token and api_key are required; true false null none 0 1 admin test user",
+        &format!("connecting to {MONGO} with retryWrites=true, w=majority, authSource=admin"),
         "eyes, keys, hunter, secret-free, hunt3r2, sk_live, p@ss, words; emoji and key; 00042",
     ] {
         assert_eq!(masker.mask(line), line);

@@ -24,7 +24,7 @@ const MIN_PART_CHARS: usize = 6;
 const MAX_ENCODED_BYTES: usize = 4 * 1024;
 /// Longer secrets are searched for in pieces of [`PIECE_BYTES`] alone.
 const MAX_WHOLE_BYTES: usize = 16 * 1024;
-/// Longer secrets are also searched for in pieces, unless they are documents, of which pieces are no secret.
+/// Longer secrets are also searched for in pieces, unless these are no secret.
 const MIN_PIECED_BYTES: usize = 128;
 /// Length of a piece. Each text with this many bytes at the place of a piece is a part of the secret.
 const PIECE_BYTES: usize = 32;
@@ -52,8 +52,7 @@ pub enum Form {
 pub fn forms_of(secret: &str, add: &mut impl FnMut(String, Form)) {
     let is_short = secret.trim().chars().count() < MIN_SUBSTRING_CHARS;
     let form = if is_short { Form::Word } else { Form::Substring };
-    let is_document = secret.trim_start().starts_with(['{', '[']);
-    if secret.len() > MAX_WHOLE_BYTES || secret.len() > MIN_PIECED_BYTES && !is_document {
+    if secret.len() > MAX_WHOLE_BYTES || secret.len() > MIN_PIECED_BYTES && !has_readable_parts(secret) {
         pieces(secret.as_bytes(), Form::Piece, add);
     }
     if secret.len() <= MAX_WHOLE_BYTES {
@@ -82,6 +81,12 @@ pub fn forms_of_pair(pair: &str, add: &mut impl FnMut(String, Form)) {
     }
 }
 
+/// Whether a secret is a document or a URL, of which hosts, names and options are no secret. Its secret parts are searched for
+/// by themselves.
+fn has_readable_parts(secret: &str) -> bool {
+    secret.trim_start().starts_with(['{', '[']) || secret.contains("://")
+}
+
 /// Parts of a secret that are printed alone: a PEM key is logged line by line, and then no line equals the whole.
 fn parts(secret: &str, add: &mut impl FnMut(String, Form)) {
     let is_long = |part: &str, chars: usize| part.chars().take(chars).count() == chars && part.len() <= MAX_WHOLE_BYTES;
@@ -100,7 +105,9 @@ fn parts(secret: &str, add: &mut impl FnMut(String, Form)) {
     }
     let unquoted = secret.trim_matches(['"', '\'']);
     // A command line ends at `&`, and PowerShell prints what is on either side of it apart.
-    let ampersands = secret.rsplit_once('&').into_iter().chain(secret.split_once('&'));
+    let split = Some(secret).filter(|secret| !has_readable_parts(secret));
+    let ampersands = split.and_then(|secret| secret.rsplit_once('&')).into_iter();
+    let ampersands = ampersands.chain(split.and_then(|secret| secret.split_once('&')));
     for part in std::iter::once(unquoted).chain(ampersands.flat_map(|(before, after)| [before, after])) {
         if part.len() < secret.len() && is_long(part, MIN_PART_CHARS) {
             add(part.to_owned(), Form::Substring);
