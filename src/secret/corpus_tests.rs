@@ -398,6 +398,26 @@ fn renewed_configurations_replace_earlier_ones_where_there_are_too_many() {
 }
 
 #[test]
+fn whitespace_around_a_secret_makes_no_difference() {
+    let masker = masker_of(&["  hunter2-s3cret\n"]);
+    for (text, expected) in [
+        ("hunter2-s3cret", "***".to_owned()),
+        (&STANDARD.encode("reader:hunter2-s3cret"), "***".to_owned()),
+        (&hex::encode("hunter2-s3cret"), "***".to_owned()),
+    ] {
+        assert_eq!(masker.mask(text), expected);
+    }
+}
+
+#[test]
+fn many_values_that_look_like_secrets_do_not_hide_all_text() {
+    let values: Vec<String> = (0..4000).map(|number| format!("v{number}x9K2mQ7vL4")).collect();
+    let masker = Masker::default();
+    masker.add_config("config.json", &json!({"reports": values, "password": "hunter2"}).to_string());
+    assert_eq!(masker.mask("the password hunter2"), "the password ***");
+}
+
+#[test]
 fn a_short_password_beside_its_user_is_masked_in_basic_authentication() {
     let masker = Masker::new(Some(json!({"properties": {"password": {"airbyte_secret": true}}})), []);
     masker.add_config("config.json", r#"{"username": "reader", "password": "ab1", "host": "db"}"#);

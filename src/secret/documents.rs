@@ -30,8 +30,10 @@ const STREAM_DESCRIPTOR: &str = "stream_descriptor";
 /// The secrets of a document.
 #[derive(Debug, Default, PartialEq)]
 pub struct Secrets {
-    /// The values.
+    /// Values that are marked or named as a secret.
     pub values: BTreeSet<String>,
+    /// Values that only look like one.
+    pub guessed: BTreeSet<String>,
     /// `user:password` of fields beside each other, where the password is too short to be found within base64.
     pub pairs: BTreeSet<String>,
 }
@@ -190,9 +192,13 @@ impl<'a> Collector<'a> {
     }
 
     fn add_guessed(&mut self, text: &str) {
-        if !self.readable.contains(text) {
-            self.add(text);
+        if self.readable.contains(text) {
+            return;
         }
+        if text.chars().count() >= MIN_GUESSED_CHARS {
+            self.secrets.guessed.insert(text.to_owned());
+        }
+        self.add_parts(text);
     }
 
     fn add(&mut self, text: &str) {

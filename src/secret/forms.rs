@@ -48,8 +48,15 @@ pub enum Form {
     Substring,
 }
 
-/// Calls `add` with each pattern of a secret.
+/// Calls `add` with each pattern of a secret. Programs remove the whitespace around it before they encode it.
 pub fn forms_of(secret: &str, add: &mut impl FnMut(String, Form)) {
+    forms_of_exactly(secret, add);
+    if secret.trim() != secret && secret.len() <= MAX_WHOLE_BYTES {
+        forms_of_exactly(secret.trim(), add);
+    }
+}
+
+fn forms_of_exactly(secret: &str, add: &mut impl FnMut(String, Form)) {
     let is_short = secret.trim().chars().count() < MIN_SUBSTRING_CHARS;
     let form = if is_short { Form::Word } else { Form::Substring };
     if secret.len() > MAX_WHOLE_BYTES || secret.len() > MIN_PIECED_BYTES && !has_readable_parts(secret) {
@@ -57,9 +64,6 @@ pub fn forms_of(secret: &str, add: &mut impl FnMut(String, Form)) {
     }
     if secret.len() <= MAX_WHOLE_BYTES {
         add(secret.to_owned(), form);
-        if is_short {
-            add(secret.trim().to_owned(), form);
-        }
     }
     parts(secret, add);
     if secret.len() <= MAX_ENCODED_BYTES {

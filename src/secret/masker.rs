@@ -1,6 +1,7 @@
 //! Replaces known secrets in text.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -18,7 +19,7 @@ const MASK: &str = "***";
 /// text is not shown.
 const MAX_CONFIG_BYTES: usize = if cfg!(test) { 4 } else { 16 } * 1024 * 1024;
 /// Limit of all patterns of what only looks like a secret. What exceeds it is left out, a value at a time.
-const MAX_GUESSED_BYTES: usize = 512 * 1024;
+const MAX_GUESSED_BYTES: usize = 4 * 1024 * 1024;
 /// How much more of a text is searched than is shown of it.
 const SEARCHED_BEYOND: usize = 64 * 1024;
 /// The field that holds a configuration that a connector renews.
@@ -181,17 +182,18 @@ impl Known {
         self.hidden.get_or_insert_with(text);
     }
 
-    /// Returns false if there are too many.
+    /// Returns false if there are too many that are marked or named as a secret.
     fn add(&mut self, kind: Kind, secrets: &Secrets) -> bool {
+        self.groups[Kind::Other as usize].add(&secrets.guessed, &BTreeSet::new(), MAX_GUESSED_BYTES);
         let limit = if kind == Kind::Other { MAX_GUESSED_BYTES } else { MAX_CONFIG_BYTES };
         let group = &mut self.groups[kind as usize];
-        let is_complete = group.add(secrets, limit);
+        let is_complete = group.add(&secrets.values, &secrets.pairs, limit);
         if is_complete || kind != Kind::Renewed {
             return is_complete;
         }
         // Earlier renewals are no longer valid.
         *group = Group::default();
-        group.add(secrets, limit)
+        group.add(&secrets.values, &secrets.pairs, limit)
     }
 
     fn build(&mut self) {
@@ -225,25 +227,28 @@ impl Known {
 
 impl Group {
     /// Adds what is within the limit; returns whether that is all.
-    fn add(&mut self, secrets: &Secrets, limit: usize) -> bool {
-        let mut values: Vec<_> = secrets.values.iter().filter(|secret| !secret.trim().is_empty()).collect();
+    fn add(&mut self, values: &BTreeSet<String>, pairs: &BTreeSet<String>, limit: usize) -> bool {
+        let mut values: Vec<_> = values.iter().filter(|secret| !secret.trim().is_empty()).collect();
         // A long one leaves room for the others.
         values.sort_by_key(|secret| secret.len());
-        let mut is_complete = true;
-        let mut add = |group: &mut Self, pattern: String, form: Form| {
+        let is_complete = Cell::new(true);
+        let add = |group: &mut Self, pattern: String, form: Form| {
             if let Some(known) = group.patterns.get_mut(&pattern) {
                 *known = form.max(*known);
             } else if group.bytes + pattern.len() <= limit {
                 group.bytes += pattern.len();
                 group.patterns.insert(pattern, form);
             } else {
-                is_complete = false;
+                is_complete.set(false);
             }
         };
-        for pair in &secrets.pairs {
+        for pair in pairs {
             forms_of_pair(pair, &mut |pattern, form| add(self, pattern, form));
         }
         for secret in values {
+            if !is_complete.get() {
+                break;
+            }
             let mut is_long = false;
             forms_of(secret, &mut |pattern, form| {
                 is_long |= form == Form::Piece;
@@ -253,6 +258,6 @@ impl Group {
                 self.long.push(secret.clone());
             }
         }
-        is_complete
+        is_complete.get()
     }
 }
