@@ -143,7 +143,6 @@ fn a_role_without_leases_events_and_lists_of_secrets_runs_every_task_and_leaves_
         "get leases, create leases, update leases",
         "run one replica",
         "list events",
-        "list secrets",
         "patch secrets",
         "instead of jitsucom/sidecar:latest",
         "SYNCCTL_INIT_IMAGE",
@@ -276,9 +275,10 @@ fn the_variables_of_the_existing_implementation_are_honored() {
         let variables = container["env"].as_array().expect("variables");
         variables.iter().find(|variable| variable["name"] == name).expect("a variable")["value"].clone()
     };
-    let resources = |cpu: [&str; 2], memory: [&str; 2]| {
+    let resources = |cpu: [&str; 2], memory: [&str; 2], storage: &str| {
         json!({
-            "requests": {"cpu": cpu[0], "memory": memory[0]}, "limits": {"cpu": cpu[1], "memory": memory[1]},
+            "requests": {"cpu": cpu[0], "memory": memory[0], "ephemeral-storage": "0"},
+            "limits": {"cpu": cpu[1], "memory": memory[1], "ephemeral-storage": storage},
         })
     };
     for (label, found, expected) in [
@@ -286,8 +286,8 @@ fn the_variables_of_the_existing_implementation_are_honored() {
         ("service account", &spec["serviceAccountName"], json!("tasks")),
         ("grace", &spec["terminationGracePeriodSeconds"], json!(7)),
         ("deadline", &spec["activeDeadlineSeconds"], json!(3 * 3600 + 300)),
-        ("source", &source["resources"], resources(["2m", "300m"], ["17Mi", "333Mi"])),
-        ("sidecar", &sidecar["resources"], resources(["3m", "400m"], ["18Mi", "444Mi"])),
+        ("source", &source["resources"], resources(["2m", "300m"], ["17Mi", "333Mi"], "20Gi")),
+        ("sidecar", &sidecar["resources"], resources(["3m", "400m"], ["18Mi", "444Mi"], "1Gi")),
         ("JAVA_OPTS", &variable(&source, "JAVA_OPTS"), json!("-Xmx99m")),
         ("LOG_LEVEL", &variable(&sidecar, "LOG_LEVEL"), json!("WARN")),
         ("DB_LOG_LEVEL", &variable(&sidecar, "DB_LOG_LEVEL"), json!("ERROR")),

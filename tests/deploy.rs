@@ -112,6 +112,9 @@ fn the_service_account_may_hold_a_lease_but_has_no_needless_permissions() {
         ("delete", "leases.coordination.k8s.io"),
         ("create", "pods/exec"),
         ("update", "secrets"),
+        ("get", "secrets"),
+        ("list", "secrets"),
+        ("watch", "secrets"),
         ("create", "events"),
     ] {
         assert!(!may(verb, kind), "{verb} {kind}");

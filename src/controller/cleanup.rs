@@ -10,15 +10,17 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::lifecycle::Termination;
 use super::outcome;
-use crate::db::{Db, DbError};
+use crate::db::{Db, OpenAttempt};
 use crate::failure::{Class, Failure};
 use crate::pod::status::{Observation, Phase};
-use crate::pod::{Backend, PodError, TaskPod, TaskSecret};
+use crate::pod::{Backend, PodError, TaskPod};
 use crate::process::{Liveness, ProcessId};
 use crate::task::Task;
 
 /// A command on another machine deletes its Pod within seconds of its end; after this time it was killed.
 const UNATTENDED: SignedDuration = SignedDuration::from_mins(10);
+/// The same for one without a Pod: no spec, check or discover takes longer, and the row of a read gets heartbeats.
+const WITHOUT_POD: SignedDuration = SignedDuration::from_mins(20);
 /// The row of a running task gets a heartbeat more often than this.
 pub const STALE: Duration = Duration::from_hours(1);
 /// The same for the row of a killed command whose Pod may still run in the cluster: the sidecar sends heartbeats.
@@ -59,31 +61,51 @@ fn delete_abandoned(backend: &Backend, db: &Db) -> Result<Vec<String>, PodError>
         deleted.push(name.clone());
     }
     let names: HashSet<&str> = pods.iter().map(|pod| pod.id.name.as_str()).collect();
-    if let Err(error) = close_rows(backend, db, &names) {
+    if let Err(error) = close_rows(backend, db, &names, now) {
         tracing::warn!(%error, "cannot close the rows of killed commands");
     }
-    if let Some(secrets) = &backend.secrets {
-        for secret in secrets.list_secrets()? {
-            if !secret.is_owned && !names.contains(secret.pod.as_str()) && is_abandoned_secret(&secret, now) {
-                tracing::info!(secret = secret.name, "removing the Secret of a killed command");
-                secrets.delete_secret(&secret)?;
-            }
-        }
+    if let Err(error) = close_attempts(backend, db, &names, now) {
+        tracing::warn!(%error, "cannot remove what killed commands left before they created a Pod");
     }
     Ok(deleted)
 }
 
-/// Closes the rows of commands that were killed before they created a Pod, or whose Pod is gone.
-fn close_rows(backend: &Backend, db: &Db, pods: &HashSet<&str>) -> Result<(), DbError> {
+/// Closes the rows of commands that were killed before they created a Pod, or whose Pod is gone, and deletes their Secrets.
+fn close_rows(backend: &Backend, db: &Db, pods: &HashSet<&str>, now: Timestamp) -> Result<(), Failure> {
     let idle = if backend.shutdown.is_none() { SILENT } else { Duration::ZERO };
     for (row, process) in db.idle_cli_tasks(idle)? {
         let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
-        let has_ended = process.parse().is_ok_and(|process: ProcessId| process.liveness() == Liveness::Ended);
-        if has_ended && !pods.contains(task.pod_name().as_str()) {
-            outcome::conclude(db, &task, &killed())?;
+        if is_unattended(Some(&process), row.updated_at, now) && !pods.contains(task.pod_name().as_str()) {
+            close(backend, db, &task)?;
         }
     }
     Ok(())
+}
+
+/// The same for commands without a row of their own.
+fn close_attempts(backend: &Backend, db: &Db, pods: &HashSet<&str>, now: Timestamp) -> Result<(), Failure> {
+    for attempt in db.open_attempts(Duration::ZERO)? {
+        let pod = attempt.task.pod_name();
+        if is_abandoned_attempt(&attempt, now) && !pods.contains(pod.as_str()) {
+            tracing::info!(pod, "closing the task of a killed command");
+            close(backend, db, &attempt.task)?;
+        }
+    }
+    Ok(())
+}
+
+fn close(backend: &Backend, db: &Db, task: &Task) -> Result<(), Failure> {
+    // The Secrets first: a task that is closed is not found again.
+    if backend.secrets.is_some() {
+        backend.launcher.delete(&task.pod_name(), Some(Duration::ZERO))?;
+    }
+    outcome::conclude(db, task, &killed())?;
+    Ok(())
+}
+
+/// Whether an attempt is that of a one-off command that no longer follows it.
+pub fn is_abandoned_attempt(attempt: &OpenAttempt, now: Timestamp) -> bool {
+    is_unattended(attempt.accepted_by.as_deref(), attempt.task.started_at, now)
 }
 
 fn killed() -> Failure {
@@ -95,9 +117,14 @@ pub fn is_abandoned_pod(pod: &TaskPod, now: Timestamp) -> bool {
     is_abandoned(pod.owner.as_deref(), pod.created_at, Some(&pod.observation), now)
 }
 
-/// Whether a Secret belongs to a one-off command that no longer follows its task.
-pub fn is_abandoned_secret(secret: &TaskSecret, now: Timestamp) -> bool {
-    is_abandoned(secret.owner.as_deref(), secret.created_at, None, now)
+/// Whether a command without a Pod in this namespace has ended: its Pod may be in another one, where it still runs.
+fn is_unattended(process: Option<&str>, last_seen: Timestamp, now: Timestamp) -> bool {
+    let Some(process) = process.and_then(|process| process.parse::<ProcessId>().ok()) else { return false };
+    match process.liveness() {
+        Liveness::Running => false,
+        Liveness::Ended => true,
+        Liveness::Unknown => now.duration_since(last_seen) > WITHOUT_POD,
+    }
 }
 
 fn is_abandoned(

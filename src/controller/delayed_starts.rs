@@ -67,6 +67,18 @@ impl DelayedStarts {
         }
     }
 
+    /// The prepared tasks of this installation, whichever process has accepted them.
+    pub fn stored(&self, installation: &str) -> Result<Vec<WaitingTask>, Failure> {
+        let mut waiting = self.backend.launcher.waiting()?;
+        for document in self.db.delayed_starts(installation)? {
+            match WaitingTask::parse(document) {
+                Ok(task) => waiting.push(task),
+                Err(error) => tracing::warn!(error, "cannot read a task that starts later"),
+            }
+        }
+        Ok(waiting)
+    }
+
     /// Adds a prepared task, unless it is there.
     pub fn add(&self, waiting: WaitingTask) {
         let delay = Duration::try_from(waiting.start_at.duration_since(Timestamp::now())).unwrap_or_default();
@@ -112,7 +124,12 @@ impl DelayedStarts {
         let Delayed { waiting, give_up_at, .. } = &delayed;
         let (pod, task) = (&waiting.pod, &waiting.task);
         match self.try_start(waiting, Instant::now() >= *give_up_at) {
-            Ok(()) => drop(self.tasks().remove(pod)),
+            Ok(()) => {
+                self.tasks().remove(pod);
+                if let Err(error) = self.db.delete_delayed_start(&task.task_id) {
+                    tracing::warn!(pod, task = task.task_id, %error, "cannot forget a task that has waited");
+                }
+            }
             Err(error) => {
                 tracing::warn!(pod, task = task.task_id, %error, "cannot start a task that has waited; retrying");
                 self.tasks().insert(pod.clone(), Delayed { next: Instant::now() + RETRY, ..delayed });
@@ -132,7 +149,7 @@ impl DelayedStarts {
             outcome::record_failure(&self.db, task, &Failure::new(Class::Usage, text))?;
             return Ok(launcher.delete(pod, None)?);
         }
-        match launcher.start_waiting(pod) {
+        match launcher.start_waiting(waiting) {
             Ok(false) | Err(PodError::Exists { .. }) => return Ok(()),
             Ok(true) => tracing::info!(pod, kind = %task.kind, task = task.task_id, "started a task that has waited"),
             Err(error @ PodError::Unreachable { .. }) if !is_last => return Err(error.into()),

@@ -18,7 +18,7 @@ use super::start_log::{LogWriter, Place, StartLog};
 use super::{Cancellation, cleanup, open_backend, unrecorded};
 use crate::airbyte::state;
 use crate::config::{Engine, Settings};
-use crate::db::{ConcurrencyPolicy, Db, Options, StartOutcome, Target};
+use crate::db::{ConcurrencyPolicy, Db, Options, RequestMark, StartOutcome, Target};
 use crate::failure::{Class, Failure};
 use crate::output::{Output, Progress};
 use crate::pod::manifest::Launch;
@@ -103,7 +103,8 @@ impl Run<'_> {
         cancellation: &Cancellation,
     ) -> TaskResult {
         let task = self.task;
-        outcome::record_attempt(self.db, task, None)?;
+        let mark = ProcessId::current().map(|process| RequestMark::accepted_by(&process.to_string()));
+        outcome::record_attempt(self.db, task, mark.as_ref())?;
         match outcome::record_start(self.db, task, None, ConcurrencyPolicy::Allow)? {
             StartOutcome::Started => {}
             StartOutcome::Exists(row) => {

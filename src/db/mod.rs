@@ -17,6 +17,7 @@ mod catalog;
 mod check;
 mod config;
 mod connect;
+mod delayed_start;
 mod error;
 pub mod local_server;
 mod log;
@@ -44,6 +45,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use connect::{SslMode, Target, read_pem_file};
+pub use delayed_start::OpenAttempt;
 pub use error::{DbError, is_connection_lost, is_no_server_io};
 pub use log::{LogIds, LogLine, LogRow, OWN_LOGGER};
 pub use log_batches::store_log_batches;

@@ -6,7 +6,9 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::own_tables::{OwnSchema, SOURCE_CONFIG, TABLES, Table};
+use postgres::types::Type;
+
+use super::own_tables::{OwnSchema, PRIVILEGES, SOURCE_CONFIG, TABLES, Table};
 use super::pool::{Attempt, Transaction, text};
 use super::schema::lock_creation;
 use super::text::quote_ident;
@@ -26,10 +28,10 @@ enum Found {
 }
 
 impl Db {
-    /// Uses the own schema if it exists with its tables. Creates nothing.
+    /// Uses the own schema in a sidecar, if it exists with its tables. Creates nothing.
     pub fn find_own_schema(&self) -> Result<(), DbError> {
         let name = self.shared.own_schema_name.clone();
-        match self.run("look for the own schema", |tx| find(tx, &name))? {
+        match self.run("look for the own schema", |tx| find(tx, &name, true))? {
             Found::Usable(own) => self.use_own_schema(Some(own)),
             Found::Missing => {
                 tracing::debug!(schema = name, "there is no schema of this name with the tables of syncctl");
@@ -76,7 +78,7 @@ impl Db {
     /// then on this process works without it.
     pub(super) fn has_lost_own_schema(&self, reason: &str) -> bool {
         let Some(own) = self.own_schema() else { return false };
-        let found = self.run_without_own_schema("look for the own schema", |tx| find(tx, &own.name));
+        let found = self.run_without_own_schema("look for the own schema", |tx| find(tx, &own.name, own.is_of_sidecar));
         let is_lost = matches!(found, Ok(Found::Missing | Found::Unusable(_)));
         if is_lost {
             tracing::warn!(schema = own.name, reason, "lost the schema of syncctl: {LOSS}");
@@ -87,7 +89,7 @@ impl Db {
 }
 
 fn ensure(tx: &mut Transaction<'_>, name: &str) -> Attempt<Found> {
-    let found = find(tx, name)?;
+    let found = find(tx, name, false)?;
     if !matches!(found, Found::Missing) {
         return Ok(found);
     }
@@ -97,7 +99,7 @@ fn ensure(tx: &mut Transaction<'_>, name: &str) -> Attempt<Found> {
         tx.batch(&format!("CREATE SCHEMA {}", quote_ident(name)))?;
     }
     let schema = quote_ident(name);
-    for Table { name, columns, key, indexes } in TABLES {
+    for Table { name, columns, key, indexes, .. } in TABLES {
         let columns: Vec<String> = columns.split(", ").map(column_definition).collect();
         let columns = columns.join(", ");
         let key = format!("CONSTRAINT {name}_pkey PRIMARY KEY ({key})");
@@ -107,7 +109,7 @@ fn ensure(tx: &mut Transaction<'_>, name: &str) -> Attempt<Found> {
             tx.batch(&format!("CREATE INDEX IF NOT EXISTS {name_of_index} ON {schema}.{name} ({index})"))?;
         }
     }
-    find(tx, name)
+    find(tx, name, false)
 }
 
 fn column_definition(column: &str) -> String {
@@ -122,29 +124,29 @@ fn column_definition(column: &str) -> String {
 }
 
 /// Looks for the schema in one query. Functions such as `to_regclass` fail for a schema that the role may not use.
-fn find(tx: &mut Transaction<'_>, name: &str) -> Attempt<Found> {
+fn find(tx: &mut Transaction<'_>, name: &str, is_of_sidecar: bool) -> Attempt<Found> {
     let results_schema = tx.row(
         "SELECT n.nspname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = to_regclass('source_task')",
         &[],
         |row| row.try_get(0),
     )?;
-    let tables: Vec<(String, bool, Vec<String>)> = tx.rows(
+    let tables: Vec<(String, Vec<String>, Vec<String>)> = tx.rows(
         "SELECT c.relname::text,
-                has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
-                  AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE')
-                  AND has_table_privilege(c.oid, 'DELETE'),
+                array(SELECT p FROM unnest($2::text[]) AS p
+                      WHERE has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, p)),
                 array(SELECT format('%s %s', a.attname, t.typname)
                       FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
                       WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE n.nspname = $1 AND c.relkind IN ('r', 'p')",
-        &[text(&name)],
+        &[text(&name), (&PRIVILEGES, Type::TEXT_ARRAY)],
         |row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)),
     )?;
+    let needed = |of_sidecar| if is_of_sidecar { of_sidecar } else { PRIVILEGES };
     let (mut is_complete, mut has_configs) = (true, true);
-    for Table { name: table, columns, .. } in TABLES {
-        let Some((_, is_permitted, found)) = tables.iter().find(|(found, ..)| found == table) else {
+    for Table { name: table, columns, of_sidecar, .. } in TABLES {
+        let Some((_, permitted, found)) = tables.iter().find(|(found, ..)| found == table) else {
             is_complete = false;
             continue;
         };
@@ -152,13 +154,15 @@ fn find(tx: &mut Transaction<'_>, name: &str) -> Attempt<Found> {
         match wanted.find(|column| !found.iter().any(|found| found == column)) {
             Some(_) if table == SOURCE_CONFIG => has_configs = false,
             Some(column) => return Ok(Found::Unusable(format!("its table {table} has no column {column}"))),
-            None if !is_permitted => return Ok(Found::Unusable(format!("this role may not use its table {table}"))),
+            None if !needed(of_sidecar).iter().all(|needed| permitted.iter().any(|found| found == needed)) => {
+                return Ok(Found::Unusable(format!("this role may not use its table {table}")));
+            }
             None => {}
         }
     }
     Ok(match results_schema {
         Some(results_schema) if is_complete => {
-            Found::Usable(OwnSchema { name: name.to_owned(), results_schema, has_configs })
+            Found::Usable(OwnSchema { name: name.to_owned(), results_schema, has_configs, is_of_sidecar })
         }
         _ => Found::Missing,
     })

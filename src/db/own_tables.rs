@@ -20,7 +20,12 @@ pub(super) struct Table {
     pub(super) key: &'static str,
     /// The columns of each index.
     pub(super) indexes: &'static [&'static str],
+    /// The privileges of a sidecar's role; every other process needs all. `deploy/sidecar-role.sql` grants them.
+    pub(super) of_sidecar: &'static [&'static str],
 }
+
+/// What a process may do with a table.
+pub(super) const PRIVILEGES: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE"];
 
 pub(super) const TABLES: [Table; 4] = [
     Table {
@@ -29,6 +34,7 @@ pub(super) const TABLES: [Table; 4] = [
                   started_at timestamptz, finished_at timestamptz?, status text?, document jsonb?, description text?",
         key: "results_schema, number",
         indexes: &["results_schema, package, key", "results_schema, task_id", "results_schema, finished_at"],
+        of_sidecar: PRIVILEGES,
     },
     Table {
         name: TASK,
@@ -36,12 +42,14 @@ pub(super) const TABLES: [Table; 4] = [
                   connector_type text, request text?, installation text?, created_at timestamptz",
         key: "results_schema, task_id",
         indexes: &["results_schema, created_at"],
+        of_sidecar: &["SELECT"],
     },
     Table {
         name: SOURCE_CONFIG,
         columns: "results_schema text, sync_id text, package text, given text, config jsonb, timestamp timestamptz",
         key: "results_schema, sync_id",
         indexes: &[],
+        of_sidecar: PRIVILEGES,
     },
     Table {
         name: CONNECTOR_SPEC,
@@ -49,6 +57,7 @@ pub(super) const TABLES: [Table; 4] = [
                   timestamp timestamptz",
         key: "package, version, connector_type, results_schema",
         indexes: &[],
+        of_sidecar: &["SELECT", "INSERT", "UPDATE"],
     },
 ];
 
@@ -61,6 +70,8 @@ pub(super) struct OwnSchema {
     pub(super) results_schema: String,
     /// Whether it has the table of configurations: an earlier version may have created another one of that name in it.
     pub(super) has_configs: bool,
+    /// The process is a sidecar, whose role may have fewer privileges.
+    pub(super) is_of_sidecar: bool,
 }
 
 impl OwnSchema {

@@ -20,10 +20,6 @@ pub const CREATOR_LABEL: (&str, &str) = ("jitsu.com/creator", "bulker-sync-contr
 pub const ATTEMPT: &str = "syncctl/attempt";
 /// The one-off command that follows the Pod; absent when `serve` does.
 pub const OWNER: &str = "syncctl/owner";
-/// On the first Secret of a task that starts later: when.
-pub const START_AT: &str = "syncctl/start-at";
-/// On the first Secret of a task that starts later: its Pod, as JSON. It holds no credentials.
-pub const WAITING_POD: &str = "syncctl/pod";
 /// The user of the sidecar: any but root. Distroless images use this one.
 const SIDECAR_USER: i64 = 65532;
 /// The volume of the FIFOs.
@@ -377,11 +373,6 @@ impl Launch<'_> {
 /// `<pod>-config`, then `<pod>-config-1` and so on for the documents that do not fit.
 pub fn secret_name(pod: &str, index: usize) -> String {
     if index == 0 { format!("{pod}-config") } else { format!("{pod}-config-{index}") }
-}
-
-/// The name of the Pod that a Secret is for: the inverse of [`secret_name`].
-pub fn pod_of_secret(secret: &str) -> &str {
-    secret.rsplit_once("-config").map_or("", |(pod, _)| pod)
 }
 
 fn init(image: &str, has_files: bool) -> Value {

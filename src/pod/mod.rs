@@ -21,8 +21,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use manifest::{ATTEMPT, Launch, OWNER, START_AT, pod_of_secret};
+use manifest::{ATTEMPT, Launch, OWNER};
 use payload::TooLarge;
+use serde::{Deserialize, Serialize};
 use status::Observation;
 
 use crate::failure::{Class, Failure};
@@ -133,27 +134,6 @@ pub struct TaskPod {
     pub deleting: bool,
 }
 
-/// The metadata of a task's Secret.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TaskSecret {
-    /// Its name.
-    pub name: String,
-    /// The API server's id of this very object.
-    pub uid: String,
-    /// The name of the Pod that it is for.
-    pub pod: String,
-    /// The one-off command that created it; absent when `serve` did.
-    pub owner: Option<String>,
-    /// When the API server accepted it.
-    pub created_at: Option<Timestamp>,
-    /// The task in its annotations, or why they cannot be read.
-    pub task: Result<Task, String>,
-    /// Whether it is deleted together with its Pod.
-    pub is_owned: bool,
-    /// When the task is to start, if its Pod is created later.
-    pub start_at: Option<Timestamp>,
-}
-
 /// A Pod that carries the id of a task, of whatever kind and whoever created it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PodOfTask {
@@ -174,6 +154,8 @@ pub struct WaitingTask {
     pub task: Task,
     /// When it is to start.
     pub start_at: Timestamp,
+    /// What [`Launcher::prepare`] has returned.
+    pub document: Option<String>,
 }
 
 /// When a Pod becomes the owner of its Secrets.
@@ -253,11 +235,6 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// The Secrets of all tasks.
-    pub fn list_secrets(&self) -> Result<Vec<TaskSecret>, PodError> {
-        self.secrets.as_ref().map_or_else(|| Ok(Vec::new()), |secrets| secrets.list_secrets())
-    }
-
     /// Whether tasks are processes of this machine.
     pub fn is_local(&self) -> bool {
         self.api_server.is_none()
@@ -277,15 +254,15 @@ pub trait Launcher: Send + Sync {
     /// Creates Secrets and the Pod, and makes the Pod the Secrets' owner. On an error nothing is left behind.
     fn launch(&self, launch: &Launch<'_>, ownership: Ownership) -> Result<PodRef, PodError>;
 
-    /// Stores what a task needs to start later, so that any process can [start it](Self::start_waiting). False if that is
-    /// not possible here.
-    fn prepare(&self, launch: &Launch<'_>, start_at: Timestamp) -> Result<bool, PodError>;
+    /// Stores what a task needs to start later, so that any process can [start it](Self::start_waiting). Returns what the
+    /// caller must store for that, which holds no credentials; `None` where the backend stores all of it.
+    fn prepare(&self, launch: &Launch<'_>, start_at: Timestamp) -> Result<Option<String>, PodError>;
 
-    /// The prepared tasks. One that has just been started may be among them.
+    /// The prepared tasks that the backend has stored. One that has just been started may be among them.
     fn waiting(&self) -> Result<Vec<WaitingTask>, PodError>;
 
-    /// Creates the Pod of a prepared task. False if nothing is prepared under this name.
-    fn start_waiting(&self, pod: &str) -> Result<bool, PodError>;
+    /// Creates the Pod of a prepared task. False if nothing is prepared for it.
+    fn start_waiting(&self, waiting: &WaitingTask) -> Result<bool, PodError>;
 
     /// Deletes the Pod of this name, or what is prepared for it. Without `grace` its containers get the Pod's own grace period and the Secrets stay
     /// until [`wait_deleted`](Self::wait_deleted); with a grace of 0 the Secrets are deleted too, and also a Pod whose
@@ -321,14 +298,8 @@ pub trait Watcher: Send + Sync {
 
 /// The Secrets with the documents of tasks.
 pub trait SecretStore: Send + Sync {
-    /// All Secrets that carry our label, without their content.
-    fn list_secrets(&self) -> Result<Vec<TaskSecret>, PodError>;
-
-    /// Makes the Pod the owner of its Secrets, so that they are deleted together. Idempotent.
+    /// Makes the Pod the owner of its Secrets, so that they are deleted together, also where it is gone. Idempotent.
     fn adopt_secrets(&self, pod: &PodRef) -> Result<(), PodError>;
-
-    /// Deletes this Secret but no other one of its name; it is no error if it is gone.
-    fn delete_secret(&self, secret: &TaskSecret) -> Result<(), PodError>;
 
     /// Deletes the Secrets of this Pod but not those of a later launch of the same task.
     fn delete_secrets_of(&self, pod: &PodRef) -> Result<(), PodError>;
@@ -421,19 +392,19 @@ impl PodOfTask {
     }
 }
 
-impl TaskSecret {
-    fn of(metadata: &ObjectMeta) -> Self {
-        let name = metadata.name.clone().unwrap_or_default();
-        Self {
-            pod: pod_of_secret(&name).to_owned(),
-            name,
-            uid: metadata.uid.clone().unwrap_or_default(),
-            owner: annotation(metadata, OWNER).map(str::to_owned),
-            created_at: metadata.creation_timestamp.as_ref().map(|time| time.0),
-            task: task_of(metadata),
-            start_at: annotation(metadata, START_AT).and_then(|time| time.parse().ok()),
-            is_owned: metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty()),
-        }
+/// What a backend that cannot store it needs to start a task later.
+#[derive(Serialize, Deserialize)]
+struct DelayedStart {
+    start_at: Timestamp,
+    pod: Pod,
+}
+
+impl WaitingTask {
+    /// From a document that [`Launcher::prepare`] has returned.
+    pub fn parse(document: String) -> Result<Self, String> {
+        let DelayedStart { start_at, pod } = serde_json::from_str(&document).map_err(|error| error.to_string())?;
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        Ok(Self { pod: name, task: task_of(&pod.metadata)?, start_at, document: Some(document) })
     }
 }
 

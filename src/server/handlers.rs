@@ -1,7 +1,7 @@
 //! The handlers of the endpoints.
 
 use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -164,13 +164,15 @@ fn record_and_launch(
     concurrency: ConcurrencyPolicy,
 ) -> Result<Started, Failure> {
     let Request { task, payload, mark, .. } = request;
+    // Whoever cleans up must know whose attempt it is.
+    let attempt_mark = mark.clone().or_else(|| app.installation().ok().map(RequestMark::accepted_by));
     let mark = mark.as_ref();
     // A discover is recorded once its Pod exists. Before that, another one with this taskId may be running: its result
     // would be older than the record, and lost.
     let is_discover = task.kind == TaskKind::Discover;
     // One with a row may be refused: it must not replace the record of the task that has its id.
     if task.then_run.is_none() {
-        outcome::record_attempt(db, task, mark)?;
+        outcome::record_attempt(db, task, attempt_mark.as_ref())?;
     }
     let mut started = if task.then_run.is_some() {
         db.start_task(task, mark, concurrency)?
@@ -220,12 +222,12 @@ fn record_and_launch(
         }
     }
     if task.then_run.is_some() {
-        outcome::record_attempt(db, task, mark)?;
+        outcome::record_attempt(db, task, attempt_mark.as_ref())?;
     }
     let attempt = Uuid::new_v4().to_string();
     let launch = Launch { task, payload, settings: &app.settings.pod, attempt: &attempt, owner: None };
     if request.may_be_delayed {
-        match delay_start(app, caller, &launch) {
+        match delay_start(app, db, caller, &launch) {
             Ok(true) => return Ok(Started::Yes(accepted(task, TaskStatus::Running.as_str()))),
             Ok(false) => {}
             Err(error) => return launch_failed(app, task, error),
@@ -248,15 +250,23 @@ fn record_and_launch(
 }
 
 /// Stores a scheduled task that is to start later. False: it is to start now.
-fn delay_start(app: &App, caller: &Caller, launch: &Launch<'_>) -> Result<bool, PodError> {
+fn delay_start(app: &App, db: &Db, caller: &Caller, launch: &Launch<'_>) -> Result<bool, PodError> {
     let task = launch.task;
     let Some(delayed) = app.delayed() else { return Ok(false) };
     let delay = app.spread.delay(&task.sync_id, Instant::now());
     let start_at = Timestamp::now() + delay;
-    if delay.is_zero() || !app.backend.launcher.prepare(launch, start_at)? {
+    if delay.is_zero() || !app.backend.is_local() && !db.has_own_schema() {
         return Ok(false);
     }
-    let waiting = WaitingTask { pod: task.pod_name(), task: task.clone(), start_at };
+    let document = app.backend.launcher.prepare(launch, start_at)?;
+    if let Some(document) = &document
+        && !matches!(db.store_delayed_start(&task.task_id, document), Ok(true))
+    {
+        // Another process could not start it.
+        app.backend.launcher.delete(&task.pod_name(), Some(Duration::ZERO))?;
+        return Ok(false);
+    }
+    let waiting = WaitingTask { pod: task.pod_name(), task: task.clone(), start_at, document };
     let token = caller.name();
     tracing::info!(pod = waiting.pod, task = task.task_id, ?delay, token, "a scheduled task starts later");
     delayed.accept(waiting, delay);

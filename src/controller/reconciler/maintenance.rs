@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::shared::{Config, Message, Shared, Snapshot};
 use crate::controller::{cleanup, outcome};
 use crate::failure::{Class, Failure};
-use crate::pod::TaskSecret;
 use crate::task::Task;
 
 /// The delay before work is repeated that failed, or that was skipped because this process does not lead.
@@ -39,8 +38,6 @@ const RESTORED_LATE: Duration = Duration::from_hours(24);
 const TRIM: Duration = Duration::from_hours(1);
 /// A row without a Pod may belong to a launch of another process that has not created its Pod yet.
 const LAUNCHING: Duration = Duration::from_secs(30);
-/// The same for a Secret, by the API server's clock.
-const LAUNCHING_SECRET: SignedDuration = SignedDuration::from_secs(30);
 /// How long the reconciler's loop may take to answer.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -176,7 +173,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Closes rows and deletes Secrets without a Pod: the process that accepted the task was killed before it created the
+    /// Closes rows and attempts without a Pod, and deletes their Secrets, whose names follow from the task: the process that accepted the task was killed before it created the
     /// Pod, or the Pod disappeared while no process was leading.
     fn close_orphans(&self) -> Done {
         if self.snapshot().is_none() {
@@ -184,37 +181,34 @@ impl Worker {
         }
         let Config { db, backend, installation, delayed, .. } = &self.shared.config;
         let rows = db.idle_tasks_of(installation, LAUNCHING)?;
+        let attempts = db.open_attempts(LAUNCHING)?;
         // After the rows: a task that has just been started has no heartbeat yet, but a Pod.
-        let waiting = backend.launcher.waiting()?;
-        let secrets = backend.list_secrets()?;
-        // Taken after the rows and Secrets: the Pods of those that run exist by now.
+        let waiting = delayed.stored(installation)?;
+        // Taken after the rows: the Pods of those that run exist by now.
         let Some(snapshot) = self.snapshot() else { return Ok(false) };
         let now = Timestamp::now();
-        let is_young =
-            |secret: &&TaskSecret| secret.created_at.is_none_or(|at| now.duration_since(at) < LAUNCHING_SECRET);
-        // A launch with large documents creates many Secrets in turn: the newest shows whether it continues.
-        let mut launching: HashSet<&str> = secrets.iter().filter(is_young).map(|secret| secret.pod.as_str()).collect();
-        for task in waiting.iter().filter(|task| !snapshot.pods.contains_key(&task.pod)) {
+        let mut launching: HashSet<&str> = HashSet::new();
+        for task in &waiting {
+            if snapshot.pods.contains_key(&task.pod) {
+                // Its process was killed before it could do this.
+                db.delete_delayed_start(&task.task.task_id)?;
+                continue;
+            }
             launching.insert(&task.pod);
             // Of a process that has ended, it may be overdue.
             delayed.add(task.clone());
         }
-        let mut owned = HashSet::new();
-        for secret in secrets.iter().filter(|secret| !secret.is_owned) {
-            // All Secrets of a Pod get their owner reference at once.
-            if snapshot.pods.contains_key(&secret.pod) && !owned.insert(&secret.pod) {
-                continue;
-            }
-            let is_orphan = match secret.owner {
-                None => !launching.contains(secret.pod.as_str()),
+        for attempt in &attempts {
+            let is_orphan = match &attempt.accepted_by {
+                Some(accepted_by) if accepted_by == installation => true,
                 // Of a one-off command that was killed: there may be no further one to clean up.
-                Some(_) => cleanup::is_abandoned_secret(secret, now),
+                _ => cleanup::is_abandoned_attempt(attempt, now),
             };
-            if is_orphan {
-                self.close_orphan_secret(secret, &snapshot)?;
+            let pod = attempt.task.pod_name();
+            if is_orphan && !snapshot.pods.contains_key(&pod) && backend.watcher.get(&pod)?.is_none() {
+                self.close_attempt(&attempt.task)?;
             }
         }
-        // After the Secrets, whose annotations explain better why a task has no Pod.
         for row in rows.iter().filter(|row| !snapshot.with_rows.contains_key(&row.task_id)) {
             let task = Task::of_read(&row.package, &row.version, &row.sync_id, &row.task_id, row.started_at);
             if launching.contains(task.pod_name().as_str()) {
@@ -223,33 +217,22 @@ impl Worker {
             if backend.watcher.get(&task.pod_name())?.is_none() {
                 let failure = Failure::new(Class::PodDeleted, "the task is gone, and how it ended is unknown");
                 tracing::warn!(task = task.task_id, "closing the row of a task that no longer exists");
-                if !outcome::conclude(db, &task, &failure)?.by_sidecar {
-                    // Those that the list above has are deleted; this process may have no right to it.
-                    backend.launcher.delete(&task.pod_name(), Some(Duration::ZERO))?;
-                }
+                // The Secrets first: a row that is closed is not found again.
+                backend.launcher.delete(&task.pod_name(), Some(Duration::ZERO))?;
+                outcome::conclude(db, &task, &failure)?;
             }
         }
         Ok(true)
     }
 
-    /// Handles a Secret without an owner reference: its Pod gets it later, or does not exist.
-    fn close_orphan_secret(&self, secret: &TaskSecret, snapshot: &Snapshot) -> Result<(), Failure> {
+    /// Closes a spec, check or discover that has no Pod, and deletes its Secrets.
+    fn close_attempt(&self, task: &Task) -> Result<(), Failure> {
         let Config { db, backend, .. } = &self.shared.config;
-        let Some(store) = &backend.secrets else { return Ok(()) };
-        if let Some(pod) = snapshot.pods.get(&secret.pod) {
-            store.adopt_secrets(pod)?;
-            return Ok(());
-        }
-        if backend.watcher.get(&secret.pod)?.is_some() {
-            return Ok(());
-        }
-        if let Ok(task) = &secret.task {
-            let text = "the process that accepted the task ended before it started the task";
-            outcome::conclude(db, task, &Failure::new(Class::Abandoned, text))?;
-        }
-        tracing::warn!(secret = secret.name, "removing a Secret without a task");
-        // By uid: a repeated request may have created another one of this name.
-        store.delete_secret(secret)?;
+        tracing::warn!(kind = %task.kind, task = task.task_id, "closing a task without a Pod");
+        // The Secrets first: an attempt that is closed is not found again.
+        backend.launcher.delete(&task.pod_name(), Some(Duration::ZERO))?;
+        let text = "the process that accepted the task ended before it started the task, or its Pod is gone";
+        outcome::conclude(db, task, &Failure::new(Class::Abandoned, text))?;
         Ok(())
     }
 

@@ -158,6 +158,13 @@ struct Recorded {
 
 fn record_outcome(shared: &Shared, job: &Job, mut termination: Termination) -> Result<Recorded, Failure> {
     let Config { backend, db, .. } = &shared.config;
+    // A task that is closed is not found again: from here on the cluster deletes the Secrets with the Pod, whatever happens to
+    // this process.
+    if let Some(secrets) = &backend.secrets
+        && let Err(error) = secrets.adopt_secrets(&job.pod)
+    {
+        tracing::warn!(pod = job.pod.name, %error, "the secrets have no owner");
+    }
     termination.explain(|| backend.warnings(&job.pod.name));
     let conclusion = match outcome::load(db, &job.task)? {
         Some(result) => Conclusion { result, by_sidecar: true },

@@ -17,6 +17,13 @@ pub struct RequestMark {
     pub installation: String,
 }
 
+impl RequestMark {
+    /// Of a task that no request repeats. The process of a one-off command takes the place of the installation.
+    pub fn accepted_by(installation: &str) -> Self {
+        Self { fingerprint: String::new(), installation: installation.to_owned() }
+    }
+}
+
 /// The member of `started_by`.
 const MEMBER: &str = "syncctl";
 

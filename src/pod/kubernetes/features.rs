@@ -9,8 +9,6 @@ pub(super) enum Feature {
     LeaderElection,
     /// The cluster's reasons in messages.
     Events,
-    /// The deletion of Secrets that killed processes left.
-    SecretSweep,
     /// Secrets that the cluster deletes with their Pod.
     SecretOwner,
     /// Distinguishing the Secrets of two launches.

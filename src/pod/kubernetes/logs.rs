@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kube::api::LogParams;
+use kube::api::{LogParams, Patch, PatchParams};
+use serde_json::json;
 
 use super::client::Api;
 use crate::pod::manifest::secret_name;
@@ -28,7 +29,14 @@ impl Api {
         let mut data = BTreeMap::new();
         for index in 0..pod.secrets {
             let name = secret_name(&pod.name, index);
-            let secret = self.call(&format!("read secret {name}"), self.secrets.get(&name)).await?;
+            let action = format!("read secret {name}");
+            // As for metadata, a patch that changes nothing returns it.
+            let unchanged = Patch::Merge(json!({}));
+            let secret = match self.call(&action, self.secrets.patch(&name, &PatchParams::default(), &unchanged)).await
+            {
+                Err(PodError::Forbidden { .. }) => self.call(&action, self.secrets.get(&name)).await?,
+                secret => secret?,
+            };
             data.extend(secret.data.into_iter().flatten().map(|(key, content)| (key, content.0)));
         }
         Ok(data)

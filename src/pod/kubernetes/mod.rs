@@ -27,7 +27,7 @@ pub use own_pod::{OwnContainer, own_container};
 use super::manifest::Launch;
 use super::{
     ApiServer, Backend, Callback, Coordination, Launcher, LeaderElection, Leadership, Ownership, PodError, PodEvent,
-    PodOfTask, PodRef, Scope, SecretStore, Subscription, TaskPod, TaskSecret, WaitingTask, Watcher,
+    PodOfTask, PodRef, Scope, SecretStore, Subscription, TaskPod, WaitingTask, Watcher,
 };
 
 /// A connection to a namespace of a cluster.
@@ -87,25 +87,19 @@ impl Launcher for Cluster {
         self.on_runtime(async move { api.launch(&objects, &attempt, ownership).await })
     }
 
-    fn prepare(&self, launch: &Launch<'_>, start_at: Timestamp) -> Result<bool, PodError> {
+    fn prepare(&self, launch: &Launch<'_>, start_at: Timestamp) -> Result<Option<String>, PodError> {
         let objects = launch.objects()?;
         let (api, attempt) = (self.api.clone(), launch.attempt.to_owned());
-        self.on_runtime(async move { api.prepare(objects, &attempt, start_at).await })
+        self.on_runtime(async move { api.prepare(objects, &attempt, start_at).await }).map(Some)
     }
 
+    /// None: no object of the cluster holds them.
     fn waiting(&self) -> Result<Vec<WaitingTask>, PodError> {
-        let secrets = match self.list_secrets() {
-            Err(PodError::Forbidden { .. }) => return Ok(Vec::new()),
-            secrets => secrets?,
-        };
-        let waiting = secrets.into_iter().filter(|secret| !secret.is_owned).filter_map(|secret| {
-            Some(WaitingTask { start_at: secret.start_at?, pod: secret.pod, task: secret.task.ok()? })
-        });
-        Ok(waiting.collect())
+        Ok(Vec::new())
     }
 
-    fn start_waiting(&self, pod: &str) -> Result<bool, PodError> {
-        self.runtime.block_on(self.api.start_waiting(pod))
+    fn start_waiting(&self, waiting: &WaitingTask) -> Result<bool, PodError> {
+        self.runtime.block_on(self.api.start_waiting(waiting))
     }
 
     fn delete(&self, pod: &str, grace: Option<Duration>) -> Result<(), PodError> {
@@ -147,16 +141,8 @@ impl Watcher for Cluster {
 }
 
 impl SecretStore for Cluster {
-    fn list_secrets(&self) -> Result<Vec<TaskSecret>, PodError> {
-        self.runtime.block_on(self.api.list_secrets())
-    }
-
     fn adopt_secrets(&self, pod: &PodRef) -> Result<(), PodError> {
         self.runtime.block_on(self.api.adopt_secrets(pod))
-    }
-
-    fn delete_secret(&self, secret: &TaskSecret) -> Result<(), PodError> {
-        self.runtime.block_on(self.api.delete_secret(&secret.name, Some(&secret.uid))).map(drop)
     }
 
     fn delete_secrets_of(&self, pod: &PodRef) -> Result<(), PodError> {

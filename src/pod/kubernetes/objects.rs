@@ -5,17 +5,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::Resource;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
-use kube::core::Request;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::client::{Api, CALL_TIMEOUT, Listing, if_absent, if_present, labelled};
 use super::features::Feature;
 use super::partial::PartialPod;
-use crate::pod::manifest::{Objects, START_AT, WAITING_POD, secret_name};
-use crate::pod::{Ownership, PodError, PodOfTask, PodRef, TaskPod, TaskSecret, annotation, attempt_of, secrets_of};
+use crate::pod::manifest::{Objects, secret_name};
+use crate::pod::{DelayedStart, Ownership, PodError, PodOfTask, PodRef, TaskPod, WaitingTask, attempt_of, secrets_of};
 
 /// The deadline of a call that only checks whether the API server answers.
 const REACHABLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,24 +67,13 @@ impl Api {
         Ok(created.metadata.uid.unwrap_or_default())
     }
 
-    /// Creates the Secrets of a launch; the first one carries the Pod, for a process that does not know the documents.
-    /// False where Secrets cannot be listed: a later process would not find them.
+    /// Creates the Secrets of a launch. Returns its Pod, for a process that does not know the documents.
     pub(super) async fn prepare(
         &self,
-        mut objects: Objects,
+        objects: Objects,
         attempt: &str,
         start_at: Timestamp,
-    ) -> Result<bool, PodError> {
-        match self.call("list secrets", self.secrets.list_metadata(&labelled().limit(1))).await {
-            Err(PodError::Forbidden { .. }) => return Ok(false),
-            listed => listed.map(|_| ())?,
-        }
-        let pod = serde_json::to_string(&objects.pod).expect("a Pod serializes");
-        if let Some(first) = objects.secrets.first_mut() {
-            let annotations = first.metadata.annotations.get_or_insert_default();
-            annotations.insert(START_AT.to_owned(), start_at.to_string());
-            annotations.insert(WAITING_POD.to_owned(), pod);
-        }
+    ) -> Result<String, PodError> {
         let launch = PodRef {
             name: objects.pod.metadata.name.clone().unwrap_or_default(),
             uid: String::new(),
@@ -97,19 +84,16 @@ impl Api {
             self.delete_secrets_of(&launch).await.ok();
             return Err(error);
         }
-        Ok(true)
+        Ok(serde_json::to_string(&DelayedStart { start_at, pod: objects.pod }).expect("a Pod serializes"))
     }
 
-    /// Creates the Pod that the first Secret carries. False if there is no such Secret.
-    pub(super) async fn start_waiting(&self, name: &str) -> Result<bool, PodError> {
-        let secret = secret_name(name, 0);
-        let found = self.call(&format!("read secret {secret}"), self.secrets.get_metadata_opt(&secret)).await?;
-        let pod = found.as_ref().and_then(|secret| annotation(&secret.metadata, WAITING_POD));
-        let Some(pod) = pod.and_then(|text| serde_json::from_str::<Pod>(text).ok()) else { return Ok(false) };
-        let Some(created) = self.create_pod(name, &pod).await? else {
-            return Err(PodError::Exists { name: name.to_owned() });
+    /// Creates the Pod of a task that was prepared. False if its document is no Pod.
+    pub(super) async fn start_waiting(&self, waiting: &WaitingTask) -> Result<bool, PodError> {
+        let document = waiting.document.as_deref().unwrap_or_default();
+        let Ok(DelayedStart { pod, .. }) = serde_json::from_str(document) else { return Ok(false) };
+        let Some(created) = self.create_pod(&waiting.pod, &pod).await? else {
+            return Err(PodError::Exists { name: waiting.pod.clone() });
         };
-        // At once: until then the Secret looks like that of a task that waits.
         if let Err(error) = self.adopt_secrets(&PodRef { secrets: secrets_of(&pod), ..PodRef::of(&created) }).await {
             tracing::warn!(%error, "the secret has no owner; a later cleanup deletes it");
         }
@@ -154,8 +138,8 @@ impl Api {
     async fn replace_secret(&self, name: &str, secret: &Secret, launch: &PodRef) -> Result<(), PodError> {
         // Without the right to read it, it is replaced even if it is this launch's.
         if !self.lacking.contains(Feature::SecretIdentity) {
-            let existing = self.call(&format!("read secret {name}"), self.secrets.get_metadata_opt(name)).await?;
-            if existing.is_some_and(|secret| attempt_of(&secret.metadata) == launch.attempt.as_deref()) {
+            let existing = self.secret_metadata(name).await?;
+            if existing.is_some_and(|secret| attempt_of(&secret) == launch.attempt.as_deref()) {
                 return Ok(());
             }
         }
@@ -165,6 +149,21 @@ impl Api {
         }
         self.delete_secret(name, None).await?;
         if self.create_secret(name, secret).await? { Ok(()) } else { Err(exists()) }
+    }
+
+    /// The metadata of a Secret, if it exists. A patch that changes nothing returns it to whoever has the right to patch,
+    /// which the owner needs, so that the right to get is not needed besides.
+    async fn secret_metadata(&self, name: &str) -> Result<Option<ObjectMeta>, PodError> {
+        let action = format!("read secret {name}");
+        if !self.lacking.contains(Feature::SecretOwner) {
+            let (params, unchanged) = (PatchParams::default(), Patch::Merge(json!({})));
+            let call = if_present(self.secrets.patch_metadata(name, &params, &unchanged), false);
+            match self.call(&action, call).await {
+                Err(PodError::Forbidden { .. }) => {}
+                found => return Ok(found?.map(|secret| secret.metadata)),
+            }
+        }
+        Ok(self.call(&action, self.secrets.get_metadata_opt(name)).await?.map(|secret| secret.metadata))
     }
 
     /// Makes the Pod the owner of its Secrets. A Secret that is gone needs no owner.
@@ -266,11 +265,11 @@ impl Api {
                 self.delete_secret(&name, None).await?;
                 continue;
             }
-            let found = self.call(&format!("read secret {name}"), self.secrets.get_metadata_opt(&name)).await?;
-            let Some(found) = found.filter(|found| attempt_of(&found.metadata) == pod.attempt.as_deref()) else {
+            let found = self.secret_metadata(&name).await?;
+            let Some(found) = found.filter(|found| attempt_of(found) == pod.attempt.as_deref()) else {
                 continue;
             };
-            self.delete_secret(&name, Some(&found.metadata.uid.unwrap_or_default())).await?;
+            self.delete_secret(&name, Some(&found.uid.unwrap_or_default())).await?;
         }
         Ok(())
     }
@@ -319,19 +318,6 @@ impl Api {
         let each = |Item { metadata }| found.extend(PodOfTask::of(&metadata, task_id));
         self.list("list pods", &self.pod_requests, listing, each).await?;
         Ok(found)
-    }
-
-    /// Only the metadata: the content is not needed.
-    pub(super) async fn list_secrets(&self) -> Result<Vec<TaskSecret>, PodError> {
-        let mut secrets = Vec::new();
-        if self.lacking.contains(Feature::SecretSweep) {
-            return Ok(secrets);
-        }
-        let listing = Listing { params: labelled().limit(PAGE), metadata_only: true, timeout: CALL_TIMEOUT };
-        let requests = Request::new(Secret::url_path(&(), Some(&self.namespace)));
-        let each = |Item { metadata }| secrets.push(TaskSecret::of(&metadata));
-        self.list("list secrets", &requests, listing, each).await?;
-        Ok(secrets)
     }
 
     /// Whether the API server answers and lets us list Pods.

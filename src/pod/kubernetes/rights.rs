@@ -40,7 +40,7 @@ const ESSENTIAL: [Right; 7] = [
 ];
 
 /// Each feature, its rights, and what is lost without them.
-const FEATURES: [(Feature, &[Right], &str); 5] = [
+const FEATURES: [(Feature, &[Right], &str); 4] = [
     (
         Feature::LeaderElection,
         &[
@@ -52,14 +52,10 @@ const FEATURES: [(Feature, &[Right], &str); 5] = [
     ),
     (Feature::Events, &[Right::on("events", "list")], "errors of Pods that do not start lack the cluster's reasons"),
     (
-        Feature::SecretSweep,
-        &[Right::on("secrets", "list")],
-        "the Secret of a process that was killed before it created the Pod may stay",
-    ),
-    (
         Feature::SecretOwner,
         &[Right::on("secrets", "patch")],
-        "Secrets have no owner: this program deletes them, and the cluster does not",
+        "Secrets have no owner: this program deletes them, and the cluster does not; those of a process that was killed while \
+         it deleted a Pod stay",
     ),
     (
         Feature::SecretIdentity,
@@ -80,6 +76,10 @@ impl Api {
         }
         let (mut lacking, mut lines) = (Vec::new(), Vec::new());
         for (feature, rights, loss) in FEATURES {
+            // With the right to patch a Secret it is identified, too.
+            if feature == Feature::SecretIdentity && !lacking.contains(&Feature::SecretOwner) {
+                continue;
+            }
             let missing = self.missing(rights).await?;
             if !missing.is_empty() {
                 lacking.push(feature);

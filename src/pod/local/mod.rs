@@ -255,10 +255,10 @@ impl Launcher for LocalBackend {
         self.launch_objects(pod, &secrets)
     }
 
-    fn prepare(&self, launch: &Launch<'_>, start_at: Timestamp) -> Result<bool, PodError> {
+    fn prepare(&self, launch: &Launch<'_>, start_at: Timestamp) -> Result<Option<String>, PodError> {
         let Objects { pod, secrets } = launch.objects()?;
         self.waiting.write(&launch.task.pod_name(), &Prepared { start_at, pod, secrets })?;
-        Ok(true)
+        Ok(None)
     }
 
     fn waiting(&self) -> Result<Vec<WaitingTask>, PodError> {
@@ -266,14 +266,15 @@ impl Launcher for LocalBackend {
         for name in self.waiting.names()? {
             let Some(Prepared { start_at, pod, .. }) = self.waiting.read(&name)? else { continue };
             match task_of(&pod.metadata) {
-                Ok(task) => waiting.push(WaitingTask { pod: name, task, start_at }),
+                Ok(task) => waiting.push(WaitingTask { pod: name, task, start_at, document: None }),
                 Err(error) => tracing::warn!(pod = name, error, "cannot read the description of a task"),
             }
         }
         Ok(waiting)
     }
 
-    fn start_waiting(&self, pod: &str) -> Result<bool, PodError> {
+    fn start_waiting(&self, waiting: &WaitingTask) -> Result<bool, PodError> {
+        let pod = waiting.pod.as_str();
         let Some(prepared) = self.waiting.read(pod)? else { return Ok(false) };
         self.launch_objects(prepared.pod, &prepared.secrets)?;
         self.waiting.remove(pod)?;

@@ -7,5 +7,6 @@ mod model;
 mod outcomes;
 mod record_limit;
 mod renewed_configs;
+mod role;
 mod states;
 pub(super) mod support;

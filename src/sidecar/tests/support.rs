@@ -34,6 +34,8 @@ pub struct World {
     /// The input state of a read.
     pub state: Option<String>,
     url: url::Url,
+    /// The role and the password of the sidecar; those of the tests by default.
+    pub role: Option<(String, String)>,
 }
 
 impl World {
@@ -49,6 +51,7 @@ impl World {
             config: json!({}),
             config_text: None,
             state: None,
+            role: None,
             url: url::Url::parse(&text).expect("a URL"),
         };
         world.db().ensure_schema().expect("tables");
@@ -71,6 +74,28 @@ impl World {
         let mut url = self.url.clone();
         url.query_pairs_mut().append_pair("search_path", &self.schema);
         Secret::from(url.as_str())
+    }
+
+    fn sidecar_url(&self) -> Secret {
+        let mut url = if self.role.is_some() { self.role_url() } else { self.url.clone() };
+        url.query_pairs_mut().append_pair("search_path", &self.schema);
+        Secret::from(url.as_str())
+    }
+
+    /// The database of results.
+    pub fn database(&self) -> &str {
+        self.url.path().trim_start_matches('/')
+    }
+
+    /// A connection of the sidecar's role.
+    pub fn connect_as_role(&self) -> Client {
+        Client::connect(self.role_url().as_str(), NoTls).expect("a connection")
+    }
+
+    fn role_url(&self) -> url::Url {
+        let (mut url, (name, password)) = (self.url.clone(), self.role.as_ref().expect("a role"));
+        url.set_username(name).and_then(|()| url.set_password(Some(password))).expect("a host");
+        url
     }
 
     /// A destination configuration for the same schema.
@@ -127,7 +152,7 @@ impl World {
         let sidecar = Sidecar {
             destination_hosts: None,
             task,
-            database_url: self.database_url(),
+            database_url: self.sidecar_url(),
             own_schema: self.schema.clone(),
             source: SourceSettings {
                 stdout: folder.path().join("stdout"),

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::support::{Namespace, launch, launch_with, wait_for};
+use crate::pod::manifest::secret_name;
 use crate::pod::payload::Payload;
 use crate::pod::{ApiServer, Launcher, Ownership, PodError, SecretStore, Watcher};
 
@@ -54,21 +55,24 @@ fn secrets_are_deleted_although_an_earlier_one_is_missing() {
         char::from(b' ' + u8::try_from(seed >> 58).expect("six bits"))
     });
     let payload = Payload { catalog: Some(noise.take(3_000_000).collect()), ..Payload::default() };
-    let secrets = || cluster.list_secrets().expect("secrets");
+    let secrets = |pod: &str| {
+        let names = (0..4).map(|index| secret_name(pod, index));
+        names.filter(|name| namespace.object("secret", name).is_some()).collect::<Vec<_>>()
+    };
     for (label, missing, pod_exists) in
         [("first", "-config", true), ("middle", "-config-1", true), ("pod", "-config", false)]
     {
         let pod = launch_with(&cluster, label, &payload, Ownership::Later).expect("a launch");
-        assert_eq!((pod.secrets, secrets().len()), (3, 3), "{label}");
-        assert!(secrets().iter().all(|secret| secret.pod == pod.name), "{label}");
+        assert_eq!((pod.secrets, secrets(&pod.name).len()), (3, 3), "{label}");
         assert_eq!(cluster.get(&pod.name).expect("an answer").expect("a pod").id, pod, "{label}");
-        let deleted = secrets().into_iter().find(|secret| secret.name == format!("{}{missing}", pod.name));
-        cluster.delete_secret(&deleted.expect("a secret")).expect("a deletion");
+        let name = format!("{}{missing}", pod.name);
+        let deleted = cluster.api.delete_secret(&name, None);
+        assert!(cluster.runtime.block_on(deleted).expect("a deletion"), "{label}");
         if !pod_exists {
             cluster.delete_exact(&pod, NOW).expect("a deletion");
         }
         cluster.delete(&pod.name, NOW).expect("a deletion");
-        assert_eq!(secrets(), [], "{label}");
+        assert_eq!(secrets(&pod.name), [""; 0], "{label}");
     }
 }
 

@@ -10,10 +10,10 @@ use futures_util::StreamExt;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 
-use super::support::{DEADLINE, connect, launch, plain_kubeconfig, task};
+use super::support::{DEADLINE, connect, launch, plain_kubeconfig};
 use crate::pod::kubernetes::Cluster;
 use crate::pod::kubernetes::watch::{Change, changes};
-use crate::pod::{ApiServer, Coordination, Launcher, Ownership, PodError, SecretStore, TaskSecret};
+use crate::pod::{ApiServer, Coordination, Launcher, Ownership, PodError};
 
 /// One request: method and path without its query.
 type Request = (String, String);
@@ -155,13 +155,14 @@ fn rights_are_examined_and_a_refused_question_counts_as_granted() {
         })
     };
     assert_eq!(server(&[]).cluster.examine_rights().expect("rights"), Vec::<String>::new());
-    let poor = server(&["list events", "update leases", "list secrets", "patch secrets"]);
+    let poor = server(&["list events", "update leases", "get secrets", "patch secrets"]);
     let lines = poor.cluster.examine_rights().expect("the essential rights");
     assert_eq!(lines.len(), 4, "{lines:?}");
     assert!(lines[0].starts_with("no right to update leases in namespace ns: "), "{lines:?}");
     // None of these asks the server.
-    assert_eq!((poor.cluster.warnings("p"), poor.cluster.list_secrets().expect("no list")), (Vec::new(), Vec::new()));
+    assert_eq!(poor.cluster.warnings("p"), Vec::<String>::new());
     let id = poor.cluster.installation_id().expect("an id");
+    assert_eq!(server(&["get secrets"]).cluster.examine_rights().expect("patch is enough"), Vec::<String>::new());
     assert_eq!(server(&["get leases"]).cluster.examine_rights().map(|lines| lines.len()).ok(), Some(1));
     assert!(!id.is_empty() && poor.cluster.failed_calls() == 0);
     let error = server(&["delete pods", "create secrets"]).cluster.examine_rights().expect_err("no task can run");
@@ -188,17 +189,8 @@ fn a_secret_that_was_replaced_meanwhile_is_kept() {
         _ => status(500, path),
     });
     for uid in ["old", "new"] {
-        let secret = TaskSecret {
-            start_at: None,
-            name: "p-config".to_owned(),
-            uid: uid.to_owned(),
-            pod: "p".to_owned(),
-            owner: None,
-            created_at: None,
-            task: Ok(task("t")),
-            is_owned: false,
-        };
-        assert!(server.cluster.delete_secret(&secret).is_ok(), "{uid}");
+        let deleted = server.cluster.runtime.block_on(server.cluster.api.delete_secret("p-config", Some(uid)));
+        assert!(deleted.is_ok(), "{uid}");
     }
     assert_eq!(server.count("delete", "/secrets"), 2);
 }
