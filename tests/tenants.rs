@@ -192,6 +192,8 @@ fn limits_of_a_token_hold_across_replicas_and_change_with_the_file() {
     eventually("a free place", DEADLINE, || (callers[0].spec(INSTANT).0 == 200).then_some(()));
     eventually("another one", DEADLINE, || (callers[1].read(INSTANT, &next, &next, &body()).0 == 200).then_some(()));
 
+    eventually("an empty namespace", DEADLINE, || world.place.leftovers().is_empty().then_some(()));
+
     let slow = of(&one, "slow");
     let statuses: Vec<u16> = (0..3).map(|_| slow.get("/tasks?syncId=s").status).collect();
     assert_eq!(statuses, [200; 3]);
@@ -270,6 +272,33 @@ fn only_images_of_the_policy_run() {
     policy(world.syncctl(&["spec", INSTANT, "-o", "json"])).run().code(0);
     let malformed = world.syncctl(&["spec", INSTANT, "-o", "json"]).env("SYNCCTL_IMAGE_POLICY", "!evil/x").run();
     malformed.fails(2, "USAGE", &["SYNCCTL_IMAGE_POLICY", "is not a pattern"]);
+}
+
+#[test]
+fn a_read_that_waits_is_checked_again_before_it_starts() {
+    let Some(world) = World::new() else { return };
+    let spread = |program: Program| program.env("SYNCCTL_START_SPREAD_SECONDS", "20");
+    let mut service = Service::start_with(&world, spread);
+    let body =
+        json!({"config": {}, "catalog": catalog(&["items"]), "destinationConfig": {"destinationType": "discard"}});
+    // Four start at once; the place of the last one is at 12 s.
+    for sync in ["first", "second", "third", "fourth", "late-0"] {
+        let query = [
+            ("package", "syncctl-test/instant"),
+            ("version", "1"),
+            ("syncId", sync),
+            ("taskId", sync),
+            ("startedBy", r#"{"trigger":"scheduled"}"#),
+        ];
+        assert_eq!(service.call("/read", &query, Some(&body)).0, 200);
+    }
+    service.kill();
+    let _service = Service::start_with(&world, |program| spread(program).env("SYNCCTL_IMAGE_POLICY", "other/*"));
+    let error = eventually("the end of the read that waits", DEADLINE, || {
+        world.schema.task("late-0").filter(|(status, _)| status == "FAILED").map(|(_, error)| error)
+    });
+    assert!(error.starts_with("USAGE: image syncctl-test/instant:1 is refused by SYNCCTL_IMAGE_POLICY"), "{error}");
+    eventually("an empty namespace", DEADLINE, || world.place.leftovers().is_empty().then_some(()));
 }
 
 #[test]
