@@ -178,7 +178,7 @@ fn endpoints(service: &Service, task_id: &str) -> Vec<Endpoint> {
 /// What a client sends after its head, and what it declares there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
-    NoBody,
+    Bodyless,
     Body,
     SlowBody,
     SlowChunks,
@@ -190,7 +190,7 @@ enum Shape {
 
 impl Shape {
     const ALL: [Self; 7] = [
-        Self::NoBody,
+        Self::Bodyless,
         Self::Body,
         Self::SlowBody,
         Self::SlowChunks,
@@ -201,7 +201,7 @@ impl Shape {
 
     fn headers(self) -> String {
         match self {
-            Self::NoBody | Self::SlowReader => String::new(),
+            Self::Bodyless | Self::SlowReader => String::new(),
             Self::Body => "Content-Length: 2\r\n".to_owned(),
             Self::SlowBody => "Content-Length: 1000\r\n".to_owned(),
             Self::SlowChunks => "Transfer-Encoding: chunked\r\n".to_owned(),
@@ -213,7 +213,7 @@ impl Shape {
     /// What is sent of the body.
     fn body(self) -> &'static [u8] {
         match self {
-            Self::NoBody | Self::SlowReader => b"",
+            Self::Bodyless | Self::SlowReader => b"",
             Self::SlowChunks => b"3e8\r\n{\"config\"",
             _ => b"{}",
         }
@@ -223,7 +223,7 @@ impl Shape {
 impl Endpoint {
     /// The status of a request without any parameters.
     fn expected(&self, shape: Shape, has_token: bool) -> &'static [u16] {
-        let has_body = ![Shape::NoBody, Shape::SlowReader].contains(&shape);
+        let has_body = ![Shape::Bodyless, Shape::SlowReader].contains(&shape);
         match shape {
             Shape::TooLargeBody => &[413],
             _ if !self.is_open && !has_token => &[401],
