@@ -9,6 +9,7 @@ pub mod contract;
 pub mod db;
 pub mod env;
 pub mod failure;
+pub mod handover;
 pub mod host_rules;
 pub mod http_client;
 pub mod logging;

@@ -10,6 +10,7 @@ mod controller;
 mod db;
 mod env;
 mod failure;
+mod handover;
 mod host_rules;
 mod http_client;
 mod logging;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// The parts of `src` from the bottom up, each with the parts below that it may import. `*`: all of them.
-const LAYERS: [(&str, &[&str]); 26] = [
+const LAYERS: [(&str, &[&str]); 27] = [
     ("airbyte", &[]),
     ("contract", &[]),
     ("failure", &[]),
@@ -19,13 +19,14 @@ const LAYERS: [(&str, &[&str]); 26] = [
     ("retry", &[]),
     ("secret", &[]),
     ("shared_folder", &[]),
+    ("handover", &[]),
     ("captured_logs", &[]),
     ("env", &[]),
     ("task", &["env"]),
     ("pattern", &["task"]),
     ("output", &["failure", "printable"]),
     ("db", &["airbyte", "failure", "host_rules", "printable", "process", "retry", "secret", "task"]),
-    ("pod", &["airbyte", "contract", "failure", "process", "retry", "secret", "shared_folder", "task"]),
+    ("pod", &["airbyte", "contract", "failure", "handover", "process", "retry", "secret", "shared_folder", "task"]),
     (
         "sidecar",
         &[
@@ -33,6 +34,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
             "contract",
             "db",
             "failure",
+            "handover",
             "host_rules",
             "http_client",
             "logging",

@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::contract::{self, SidecarExit, variable};
 use crate::env;
 use crate::failure::{Class, Failure};
+use crate::handover;
 use crate::host_rules::{HostRules, SERVICE_DEFAULT};
 use crate::secret::Secret;
 use crate::sidecar::{CommitLimits, Sidecar, SourceSettings};
@@ -43,6 +44,9 @@ pub struct SidecarArgs {
     /// File for a failure that cannot be written to the database
     #[arg(long, env = variable::TERMINATION_LOG, default_value = contract::TERMINATION_LOG)]
     termination_log: PathBuf,
+    /// Takes the documents and the database's URL from stdin
+    #[arg(long, hide = true)]
+    secrets_from_stdin: bool,
     /// Identifies a process of a local task
     #[arg(long, hide = true)]
     mark: Option<String>,
@@ -180,7 +184,17 @@ fn handle_signals(terminated: &Arc<AtomicBool>) -> Result<(), Failure> {
 }
 
 impl SidecarArgs {
-    fn sidecar(self) -> Result<Sidecar, Failure> {
+    fn sidecar(mut self) -> Result<Sidecar, Failure> {
+        let passed_on = self.secrets_from_stdin.then(|| {
+            let secrets = handover::read(std::io::stdin().lock());
+            secrets.map_err(|error| {
+                Failure::new(Class::SidecarFailed, format!("cannot read the secrets of the task: {error}"))
+            })
+        });
+        let passed_on = passed_on.transpose()?.map(Option::unwrap_or_default);
+        if let Some(url) = passed_on.as_ref().and_then(|secrets| secrets.get(variable::DATABASE_URL)) {
+            self.database_url = String::from_utf8_lossy(url).into_owned();
+        }
         let kind = required(self.command, variable::COMMAND)?
             .parse()
             .map_err(|error: String| Failure::new(Class::Usage, format!("{}: {error}", variable::COMMAND)))?;
@@ -250,6 +264,7 @@ impl SidecarArgs {
                 is_wrapped: contract.is_some(),
             },
             secrets: self.secrets_dir,
+            passed_on,
             destination_hosts: destination_hosts(&self.destination_hosts, contract.is_some())?,
             db_log_level: self.db_log_level,
             commit: commit_limits(&self.commit_seconds, &self.commit_mi)?,

@@ -35,6 +35,10 @@ const MAX_UNPACKED: u64 = 256 << 20;
 /// Between the name of a document and the number of one of its parts.
 const PART: &str = ".gz.";
 
+fn unreadable(error: &std::io::Error) -> Failure {
+    Failure::new(Class::SidecarFailed, format!("cannot read the task's documents: {error}"))
+}
+
 /// File name → content. Deliberately without `Debug`.
 #[derive(Default)]
 pub struct Documents {
@@ -51,8 +55,12 @@ impl Documents {
             documents if documents.files.is_empty() => Self::read_unpacked(unpacked),
             documents => Ok(documents),
         });
-        documents
-            .map_err(|error| Failure::new(Class::SidecarFailed, format!("cannot read the task's documents: {error}")))
+        documents.map_err(|error| unreadable(&error))
+    }
+
+    /// The same of a process that has passed them on.
+    pub fn of(secrets: &BTreeMap<String, Vec<u8>>) -> Result<Self, Failure> {
+        Self::join(secrets).map_err(|error| unreadable(&error))
     }
 
     fn read_unpacked(folder: &Path) -> std::io::Result<Self> {

@@ -39,6 +39,7 @@ pub use self::streams::{CommitLimits, merge_key, stream_specs};
 use crate::contract::{self, SidecarExit, variable};
 use crate::db::{Db, Options, SpecKey, Target};
 use crate::failure::{Class, Failure};
+use crate::handover::Secrets;
 use crate::host_rules::HostRules;
 use crate::logging;
 use crate::retry::Backoff;
@@ -62,6 +63,8 @@ pub struct Sidecar {
     pub source: SourceSettings,
     /// The folder of the compressed documents.
     pub secrets: PathBuf,
+    /// Its content, where another process has passed it on instead.
+    pub passed_on: Option<Secrets>,
     /// The hosts that the destination may be at; `None`: any.
     pub destination_hosts: Option<Arc<HostRules>>,
     /// The least level in `task_log`.
@@ -80,7 +83,10 @@ impl Sidecar {
             let text = format!("the controller implements contract {version}, the sidecar {}", contract::VERSION);
             return Err(Failure::new(Class::VersionMismatch, text));
         }
-        let documents = Documents::read(&self.secrets, &self.source.config)?;
+        let documents = match &self.passed_on {
+            Some(secrets) => Documents::of(secrets),
+            None => Documents::read(&self.secrets, &self.source.config),
+        }?;
         let mut masker = documents.masker(None);
         let database = Masker::default();
         mask_database_url(&database, self.database_url.expose_secret());

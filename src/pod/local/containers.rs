@@ -13,9 +13,10 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use super::cgroup::Limits;
 use super::process::{self, MARK};
 use super::record::ConnectorSettings;
-use super::store::{CONFIG, HOME, PIPES, REPORTS, SECRETS, TMP, TaskDirectory, io_failure, private_file};
+use super::store::{CONFIG, HOME, PIPES, REPORTS, TMP, TaskDirectory, io_failure, private_file};
 use crate::contract::{CONFIG_DIR, MAX_REPORTS_MI, PIPES_DIR, REPORTS_DIR, variable};
 use crate::failure::{Class, Failure};
+use crate::handover::{self, Secrets};
 use crate::pod::connector::container::{Mount, RunOptions};
 use crate::pod::connector::{Connector, FILE_VARIABLES, InstalledPackage};
 use crate::pod::isolation::Isolator;
@@ -58,15 +59,12 @@ const INHERITED: [&str; 22] = [
 ];
 
 /// Starts the sidecar.
-pub fn start_sidecar(pod: &Pod, directory: &TaskDirectory) -> Result<Child, Failure> {
+pub fn start_sidecar(pod: &Pod, directory: &TaskDirectory, secrets: &Secrets) -> Result<Child, Failure> {
     let mut environment: BTreeMap<String, String> = inherited().collect();
-    environment.extend(variables(container(pod, SIDECAR)?, directory)?);
-    for (name, path) in [
-        (variable::SECRETS_DIR, SECRETS),
-        (variable::CONFIG_DIR, CONFIG),
-        (variable::REPORTS_DIR, REPORTS),
-        (variable::TERMINATION_LOG, TERMINATION_LOG),
-    ] {
+    environment.extend(variables(container(pod, SIDECAR)?));
+    for (name, path) in
+        [(variable::CONFIG_DIR, CONFIG), (variable::REPORTS_DIR, REPORTS), (variable::TERMINATION_LOG, TERMINATION_LOG)]
+    {
         environment.insert(name.to_owned(), directory.join(path).display().to_string());
     }
     for pipe in [variable::STDOUT_PIPE_FILE, variable::STDERR_PIPE_FILE] {
@@ -75,8 +73,16 @@ pub fn start_sidecar(pod: &Pod, directory: &TaskDirectory) -> Result<Child, Fail
         }
     }
     let mut command = this_program();
-    command.arg("sidecar").arg("--mark").arg(process::mark(directory.path())).env_clear().envs(environment);
-    start(command, Stdio::null(), SIDECAR, directory)
+    command.arg("sidecar").arg("--secrets-from-stdin").arg("--mark").arg(process::mark(directory.path()));
+    command.env_clear().envs(environment);
+    let mut child = start(command, Stdio::piped(), SIDECAR, directory)?;
+    if let Some(stdin) = child.stdin.take()
+        && let Err(error) = handover::write(stdin, secrets)
+    {
+        // Its exit says why it has ended.
+        tracing::warn!(%error, "the sidecar does not take the secrets of the task");
+    }
+    Ok(child)
 }
 
 /// Starts the script that runs the connector.
@@ -89,7 +95,7 @@ pub fn start_source(
 ) -> Result<Child, Failure> {
     let container = container(pod, SOURCE)?;
     let arguments = container.command.clone().unwrap_or_default();
-    let own_variables = variables(container, directory)?;
+    let own_variables: Vec<(String, String)> = variables(container).collect();
     let home = directory.join(HOME);
     let command = match connector {
         Connector::Host { entrypoint, environment, package } => {
@@ -287,18 +293,11 @@ fn container<'a>(pod: &'a Pod, name: &str) -> Result<&'a Container, Failure> {
         .ok_or_else(|| Failure::new(Class::Internal, format!("the task has no container {name}")))
 }
 
-/// The variables of a container, including those from a Secret.
-fn variables(container: &Container, directory: &TaskDirectory) -> Result<Vec<(String, String)>, Failure> {
-    let value = |variable: &k8s_openapi::api::core::v1::EnvVar| {
-        let secret = variable.value_from.as_ref().and_then(|from| from.secret_key_ref.as_ref());
-        if let Some(secret) = secret {
-            let file = directory.join(SECRETS).join(&secret.key);
-            return std::fs::read_to_string(&file).map_err(|error| io_failure("read", &file, &error));
-        }
-        // As the kubelet expands it.
-        Ok(variable.value.as_deref().unwrap_or_default().replace("$$", "$"))
-    };
-    container.env.iter().flatten().map(|variable| Ok((variable.name.clone(), value(variable)?))).collect()
+/// The variables of a container except those from a Secret, which the sidecar gets with its documents.
+fn variables(container: &Container) -> impl Iterator<Item = (String, String)> {
+    let plain = container.env.iter().flatten().filter(|variable| variable.value_from.is_none());
+    // As the kubelet expands it.
+    plain.map(|variable| (variable.name.clone(), variable.value.as_deref().unwrap_or_default().replace("$$", "$")))
 }
 
 #[cfg(test)]

@@ -36,13 +36,14 @@ use super::{
 };
 use crate::contract;
 use crate::failure::Failure;
+use crate::handover;
 use crate::pod::connector::Runtime;
 use crate::pod::isolation::Isolation;
 use crate::process::this_program;
 use crate::shared_folder::SharedFolder;
 use crate::task::Task;
 use record::{ConnectorSettings, TaskRecord};
-use store::{CONFIG, HOME, PIPES, REPORTS, SECRETS, TMP, TaskDirectory, TaskStore, io_failure, private_file};
+use store::{CONFIG, HOME, PIPES, REPORTS, TMP, TaskDirectory, TaskStore, io_failure, private_file};
 pub use supervisor::supervise;
 use waiting::{Prepared, WaitingStore};
 
@@ -108,7 +109,7 @@ impl LocalBackend {
         let mut record = TaskRecord { pod, ..TaskRecord::default() };
         record.set_progress("Starting task");
         let directory = self.store.directory(name);
-        let lock = self.store.create_directory(name, |new| self.fill(new, secrets));
+        let lock = self.store.create_directory(name, |new| self.fill(new));
         let lock = lock.map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => PodError::Exists { name: name.to_owned() },
             _ => io_failure("create", directory.path(), &error).into(),
@@ -139,7 +140,13 @@ impl LocalBackend {
                 return Err(failure.into());
             }
         };
-        if let Some(stdin) = supervisor.stdin.take() {
+        if let Some(mut stdin) = supervisor.stdin.take() {
+            let values = secrets.iter().flat_map(|secret| secret.data.iter().flatten());
+            let values = values.map(|(key, value)| (key.clone(), value.0.clone())).collect();
+            // A supervisor that is killed now takes nothing; its end is reported below.
+            if let Err(error) = handover::write(&mut stdin, &values) {
+                tracing::debug!(%error, task = name, "the supervisor does not take the secrets of its task");
+            }
             self.supervisors().insert(name.to_owned(), stdin);
         }
         let (supervisors, name, store) = (Arc::clone(&self.supervisors), name.to_owned(), self.store.clone());
@@ -154,10 +161,9 @@ impl LocalBackend {
         Ok(())
     }
 
-    fn fill(&self, directory: &TaskDirectory, secrets: &[Secret]) -> io::Result<()> {
+    fn fill(&self, directory: &TaskDirectory) -> io::Result<()> {
         // The user of a container needs access to what is mounted into it. The task directory itself is private.
-        let folders =
-            [(PIPES, 0o755), (REPORTS, 0o777), (CONFIG, 0o755), (SECRETS, 0o700), (HOME, 0o700), (TMP, 0o700)];
+        let folders = [(PIPES, 0o755), (REPORTS, 0o777), (CONFIG, 0o755), (HOME, 0o700), (TMP, 0o700)];
         for (name, mode) in folders {
             let path = directory.join(name);
             std::fs::create_dir(&path)?;
@@ -166,9 +172,6 @@ impl LocalBackend {
         let pipes = SharedFolder::open(&directory.join(PIPES))?;
         for pipe in [contract::STDOUT_PIPE, contract::STDERR_PIPE] {
             pipes.create_fifo(pipe.rsplit('/').next().unwrap_or_default())?;
-        }
-        for (key, value) in secrets.iter().flat_map(|secret| secret.data.iter().flatten()) {
-            private_file(&directory.join(SECRETS).join(key))?.write_all(&value.0)?;
         }
         let settings = ConnectorSettings {
             exec: self.settings.exec.clone(),

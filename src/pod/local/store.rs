@@ -38,8 +38,6 @@ pub const PIPES: &str = "pipes";
 pub const REPORTS: &str = "reports";
 /// The folder of the connector's documents. The connector may not write to it.
 pub const CONFIG: &str = "config";
-/// The folder of all documents and credentials, for the sidecar alone; removed before the connector starts.
-pub const SECRETS: &str = "secrets";
 /// The home folder of a connector that is no image.
 pub const HOME: &str = "home";
 /// Its folder of temporary files.

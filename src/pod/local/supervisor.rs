@@ -4,7 +4,7 @@
 //! everything that the task leaves behind. It ends the task at once when the process that launched it has died: that one
 //! holds the other end of the supervisor's stdin. Everything that happens arrives as an [`Event`] in one channel.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::cgroup::{ControlGroup, Limits};
 use super::process::{self, UsageSampler};
 use super::record::{ConnectorSettings, TaskRecord, abandoned};
-use super::store::{HOME, PIPES, REPORTS, SECRETS, TaskDirectory, TaskStore, io_failure};
+use super::store::{HOME, REPORTS, TaskDirectory, TaskStore, io_failure};
 use super::watch::DirectoryWatch;
 use super::{cleanup, containers};
-use crate::contract::READY_FILE;
 use crate::failure::{Class, Failure};
+use crate::handover::{self, Secrets};
 use crate::pod::connector::{self, Connector, ConnectorRequest, ResolvedConnector};
 use crate::pod::isolation::{Isolation, Isolator};
 use crate::pod::status::{Exit, SIDECAR, SOURCE};
 use crate::task::Task;
 
-/// How often files are polled: until the sidecar has read its documents, and later for the usage of the connector.
+/// How often to look at what no event reports: until the containers run, and later the usage of the connector.
 const POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 /// How often a request to end the task is looked for if the file system does not report it.
 const REQUEST_POLL: Duration = Duration::from_secs(1);
@@ -61,6 +61,9 @@ pub fn supervise(path: &Path) -> Result<(), Failure> {
     let record = store.read(directory.name())?;
     let record = record.ok_or_else(|| Failure::new(Class::Internal, "the task has no record"))?;
     let (events, inbox) = mpsc::channel();
+    let secrets = handover::read(std::io::stdin().lock());
+    let secrets = secrets.map_err(|error| io_failure("read the secrets of", path, &error))?;
+    let has_launcher = secrets.is_some();
     let (isolator, not_isolated) = match isolator(&settings, path) {
         Ok(isolator) => (isolator.map(Arc::new), None),
         Err(failure) => (None, Some(failure)),
@@ -77,10 +80,12 @@ pub fn supervise(path: &Path) -> Result<(), Failure> {
         sidecar: None,
         source: None,
         usage: None,
-        are_secrets_removed: false,
+        secrets: secrets.unwrap_or_default(),
     };
     supervisor.start_listeners();
     match not_isolated {
+        // The launcher has died, which the listeners report.
+        _ if !has_launcher => {}
         None => supervisor.start_resolving(),
         Some(failure) => _ = supervisor.events.send(Event::Resolved(Err(failure))),
     }
@@ -117,7 +122,8 @@ struct Supervisor {
     /// The same for the connector.
     source: Option<u32>,
     usage: Option<UsageSampler>,
-    are_secrets_removed: bool,
+    /// Documents and credentials for the sidecar.
+    secrets: Secrets,
 }
 
 impl Supervisor {
@@ -131,7 +137,8 @@ impl Supervisor {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline || !self.is_active()) {
                 return self.remove_task();
             }
-            match inbox.recv_timeout(if self.are_secrets_removed { POLL.1 } else { POLL.0 }) {
+            let are_containers_running = self.sidecar.is_some() || self.source.is_some();
+            match inbox.recv_timeout(if are_containers_running { POLL.1 } else { POLL.0 }) {
                 Ok(Event::Progress(text)) => {
                     self.record.set_progress(&text);
                     self.save_record();
@@ -226,7 +233,7 @@ impl Supervisor {
             self.record.container = Some(engine.clone());
             self.save_record();
         }
-        let sidecar = containers::start_sidecar(&self.record.pod, &self.directory)?;
+        let sidecar = containers::start_sidecar(&self.record.pod, &self.directory, &std::mem::take(&mut self.secrets))?;
         self.sidecar = Some(self.watch_container(SIDECAR, sidecar)?);
         let (pod, settings, isolator) = (&self.record.pod, &self.settings, self.isolator.as_deref());
         let source = containers::start_source(pod, &self.directory, &resolved.connector, settings, isolator)?;
@@ -327,15 +334,6 @@ impl Supervisor {
 
     /// Does what no event reports.
     fn poll(&mut self) {
-        if !self.are_secrets_removed && self.directory.join(PIPES).join(READY_FILE).exists() {
-            // The sidecar has read its documents, and the connector, which starts now, must not see them.
-            self.are_secrets_removed = true;
-            if let Err(error) = std::fs::remove_dir_all(self.directory.join(SECRETS))
-                && error.kind() != ErrorKind::NotFound
-            {
-                tracing::warn!(%error, "cannot remove the documents of the task before its end");
-            }
-        }
         if let Some(usage) = &mut self.usage {
             usage.sample_if_due();
         }

@@ -164,6 +164,7 @@ impl World {
                 is_wrapped: true,
             },
             secrets: documents,
+            passed_on: None,
             db_log_level: "INFO".to_owned(),
             commit: CommitLimits::default(),
             contract: Some(contract::VERSION.to_owned()),
