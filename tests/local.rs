@@ -109,7 +109,9 @@ fn the_next_command_cleans_up_after_any_killed_process() {
         }
         fixture.assert_next_command_cleans_up();
         let (status, error) = fixture.world.schema.task(&task).expect("a row");
-        assert_eq!(status, "FAILED", "{victims:?}: {error}");
+        // Rows are loaded. Whether the sidecar has reported them depends on the machine.
+        let is_reported = fixture.world.schema.streams(&task)["a"]["events"] == 1;
+        assert_eq!(status, if is_reported { "PARTIAL" } else { "FAILED" }, "{victims:?}: {error}");
     }
 }
 

@@ -109,7 +109,7 @@ impl LocalBackend {
         let mut record = TaskRecord { pod, ..TaskRecord::default() };
         record.set_progress("Starting task");
         let directory = self.store.directory(name);
-        let lock = self.store.create_directory(name, |new| self.fill(new));
+        let lock = self.store.create_directory(name, |new| self.fill(new, secrets));
         let lock = lock.map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => PodError::Exists { name: name.to_owned() },
             _ => io_failure("create", directory.path(), &error).into(),
@@ -161,7 +161,16 @@ impl LocalBackend {
         Ok(())
     }
 
-    fn fill(&self, directory: &TaskDirectory) -> io::Result<()> {
+    /// Creates what a new task needs in its directory.
+    fn fill(&self, directory: &TaskDirectory, secrets: &[Secret]) -> io::Result<()> {
+        // The sidecar writes the documents that the connector reads, larger than they are in the secrets. On a full disk
+        // neither it nor the supervisor could report what is wrong.
+        let needed: usize =
+            secrets.iter().flat_map(|secret| secret.data.iter().flatten()).map(|(_, data)| data.0.len()).sum();
+        let disk = rustix::fs::statvfs(directory.path())?;
+        if disk.f_bavail.saturating_mul(disk.f_frsize) < needed as u64 {
+            return Err(rustix::io::Errno::NOSPC.into());
+        }
         // The user of a container needs access to what is mounted into it. The task directory itself is private.
         let folders = [(PIPES, 0o755), (REPORTS, 0o777), (CONFIG, 0o755), (HOME, 0o700), (TMP, 0o700)];
         for (name, mode) in folders {
