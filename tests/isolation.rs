@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::support::{Program, World, eventually, processes, unique};
+use super::support::{Program, Service, World, eventually, processes, unique};
 
 /// Only ends a wait that hangs.
 const DEADLINE: Duration = Duration::from_mins(3);
@@ -154,6 +154,35 @@ fn a_hostile_package_reaches_nothing_of_the_machine_neither_for_root_nor_for_an_
             }
         }
     }
+}
+
+/// Runs a program as a root that may neither mount nor create namespaces.
+const WITHOUT_NAMESPACES: [&str; 6] = [
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "sh",
+    "-c",
+    r#"echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-sys_admin -- "$0" "$@""#,
+];
+
+#[test]
+fn without_isolation_a_service_does_not_start_unless_it_may_and_a_command_warns() {
+    let Some(fixture) = Fixture::new(None) else { return };
+    let settings = |program: Program| {
+        let program = fixture.settings().into_iter().fold(program, |program, (name, value)| program.env(name, &value));
+        program.through(&WITHOUT_NAMESPACES)
+    };
+    let refused = settings(fixture.world.syncctl(&["serve"])).run();
+    assert!(refused.code(2).stderr.contains("cannot be isolated"), "{refused}");
+    assert!(refused.stderr.contains("--allow-unisolated"), "{refused}");
+    let mut service =
+        Service::start_with(&fixture.world, |program| settings(program.env("SYNCCTL_ALLOW_UNISOLATED", "true")));
+    let done = service.stop();
+    assert!(done.code(0).stderr.contains("are not isolated"), "{done}");
+    let done = fixture.world.syncctl(&["spec", "syncctl-test/instant:1"]).through(&WITHOUT_NAMESPACES).run();
+    done.code(0);
+    assert!(done.stderr.contains("not isolated"), "{done}");
 }
 
 #[test]

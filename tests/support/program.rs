@@ -24,6 +24,8 @@ pub struct Program {
     folder: Option<PathBuf>,
     /// Another user, and a copy of the program that this one can execute.
     user: Option<(u32, PathBuf)>,
+    /// A command line that runs the program, as its last arguments.
+    wrapper: Vec<String>,
 }
 
 /// A process that has ended.
@@ -50,7 +52,7 @@ impl Program {
             .into_iter()
             .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
             .collect();
-        Self { arguments, environment, stdin: String::new(), folder: None, user: None }
+        Self { arguments, environment, stdin: String::new(), folder: None, user: None, wrapper: Vec::new() }
     }
 
     /// Adds arguments.
@@ -83,9 +85,19 @@ impl Program {
         self
     }
 
+    /// Runs it through another command.
+    pub fn through(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|argument| (*argument).to_owned()).collect();
+        self
+    }
+
     /// Starts it.
     pub fn start(&self) -> Running {
         let mut command = Command::new(env!("CARGO_BIN_EXE_syncctl"));
+        if let [program, arguments @ ..] = self.wrapper.as_slice() {
+            command = Command::new(program);
+            command.args(arguments).arg(env!("CARGO_BIN_EXE_syncctl"));
+        }
         if let Some((user, program)) = &self.user {
             command = Command::new(program);
             command.uid(*user).gid(*user);
