@@ -1618,7 +1618,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__sidecar)
-            opts="-h --command --stdout-pipe-file --stderr-pipe-file --secrets-dir --config-dir --reports-dir --termination-log --mark --database-url --own-schema --started-at --package --package-version --connector-type --storage-key --sync-id --task-id --started-by --namespace --table-name-prefix --to-same-case --add-meta --deduplicate --full-sync --console-overwrite --log-level --db-log-level --task-timeout-hours --task-timeout-seconds --init-timeout-seconds --silence-seconds --commit-seconds --commit-mi --cdc-deletion --max-records --destination-hosts --contract --help"
+            opts="-h --command --stdout-pipe-file --stderr-pipe-file --secrets-dir --config-dir --reports-dir --termination-log --secrets-from-stdin --mark --database-url --own-schema --started-at --package --package-version --connector-type --storage-key --sync-id --task-id --started-by --namespace --table-name-prefix --to-same-case --add-meta --deduplicate --full-sync --console-overwrite --log-level --db-log-level --task-timeout-hours --task-timeout-seconds --init-timeout-seconds --silence-seconds --commit-seconds --commit-mi --cdc-deletion --max-records --destination-hosts --contract --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

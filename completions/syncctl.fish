@@ -424,6 +424,7 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l cdc-deletion
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l max-records -d 'Stop after this number of records' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l destination-hosts -d 'Hosts that the destination may be at [default: any; of other controllers: any but link-local addresses, addresses of cloud metadata, and Unix sockets]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l contract -d 'Version of the contract that the controller implements' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -l secrets-from-stdin -d 'Takes the documents and the database\'s URL from stdin'
 complete -c syncctl -n "__fish_syncctl_using_subcommand sidecar" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -l mark -d 'Marks the process as one of the task' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand supervise" -s h -l help -d 'Print help'
