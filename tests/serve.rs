@@ -504,4 +504,5 @@ fn destinations_are_where_the_operator_allows() {
         eventually("an outcome", DEADLINE, || world.schema.task(&allowed).filter(|(status, _)| status != "RUNNING"));
     assert_eq!(row.0, "SUCCESS", "{row:?}");
     assert_eq!(world.schema.task(&refused), None);
+    wait_empty(&world);
 }
