@@ -2,7 +2,7 @@
 //! library is empty; the program is `main.rs`.
 
 #![cfg(fuzzing)]
-#![allow(dead_code, missing_docs, unused_imports)]
+#![allow(dead_code, missing_docs, unused_imports, reason = "the targets use a part of these modules")]
 
 pub mod airbyte;
 pub mod contract;

@@ -70,13 +70,13 @@ impl Plain {
         is_whole.then(|| format!("{sign}0{}", self.before).parse().ok())?
     }
 
-    /// How it fits with so many digits before and after the decimal point, where the server rounds half away from zero.
+    /// Its fit into this number of digits before and after the decimal point, where the server rounds half away from zero.
     fn fit(&self, (limit_before, limit_after): (i64, i64)) -> Fit {
         let digits = format!("{}{}", self.before, self.after);
-        let kept = i64::try_from(self.before.len()).expect("a length") + limit_after;
-        let kept = usize::try_from(kept).ok().map(|kept| kept.min(digits.len()));
-        let (head, tail) = digits.split_at(kept.unwrap_or(0));
-        let rounded = kept.is_some() && tail.bytes().next() >= Some(b'5');
+        let places = i64::try_from(self.before.len()).expect("a length") + limit_after;
+        let places = usize::try_from(places).ok().map(|places| places.min(digits.len()));
+        let (head, tail) = digits.split_at(places.unwrap_or(0));
+        let rounded = places.is_some() && tail.bytes().next() >= Some(b'5');
         let head = head.trim_start_matches('0');
         // Digits before the point of the rounded number.
         let carries = rounded && head.bytes().all(|digit| digit == b'9');

@@ -548,10 +548,10 @@ mod tests {
 
     #[test]
     fn the_source_keeps_the_capabilities_of_the_settings_alone() {
-        for (kept, expected) in
+        for (added, expected) in
             [(&[][..], None), (&["CHOWN", "SETUID"], Some(vec!["CHOWN".to_owned(), "SETUID".into()]))]
         {
-            let source_capabilities = kept.iter().map(|name| (*name).to_owned()).collect();
+            let source_capabilities = added.iter().map(|name| (*name).to_owned()).collect();
             let settings = PodSettings { source_capabilities, ..settings() };
             let spec = objects(TaskKind::Spec, &Payload::default(), &settings).pod.spec.expect("a spec");
             let source = spec.containers.into_iter().find(|container| container.name == "source").expect("a source");

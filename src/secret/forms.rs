@@ -167,7 +167,7 @@ fn base64_cores(value: &[u8]) -> BTreeSet<String> {
         return encoded.into();
     }
     let mut cores = BTreeSet::new();
-    // With so many bytes before the value, so many characters hold bits of them.
+    // The number of bytes before the value, and of the characters that hold bits of them.
     for (bytes_before, characters_before) in [(0, 0), (1, 2), (2, 3)] {
         let shifted = [&[0; 2][..bytes_before], value].concat();
         let characters = shifted.len() * 8 / 6;

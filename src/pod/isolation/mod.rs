@@ -173,8 +173,8 @@ impl Sandbox {
         if let Some(mark) = mark {
             command.arg("--mark").arg(mark);
         }
-        // Paths alone: no secrets.
-        let sandbox = serde_json::to_string(self).unwrap_or_else(|_| unreachable!("paths are UTF-8"));
+        // Paths alone: no secrets. Without this text, which a path that is not UTF-8 prevents, the launcher starts nothing.
+        let sandbox = serde_json::to_string(self).unwrap_or_default();
         command.arg("--sandbox").arg(sandbox).arg("--").args(program).args(arguments);
         // With the background threads of the allocator the process could not enter a user namespace.
         command.env_clear().envs(variables).env(ALLOCATOR_SETTINGS, "background_thread:false");
