@@ -181,3 +181,19 @@ impl Sandbox {
         command
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::Sandbox;
+
+    #[test]
+    fn a_path_that_is_not_utf_8_gives_the_launcher_no_sandbox() {
+        let sandbox = Sandbox { working_directory: OsStr::from_bytes(b"/\xff").into(), ..Sandbox::default() };
+        let command = sandbox.command(None, None, &[""; 0], [("", ""); 0]);
+        let arguments: Vec<_> = command.get_args().collect();
+        assert_eq!(arguments[..3], ["isolate", "--sandbox", ""]);
+    }
+}
