@@ -172,7 +172,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__check)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --storage-key --timeout --exec --output --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -194,20 +194,20 @@ _syncctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --output)
-                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
-                    return 0
-                    ;;
-                -o)
-                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
-                    return 0
-                    ;;
                 --timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --exec)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
                     return 0
                     ;;
                 --database-url)
@@ -584,7 +584,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__discover)
-            opts="-o -q -v -h --package --version --config --storage-key --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --storage-key --timeout --exec --output --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -606,20 +606,20 @@ _syncctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --output)
-                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
-                    return 0
-                    ;;
-                -o)
-                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
-                    return 0
-                    ;;
                 --timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --exec)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
                     return 0
                     ;;
                 --database-url)
@@ -1114,7 +1114,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__read)
-            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --cdc-deletion --debug --max-records --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --config --catalog --destination-config --sync-id --state --task-id --target-namespace --table-name-prefix --to-same-case --add-meta --no-deduplicate --full-sync --cdc-deletion --debug --max-records --timeout --exec --output --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1168,20 +1168,20 @@ _syncctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --output)
-                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
-                    return 0
-                    ;;
-                -o)
-                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
-                    return 0
-                    ;;
                 --timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --exec)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
                     return 0
                     ;;
                 --database-url)
@@ -1780,7 +1780,7 @@ _syncctl() {
             return 0
             ;;
         syncctl__subcmd__spec)
-            opts="-o -q -v -h --package --version --output --timeout --exec --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
+            opts="-o -q -v -h --package --version --timeout --exec --output --quiet --verbose --database-url --sidecar-database-url --own-schema --sidecar-image --init-image --image-policy --bulker-url --bulker-auth-token --destination-hosts --kubernetes-client-config --kubeconfig --context --namespace --kubernetes-node-selector --pods-service-account --container-status-check-seconds --container-init-timeout-seconds --silence-seconds --container-grace-shutdown-seconds --task-timeout-hours --source-cpu-request-millicores --source-cpu-limit-millicores --source-memory-request-mi --source-memory-limit-mi --sidecar-cpu-request-millicores --sidecar-cpu-limit-millicores --sidecar-memory-request-mi --sidecar-memory-limit-mi --source-ephemeral-storage-limit-mi --sidecar-ephemeral-storage-limit-mi --source-capabilities --source-java-opts --log-level --db-log-level --local --engine --local-runtime --container-read-only --state-dir --cache-dir --postgres-bin --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1794,20 +1794,20 @@ _syncctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --output)
-                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
-                    return 0
-                    ;;
-                -o)
-                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
-                    return 0
-                    ;;
                 --timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --exec)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "text json yaml" -- "${cur}"))
                     return 0
                     ;;
                 --database-url)

@@ -41,11 +41,11 @@ complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "isolate" -d 'Run a 
 complete -c syncctl -n "__fish_syncctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l package -d 'Connector image without its version' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l version -d 'Version of --package' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -s o -l output -d 'Format of the result; json and yaml print failures, too [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand spec" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
@@ -94,11 +94,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l package -d 'Co
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l version -d 'Version of --package' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l config -d 'Configuration of the connector: a JSON or YAML file, or - for stdin' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l storage-key -d 'Key under which the result is stored [default: a hash of the image and the configuration]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -s o -l output -d 'Format of the result; json and yaml print failures, too [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand check" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
@@ -147,11 +147,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l package -d 
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l version -d 'Version of --package' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l config -d 'Configuration of the connector: a JSON or YAML file, or - for stdin' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l storage-key -d 'Key under which the result is stored [default: a hash of the image and the configuration]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -s o -l output -d 'Format of the result; json and yaml print failures, too [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand discover" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r
@@ -208,11 +208,11 @@ complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l target-namespac
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l table-name-prefix -d 'Prefix of all table names; ${SOURCE_NAMESPACE} is the stream\'s namespace. Not added to a "table_name" in the catalog' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l cdc-deletion -d 'What becomes of rows that a CDC source marks as deleted (_ab_cdc_deleted_at), where rows are merged: soft keeps them with their mark, hard deletes them [default: "cdcDeletion" of the destination\'s configuration, else soft; hard in the embedded database]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l max-records -d 'Stop with success after this many records of all streams together. A stream that is cut off replaces no rows: if its table has rows, the new ones are dropped' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
+complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -s o -l output -d 'Format of the result; json and yaml print failures, too [default: text on a terminal, else json]' -r -f -a "text\t'Indented JSON, for reading'
 json\t'One line of JSON, for programs; failures are also printed as JSON'
 yaml\t'YAML; failures are also printed as YAML'"
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l timeout -d 'Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]' -r
-complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l exec -d 'With --local: run this command instead of the image, e.g. \'python main.py\', for a connector under development' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l database-url -d 'Postgres database of results, logs and states; set it in the environment, where other users cannot see it [default: with --local, an embedded database: see `syncctl db`]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l sidecar-database-url -d 'The same database as Pods reach it [default: the database URL]' -r
 complete -c syncctl -n "__fish_syncctl_using_subcommand read" -l own-schema -d 'Schema of that database for tables that other programs do not know; created where the role may [default: syncctl]' -r

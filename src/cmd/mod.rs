@@ -19,7 +19,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::config::{Settings, SettingsArgs};
+use crate::config::{Purpose, Settings, SettingsArgs};
 use crate::controller::request::{Request, new_task};
 use crate::controller::{self, one_shot};
 use crate::failure::{Class, Failure};
@@ -59,18 +59,12 @@ enum Command {
     Isolate(isolate::IsolateArgs),
 }
 
-/// The arguments of all commands that run a task.
+/// The arguments of all commands that use the database of results.
 #[derive(Debug, Args)]
-pub struct TaskArgs {
+pub struct CommonArgs {
     /// Format of the result; json and yaml print failures, too [default: text on a terminal, else json]
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     output: Option<Format>,
-    /// Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    timeout: Option<Duration>,
-    /// With --local: run this command instead of the image, e.g. 'python main.py', for a connector under development
-    #[arg(long, value_name = "COMMAND")]
-    exec: Option<String>,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
@@ -79,6 +73,19 @@ pub struct TaskArgs {
     verbose: u8,
     #[command(flatten)]
     settings: SettingsArgs,
+}
+
+/// The arguments of all commands that run a task.
+#[derive(Debug, Args)]
+pub struct TaskArgs {
+    /// Timeout of the task, e.g. 90s, 10m, 2h [default: 10m; for read SYNCCTL_TASK_TIMEOUT_HOURS]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    timeout: Option<Duration>,
+    /// With --local: run this command instead of the image, e.g. 'python main.py', for a connector under development
+    #[arg(long, value_name = "COMMAND")]
+    exec: Option<String>,
+    #[command(flatten)]
+    common: CommonArgs,
 }
 
 /// The connector.
@@ -172,17 +179,35 @@ impl Cli {
     }
 }
 
+impl CommonArgs {
+    /// Calls `run` with the settings and with a database that runs at least as long; whatever it returns is printed by the
+    /// caller.
+    fn with_settings<T>(
+        self,
+        purpose: Purpose,
+        adapt: impl FnOnce(Settings) -> Result<Settings, Failure>,
+        run: impl FnOnce(&Settings, &Output) -> Result<T, Failure>,
+    ) -> (Output, Result<T, Failure>) {
+        let Self { output: format, quiet, verbose, settings } = self;
+        let output = Output::new(format, quiet);
+        let result = settings.resolve_for(purpose).and_then(adapt).and_then(|settings| {
+            logging::start_command(&settings.pod.log_level, quiet, verbose);
+            settings.log_warnings();
+            let (settings, _database) = controller::start_database(controller::use_own_image(settings)?)?;
+            run(&settings, &output)
+        });
+        (output, result)
+    }
+}
+
 /// Runs the task of a request and prints its outcome; returns the exit code.
 fn run_task(args: TaskArgs, request: impl FnOnce(&Settings, Option<Duration>) -> Result<Request, Failure>) -> u8 {
-    let TaskArgs { output: format, timeout, exec, quiet, verbose, settings } = args;
-    let output = Output::new(format, quiet);
-    let result = settings.resolve().and_then(|settings| settings.with_exec(exec)).and_then(|settings| {
-        logging::start_command(&settings.pod.log_level, quiet, verbose);
-        settings.log_warnings();
-        let (settings, _database) = controller::start_database(controller::use_own_image(settings)?)?;
-        let request = request(&settings, timeout)?;
-        one_shot::run(&settings, &output, request)
-    });
+    let TaskArgs { timeout, exec, common } = args;
+    let (output, result) = common.with_settings(
+        Purpose::RunTasks,
+        |settings| settings.with_exec(exec),
+        |settings, output| one_shot::run(settings, output, request(settings, timeout)?),
+    );
     match result {
         Ok(outcome) => {
             output.notices(&outcome.notices());

@@ -12,7 +12,7 @@ mod settings;
 
 pub use directories::DirectoryArgs;
 pub use serve::{ConsoleSettings, ServeSettings, ServeSettingsArgs, TlsFiles};
-pub use settings::{BulkerSettings, Engine, OwnImage, Settings, SettingsArgs};
+pub use settings::{BulkerSettings, Engine, OwnImage, Purpose, Settings, SettingsArgs};
 
 use std::fmt::Display;
 use std::time::Duration;

@@ -210,9 +210,23 @@ impl Settings {
     }
 }
 
+/// What a command needs its settings for: which of them are required.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run tasks.
+    RunTasks,
+    /// To read and change what is stored of tasks, and to end them.
+    ManageTasks,
+}
+
 impl SettingsArgs {
-    /// Checks and types everything, or reports all that is wrong.
+    /// Checks and types everything that running tasks needs, or reports all that is wrong.
     pub fn resolve(self) -> Result<Settings, Failure> {
+        self.resolve_for(Purpose::RunTasks)
+    }
+
+    /// Checks and types everything that this purpose needs, or reports all that is wrong.
+    pub fn resolve_for(self, purpose: Purpose) -> Result<Settings, Failure> {
         let mut problems = Problems::default();
         let engines = [("kubernetes", self.local), ("local", true)];
         let is_local = problems.choice(self.engine, &env::ENGINE, &engines);
@@ -240,7 +254,7 @@ impl SettingsArgs {
         let init_image = present(self.init_image).filter(|_| !is_local);
         let given = present(self.sidecar_image);
         let (sidecar_image, own_image) = match given {
-            image if is_local => (image.unwrap_or_default(), None),
+            image if is_local || purpose == Purpose::ManageTasks => (image.unwrap_or_default(), None),
             image => problems.sidecar_image(image, init_image.is_some(), own_pod()),
         };
         // The sidecar of a local task reaches what this process reaches.

@@ -16,6 +16,7 @@ mod unrecorded;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -23,6 +24,7 @@ use signal_hook::iterator::{Handle, Signals};
 
 use crate::config::{Engine, OwnImage, Settings};
 use crate::db::local_server::{self, DATA_SCHEMA, DATABASE, LOADER, LocalServer, OWN_SCHEMA, PORT};
+use crate::db::{Db, Options, Target};
 use crate::failure::{Class, Failure};
 use crate::pod::Backend;
 use crate::pod::isolation::Isolation;
@@ -36,6 +38,23 @@ pub fn open_backend(settings: &Settings) -> Result<Backend, Failure> {
         Engine::Kubernetes(client) => Cluster::connect(client)?.into(),
         Engine::Local(local) => LocalBackend::open(local.clone())?.into(),
     })
+}
+
+/// How long a command retries operations of the database.
+const DATABASE_RETRY_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Opens the database of results for a one-off command, and creates the tables that are missing.
+pub fn open_database(settings: &Settings) -> Result<Db, Failure> {
+    let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
+    let options = Options {
+        application_name: "syncctl".to_owned(),
+        pool_size: 2,
+        retry_timeout: DATABASE_RETRY_TIMEOUT,
+        own_schema: settings.own_schema().to_owned(),
+    };
+    let db = Db::open(target, options)?;
+    db.ensure_schema()?;
+    Ok(db)
 }
 
 /// Finds out whether a service can isolate what it runs on this machine. An error where it cannot and must.

@@ -15,10 +15,10 @@ use super::lifecycle::{TaskLifecycle, Termination, Transition};
 use super::outcome::{self, Stored, TaskResult};
 use super::request::Request;
 use super::start_log::{LogWriter, Place, StartLog};
-use super::{Cancellation, cleanup, open_backend, unrecorded};
+use super::{Cancellation, cleanup, open_backend, open_database, unrecorded};
 use crate::airbyte::state;
 use crate::config::{Engine, Settings};
-use crate::db::{ConcurrencyPolicy, Db, Options, RequestMark, StartOutcome, Target};
+use crate::db::{ConcurrencyPolicy, Db, RequestMark, StartOutcome};
 use crate::failure::{Class, Failure};
 use crate::output::{Output, Progress};
 use crate::pod::manifest::Launch;
@@ -36,8 +36,6 @@ enum Event {
     Cancelled,
 }
 
-/// How long operations of the database are retried.
-const DATABASE_RETRY_TIMEOUT: Duration = Duration::from_mins(1);
 /// Added to the grace period of a Pod, at whose end the kubelet has killed its containers. Afterwards the object is deleted
 /// without waiting for the node: some kubelets confirm the deletion a minute late.
 const DELETION_SLACK: Duration = Duration::from_secs(10);
@@ -52,15 +50,7 @@ pub fn run(settings: &Settings, output: &Output, request: Request) -> TaskResult
         let events = events.clone();
         move || drop(events.send(Event::Cancelled))
     })?;
-    let target = Target::parse(&settings.database_url, "SYNCCTL_DATABASE_URL")?;
-    let options = Options {
-        application_name: "syncctl".to_owned(),
-        pool_size: 2,
-        retry_timeout: DATABASE_RETRY_TIMEOUT,
-        own_schema: settings.own_schema().to_owned(),
-    };
-    let db = Db::open(target, options)?;
-    db.ensure_schema()?;
+    let db = open_database(settings)?;
     let Request { task, mut payload, stored_state, .. } = request;
     if let Some(catalog) = stored_state {
         payload.state = state::from_rows(&db.states(&task.sync_id)?, &catalog)
